@@ -1,0 +1,1 @@
+"""Manifest schemas and ready YAML files."""

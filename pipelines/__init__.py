@@ -1,0 +1,5 @@
+"""Ray Data jobs that build and encode layered corpora."""
+
+from __future__ import annotations
+
+import layerflow  # noqa: F401  (installs the torchvision guard in every worker)

@@ -1,0 +1,1 @@
+"""One file a stage: plain functions, usable and tested without Ray."""

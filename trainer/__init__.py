@@ -1,0 +1,5 @@
+"""The three-stage trainer: plain torch in loop.py, Ray in launch.py."""
+
+from __future__ import annotations
+
+import layerflow  # noqa: F401  (installs the torchvision guard in every worker)
