@@ -1,0 +1,357 @@
+"""The corpus: a folder of Arrow shards of layered clips that ``datasets.load_from_disk`` opens.
+
+One row is one clip. Media cells are self-describing files (MP4, FFV1 in Matroska, PNG) in
+``large_binary`` columns. Shards are Arrow IPC *streams* of small record batches, memory-mapped by
+the reader; ``rejected/`` is a second table in the same form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerflow.clip import LAYERS, PROMPTED, LayeredClip
+from layerflow.media import decode_alpha, decode_color, encode_alpha, encode_color, encode_png
+
+FORMAT_VERSION = 1
+ROWS_PER_BATCH = 4
+SHARD_BYTES = 160 << 20
+
+# Every score that any job can give; a job that does not know one leaves it null.
+QUALITY_FIELDS = (
+    # matte and layers (mined, pasted)
+    *("recomposition_error", "outside_fidelity", "flicker", "soft_fraction"),
+    *("boundary_sharpness", "area_mean", "area_min", "area_max", "area_cv", "border_contact"),
+    *("components", "ghost", "unseen_fraction", "registration_residual", "matte_confidence"),
+    *("matte_stability", "matte_agreement", "warp_iou", "motion_contrast", "feature_survival"),
+    *("colour_separation", "camera_static"),
+    # frames
+    *("motion", "blur", "exposure_low", "exposure_high", "text", "duplicate_distance"),
+    # paste and pack: the equation before and after encoding, the drawn path
+    *("equation_error", "encoded_error", "encoded_psnr", "path_speed", "visible_fraction"),
+    *("scale", "harmonise_strength", "fringe"),
+    # prompts and models, for later stages
+    *("prompt_flags", "aesthetic", "text_alignment"),
+)
+
+ORIGIN = pa.struct(
+    [
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("licence", pa.string()),
+        ("attribution", pa.string()),
+        ("parents", pa.list_(pa.string())),
+    ]
+)
+QUALITY = pa.struct([(name, pa.float32()) for name in QUALITY_FIELDS])
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        *((layer, pa.large_binary()) for layer in LAYERS),
+        *((f"{layer}_prompt", pa.string()) for layer in PROMPTED),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float32()),
+        ("alpha_kind", pa.string()),
+        ("background_kind", pa.string()),
+        ("origin", ORIGIN),
+        ("quality", QUALITY),
+        ("recipe", pa.string()),
+    ]
+)
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("kind", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("quality", QUALITY),
+        ("recipe", pa.string()),
+    ]
+)
+
+
+def clip_id(kind: str, sources: Sequence[str], span: Sequence[float | int], recipe: str) -> str:
+    """16 hex digits of sha256(kind, content hashes of the sources, span or draw, recipe)."""
+    parts = [kind, list(sources), [round(float(s), 4) for s in span], recipe]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def origin(
+    uri: str,
+    sha256: str,
+    *,
+    start: float = 0.0,
+    end: float = 0.0,
+    licence: str | None = None,
+    attribution: str | None = None,
+    parents: Sequence[str] = (),
+) -> dict[str, Any]:
+    """An ``origin`` cell. ``uri`` is relative to the input root, or remote; never absolute."""
+    if uri.startswith("/"):
+        raise ValueError(f"origin uri must be relative or remote, not {uri!r}")
+    return {
+        "uri": uri,
+        "sha256": sha256,
+        "start": start,
+        "end": end,
+        "licence": licence,
+        "attribution": attribution,
+        "parents": list(parents),
+    }
+
+
+def quality_cell(scores: Mapping[str, float] | None) -> dict[str, float | None]:
+    """A full ``quality`` struct from some scores. Raises ValueError for an unknown name."""
+    scores = scores or {}
+    unknown = set(scores) - set(QUALITY_FIELDS)
+    if unknown:
+        raise ValueError(f"unknown quality scores {sorted(unknown)}")
+    return {name: float(scores[name]) if name in scores else None for name in QUALITY_FIELDS}
+
+
+def encode_row(
+    clip: LayeredClip,
+    *,
+    id: str,
+    origin: Mapping[str, Any],
+    quality: Mapping[str, float] | None,
+    recipe: str,
+    crf: int = 12,
+) -> dict[str, Any]:
+    """A corpus row: the layers encoded as media cells, and all that is known of the clip."""
+    if clip.kind == "image":
+        media = {layer: encode_png(clip.layer(layer)[0]) for layer in LAYERS}
+    else:
+        media = {
+            layer: encode_alpha(clip.alpha, clip.fps)
+            if layer == "alpha"
+            else encode_color(clip.layer(layer), clip.fps, crf=crf)
+            for layer in LAYERS
+        }
+    height, width = clip.size
+    return {
+        "id": id,
+        "kind": clip.kind,
+        **media,
+        **{f"{layer}_prompt": clip.prompts.get(layer, "") for layer in PROMPTED},
+        "num_frames": clip.num_frames,
+        "height": height,
+        "width": width,
+        "fps": float(clip.fps),
+        "alpha_kind": clip.alpha_kind,
+        "background_kind": clip.background_kind,
+        "origin": dict(origin),
+        "quality": quality_cell(quality),
+        "recipe": recipe,
+    }
+
+
+def decode_row(row: Mapping[str, Any]) -> LayeredClip:
+    """The clip of a corpus row. Raises MediaError or ValueError for a damaged one."""
+    return LayeredClip(
+        **{
+            layer: (decode_alpha if layer == "alpha" else decode_color)(row[layer])
+            for layer in LAYERS
+        },
+        prompts={layer: row[f"{layer}_prompt"] for layer in PROMPTED},
+        fps=row["fps"],
+        kind=row["kind"],
+        alpha_kind=row["alpha_kind"],
+        background_kind=row["background_kind"],
+    )
+
+
+def rejected_row(
+    uri: str,
+    stage: str,
+    reason: str,
+    *,
+    kind: str,
+    recipe: str,
+    start: float | None = None,
+    end: float | None = None,
+    quality: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """A row of the rejected table: what was not taken, at which stage, and why."""
+    return {
+        "uri": uri,
+        "kind": kind,
+        "stage": stage,
+        "reason": reason,
+        "start": start,
+        "end": end,
+        "quality": quality_cell(quality),
+        "recipe": recipe,
+    }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arrow stream shards in one folder, memory-mapped; random access by row."""
+
+    path: Path
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        state = self.path / "state.json"
+        if not state.is_file():
+            raise ValueError(f"{self.path} holds no corpus (no state.json)")
+        tables = []
+        for entry in json.loads(state.read_text())["_data_files"]:
+            shard = self.path / Path(entry["filename"]).name  # a name, never a path out of here
+            try:
+                with pa.memory_map(str(shard)) as source:
+                    tables.append(pa.ipc.open_stream(source).read_all())
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ValueError(f"{shard} cannot be read: {error}") from error
+        return pa.concat_tables(tables)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._table.schema
+
+    def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """One row as Python values; ``columns`` leaves the others untouched on disk."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        table = self._table if columns is None else self._table.select(list(columns))
+        row: dict[str, Any] = table.slice(index, 1).to_pylist()[0]
+        return row
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        return (self.row(index, columns) for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Corpus(Table):
+    """A finished corpus on disk."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Corpus:
+        """Raises ValueError when the folder holds no corpus or another schema."""
+        corpus = cls(Path(path))
+        missing = set(SCHEMA.names) - set(corpus.schema.names)
+        if missing:
+            raise ValueError(f"{path} is not a corpus of this version: no column {sorted(missing)}")
+        return corpus
+
+    def clip(self, index: int) -> LayeredClip:
+        return decode_row(self.row(index))
+
+    def ids(self) -> list[str]:
+        return list(self._table.column("id").to_pylist())
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """``corpus.json``: how the corpus was made (kind, recipe, resolved options, counts)."""
+        path = self.path / "corpus.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def rejected(self) -> list[dict[str, Any]]:
+        folder = self.path / "rejected"
+        return list(Table(folder).rows()) if (folder / "state.json").is_file() else []
+
+
+def _feature(kind: pa.DataType) -> Any:
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    names = {"float": "float32", "double": "float64"}
+    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
+
+
+def write_table(
+    folder: Path,
+    rows: Iterable[Mapping[str, Any]],
+    schema: pa.Schema,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Stream rows into shards that ``datasets.load_from_disk`` opens; returns the row count.
+
+    Deterministic: equal rows give equal files. Writes into ``folder``, which the caller publishes
+    by rename. Memory holds one record batch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    batch: list[Mapping[str, Any]] = []
+    shards, total, written = 0, 0, 0
+    writer: pa.RecordBatchStreamWriter | None = None
+
+    def flush() -> None:
+        nonlocal writer, shards, written
+        if writer is None:
+            writer = pa.ipc.new_stream(str(folder / f"part-{shards:05d}"), schema)
+            shards, written = shards + 1, 0
+        if batch:
+            record = pa.RecordBatch.from_pylist(list(batch), schema=schema)
+            writer.write_batch(record)
+            written += record.nbytes
+            batch.clear()
+        if written >= shard_bytes:
+            writer.close()
+            writer = None
+
+    for row in rows:
+        batch.append(row)
+        total += 1
+        if len(batch) >= ROWS_PER_BATCH:
+            flush()
+    if batch or shards == 0:
+        flush()
+    if writer is not None:
+        writer.close()
+    _write_sidecars(folder, schema, shards)
+    return total
+
+
+def _write_sidecars(folder: Path, schema: pa.Schema, shards: int) -> None:
+    names = [f"data-{i:05d}-of-{shards:05d}.arrow" for i in range(shards)]
+    digest = hashlib.sha256()
+    for index, name in enumerate(names):
+        part = folder / f"part-{index:05d}"
+        digest.update(file_sha256(part).encode())
+        part.rename(folder / name)
+    state = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": digest.hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    info = {
+        "citation": "",
+        "description": "",
+        "features": {field.name: _feature(field.type) for field in schema},
+        "homepage": "",
+        "license": "",
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")

@@ -1,0 +1,211 @@
+"""Encoding and in-process decoding of media cells and trusted local files (PyAV).
+
+Untrusted videos are read through ``layerflow.decode``, which runs these functions in a child
+process. Every encoder here runs with one thread and bit-exact muxing, so that equal frames give
+equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from layerflow.clip import U8
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MAX_STILL_PIXELS = 64_000_000
+
+
+class MediaError(ValueError):
+    """A video or picture that cannot be used; the message says why."""
+
+
+def encode_color(frames: U8, fps: float, *, crf: int = 12, pix_fmt: str = "yuv444p") -> bytes:
+    """uint8 ``[T, H, W, 3]`` RGB -> MP4 bytes, H.264, BT.709, limited range.
+
+    4:4:4 keeps colour at matte edges and takes odd sizes; crf 12 is above 40 dB.
+    """
+    options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "bf": "0"}
+    return _encode(frames, "rgb24", "mp4", "libx264", pix_fmt, fps, options)
+
+
+def encode_preview(frames: U8, fps: float, *, crf: int = 22) -> bytes:
+    """uint8 ``[T, H, W, 3]`` -> MP4 that browsers play: H.264 4:2:0, index in front, even size."""
+    pad = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
+    even = np.pad(frames, pad, mode="edge")
+    options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+    flags = {"fflags": "+bitexact", "movflags": "+faststart"}
+    with tempfile.TemporaryDirectory() as folder:  # faststart rewrites the file: a real one
+        path = Path(folder) / "preview.mp4"
+        with av.open(str(path), "w", format="mp4", options=flags) as container:
+            _write_stream(container, even, "rgb24", "libx264", "yuv420p", fps, options)
+        return path.read_bytes()
+
+
+def encode_alpha(alpha: U8, fps: float) -> bytes:
+    """uint8 ``[T, H, W]`` -> Matroska bytes, FFV1 ``gray``: lossless, full range."""
+    options = {"level": "3", "slices": "4", "slicecrc": "1", "threads": "1"}
+    return _encode(alpha, "gray", "matroska", "ffv1", "gray", fps, options)
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _encode(
+    frames: U8,
+    source_format: str,
+    container_format: str,
+    codec: str,
+    pix_fmt: str,
+    fps: float,
+    options: dict[str, str],
+) -> bytes:
+    buffer = io.BytesIO()
+    flags = {"fflags": "+bitexact"}
+    with av.open(buffer, "w", format=container_format, options=flags) as container:
+        _write_stream(container, frames, source_format, codec, pix_fmt, fps, options)
+    return buffer.getvalue()
+
+
+def _write_stream(
+    container: Any,
+    frames: U8,
+    source_format: str,
+    codec: str,
+    pix_fmt: str,
+    fps: float,
+    options: dict[str, str],
+) -> None:
+    stream = container.add_stream(codec, rate=_rate(fps), options=options)
+    stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
+    stream.codec_context.flags |= 1 << 23  # AV_CODEC_FLAG_BITEXACT: no encoder version in the file
+    stream.thread_count = 1
+    yuv = pix_fmt.startswith("yuv")
+    if yuv:
+        stream.codec_context.colorspace = 1  # BT.709
+        stream.codec_context.color_primaries = 1
+        stream.codec_context.color_trc = 1
+        stream.codec_context.color_range = 1  # limited
+    for index, array in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=source_format)
+        if yuv:
+            frame = frame.reformat(format=pix_fmt, dst_colorspace=1, dst_color_range=1)
+        elif pix_fmt != source_format:
+            frame = frame.reformat(format=pix_fmt)
+        frame.pts = index
+        frame.time_base = 1 / _rate(fps)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def decode_color(data: bytes) -> U8:
+    """A colour cell (MP4 or PNG) -> uint8 ``[T, H, W, 3]``."""
+    if data[:8] == PNG_MAGIC:
+        return decode_png(data)[None, ..., :3]
+    return _decode(data, "rgb24")
+
+
+def decode_alpha(data: bytes) -> U8:
+    """An alpha cell (FFV1 or PNG) -> uint8 ``[T, H, W]``, exactly as it was encoded."""
+    if data[:8] == PNG_MAGIC:
+        return decode_png(data)[None]
+    return _decode(data, "gray")
+
+
+def _decode(data: bytes, pixel_format: str) -> U8:
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            frames = [frame_array(f, pixel_format) for f in container.decode(stream)]
+    except (av.error.FFmpegError, IndexError) as error:
+        raise MediaError(f"media cell cannot be decoded: {error}") from error
+    if not frames:
+        raise MediaError("media cell holds no frame")
+    return np.stack(frames)
+
+
+def frame_array(frame: Any, pixel_format: str) -> U8:
+    """One decoded frame in ``pixel_format``, with the stream's own matrix and range."""
+    if frame.format.name == pixel_format:
+        array: U8 = frame.to_ndarray()
+        return array
+    matrix = frame.colorspace
+    if matrix in (2, 0) and frame.format.name != "gbrp":  # unspecified: by size, as players do
+        matrix = 1 if frame.height > 576 else 5
+    array = frame.reformat(
+        format=pixel_format,
+        src_colorspace=matrix,
+        src_color_range=frame.color_range or 1,
+        dst_color_range=2,
+    ).to_ndarray()
+    return array
+
+
+def encode_png(image: U8) -> bytes:
+    """uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` (RGB order) -> PNG bytes."""
+    if image.ndim == 3:
+        code = cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+        image = cv2.cvtColor(image, code)
+    ok, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    if not ok:
+        raise MediaError("PNG encoding failed")
+    return bytes(data)
+
+
+def decode_png(data: bytes) -> U8:
+    """PNG bytes that this module wrote -> uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``."""
+    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    if width * height > MAX_STILL_PIXELS:
+        raise MediaError(f"PNG of {width}x{height} is over {MAX_STILL_PIXELS} pixels")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint8:
+        raise MediaError("PNG cannot be decoded to 8 bits")
+    if image.ndim == 2:
+        return image
+    code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    return cv2.cvtColor(image, code)
+
+
+def decode_cell(data: bytes) -> U8:
+    """A media cell of any layer: ``[T, H, W, 3]`` for colour, ``[T, H, W]`` for grey."""
+    if data[:8] == PNG_MAGIC:
+        return decode_png(data)[None]
+    grey = data[:4] == b"\x1a\x45\xdf\xa3"
+    return decode_alpha(data) if grey else decode_color(data)
+
+
+def write_prores4444(path: Path, rgba: U8, fps: float) -> None:
+    """uint8 ``[T, H, W, 4]`` straight RGBA -> ProRes 4444 ``.mov`` with alpha, for editors."""
+    options = {"profile": "4", "threads": "1", "vendor": "apl0"}
+    _write_file(path, rgba, "mov", "prores_ks", "yuva444p10le", fps, options)
+
+
+def write_vp9_alpha(path: Path, rgba: U8, fps: float) -> None:
+    """uint8 ``[T, H, W, 4]`` straight RGBA -> VP9 ``.webm`` with alpha, for browsers."""
+    pad = ((0, 0), (0, rgba.shape[1] % 2), (0, rgba.shape[2] % 2), (0, 0))
+    options = {"crf": "18", "b": "0", "threads": "1", "auto-alt-ref": "0"}
+    even = np.pad(rgba, pad, mode="edge")
+    _write_file(path, even, "webm", "libvpx-vp9", "yuva420p", fps, options)
+
+
+def _write_file(
+    path: Path,
+    rgba: U8,
+    container_format: str,
+    codec: str,
+    pix_fmt: str,
+    fps: float,
+    options: dict[str, str],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format=container_format) as container:
+        _write_stream(container, rgba, "rgba", codec, pix_fmt, fps, options)

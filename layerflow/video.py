@@ -1,0 +1,300 @@
+"""Reading video files in this process: what is in them, frames by time, frames with alpha.
+
+Files that are not trusted go through ``layerflow.decode``, which runs these functions in a child
+process with a deadline and a memory limit. Times are seconds from the first frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from layerflow.clip import U8, resize_cover
+from layerflow.media import MediaError, frame_array
+
+F64 = NDArray[np.float64]
+
+DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4"})
+ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
+THUMB_WIDTH = 128
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a video may cost; checked before any frame is decoded."""
+
+    max_bytes: int = 16 << 30
+    max_pixels: int = 8192 * 4320
+    max_seconds: float = 6 * 3600.0
+    max_frames: int = 2_000_000
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """One video stream. Height and width are upright, in pixels; fps is the average."""
+
+    codec: str
+    pixel_format: str
+    height: int
+    width: int
+    rotation: int
+    fps: float
+    seconds: float
+    num_frames: int
+    has_alpha: bool
+
+
+def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
+    """What the first video stream holds, from its header and packets (nothing is decoded).
+
+    Raises MediaError for unreadable files, files without video and anything over ``limits``.
+    """
+    limits = limits or Limits()
+    with _open(path, limits) as container:
+        stream = _video_stream(container, limits)
+        context = stream.codec_context
+        times = _packet_times(container, stream, limits)
+        rotation = _rotation(path, limits)
+        height, width = context.height, context.width
+        if rotation % 180:
+            height, width = width, height
+        seconds = float(times[-1] - times[0]) if len(times) > 1 else 0.0
+        fps = (len(times) - 1) / seconds if seconds > 0 else float(stream.average_rate or 0)
+        return VideoInfo(
+            codec=context.name,
+            pixel_format=context.pix_fmt or "unknown",
+            height=height,
+            width=width,
+            rotation=rotation,
+            fps=fps,
+            seconds=seconds,
+            num_frames=len(times),
+            has_alpha=_has_alpha(stream),
+        )
+
+
+def _open(path: Path, limits: Limits) -> Any:
+    try:
+        size = os.path.getsize(path)
+    except OSError as error:
+        raise MediaError(f"cannot be opened: {error.strerror}") from error
+    if size == 0:
+        raise MediaError("the file is empty (zero bytes)")
+    if size > limits.max_bytes:
+        raise MediaError(f"{size} bytes is over the limit of {limits.max_bytes}")
+    try:
+        return av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(f"not a readable video: {_text(error)}") from error
+
+
+def _text(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _video_stream(container: Any, limits: Limits) -> Any:
+    streams = container.streams.video
+    if not streams:
+        raise MediaError("there is no video stream in the file")
+    stream = streams[0]
+    height, width = stream.codec_context.height, stream.codec_context.width
+    if height * width > limits.max_pixels:
+        raise MediaError(f"{width}x{height} is over the limit of {limits.max_pixels} pixels")
+    if height < 2 or width < 2:
+        raise MediaError(f"{width}x{height} pixels is too small to be a video")
+    seconds = (container.duration or 0) / 1e6
+    if seconds > limits.max_seconds:
+        raise MediaError(f"{seconds:.0f} s is over the limit of {limits.max_seconds:.0f} s")
+    stream.thread_count = 1
+    return stream
+
+
+def _packet_times(container: Any, stream: Any, limits: Limits) -> F64:
+    ticks: list[int] = []
+    try:
+        for packet in container.demux(stream):
+            tick = packet.pts if packet.pts is not None else packet.dts
+            if tick is not None and packet.size:
+                ticks.append(tick)
+            if len(ticks) > limits.max_frames:
+                raise MediaError(f"more than {limits.max_frames} frames")
+    except av.error.FFmpegError:
+        pass  # a file that is cut off keeps what came before the cut
+    if not ticks:
+        raise MediaError("the video stream holds no frame")
+    return np.sort(np.asarray(ticks, np.float64)) * float(stream.time_base)
+
+
+def _has_alpha(stream: Any) -> bool:
+    context = stream.codec_context
+    if stream.metadata.get("alpha_mode") == "1":
+        return True
+    formats = ("yuva", "rgba", "argb", "abgr", "bgra", "gbrap", "ya8", "ya16")
+    return (context.pix_fmt or "").startswith(formats)
+
+
+def _rotation(path: Path, limits: Limits) -> int:
+    """Degrees counter-clockwise to turn the first decodable frame upright (display matrix)."""
+    with _open(path, limits) as container:
+        for frame in _decoded(container, container.streams.video[0]):
+            return int(round(getattr(frame, "rotation", 0) or 0)) % 360
+    return 0
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames in presentation order; packets that do not decode are skipped (salvage)."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                continue
+    except av.error.FFmpegError:
+        return
+
+
+def _upright(frame: Any, pixel_format: str) -> U8:
+    array = frame_array(frame, pixel_format)
+    turns = int(round((getattr(frame, "rotation", 0) or 0) / 90)) % 4
+    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+
+
+def _timed_frames(path: Path, start: float, end: float, limits: Limits) -> Iterator[Any]:
+    """(time, frame) of decodable frames with ``start <= time < end`` seconds."""
+    with _open(path, limits) as container:
+        stream = _video_stream(container, limits)
+        first = None
+        if start > 0:
+            first = next((f.time for f in _decoded(container, stream) if f.time is not None), None)
+            if first is None:
+                return
+            container.seek(int((start + first) / float(stream.time_base)), stream=stream)
+        for frame in _decoded(container, stream):
+            if frame.time is None:
+                continue
+            first = frame.time if first is None else first
+            time = frame.time - first
+            if time >= end:
+                return
+            if time >= start - 1e-6:
+                yield time, frame
+
+
+def scan(
+    path: Path, start: float = 0.0, end: float = np.inf, limits: Limits | None = None
+) -> tuple[F64, U8]:
+    """Times and thumbnails of every decodable frame in a time span, for shot detection.
+
+    Returns times float64 ``[N]`` (seconds, strictly increasing) and uint8 ``[N, h, 128, 3]``.
+    """
+    times: list[float] = []
+    thumbs: list[U8] = []
+    for time, frame in _timed_frames(path, start, end, limits or Limits()):
+        if times and time <= times[-1]:
+            continue
+        image = _upright(frame, "rgb24")
+        height = max(2, round(image.shape[0] * THUMB_WIDTH / image.shape[1]))
+        times.append(time)
+        thumbs.append(cv2.resize(image, (THUMB_WIDTH, height), interpolation=cv2.INTER_AREA))
+        if thumbs[-1].shape != thumbs[0].shape:
+            raise MediaError("the frame size changes inside the video")
+    if not times:
+        raise MediaError("no frame could be decoded")
+    return np.asarray(times), np.stack(thumbs)
+
+
+def fetch(
+    path: Path, times: Sequence[float], height: int, width: int, limits: Limits | None = None
+) -> U8:
+    """The frames at the given times (from ``scan``), covered and cropped to height x width.
+
+    decord where it decodes what PyAV decodes (8-bit 4:2:0, upright, no alpha), else PyAV.
+    Returns uint8 ``[len(times), height, width, 3]``; MediaError when one cannot be decoded.
+    """
+    limits = limits or Limits()
+    info = probe(path, limits)
+    simple = info.codec in DECORD_CODECS and info.pixel_format == "yuv420p"
+    if simple and info.rotation == 0 and not info.has_alpha and info.height <= 576:
+        frames = _fetch_decord(path, times, height, width)
+        if frames is not None:
+            return frames
+    return _fetch_av(path, times, height, width, limits)
+
+
+def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -> U8 | None:
+    """None when decord cannot read the file or does not see the same frames."""
+    import decord
+
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
+        order = np.argsort(stamps, kind="stable")
+        stamps = stamps[order] - stamps.min()
+        places = np.searchsorted(stamps, np.asarray(times) - 1e-3)
+        if places.max() >= len(stamps) or np.abs(stamps[places] - times).max() > 2e-3:
+            return None
+        out = np.empty((len(times), height, width, 3), np.uint8)
+        for row, place in enumerate(places):
+            image = reader[int(order[place])].asnumpy()
+            out[row] = resize_cover(image[None], height, width)[0]
+    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
+        return None
+    return out
+
+
+def _fetch_av(
+    path: Path, times: Sequence[float], height: int, width: int, limits: Limits
+) -> U8:
+    wanted = {round(time, 4): row for row, time in enumerate(times)}
+    out = np.empty((len(times), height, width, 3), np.uint8)
+    found = 0
+    span = _timed_frames(path, max(0.0, min(times) - 1e-3), max(times) + 1e-3, limits)
+    for time, frame in span:
+        row = wanted.pop(round(time, 4), None)
+        if row is None:
+            continue
+        out[row] = resize_cover(_upright(frame, "rgb24")[None], height, width)[0]
+        found += 1
+    if found < len(times):
+        raise MediaError(f"{len(times) - found} of {len(times)} frames could not be decoded")
+    return out
+
+
+def read_frames(
+    path: Path, *, max_frames: int = 10_000, limits: Limits | None = None
+) -> tuple[U8, float]:
+    """All frames of a local video, upright, alpha kept: uint8 ``[T, H, W, 3 or 4]`` and fps.
+
+    VP8/VP9 alpha is decoded with libvpx, since FFmpeg's own decoder drops it silently.
+    """
+    limits = limits or Limits()
+    info = probe(path, limits)
+    if info.num_frames > max_frames:
+        raise MediaError(f"{info.num_frames} frames is over the limit of {max_frames}")
+    if info.num_frames * info.height * info.width * 4 > 2 << 30:
+        raise MediaError("the decoded frames would take more than 2 GiB")
+    pixel_format = "rgba" if info.has_alpha else "rgb24"
+    with _open(path, limits) as container:
+        stream = container.streams.video[0]
+        library = ALPHA_DECODERS.get(info.codec) if info.has_alpha else None
+        source = _decoded_by(library, container, stream) if library else _decoded(container, stream)
+        frames = [_upright(frame, pixel_format) for frame in source]
+    if not frames:
+        raise MediaError("no frame could be decoded")
+    return np.stack(frames), info.fps or 8.0
+
+
+def _decoded_by(library: str, container: Any, stream: Any) -> Iterator[Any]:
+    context = av.CodecContext.create(library, "r")
+    for packet in container.demux(stream):
+        if packet.size:
+            yield from context.decode(packet)
+    yield from context.decode(None)

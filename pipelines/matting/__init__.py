@@ -1,0 +1,106 @@
+"""Matting backends behind one protocol: video frames in, a soft matte and its confidence out.
+
+A backend is an object that is called with one clip and returns a ``Matte``. ``make_matter`` builds
+it by name. Nothing is downloaded: backends with a network take their weights by local path unless
+``download=True`` is passed to the ones that can fetch them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+_BACKENDS = {
+    "motion": ("pipelines.matting.motion", "MotionMatter"),
+    "rembg": ("pipelines.matting.rembg", "RembgMatter"),
+    "transparent-background": (
+        "pipelines.matting.transparent_background",
+        "TransparentBackgroundMatter",
+    ),
+    "alpha": ("pipelines.matting.alpha", "AlphaMatter"),
+    "chroma": ("pipelines.matting.chroma", "ChromaMatter"),
+}
+MATTERS: tuple[str, ...] = tuple(_BACKENDS)
+_NEED_WEIGHTS = ("rembg", "transparent-background")
+
+
+@dataclass(frozen=True)
+class Matte:
+    """The matte of one clip.
+
+    ``alpha``: float32 [T, H, W] in [0, 1], 1 = foreground. ``confidence``: figures that the backend
+    can give about its own result, by the names of ``pipelines.stages.score``; empty if it has none.
+    """
+
+    alpha: np.ndarray
+    confidence: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Matter(Protocol):
+    """A matting backend. ``licence`` is that of the weights (or of the code if it has none)."""
+
+    name: str
+    version: str
+    licence: str
+
+    def __call__(self, frames: np.ndarray) -> Matte:
+        """Matte one clip: ``frames`` uint8 [T, H, W, 3] RGB -> ``Matte`` of the same T, H, W."""
+        ...
+
+
+def make_matter(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> Matter:
+    """Build the matting backend ``name``, one of ``MATTERS``.
+
+    ``weights`` is the local path of a network's weights (rembg: ONNX; transparent-background: a
+    PyTorch state dict). ``device`` is a torch-style device string. Other options go to the backend;
+    see its class. Raises ValueError for an unknown name or option, missing weights, or a package
+    that is not installed.
+    """
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown matting backend {name!r}; choose one of {', '.join(MATTERS)}")
+    if weights is not None and name not in _NEED_WEIGHTS:
+        raise ValueError(
+            f"matting backend {name!r} has no weights; "
+            f"leave --weights out or choose {' or '.join(_NEED_WEIGHTS)}"
+        )
+    module_name, class_name = _BACKENDS[name]
+    factory = getattr(importlib.import_module(module_name), class_name)
+    if name in _NEED_WEIGHTS:
+        options.update(weights=weights, device=device)
+    try:
+        return cast(Matter, factory(**options))
+    except TypeError as error:
+        raise ValueError(f"matting backend {name!r}: {error}") from error
+
+
+def require(package: str, backend: str) -> None:
+    """Raise a ValueError that names the pip extra unless ``package`` can be imported."""
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"matting backend {backend!r} needs the package {package!r}, which is not installed; "
+            'run: pip install "layerflow-toolkit[matting]"'
+        )
+
+
+def check_frames(frames: np.ndarray, channels: tuple[int, ...] = (3,)) -> np.ndarray:
+    """Return ``frames`` if it is uint8 [T >= 1, H, W, C] with C in ``channels``, else raise."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in channels:
+        wanted = " or ".join(str(c) for c in channels)
+        raise ValueError(
+            f"frames must be uint8 [T, H, W, {wanted}], got {frames.dtype} {list(frames.shape)}"
+        )
+    if min(frames.shape) < 1:
+        raise ValueError(f"frames must not be empty, got shape {list(frames.shape)}")
+    return frames
