@@ -1,0 +1,82 @@
+"""Types that all manifests share: strict models, sizes, loading with errors that name the field."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys and does not change after it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """``"240x360"`` (height x width, as in --size) or ``[240, 360]`` -> (240, 360)."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value.strip())
+        if not match:
+            raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {value!r}")
+        value = [int(match[1]), int(match[2])]
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {value!r}")
+    height, width = value
+    if not all(isinstance(side, int) and 8 <= side <= 8192 for side in (height, width)):
+        raise ValueError(f"both sides of a size lie in 8..8192, not {value!r}")
+    return height, width
+
+
+Size = Annotated[
+    tuple[int, int],
+    BeforeValidator(parse_size),
+    PlainSerializer(lambda size: f"{size[0]}x{size[1]}", return_type=str),
+]
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file (safe loader). Raises ValueError that names the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+
+
+def load(path: Path, model: type[Model]) -> Model:
+    """A manifest file as a checked model. Raises ValueError with one line per wrong field."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a manifest is a mapping of keys, not {type(content).__name__}")
+    return check(content, model, str(path))
+
+
+def check(content: dict[str, Any], model: type[Model], where: str) -> Model:
+    """Validate plain values. Raises ValueError: where, field, what is wrong."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(explain(error, where)) from error
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """One line per field that is wrong."""
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "(top)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: {place}: unknown key")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {place}: {message} (got {item['input']!r})")
+    return "\n".join(lines)

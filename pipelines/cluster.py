@@ -1,0 +1,42 @@
+"""Connect to a Ray cluster, or start a small local one that reports nothing to anybody."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+OBJECT_STORE_BYTES = 512 << 20
+
+
+def start_ray(workers: int | None = None) -> None:
+    """``ray.init`` once: the cluster of ``RAY_ADDRESS``, else a local one with ``workers`` CPUs."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    if not ray.is_initialized():
+        options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not os.environ.get("RAY_ADDRESS"):
+            options |= {
+                "num_cpus": max(workers or 0, os.cpu_count() or 1),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        ray.init(**options)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # lost units are found by their missing staging folder
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def stop_ray() -> None:
+    """Shut the local Ray down, if one runs, so that its processes and memory go."""
+    import sys
+
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()

@@ -1,0 +1,344 @@
+"""The harness of the corpus jobs: units of work on Ray Data, staged atomically, compacted once.
+
+Every unit commits its own folder under ``OUT/staging`` by rename, so a job that is killed and
+started again does only what is missing. The last step streams all units, in their order, into
+the corpus' shards; the final bytes depend on the rows alone, not on workers or order of arrival.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerflow.corpus import (
+    FORMAT_VERSION,
+    REJECTED_SCHEMA,
+    SCHEMA,
+    Table,
+    rejected_row,
+    write_table,
+)
+
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work. ``payload`` holds plain values; ``order`` places its rows."""
+
+    key: str
+    order: int
+    payload: dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """What a unit gave: corpus rows in time order, and rejected rows."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+
+Work = Callable[[dict[str, Any]], Outcome]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the rows: the job, its options without run-time ones, its format version."""
+
+    kind: str
+    options: dict[str, Any]
+    version: int
+
+    @property
+    def hash(self) -> str:
+        text = json.dumps([self.kind, self.options, self.version, FORMAT_VERSION], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+RUNTIME_OPTIONS = frozenset({"out", "inputs", "foregrounds", "backgrounds", "workers", "deadline"})
+
+
+def make_recipe(kind: str, options: dict[str, Any], version: int) -> Recipe:
+    """A recipe from resolved options; run-time options and paths are left out."""
+    kept = {name: value for name, value in options.items() if name not in RUNTIME_OPTIONS}
+    for name in ("weights", "prompts"):
+        if kept.get(name):
+            kept[name] = Path(kept[name]).name
+    return Recipe(kind, kept, version)
+
+
+def unit_key(*parts: object) -> str:
+    """A short, file-safe name for a unit from what identifies it."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a job did. ``reasons`` counts rejected rows by (stage, reason)."""
+
+    out: Path
+    kept: int
+    rejected: int
+    reasons: dict[str, int]
+    seconds: float
+    resumed: int = 0
+
+
+def run_job(
+    units: Sequence[Unit],
+    work: Work,
+    *,
+    out: Path,
+    recipe: Recipe,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> Summary:
+    """Run every unit that is not staged yet, then compact into the corpus ``out``.
+
+    workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray.
+    Raises ValueError when ``out`` holds something else or a corpus of another recipe.
+    """
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        plan = unit_key([unit.key for unit in units])
+        done = _claim(out, recipe, plan)
+        if done is not None:
+            return done
+        staging = out / "staging"
+        staging.mkdir(exist_ok=True)
+        missing = [unit for unit in units if not (staging / unit.key).is_dir()]
+        resumed = len(units) - len(missing)
+        for _ in range(ATTEMPTS):
+            _run_units(missing, work, staging, workers, quiet)
+            missing = [unit for unit in missing if not (staging / unit.key).is_dir()]
+            if not missing:
+                break
+        for unit in missing:
+            _commit(staging, unit.key, Outcome(rejected=[_lost(unit, recipe)]))
+        return _compact(out, units, recipe, plan, started, resumed)
+
+
+def _lost(unit: Unit, recipe: Recipe) -> dict[str, Any]:
+    uri = str(unit.payload.get("uri", unit.key))
+    reason = f"the worker died {ATTEMPTS} times on this unit"
+    return rejected_row(uri, "worker", reason, kind=recipe.kind, recipe=recipe.hash)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{out}: another job is writing this corpus") from error
+        yield
+
+
+def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
+    """Start or continue; a Summary when the same job is already complete."""
+    info_path = out / "corpus.json"
+    if not info_path.is_file():
+        others = [p.name for p in out.iterdir() if p.name not in {".lock", "staging"}]
+        if others:
+            raise ValueError(
+                f"{out} is not empty and holds no corpus of ours (found {sorted(others)[:3]}); "
+                "choose another --out"
+            )
+        _write_json(info_path, _info(recipe, plan, "running"))
+        return None
+    info = json.loads(info_path.read_text())
+    if info.get("recipe") != recipe.hash:
+        raise ValueError(
+            f"{out} already holds a corpus of another recipe; choose another --out.\n"
+            + _difference(info, recipe)
+        )
+    if info["state"] == "complete":
+        if info["plan"] != plan:
+            raise ValueError(
+                f"{out} is complete, but was made from other inputs; choose another --out"
+            )
+        reasons = info["reasons"]
+        return Summary(out, info["rows"], info["rejected"], reasons, 0.0, info["units"])
+    return None
+
+
+def _info(recipe: Recipe, plan: str, state: str, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": recipe.kind,
+        "recipe": recipe.hash,
+        "options": recipe.options,
+        "version": recipe.version,
+        "format_version": FORMAT_VERSION,
+        "plan": plan,
+        "state": state,
+        **more,
+    }
+
+
+def _difference(info: dict[str, Any], recipe: Recipe) -> str:
+    old = {"kind": info.get("kind"), "version": info.get("version"), **info.get("options", {})}
+    new = {"kind": recipe.kind, "version": recipe.version, **recipe.options}
+    lines = [
+        f"  {name}: {old.get(name)!r} there, {new.get(name)!r} asked"
+        for name in sorted(set(old) | set(new))
+        if old.get(name) != new.get(name)
+    ]
+    return "\n".join(lines) or "  (only the format version differs)"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_stream(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    with path.open("wb") as file:
+        with pa.ipc.new_stream(file, schema) as writer:
+            for row in rows:
+                writer.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_stream(path: Path) -> Iterator[dict[str, Any]]:
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        for batch in reader:
+            yield from batch.to_pylist()
+
+
+def _commit(staging: Path, key: str, outcome: Outcome) -> None:
+    """A unit's folder appears whole or not at all."""
+    temporary = staging / f".{key}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _write_stream(temporary / "rows.arrow", outcome.rows, SCHEMA)
+    _write_stream(temporary / "rejected.arrow", outcome.rejected, REJECTED_SCHEMA)
+    try:
+        temporary.rename(staging / key)
+    except OSError:  # another attempt of the same unit was first: equal content
+        shutil.rmtree(temporary)
+
+
+def _run_units(
+    units: Sequence[Unit], work: Work, staging: Path, workers: int | None, quiet: bool
+) -> None:
+    if not units:
+        return
+    if workers == 0:
+        for unit in _progress(units, len(units), quiet):
+            _commit(staging, unit.key, work(unit.payload))
+        return
+    for _ in _progress(_ray_rows(units, work, staging.resolve(), workers), len(units), quiet):
+        pass
+
+
+def _ray_rows(
+    units: Sequence[Unit], work: Work, staging: Path, workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """Run units as a Ray Data pipeline; yields a small row as each unit commits."""
+    import ray
+
+    from pipelines.cluster import start_ray
+
+    start_ray(workers)
+    items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
+
+    def run(item: dict[str, Any]) -> dict[str, Any]:
+        outcome = work(json.loads(item["payload"]))
+        _commit(staging, item["key"], outcome)
+        return {"kept": len(outcome.rows), "rejected": len(outcome.rejected)}
+
+    blocks = min(len(items), 2000)
+    pipeline = ray.data.from_items(items, override_num_blocks=blocks).map(
+        run, num_cpus=1, concurrency=workers, max_retries=1
+    )
+    yield from pipeline.iter_rows()
+
+
+def _progress(items: Any, total: int, quiet: bool) -> Iterator[Any]:
+    from rich.progress import track
+
+    yield from track(items, total=total, description="units", disable=quiet, transient=True)
+
+
+def _compact(
+    out: Path,
+    units: Sequence[Unit],
+    recipe: Recipe,
+    plan: str,
+    started: float,
+    resumed: int,
+) -> Summary:
+    """Stream staged rows, in unit order, into shards; publish them; drop the staging files."""
+    staging, building = out / "staging", out / ".building"
+    shutil.rmtree(building, ignore_errors=True)
+    ordered = sorted(units, key=lambda unit: unit.order)
+    reasons: Counter[str] = Counter()
+    duplicates: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for unit in ordered:
+            for row in _read_stream(staging / unit.key / "rows.arrow"):
+                first = seen.setdefault(row["id"], row["origin"]["uri"])
+                if first is row["origin"]["uri"]:
+                    yield row
+                else:
+                    duplicates.append(_duplicate(row, first, recipe))
+
+    def rejected() -> Iterator[dict[str, Any]]:
+        for unit in ordered:
+            yield from _read_stream(staging / unit.key / "rejected.arrow")
+        yield from duplicates
+
+    def counted(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in source:
+            reasons[f"{row['stage']}: {row['reason']}"] += 1
+            yield row
+
+    kept = write_table(building, rows(), SCHEMA)
+    refused = write_table(building / "rejected", counted(rejected()), REJECTED_SCHEMA)
+    _publish(building, out)
+    counts = {"rows": kept, "rejected": refused, "reasons": dict(reasons), "units": len(units)}
+    _write_json(out / "corpus.json", _info(recipe, plan, "complete", **counts))
+    shutil.rmtree(staging)
+    seconds = time.monotonic() - started
+    return Summary(out, kept, refused, dict(reasons), seconds, resumed)
+
+
+def _duplicate(row: dict[str, Any], first: str, recipe: Recipe) -> dict[str, Any]:
+    source = row["origin"]
+    reason = f"the same content as {first}"
+    return rejected_row(
+        source["uri"], "duplicates", reason, kind=row["kind"], recipe=recipe.hash,
+        start=source["start"], end=source["end"],
+    )  # fmt: skip
+
+
+def _publish(building: Path, out: Path) -> None:
+    """Move finished files into place, the one that makes them a corpus last."""
+    shutil.rmtree(out / "rejected", ignore_errors=True)
+    (building / "rejected").rename(out / "rejected")
+    for path in sorted(building.iterdir(), key=lambda p: p.name == "state.json"):
+        path.replace(out / path.name)
+    building.rmdir()
+    assert Table(out).schema.equals(SCHEMA)
