@@ -1,0 +1,365 @@
+"""The latents store: what the autoencoder and the text encoder make of a corpus.
+
+A folder with::
+
+    clips/data-*.arrow      one row a clip: moments of each layer, kind, size, prompt keys
+    prompts/data-*.arrow    one row a distinct prompt: its embedding
+    fingerprint.json        which weights, size, frame rule and format made all this
+    index.json              the shards, in order
+
+Moments are raw little-endian ``[2C, f, h, w]`` arrays (mean, then log-variance; -30 where there is
+none), already in the scale that the transformer sees. Shards are Arrow IPC streams, memory-mapped,
+so that opening costs nothing and any row is read on its own.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from layerflow.clip import LAYERS, PROMPTED
+
+FORMAT_VERSION = 1
+NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
+SHARD_BYTES = 160 << 20
+BATCH_BYTES = 1 << 20  # a record batch of many small rows or of one large row
+DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+CLIPS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),  # the corpus row's id; `id` adds the augmentation
+        ("content", pa.string()),  # hash of that row's media and prompts: what is up to date
+        ("kind", pa.string()),
+        ("alpha_kind", pa.string()),
+        ("origin_group", pa.string()),
+        ("latent_frames", pa.int32()),
+        ("latent_channels", pa.int32()),
+        ("latent_height", pa.int32()),
+        ("latent_width", pa.int32()),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float32()),
+        ("dtype", pa.string()),
+        *((layer, pa.large_binary()) for layer in LAYERS),
+        *((f"{layer}_prompt", pa.string()) for layer in PROMPTED),
+    ]
+)
+PROMPTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("width", pa.int32()),
+        ("dtype", pa.string()),
+        ("embedding", pa.large_binary()),
+    ]
+)
+
+
+def prompt_key(prefixed: str) -> str:
+    """Key of a prompt: sha256 of the prefixed text, as hex; of an empty one: the empty string."""
+    return hashlib.sha256(prefixed.encode()).hexdigest() if prefixed else ""
+
+
+def clip_row(
+    moments: Mapping[str, NDArray[np.floating]], *, dtype: str = "float32", **columns: Any
+) -> dict[str, Any]:
+    """A row of `clips/`.
+
+    moments: layer -> ``[2C, f, h, w]``, all of one shape. dtype: ``float16`` or ``float32``.
+    columns: the remaining columns (`id`, `kind`, ...). ValueError for what does not fit.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {sorted(DTYPES)}, not {dtype!r}")
+    shapes = {layer: moments[layer].shape for layer in LAYERS}
+    shape = shapes[LAYERS[0]]
+    if len(set(shapes.values())) != 1 or len(shape) != 4 or shape[0] % 2:
+        raise ValueError(f"moments must be [2C, f, h, w], one shape for all layers, not {shapes}")
+    row = {
+        **columns,
+        "latent_channels": shape[0] // 2,
+        "latent_frames": shape[1],
+        "latent_height": shape[2],
+        "latent_width": shape[3],
+        "dtype": dtype,
+        **{layer: _bytes(moments[layer], dtype, layer) for layer in LAYERS},
+    }
+    missing = set(CLIPS.names) - set(row)
+    if missing:
+        raise ValueError(f"a row of latents needs {sorted(missing)}")
+    return row
+
+
+def prompt_row(
+    text: str, embedding: NDArray[np.floating], *, dtype: str = "float32"
+) -> dict[str, Any]:
+    """A row of `prompts/`: the prefixed text and its embedding ``[tokens, width]``."""
+    tokens, width = embedding.shape
+    return {
+        "key": prompt_key(text),
+        "text": text,
+        "tokens": tokens,
+        "width": width,
+        "dtype": dtype,
+        "embedding": _bytes(embedding, dtype, "prompt"),
+    }
+
+
+def _bytes(values: NDArray[np.floating], dtype: str, what: str) -> bytes:
+    raw = np.ascontiguousarray(values, DTYPES[dtype])
+    if not np.isfinite(raw).all():
+        raise ValueError(f"{what}: the values are not all finite as {dtype}")
+    return raw.tobytes()
+
+
+def write_stream(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
+    """Write rows as one Arrow stream, complete or not at all; returns their number."""
+    temporary = path.with_name(path.name + ".tmp")
+    count = 0
+    with temporary.open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in _batched(rows, schema):
+            writer.write_batch(batch)
+            count += batch.num_rows
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    return count
+
+
+def read_stream(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one Arrow stream. ValueError if the file is damaged."""
+    for batch in _open_stream(path):
+        for index in range(batch.num_rows):
+            yield batch.slice(index, 1).to_pylist()[0]
+
+
+def _open_stream(path: Path) -> list[pa.RecordBatch]:
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            return list(reader)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} cannot be read: {error}; encode again") from error
+
+
+def _batched(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    waiting: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        waiting.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, bytes))
+        if size >= BATCH_BYTES:
+            yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+            waiting, size = [], 0
+    if waiting:
+        yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+
+
+class LatentsWriter:
+    """Writes a latents folder beside its place and moves it there when it is complete.
+
+    ::
+
+        with LatentsWriter(path, fingerprint) as writer:
+            writer.clips(rows)        # rows by clip_row
+            writer.prompts(rows)      # rows by prompt_row
+
+    Rows may be generators: memory holds one record batch. Leaving the block by an exception
+    leaves whatever was at `path` as it was.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self._folder = self.path.with_name(f".{self.path.name}.writing")
+        self._fingerprint = dict(fingerprint)
+        self._index: dict[str, list[str]] = {"clips": [], "prompts": []}
+
+    def __enter__(self) -> LatentsWriter:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        return self
+
+    def clips(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        return self._table("clips", rows, CLIPS)
+
+    def prompts(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        return self._table("prompts", rows, PROMPTS)
+
+    def _table(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        names, count, written = self._index[name], 0, SHARD_BYTES
+        writer: pa.RecordBatchStreamWriter | None = None
+        for batch in _batched(rows, schema):
+            if writer is None or written >= SHARD_BYTES:
+                if writer is not None:
+                    writer.close()
+                names.append(f"{name}/data-{len(names):05d}.arrow")
+                writer, written = pa.ipc.new_stream(str(self._folder / names[-1]), schema), 0
+            writer.write_batch(batch)
+            written += batch.nbytes
+            count += batch.num_rows
+        if writer is not None:
+            writer.close()
+        return count
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return
+        for name, content in (("index", self._index), ("fingerprint", self._fingerprint)):
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (self._folder / f"{name}.json").write_text(text)
+        for file in self._folder.rglob("*.*"):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        old = self.path.with_name(f".{self.path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(old)
+        self._folder.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class Latents:
+    """A latents folder, read by row: ``len(latents)`` and ``latents.item(i)``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        index = self._json("index.json")
+        self.fingerprint = self._json("fingerprint.json")
+        version = self.fingerprint.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has latents of format {version}, this code reads {FORMAT_VERSION}; "
+                "encode the corpus again"
+            )
+        self._clips = self._load(index["clips"], CLIPS)
+        self._starts = [0]
+        for batch in self._clips:
+            self._starts.append(self._starts[-1] + batch.num_rows)
+        self._prompts: dict[str, tuple[pa.RecordBatch, int]] = {
+            key: (batch, row)
+            for batch in self._load(index["prompts"], PROMPTS)
+            for row, key in enumerate(batch.column("key").to_pylist())
+        }
+
+    @classmethod
+    def open(cls, path: str | Path) -> Latents:
+        """ValueError when the folder holds no latents, or those of another format version."""
+        return cls(path)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            raise ValueError(f"{self.path} holds no latents (no {name}); make them with encode")
+        content: dict[str, Any] = json.loads(file.read_text())
+        return content
+
+    def _load(self, names: Sequence[str], schema: pa.Schema) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = []
+        for name in names:
+            folder, file = Path(name).parts[-2:]  # names only: no path leads out of the store
+            batches += _open_stream(self.path / folder / file)
+        for batch in batches[:1]:
+            if batch.schema.names != schema.names:
+                raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
+        return batches
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def column(self, name: str) -> list[Any]:
+        """One column of `clips/` (not a media one) for all rows."""
+        return [value for batch in self._clips for value in batch.column(name).to_pylist()]
+
+    def prompt_keys(self) -> set[str]:
+        return set(self._prompts)
+
+    def prompt_text(self, key: str) -> str:
+        """The prefixed text behind a key."""
+        batch, row = self._prompts[key]
+        return str(batch.column("text")[row].as_py())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows of `clips/` as written, for copying."""
+        for batch in self._clips:
+            for row in range(batch.num_rows):
+                yield batch.slice(row, 1).to_pylist()[0]
+
+    def prompt_rows(self) -> Iterator[dict[str, Any]]:
+        """All rows of `prompts/` as written, for copying."""
+        for batch, row in self._prompts.values():
+            yield batch.slice(row, 1).to_pylist()[0]
+
+    def item(self, index: int) -> dict[str, Any]:
+        """Row `index`: `id`, `kind`, ..., and
+
+        moments: float32 ``[4, 2C, f, h, w]``, layers in order
+        prompt_embeds: float32 ``[3, tokens, width]``; zeros where a layer has no prompt
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = bisect.bisect_right(self._starts, index) - 1
+        batch, row = self._clips[number], index - self._starts[number]
+
+        def cell(name: str) -> Any:
+            return batch.column(name)[row].as_py()
+
+        shape = (
+            2 * cell("latent_channels"),
+            *(cell(f"latent_{axis}") for axis in ("frames", "height", "width")),
+        )
+        kind = DTYPES[cell("dtype")]
+        moments = np.empty((len(LAYERS), *shape), np.float32)
+        for slot, layer in enumerate(LAYERS):
+            raw = np.frombuffer(batch.column(layer)[row].as_buffer(), kind)
+            moments[slot] = raw.reshape(shape)
+        keys = [cell(f"{layer}_prompt") for layer in PROMPTED]
+        return {
+            **{name: cell(name) for name in ("id", "kind", "origin_group", "fps")},
+            "latent_frames": shape[1],
+            "moments": moments,
+            "prompts": dict(zip(PROMPTED, keys, strict=True)),
+            "prompt_embeds": self._embeddings(keys),
+        }
+
+    def _embeddings(self, keys: Sequence[str]) -> NDArray[np.float32]:
+        tokens, width = self.text_shape
+        out = np.zeros((len(keys), tokens, width), np.float32)
+        for slot, key in enumerate(keys):
+            if not key:
+                continue
+            if key not in self._prompts:
+                raise ValueError(f"{self.path}: prompt {key} is missing; encode again")
+            batch, row = self._prompts[key]
+            raw = batch.column("embedding")[row].as_buffer()
+            kind = DTYPES[batch.column("dtype")[row].as_py()]
+            out[slot] = np.frombuffer(raw, kind).reshape(tokens, width)
+        return out
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Tokens of one prompt and width of one token."""
+        for batch, row in self._prompts.values():
+            return int(batch.column("tokens")[row].as_py()), int(batch.column("width")[row].as_py())
+        shape = self.fingerprint["text_shape"]
+        return int(shape[0]), int(shape[1])
