@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -87,7 +88,7 @@ def unit_key(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job did. ``reasons`` counts rejected rows by (stage, reason)."""
+    """What a job did. ``reasons`` counts rejected rows by stage and reason, numbers as N."""
 
     out: Path
     kept: int
@@ -299,11 +300,11 @@ def _compact(
     def rows() -> Iterator[dict[str, Any]]:
         for unit in ordered:
             for row in _read_stream(staging / unit.key / "rows.arrow"):
-                first = seen.setdefault(row["id"], row["origin"]["uri"])
-                if first is row["origin"]["uri"]:
-                    yield row
+                if row["id"] in seen:
+                    duplicates.append(_duplicate(row, seen[row["id"]], recipe))
                 else:
-                    duplicates.append(_duplicate(row, first, recipe))
+                    seen[row["id"]] = row["origin"]["uri"]
+                    yield row
 
     def rejected() -> Iterator[dict[str, Any]]:
         for unit in ordered:
@@ -312,7 +313,7 @@ def _compact(
 
     def counted(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in source:
-            reasons[f"{row['stage']}: {row['reason']}"] += 1
+            reasons[f"{row['stage']}: {re.sub(r'-?[0-9][0-9.]*', 'N', row['reason'])}"] += 1
             yield row
 
     kept = write_table(building, rows(), SCHEMA)

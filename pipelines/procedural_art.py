@@ -126,7 +126,7 @@ def draw_subject(rng: Generator, look: str, *, softness: float | None = None) ->
     return Subject(
         pattern=pattern,
         colours=colours,
-        period=float(rng.uniform(0.6, 1.0)),
+        period=float(rng.uniform(0.7, 1.1)),
         bend2=float(rng.uniform(0.0, 0.2)),
         bend3=float(rng.uniform(0.0, 0.16)),
         turn2=float(rng.uniform(0, np.pi)),

@@ -1,0 +1,51 @@
+# make demo: the whole way once, on 2 CPU cores.  make test: the whole fast suite.
+# Both make .venv on first use and install nothing again after that.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OUT ?= build/demo
+
+.PHONY: demo test test-slow check bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/layerflow demo --out $(OUT) $(if $(VIDEOS),--videos "$(VIDEOS)")
+
+test: $(VENV)/.test check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first: without an NVIDIA driver the CPU build, from wherever pip is offered one.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	if command -v nvidia-smi >/dev/null 2>&1; then \
+	  $(PIP) torch==$(TORCH); \
+	else \
+	  $(PIP) torch==$(TORCH)+cpu \
+	  || $(PIP) torch==$(TORCH) --index-url https://download.pytorch.org/whl/cpu \
+	  || $(PIP) torch==$(TORCH); \
+	fi
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) torch==$(TORCH) --editable .
+	touch $@
+
+# transparent-background asks for the OpenCV build with a GUI, which needs libGL: the headless
+# build goes in last, over it.
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) torch==$(TORCH) --editable ".[all]"
+	$(PIP) --no-deps --force-reinstall opencv-python-headless
+	touch $@
+
+clean:
+	rm -rf build

@@ -1,0 +1,153 @@
+"""``layerflow mine | paste | pack | build``: the corpus jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.jobs import Summary
+
+Inputs = Annotated[list[str], typer.Argument(help="video files and folders")]
+Out = Annotated[str, typer.Option(help="corpus folder to make")]
+SizeOption = Annotated[str, typer.Option("--size", help="HEIGHTxWIDTH, such as 480x720")]
+Frames = Annotated[int, typer.Option(help="frames of a clip")]
+Fps = Annotated[float, typer.Option(help="frames a second of a clip")]
+Workers = Annotated[
+    int | None, typer.Option(help="tasks at a time; default: all CPUs; 0: no Ray, this process")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
+
+
+def register(app: typer.Typer) -> None:
+    """Mount this group's commands."""
+    app.command()(mine)
+    app.command()(paste)
+    app.command()(pack)
+    app.command()(build)
+
+
+def mine(
+    inputs: Inputs,
+    out: Out,
+    size: SizeOption,
+    frames: Frames = 16,
+    fps: Fps = 8.0,
+    matting: Annotated[str, typer.Option(help="matting backend")] = "motion",
+    weights: Annotated[str | None, typer.Option(help="the backend's weights, a path")] = None,
+    gate: Annotated[str, typer.Option(help="quality gate: off, loose, standard, strict")] = (
+        "standard"
+    ),
+    prompts: Annotated[str | None, typer.Option(help="CSV, JSONL or Parquet of prompts")] = None,
+    licence: Annotated[str | None, typer.Option(help="licence of the inputs")] = None,
+    attribution: Annotated[str | None, typer.Option(help="whom to name")] = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Real video -> mined clips: matte, straight foreground, clean background, scores."""
+    content = _given(locals())
+    from manifests.common import check
+    from manifests.mine import MineOptions
+    from pipelines.mine import run_mine
+
+    options = check(content, MineOptions, "layerflow mine")
+    _finish(run_mine(options, workers=workers, quiet=quiet))
+
+
+def paste(
+    foregrounds: Annotated[list[str], typer.Option(help="corpus or folder; may be repeated")],
+    backgrounds: Annotated[list[str], typer.Option(help="corpus or folder; may be repeated")],
+    out: Out,
+    count: Annotated[int, typer.Option(help="clips to make")],
+    seed: Annotated[int, typer.Option(help="every draw follows from it")] = 0,
+    size: SizeOption = "480x720",
+    frames: Frames = 16,
+    fps: Fps = 8.0,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Matted foregrounds over other backgrounds -> pasted clips, exact by construction."""
+    content = _given(locals())
+    from manifests.common import check
+    from manifests.paste import PasteOptions
+    from pipelines.paste import run_paste
+
+    options = check(content, PasteOptions, "layerflow paste")
+    _finish(run_paste(options, workers=workers, quiet=quiet))
+
+
+def pack(
+    inputs: Annotated[list[str], typer.Argument(help="folders of layered stills")],
+    out: Out,
+    layout: Annotated[str, typer.Option(help="auto, or the layout's name")] = "auto",
+    size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH; default: as is")] = None,
+    seed: Annotated[int, typer.Option(help="draws of backgrounds follow from it")] = 0,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Layered stills -> image clips."""
+    content = _given(locals())
+    from manifests.common import check
+    from manifests.pack import PackOptions
+    from pipelines.pack import run_pack
+
+    options = check(content, PackOptions, "layerflow pack")
+    _finish(run_pack(options, workers=workers, quiet=quiet))
+
+
+def build(
+    manifest: Annotated[Path, typer.Argument(help="a corpus manifest (YAML)")],
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run the jobs that a corpus manifest lists, in order."""
+    from manifests.mine import MineOptions
+    from manifests.paste import PasteOptions
+    from manifests.schema import load_build, options_of
+    from pipelines.mine import run_mine
+    from pipelines.pack import run_pack
+    from pipelines.paste import run_paste
+
+    for job in load_build(manifest).jobs:
+        options = options_of(job)
+        if isinstance(options, MineOptions):
+            summary = run_mine(options, workers=workers, quiet=quiet)
+        elif isinstance(options, PasteOptions):
+            summary = run_paste(options, workers=workers, quiet=quiet)
+        else:
+            summary = run_pack(options, workers=workers, quiet=quiet)
+        _finish(summary)
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A command's arguments as manifest keys: no run-time ones, none that was left out."""
+    runtime = ("workers", "quiet")
+    return {k: v for k, v in arguments.items() if k not in runtime and v is not None}
+
+
+def _finish(summary: Summary) -> None:
+    """Print what was made. Exit status 1 when nothing was."""
+    print_summary(summary)
+    if summary.kept == 0:
+        raise typer.Exit(1)
+
+
+def print_summary(summary: Summary) -> None:
+    """One line, and a table of reasons when rows were rejected."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    resumed = f", {summary.resumed} units were done already" if summary.resumed else ""
+    console.print(
+        f"{summary.out}: {summary.kept} clips, {summary.rejected} rejected rows "
+        f"({summary.seconds:.1f} s{resumed})",
+        highlight=False,
+    )
+    if summary.reasons:
+        table = Table("rejected", "stage: reason", box=None)
+        for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1])[:20]:
+            table.add_row(str(count), reason)
+        console.print(table)

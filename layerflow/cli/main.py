@@ -1,0 +1,45 @@
+"""Entry point of the ``layerflow`` console script: mounts the command groups, shows errors."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+import typer
+
+GROUPS = ("data", "care", "model", "train", "publish", "demo")
+
+
+def build_app() -> typer.Typer:
+    """The Typer application with every command group mounted."""
+    app = typer.Typer(
+        name="layerflow",
+        help="Layered video: build corpora, train LayerFlow, sample layers.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for group in GROUPS:
+        importlib.import_module(f"layerflow.cli.{group}").register(app)
+    return app
+
+
+def main() -> None:
+    """Run a command. A wrong request ends with status 2 and one clear message, no traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        build_app()()
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("LAYERFLOW_TRACEBACK"):
+            raise
+        print(f"layerflow: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("layerflow: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
