@@ -1,0 +1,241 @@
+"""From draws to tensors: the parts of a stage's mixture, and batches of them, prepared ahead.
+
+A source is any object with ``len(source)`` and ``source.item(i)`` that gives `moments` (float32
+``[4, 2C, f, h, w]``: mean and log-variance of each layer) and `prompt_embeds` (float32
+``[3, L, D]``). `layerflow.latents.Latents` is one.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from manifests.train import LAYERS, Component, Stage, TrainManifest, given_layers
+from trainer.order import Draw, Order, generator, share
+
+NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample
+
+
+class Source(Protocol):
+    def __len__(self) -> int: ...
+    def item(self, index: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one source, as one component of a mixture shows them."""
+
+    source: Source
+    rows: Sequence[int]
+    shapes: Sequence[tuple[int, int, int]]
+    """Of each of `rows`: latent frames, height and width, as the network sees them."""
+    motion_gate: int = 0
+    freeze: bool = False
+
+
+@dataclass
+class Batch:
+    """Samples of one shape, as `layerflow.objective.layer_loss` takes them."""
+
+    latents: torch.Tensor
+    """float32 [B, 4, f, C, h, w], clean"""
+    noise: torch.Tensor
+    prompt_embeds: torch.Tensor
+    """float32 [B, 3, L, D]"""
+    given: torch.Tensor
+    """bool [B, 4]"""
+    timesteps: torch.Tensor
+    """int64 [B]"""
+    motion_gate: torch.Tensor
+    """float32 [B]"""
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        return Batch(**moved)
+
+    def pin(self) -> Batch:
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    @property
+    def size(self) -> int:
+        return len(self.timesteps)
+
+
+def open_parts(manifest: TrainManifest, stage: Stage) -> list[Part]:
+    """The parts of a stage's mixture. ValueError for absent latents or a filter without rows."""
+    opened = {c.latents: open_latents(manifest.folder(c.latents)) for c in stage.mixture}
+    chosen = [(c, opened[c.latents], select_rows(opened[c.latents], c)) for c in stage.mixture]
+    longest = max(
+        max(source.column("latent_frames")[row] for row in rows) for _, source, rows in chosen
+    )
+    return [make_part(component, source, rows, longest) for component, source, rows in chosen]
+
+
+def open_latents(folder: str | Path) -> Any:
+    from layerflow.latents import Latents  # here, so that the loop itself needs no pyarrow
+
+    return Latents.open(folder)
+
+
+def select_rows(source: Any, component: Component) -> list[int]:
+    """The rows that a component's filters leave. ValueError if they leave none."""
+    rows = list(range(len(source)))
+    for column, allowed in (("kind", component.kinds), ("alpha_kind", component.alpha_kinds)):
+        if allowed:
+            values = source.column(column)
+            rows = [row for row in rows if values[row] in allowed]
+    if not rows:
+        raise ValueError(
+            f"{component.latents}: none of its {len(source)} rows is of kinds "
+            f"{component.kinds or 'any'} and alpha kinds {component.alpha_kinds or 'any'}"
+        )
+    return rows
+
+
+def make_part(component: Component, source: Any, rows: Sequence[int], longest: int) -> Part:
+    """A component's rows with the shapes in which the network sees them."""
+    frames, height, width = (
+        source.column(f"latent_{axis}") for axis in ("frames", "height", "width")
+    )
+
+    def shown(row: int) -> int:
+        if component.freeze:
+            return component.frames or (frames[row] if frames[row] > 1 else longest)
+        return component.frames or longest if frames[row] == 1 else frames[row]
+
+    shapes = [(shown(row), height[row], width[row]) for row in rows]
+    return Part(source, rows, shapes, component.motion_gate, component.freeze)
+
+
+class Batches:
+    """All batches of one stage, for one rank."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        order: Order,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        if order.batch % (world * accumulate):
+            raise ValueError(
+                f"stage {order.stage!r}: a batch of {order.batch} does not divide among {world} "
+                f"workers x {accumulate} accumulation steps; change one of them"
+            )
+        self.parts, self.order = parts, order
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+
+    def step(self, step: int) -> list[Batch]:
+        """This rank's share of a step, in `accumulate` or more batches of one shape each."""
+        draws = sorted(self.order.step(step), key=lambda draw: (self._shape(draw), draw.number))
+        mine = share(draws, self.rank, self.world)
+        size = len(mine) // self.accumulate
+        batches = []
+        for start in range(0, len(mine), size):
+            chunk = mine[start : start + size]
+            for shape in sorted({self._shape(draw) for draw in chunk}):
+                batches.append(self._collate([d for d in chunk if self._shape(d) == shape]))
+        return batches
+
+    def _shape(self, draw: Draw) -> tuple[int, int, int]:
+        return self.parts[draw.component].shapes[draw.row]
+
+    def _collate(self, draws: Sequence[Draw]) -> Batch:
+        samples = [self.sample(draw) for draw in draws]
+        latents, noise, text = (
+            torch.from_numpy(np.stack([sample[i] for sample in samples])) for i in range(3)
+        )
+        given = [[layer in given_layers(draw.task) for layer in LAYERS] for draw in draws]
+        gates = [float(self.parts[draw.component].motion_gate) for draw in draws]
+        return Batch(
+            latents=latents,
+            noise=noise,
+            prompt_embeds=text,
+            given=torch.tensor(given),
+            timesteps=torch.tensor([draw.timestep for draw in draws]),
+            motion_gate=torch.tensor(gates),
+        )
+
+    def sample(
+        self, draw: Draw
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Latents and noise, float32 [4, f, C, h, w], and prompt embeddings of one draw."""
+        part = self.parts[draw.component]
+        item = part.source.item(part.rows[draw.row])
+        frames = part.shapes[draw.row][0]
+        rng = generator(self.order.seed, self.order.stage, "noise", draw.number)
+        latents = draw_posterior(item["moments"], rng)
+        if part.freeze:
+            frame = int(draw.frame * latents.shape[1])
+            latents = latents[:, frame : frame + 1]
+        if latents.shape[1] != frames:
+            latents = np.repeat(latents, frames, axis=1)
+        noise = rng.standard_normal(latents.shape, np.float32)
+        text = item["prompt_embeds"]
+        if any(draw.drop):
+            text = text * ~np.asarray(draw.drop)[:, None, None]
+        return latents, noise, text
+
+    def stream(self, start: int, stop: int, prefetch: int = 0) -> Iterator[list[Batch]]:
+        """Steps `start` to `stop` - 1; with `prefetch`, that many prepared ahead in a thread."""
+        if prefetch < 1:
+            yield from (self.step(step) for step in range(start, stop))
+            return
+        with closing(_ahead(self, start, stop, prefetch)) as batches:
+            yield from batches
+
+
+def draw_posterior(moments: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """mean + std * noise of ``[4, 2C, f, h, w]`` moments, as ``[4, f, C, h, w]``."""
+    mean, logvar = np.split(moments, 2, axis=1)
+    if logvar.max() > NO_LOGVAR:
+        mean = mean + np.exp(0.5 * logvar) * rng.standard_normal(mean.shape, np.float32)
+    return np.ascontiguousarray(mean.swapaxes(1, 2), np.float32)
+
+
+def _ahead(batches: Batches, start: int, stop: int, depth: int) -> Iterator[list[Batch]]:
+    waiting: queue.Queue[list[Batch] | BaseException] = queue.Queue(depth)
+    stopped = threading.Event()
+    pin = torch.cuda.is_available()
+
+    def put(value: list[Batch] | BaseException) -> None:
+        while not stopped.is_set():
+            try:
+                return waiting.put(value, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in range(start, stop):
+                if stopped.is_set():
+                    return
+                prepared = batches.step(step)
+                put([batch.pin() for batch in prepared] if pin else prepared)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        for _ in range(start, stop):
+            value = waiting.get()
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
