@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -269,9 +270,11 @@ def _ray_rows(
         return {"kept": len(outcome.rows), "rejected": len(outcome.rejected)}
 
     blocks = min(len(items), 2000)
-    pipeline = ray.data.from_items(items, override_num_blocks=blocks).map(
-        run, num_cpus=1, concurrency=workers, max_retries=1
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
+        pipeline = ray.data.from_items(items, override_num_blocks=blocks).map(
+            run, num_cpus=1, concurrency=workers, max_retries=1
+        )
     yield from pipeline.iter_rows()
 
 

@@ -1,0 +1,80 @@
+"""Imports run one way only: layerflow and manifests know nobody, Ray stays where it belongs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN = {
+    "layerflow": {"pipelines", "trainer", "manifests", "ray"},
+    "manifests": {"pipelines", "trainer", "layerflow", "ray"},
+    "pipelines": {"trainer"},
+    "trainer": {"pipelines"},
+}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module, node.lineno
+
+
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_packages_import_downwards_only(package: str) -> None:
+    wrong = []
+    for path in modules(package):
+        relative = path.relative_to(ROOT)
+        if relative.parts[:2] == ("layerflow", "cli"):
+            continue
+        for name, line in imported(path):
+            top = name.split(".")[0]
+            if top in FORBIDDEN[package]:
+                wrong.append(f"{relative}:{line} imports {name}")
+            if top == "ray" and package == "trainer" and path.name != "launch.py":
+                wrong.append(f"{relative}:{line} imports ray")
+            if name.startswith("layerflow.cli"):
+                wrong.append(f"{relative}:{line} imports the command line")
+    assert wrong == []
+
+
+def test_the_command_line_imports_lazily() -> None:
+    heavy = ("torch", "ray", "pyarrow", "cv2", "datasets", "diffusers", "transformers")
+    code = (
+        "import sys; from layerflow.cli.main import build_app; build_app(); "
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_model_and_loop_import_without_ray_datasets_and_pyarrow() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'datasets', 'pyarrow', 'pandas'): sys.modules[name] = None\n"
+        "import layerflow.transformer, layerflow.objective, layerflow.adapters, trainer.loop\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_files_are_short_enough_to_read() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for package in FORBIDDEN
+        for path in modules(package)
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert long == {}

@@ -1,0 +1,180 @@
+"""The job harness: staging, resume, refusal, compaction."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from test_corpus import make_row
+
+from layerflow.corpus import Corpus, rejected_row
+from pipelines.jobs import Outcome, Unit, make_recipe, run_job, unit_key
+
+RECIPE = make_recipe("pasted", {"size": "24x32", "out": "x"}, 1)
+
+
+def units(count: int) -> list[Unit]:
+    return [Unit(unit_key(i), i, {"index": i, "uri": f"{i}.mp4"}) for i in range(count)]
+
+
+def work(payload: dict) -> Outcome:
+    index = payload["index"]
+    if index % 3 == 2:
+        reason = f"score 0.{index} below 0.5"
+        return Outcome(
+            rejected=[rejected_row(payload["uri"], "gate", reason, kind="pasted", recipe="r")]
+        )
+    return Outcome(rows=[make_row(2 * index), make_row(2 * index + 1)])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    names = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in names}
+
+
+def test_rows_stand_in_unit_order_and_reasons_are_counted(tmp_path: Path) -> None:
+    shuffled = [units(6)[i] for i in (3, 0, 5, 1, 4, 2)]
+    summary = run_job(shuffled, work, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
+    assert (summary.kept, summary.rejected) == (8, 2)
+    assert summary.reasons == {"gate: score N below N": 2}
+    expected = [make_row(2 * i + k)["id"] for i in (0, 1, 3, 4) for k in (0, 1)]
+    assert Corpus.open(tmp_path / "c").ids() == expected
+    assert not (tmp_path / "c" / "staging").exists()
+
+
+def test_a_job_that_stopped_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def stops(payload: dict) -> Outcome:
+        if payload["index"] == 4 and len(calls) < 5:
+            calls.append(-1)
+            raise KeyboardInterrupt
+        calls.append(payload["index"])
+        return work(payload)
+
+    quiet = run_job(units(6), work, out=tmp_path / "quiet", recipe=RECIPE, workers=0, quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(units(6), stops, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
+    summary = run_job(units(6), stops, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
+    assert calls == [0, 1, 2, 3, -1, 4, 5]
+    assert summary.resumed == 4
+    assert summary.kept == quiet.kept
+    assert files(tmp_path / "c") == files(tmp_path / "quiet")
+
+
+def test_a_finished_job_does_nothing_again(tmp_path: Path) -> None:
+    first = run_job(units(3), work, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
+
+    def never(payload: dict) -> Outcome:
+        raise AssertionError("ran again")
+
+    again = run_job(units(3), never, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
+    assert (again.kept, again.rejected, again.reasons) == (
+        first.kept,
+        first.rejected,
+        first.reasons,
+    )
+
+
+def test_another_recipe_other_inputs_and_foreign_folders_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    run_job(units(3), work, out=out, recipe=RECIPE, workers=0, quiet=True)
+    before = files(out)
+    other = make_recipe("pasted", {"size": "48x64"}, 1)
+    with pytest.raises(ValueError, match="size: '24x32' there, '48x64' asked"):
+        run_job(units(3), work, out=out, recipe=other, workers=0, quiet=True)
+    with pytest.raises(ValueError, match="other inputs"):
+        run_job(units(4), work, out=out, recipe=RECIPE, workers=0, quiet=True)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        run_job(units(3), work, out=foreign, recipe=RECIPE, workers=0, quiet=True)
+    assert files(out) == before
+    assert (foreign / "thesis.txt").read_text() == "mine"
+
+
+def test_two_jobs_cannot_write_one_corpus(tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    out.mkdir()
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another job"):
+            run_job(units(1), work, out=out, recipe=RECIPE, workers=0, quiet=True)
+
+
+def test_equal_content_is_kept_once(tmp_path: Path) -> None:
+    twice = [Unit(unit_key(i), i, {"index": 0, "uri": f"{i}.mp4"}) for i in range(2)]
+    summary = run_job(twice, work, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
+    assert (summary.kept, summary.rejected) == (2, 2)
+    reasons = {row["stage"] for row in Corpus.open(tmp_path / "c").rejected()}
+    assert reasons == {"duplicates"}
+
+
+def test_paths_do_not_decide_the_recipe_but_options_do() -> None:
+    a = make_recipe("mined", {"out": "a", "size": "1x1", "weights": "/x/net.onnx"}, 1)
+    b = make_recipe("mined", {"out": "b", "size": "1x1", "weights": "/y/net.onnx"}, 1)
+    assert a.hash == b.hash
+    assert a.hash != make_recipe("mined", {"size": "1x2"}, 1).hash
+    assert a.hash != make_recipe("mined", {"size": "1x1", "weights": "/x/net.onnx"}, 2).hash
+
+
+def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(tmp_path: Path) -> None:
+    def dies(payload: dict) -> Outcome:
+        if payload["index"] == 1:
+            os._exit(3)
+        return Outcome(
+            rejected=[rejected_row(payload["uri"], "gate", "no", kind="pasted", recipe="r")]
+        )
+
+    from pipelines.cluster import stop_ray
+
+    try:
+        summary = run_job(units(3), dies, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
+    finally:
+        stop_ray()
+    assert summary.rejected == 3
+    lost = [r for r in Corpus.open(tmp_path / "c").rejected() if r["stage"] == "worker"]
+    assert [row["uri"] for row in lost] == ["1.mp4"]
+
+
+def test_kill_9_of_the_driver_and_again_gives_the_same_rows(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, time
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from pathlib import Path
+            from test_jobs import RECIPE, units, work
+            from pipelines.jobs import run_job
+
+            def slow(payload):
+                time.sleep(0.25)
+                return work(payload)
+
+            run_job(units(8), slow, out=Path(sys.argv[1]), recipe=RECIPE, workers=0, quiet=True)
+            """
+        )
+    )
+    out = tmp_path / "c"
+    child = subprocess.Popen([sys.executable, str(script), str(out)])
+    deadline = time.monotonic() + 60
+    while len(list((out / "staging").glob("[0-9a-f]*"))) < 3:
+        assert time.monotonic() < deadline, "the job did not get going"
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert json.loads((out / "corpus.json").read_text())["state"] == "running"
+    summary = run_job(units(8), work, out=out, recipe=RECIPE, workers=0, quiet=True)
+    assert summary.resumed >= 3
+    run_job(units(8), work, out=tmp_path / "quiet", recipe=RECIPE, workers=0, quiet=True)
+    assert files(out) == files(tmp_path / "quiet")

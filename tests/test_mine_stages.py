@@ -1,0 +1,107 @@
+"""Listing, shots, windows and prompts of the mine job."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.mine import _spans
+from pipelines.stages.listing import list_sources
+from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table, sidecar_prompts
+from pipelines.stages.shots import cut_windows, find_shots, why_no_window
+
+
+def test_listing_is_sorted_relative_and_stays_inside(tmp_path: Path) -> None:
+    root, outside = tmp_path / "in", tmp_path / "outside"
+    for folder in (root / "b", root / ".hidden", outside):
+        folder.mkdir(parents=True)
+    for path in (root / "z.mp4", root / "b" / "a.MOV", root / "note.txt", outside / "x.mp4"):
+        path.touch()
+    (root / ".hidden" / "h.mp4").touch()
+    (root / "link.mp4").symlink_to(outside / "x.mp4")
+    sources = list_sources([str(root), str(root / "z.mp4")])
+    assert [s.uri for s in sources] == ["b/a.MOV", "z.mp4"]
+    with pytest.raises(ValueError, match="no such file"):
+        list_sources([str(root / "absent")])
+    with pytest.raises(ValueError, match="no input file"):
+        list_sources([str(root / "note.txt").replace("note.txt", ".hidden")], [".gif"])
+
+
+def test_cuts_are_found_between_scenes() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [rng.integers(0, 255, (1, 36, 64, 3)).repeat(20, axis=0) for _ in range(3)]
+    thumbs = np.concatenate(scenes).astype(np.uint8)
+    assert find_shots(thumbs, 24.0) == [(0, 20), (20, 40), (40, 60)]
+
+
+def test_a_video_of_exactly_n_frames_is_one_window() -> None:
+    times = np.arange(16) / 24
+    windows = cut_windows(times, (0, 16), 16, 24.0)
+    assert [w.times for w in windows] == [tuple(times)]
+
+
+def test_windows_do_not_overlap_and_keep_the_rate() -> None:
+    times = np.arange(300) / 29.97
+    windows = cut_windows(times, (0, 300), 16, 8.0)
+    assert len(windows) == 5  # 10.01 s hold five windows of 2 s
+    for a, b in itertools.pairwise(windows):
+        assert a.end < b.start
+    for window in windows:
+        steps = np.diff(window.times)
+        assert (steps > 0).all()
+        assert np.abs(steps - 1 / 8).max() < 1 / 29.97
+
+
+def test_a_slow_video_gives_no_window_rather_than_repeated_frames() -> None:
+    times = np.arange(100) / 6
+    assert cut_windows(times, (0, 100), 16, 8.0) == []
+    assert "6.00 frames/s" in why_no_window(times, [(0, 100)], 16, 8.0)
+    assert "longest shot lasts 1" in why_no_window(times, [(0, 10)], 16, 8.0)
+
+
+def test_a_window_does_not_cross_a_shot_border() -> None:
+    times = np.arange(60) / 10
+    windows = [w for shot in ((0, 25), (25, 60)) for w in cut_windows(times, shot, 16, 8.0)]
+    assert all(not (w.start < 2.45 < w.end) for w in windows)
+    assert [round(w.start, 2) for w in windows] == [0.0, 2.5]
+
+
+def test_spans_cover_everything_once() -> None:
+    assert list(_spans(10, 60)) == [(0, 1e12)]
+    assert list(_spans(139, 60)) == [(0, 60), (60, 120), (120, 1e12)]
+    assert list(_spans(0, 60)) == [(0, 1e12)]
+
+
+def test_prompts_come_from_table_then_sidecar_then_template(tmp_path: Path) -> None:
+    video = tmp_path / "clip.mp4"
+    assert prompts_for(video, "clip.mp4") == (TEMPLATE, "template")
+    (tmp_path / "clip.txt").write_text("a dog runs\n")
+    assert prompts_for(video, "clip.mp4")[0]["blended"] == "a dog runs"
+    (tmp_path / "clip.json").write_text(json.dumps({"foreground": "a  dog", "other": 1}))
+    prompts, source = prompts_for(video, "clip.mp4")
+    assert (prompts["foreground"], source) == ("a dog", "sidecar")
+    table = tmp_path / "t.csv"
+    table.write_text("video,foreground,blended\nclip.mp4,a cat,a cat sits\n")
+    prompts, source = prompts_for(video, "clip.mp4", read_prompt_table(table))
+    assert (prompts["foreground"], prompts["background"], source) == (
+        "a cat",
+        TEMPLATE["background"],
+        "table",
+    )
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"foreground": 3}'])
+def test_a_bad_sidecar_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "clip.json").write_text(content)
+    with pytest.raises(ValueError, match=r"clip\.json"):
+        sidecar_prompts(tmp_path / "clip.mp4")
+
+
+def test_a_table_without_a_video_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"clip": "a"}\n')
+    with pytest.raises(ValueError, match="row 1 has no video column"):
+        read_prompt_table(tmp_path / "t.jsonl")
