@@ -1,0 +1,143 @@
+"""The mine job on made videos: layers, scores, rejected rows, the same rows for any workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from layerflow.clip import U8
+from layerflow.corpus import Corpus
+from manifests.mine import MineOptions
+from pipelines.mine import run_mine
+
+
+def green_screen(path: Path, seed: int, frames: int = 20, fps: int = 10) -> U8:
+    """A textured disc over plain green; returns the true matte uint8 [T, 96, 128]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:96, 0:128]
+    start, step = rng.uniform(30, 50), rng.uniform(1.0, 2.0)
+    mattes, pictures = [], []
+    for t in range(frames):
+        inside = (x - start - step * t) ** 2 + (y - 48) ** 2 < 20**2
+        stripes = np.where((x - round(step * t)) // 6 % 2, 200, 120)
+        disc = np.stack([stripes, np.full_like(stripes, 40), 255 - stripes], axis=-1)
+        pictures.append(np.where(inside[..., None], disc, (20, 200, 40)).astype(np.uint8))
+        mattes.append(np.where(inside, 255, 0).astype(np.uint8))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "8"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return np.stack(mattes)
+
+
+def options(folder: Path, out: Path, **more: object) -> MineOptions:
+    content = {
+        "inputs": [str(folder)],
+        "out": str(out),
+        "size": "96x128",
+        "frames": 8,
+        "fps": 10,
+        "matting": "chroma",
+        "gate": "off",
+        **more,
+    }
+    return MineOptions.model_validate(content)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for seed in range(3):
+        np.save(folder / f"v{seed}.npy", green_screen(folder / f"v{seed}.mp4", seed))
+    (folder / "v1.json").write_text('{"foreground": "a ball", "blended": "a ball rolls"}')
+    return folder
+
+
+def test_mined_layers_are_the_true_ones(videos: Path, tmp_path: Path) -> None:
+    summary = run_mine(options(videos, tmp_path / "c"), workers=0, quiet=True)
+    assert (summary.kept, summary.rejected) == (6, 0)
+    corpus = Corpus.open(tmp_path / "c")
+    for index, row in enumerate(corpus.rows()):
+        clip = corpus.clip(index)
+        truth = np.load(videos / Path(row["origin"]["uri"]).with_suffix(".npy"))
+        first = round(row["origin"]["start"] * 10)
+        inside = truth[first : first + 8] > 127
+        found = clip.alpha > 127
+        assert (inside & found).sum() / (inside | found).sum() > 0.9
+        clean = clip.background[~inside].astype(int) - (20, 200, 40)
+        assert np.abs(clean).mean() < 6
+        assert np.abs(clip.background[inside].astype(int) - (20, 200, 40)).mean() < 12
+        assert row["quality"]["recomposition_error"] < 3
+        assert row["origin"]["uri"].startswith("v") and len(row["origin"]["sha256"]) == 64
+    by_video = {row["origin"]["uri"]: row["blended_prompt"] for row in corpus.rows()}
+    assert by_video["v1.mp4"] == "a ball rolls"
+
+
+def test_every_bad_file_is_a_rejected_row_and_the_job_goes_on(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = (videos / "v0.mp4").read_bytes()
+    (folder / "a-good.mp4").write_bytes(good)
+    (folder / "b-empty.mp4").touch()
+    (folder / "c-text.mp4").write_text("not a video")
+    (folder / "d-cut.mp4").write_bytes(good[: len(good) // 2])
+    green_screen(folder / "e-short.mp4", 3, frames=1)
+    (folder / "f-good.mp4").write_bytes((videos / "v1.mp4").read_bytes())
+    (folder / "f-good.json").write_text("{broken")
+    (folder / "g-twin.mp4").write_bytes(good)
+    summary = run_mine(options(folder, tmp_path / "c"), workers=0, quiet=True)
+    corpus = Corpus.open(tmp_path / "c")
+    assert {row["origin"]["uri"] for row in corpus.rows(["origin"])} == {"a-good.mp4"}
+    rejected = {row["uri"]: (row["stage"], row["reason"]) for row in corpus.rejected()}
+    assert set(rejected) == {
+        "b-empty.mp4", "c-text.mp4", "d-cut.mp4", "e-short.mp4", "f-good.mp4", "g-twin.mp4",
+    }  # fmt: skip
+    assert rejected["b-empty.mp4"] == ("read", "the file is empty (zero bytes)")
+    assert rejected["e-short.mp4"][0] == "windows"
+    assert "not valid JSON" in rejected["f-good.mp4"][1]
+    assert rejected["g-twin.mp4"] == ("duplicates", "the same content as a-good.mp4")
+    assert summary.rejected == len(corpus.rejected())
+
+
+def test_the_gate_moves_clips_to_rejected_with_their_scores(videos: Path, tmp_path: Path) -> None:
+    still = tmp_path / "still"
+    still.mkdir()
+    with av.open(str(still / "s.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for _ in range(16):
+            picture = np.full((96, 128, 3), (20, 200, 40), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    summary = run_mine(options(still, tmp_path / "c", gate="standard"), workers=0, quiet=True)
+    assert summary.kept == 0
+    rows = Corpus.open(tmp_path / "c").rejected()
+    assert rows and all(row["stage"] == "gate" for row in rows)
+    assert rows[0]["quality"]["area_mean"] is not None
+
+
+def test_ray_workers_give_the_same_files(videos: Path, tmp_path: Path) -> None:
+    from pipelines.cluster import stop_ray
+
+    run_mine(options(videos, tmp_path / "here"), workers=0, quiet=True)
+    try:
+        run_mine(options(videos, tmp_path / "ray"), workers=2, quiet=True)
+    finally:
+        stop_ray()
+    names = sorted(p.name for p in (tmp_path / "here").glob("*.arrow"))
+    assert names
+    for name in [*names, "state.json", "corpus.json"]:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+
+
+def test_a_wrong_request_fails_before_any_work(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown matting backend"):
+        run_mine(options(videos, tmp_path / "c", matting="magic"), workers=0)
+    with pytest.raises(ValueError, match="has no weights"):
+        run_mine(options(videos, tmp_path / "c", weights="x.onnx"), workers=0)
+    assert not (tmp_path / "c").exists()
