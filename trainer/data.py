@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -76,9 +76,10 @@ def open_parts(manifest: TrainManifest, stage: Stage) -> list[Part]:
     """The parts of a stage's mixture. ValueError for absent latents or a filter without rows."""
     opened = {c.latents: open_latents(manifest.folder(c.latents)) for c in stage.mixture}
     chosen = [(c, opened[c.latents], select_rows(opened[c.latents], c)) for c in stage.mixture]
-    longest = max(
-        max(source.column("latent_frames")[row] for row in rows) for _, source, rows in chosen
-    )
+    longest = 1
+    for _, source, rows in chosen:
+        frames = source.column("latent_frames")
+        longest = max(longest, max(frames[row] for row in rows))
     return [make_part(component, source, rows, longest) for component, source, rows in chosen]
 
 
@@ -189,7 +190,9 @@ class Batches:
             text = text * ~np.asarray(draw.drop)[:, None, None]
         return latents, noise, text
 
-    def stream(self, start: int, stop: int, prefetch: int = 0) -> Iterator[list[Batch]]:
+    def stream(
+        self, start: int, stop: int, prefetch: int = 0
+    ) -> Generator[list[Batch], None, None]:
         """Steps `start` to `stop` - 1; with `prefetch`, that many prepared ahead in a thread."""
         if prefetch < 1:
             yield from (self.step(step) for step in range(start, stop))
@@ -206,7 +209,9 @@ def draw_posterior(moments: NDArray[np.float32], rng: np.random.Generator) -> ND
     return np.ascontiguousarray(mean.swapaxes(1, 2), np.float32)
 
 
-def _ahead(batches: Batches, start: int, stop: int, depth: int) -> Iterator[list[Batch]]:
+def _ahead(
+    batches: Batches, start: int, stop: int, depth: int
+) -> Generator[list[Batch], None, None]:
     waiting: queue.Queue[list[Batch] | BaseException] = queue.Queue(depth)
     stopped = threading.Event()
     pin = torch.cuda.is_available()

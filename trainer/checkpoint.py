@@ -1,0 +1,253 @@
+"""Training state on disk: complete or absent, and refused when it belongs to another run.
+
+    OUT/run.json                        the manifest, the model and the latents of the run
+    OUT/checkpoints/STAGE-00000500/     where a stage stands: weights, optimizer, average
+    OUT/stages/STAGE/                   what a finished stage trained
+    OUT/export/                         the pipeline with all of it, for use (trainer/export.py)
+
+Tensors are safetensors, the rest is JSON; nothing is pickled. A folder is written under a
+temporary name, synced, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from layerflow.fingerprint import folder_hash, model_fingerprint
+from manifests.train import FREE_FIELDS, TrainManifest
+from trainer.data import open_latents
+from trainer.stages import Trained
+
+OWN = ("run.json", "checkpoints", "stages", "export", "tensorboard")
+OWN_FILES = ("metrics.csv", "validation.csv")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a stage stands: steps done, and steps skipped because they were not finite."""
+
+    step: int = 0
+    skipped: int = 0
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Move a finished folder to its place, replacing what is there, after syncing its files."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    os.fsync(parent)
+    os.close(parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def staging(path: Path) -> Path:
+    """An empty folder beside `path`, to fill and then `publish`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+# ---- whose run it is --------------------------------------------------------------------------
+
+
+def identity(manifest: TrainManifest) -> dict[str, Any]:
+    """What a run is made of: the manifest, and hashes of the model and of the latents' rows."""
+    model = Path(manifest.model)
+    used = {c.latents for stage in manifest.stages for c in stage.mixture}
+    return {
+        "manifest": json.loads(manifest.model_dump_json()),
+        "model": {**model_fingerprint(model), "transformer": folder_hash(model / "transformer")},
+        "latents": {name: open_latents(manifest.folder(name)).identity() for name in sorted(used)},
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Why the run `new` cannot continue the run `old` (both by `identity`): a line a field.
+
+    `FREE_FIELDS` and folder names do not count (folders are compared by content), nor do more
+    steps in the last stage.
+    """
+    before, after = _flat(old), _flat(new)
+    last = f"manifest.stages[{len(new['manifest']['stages']) - 1}].steps"
+    if after.get(last, 0) > before.get(last, 0) > 0:
+        before[last] = after[last]
+    free = re.compile(rf"manifest\.({'|'.join((*FREE_FIELDS, 'model', 'latents'))})\b")
+    return [
+        f"{name.removeprefix('manifest.')}: {before.get(name)!r} -> {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not free.match(name)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items = [(f"{prefix}.{key}" if prefix else str(key), v) for key, v in value.items()]
+    elif isinstance(value, list) and any(isinstance(v, (Mapping, list)) for v in value):
+        items = [(f"{prefix}[{index}]", v) for index, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, item in items:
+        flat |= _flat(item, name)
+    return flat
+
+
+def claim(out: Path, manifest: TrainManifest, *, fresh: bool = False) -> bool:
+    """Make `out` this run's folder; True if it continues one. Call on one process only.
+
+    fresh: drop what an earlier run left (and nothing else). ValueError when the folder holds
+    another run, with the difference.
+    """
+    new = identity(manifest)
+    out.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        for name in (*OWN, *OWN_FILES):
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    record = out / "run.json"
+    if record.is_file():
+        changed = differences(json.loads(record.read_text()), new)
+        if changed:
+            raise ValueError(
+                f"{out} holds a run of another manifest; choose another --out, or --fresh to "
+                "start over. What changed:\n  " + "\n  ".join(changed)
+            )
+        write_json(record, new)
+        return True
+    present = [name for name in OWN if (out / name).exists()]
+    if present:
+        raise ValueError(f"{out} has {present} but no run.json; choose another --out or --fresh")
+    write_json(record, new)
+    return False
+
+
+# ---- inside a stage ---------------------------------------------------------------------------
+
+
+def save(
+    out: Path,
+    stage: str,
+    trained: Trained,
+    optimizer: torch.optim.AdamW,
+    position: Position,
+    *,
+    keep: int,
+) -> Path:
+    """Write a checkpoint and drop all but the stage's `keep` newest."""
+    state = optimizer.state_dict()["state"].get(0, {})
+    flats = {"values": trained.values, "average": trained.average}
+    flats |= {name: state.get(name) for name in ("exp_avg", "exp_avg_sq")}
+    tensors = {
+        f"{kind}/{name}": view.detach().clone().cpu()
+        for kind, flat in flats.items()
+        if flat is not None
+        for name, view in trained.views(flat).items()
+    }
+    path = out / "checkpoints" / f"{stage}-{position.step:08d}"
+    temporary = staging(path)
+    save_file(tensors, temporary / "state.safetensors")
+    updates = int(state["step"].item()) if state else 0
+    write_json(
+        temporary / "position.json",
+        {"stage": stage, "step": position.step, "skipped": position.skipped, "updates": updates},
+    )
+    publish(temporary, path)
+    for old in checkpoints(out, stage)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def checkpoints(out: Path, stage: str) -> list[Path]:
+    """A stage's checkpoints, oldest first."""
+    pattern = re.compile(rf"{re.escape(stage)}-\d{{8}}")
+    folder = out / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in found if pattern.fullmatch(path.name))
+
+
+def restore(
+    out: Path, stage: str, trained: Trained, optimizer: torch.optim.AdamW
+) -> Position | None:
+    """Load the stage's newest checkpoint into place; None if there is none."""
+    found = checkpoints(out, stage)
+    if not found:
+        return None
+    about = json.loads((found[-1] / "position.json").read_text())
+    tensors = load_file(found[-1] / "state.safetensors")
+    kinds: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, name = key.split("/", 1)
+        kinds.setdefault(kind, {})[name] = tensor
+    trained.load(trained.values, kinds["values"])
+    if trained.average is not None:
+        trained.load(trained.average, kinds["average"])
+    if "exp_avg" in kinds:
+        moments = {name: torch.zeros_like(trained.values) for name in ("exp_avg", "exp_avg_sq")}
+        for name, flat in moments.items():
+            trained.load(flat, kinds[name])
+        loaded = optimizer.state_dict()
+        loaded["state"] = {0: {"step": torch.tensor(float(about["updates"])), **moments}}
+        optimizer.load_state_dict(loaded)
+    return Position(about["step"], about["skipped"])
+
+
+# ---- after a stage ----------------------------------------------------------------------------
+
+
+def save_stage(out: Path, stage: str, trained: Trained, steps: int) -> None:
+    """Keep what a finished stage trained (its average, if it has one)."""
+    tensors = {
+        name: parameter.detach().clone().contiguous().cpu()
+        for name, parameter in trained.parameters.items()
+    }
+    path = out / "stages" / stage
+    temporary = staging(path)
+    save_file(tensors, temporary / "trained.safetensors")
+    write_json(temporary / "stage.json", {"stage": stage, "steps": steps})
+    publish(temporary, path)
+
+
+def stage_steps(out: Path, stage: str) -> int:
+    """How many steps a finished stage had; 0 if it is not finished."""
+    path = out / "stages" / stage / "stage.json"
+    return int(json.loads(path.read_text())["steps"]) if path.is_file() else 0
+
+
+def load_stage(out: Path, stage: str, transformer: torch.nn.Module) -> None:
+    """Put what a finished stage trained back into the model (its adapter must be attached)."""
+    tensors = load_file(out / "stages" / stage / "trained.safetensors")
+    parameters = dict(transformer.named_parameters())
+    absent = sorted(tensors.keys() - parameters.keys())
+    if absent:
+        raise ValueError(f"{out}: stage {stage!r} trained {absent[0]}, which the model lacks")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)

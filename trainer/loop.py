@@ -1,0 +1,275 @@
+"""The training loop, in plain torch: one process, `torchrun`, or inside Ray Train, unchanged.
+
+    python -m trainer.loop MANIFEST --out OUT
+    torchrun --nproc-per-node 2 -m trainer.loop MANIFEST --out OUT
+
+What a step is: the global batch of the stage is split over the ranks; each sample's loss is the
+mean over its generated elements; the step's loss is the mean over the samples. All randomness is
+a function of (seed, draw), see `trainer.order`, so nothing of it is saved or restored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerflow.adapters import motion_gate
+from layerflow.objective import layer_loss
+from manifests.train import Stage, TrainManifest, load
+from trainer import checkpoint, validation
+from trainer.checkpoint import Position
+from trainer.data import Batches, open_parts
+from trainer.export import export, load_model
+from trainer.metrics import Metrics, line, step_costs
+from trainer.order import Order
+from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
+from trainer.world import World, join_world, until_terminated
+
+Log = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """What all stages share."""
+
+    manifest: TrainManifest
+    out: Path
+    world: World
+    transformer: nn.Module
+    scheduler: Any
+    held_out: validation.HeldOut | None
+    terminated: threading.Event
+    log: Log
+    report: Callable[[dict[str, Any]], None]
+
+
+def train(
+    manifest: TrainManifest,
+    out: str | Path,
+    *,
+    only: str | None = None,
+    fresh: bool = False,
+    log: Log = print,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> bool:
+    """Train the manifest's stages into `out`, from wherever an earlier call left off.
+
+    only: train this stage and no other. fresh: start over. report: called on every rank after
+    each checkpoint. Returns False when SIGTERM ended it early (after saving).
+    ValueError when `out` belongs to another run, or `only` needs a stage that is not done.
+    """
+    out = Path(out)
+    with join_world(manifest) as world, until_terminated() as terminated:
+        if world.rank == 0:
+            checkpoint.claim(out, manifest, fresh=fresh)
+        world.wait()
+        transformer, scheduler = load_model(manifest.model, world.device)
+        transformer.train()
+        if manifest.checkpointing == "full":
+            transformer.enable_gradient_checkpointing()
+        if manifest.compile:
+            for block in transformer.transformer_blocks:
+                block.compile()
+        options = manifest.validation
+        held_out = (
+            validation.HeldOut(options, manifest.folder(options.latents)) if options else None
+        )
+        log_here: Log = log if world.rank == 0 else lambda line: None
+        run = Run(
+            manifest, out, world, transformer, scheduler, held_out, terminated, log_here, report
+        )
+        first_step = 0
+        if only is not None:
+            manifest.stage(only)  # raises for a name that is not there
+        for stage in manifest.stages:
+            attach(transformer, stage, manifest.seed)
+            if checkpoint.stage_steps(out, stage.name) >= stage.steps:
+                checkpoint.load_stage(out, stage.name, transformer)
+                log_here(f"{stage.name}: done before, {stage.steps} steps")
+            elif only is not None and stage.name != only:
+                raise ValueError(f"stage {only!r} needs stage {stage.name!r}, which is not done")
+            elif not train_stage(run, stage, first_step):
+                return False
+            if stage.name == only:
+                break
+            first_step += stage.steps
+    return True
+
+
+def make_batches(run: Run, stage: Stage) -> Batches:
+    """The stage's batches for this rank. ValueError for what does not fit the manifest."""
+    manifest, parts = run.manifest, open_parts(run.manifest, stage)
+    dropout = stage.dropout or manifest.dropout
+    order = Order(
+        seed=manifest.seed,
+        stage=stage.name,
+        batch=stage.batch or manifest.batch,
+        sizes=[len(part.rows) for part in parts],
+        weights=[component.weight for component in stage.mixture],
+        tasks=stage.tasks,
+        joint=dropout.joint,
+        layer=dropout.layer,
+        num_timesteps=run.scheduler.config.num_train_timesteps,
+    )
+    accumulate = stage.accumulate or manifest.accumulate
+    return Batches(parts, order, rank=run.world.rank, world=run.world.size, accumulate=accumulate)
+
+
+def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
+    """Train one stage, from its newest checkpoint if it has one; False when told to stop."""
+    manifest, world, transformer = run.manifest, run.world, run.transformer
+    batches = make_batches(run, stage)
+    trained = Trained(transformer, trainable_names(transformer, stage), stage.ema)
+    options = stage.optimizer or manifest.optimizer
+    optimizer = make_optimizer(trained, options)
+    position = checkpoint.restore(run.out, stage.name, trained, optimizer)
+    if position is not None:
+        run.log(f"{stage.name}: goes on after step {position.step} of {stage.steps}")
+    begin = position.step if position else 0
+    skipped = torch.tensor(float(position.skipped if position else 0), device=world.device)
+    metrics = make_metrics(run, trained, first_step + begin)
+    stream = batches.stream(begin, stage.steps, manifest.prefetch)
+    stopped = False
+
+    for step in range(begin, stage.steps):
+        clock = time.perf_counter()
+        prepared = next(stream)
+        waited = time.perf_counter() - clock
+
+        trained.buffer.zero_()  # gradients, and the loss beside them
+        for batch in (batch.to(world.device) for batch in prepared):
+            # The gate must hold until backward has run: recomputed blocks read it again.
+            with motion_gate(transformer, batch.motion_gate):
+                with torch.autocast(
+                    world.device.type, torch.bfloat16, enabled=manifest.precision == "bf16"
+                ):
+                    losses = layer_loss(
+                        transformer,
+                        run.scheduler,
+                        batch.latents,
+                        batch.prompt_embeds,
+                        batch.given,
+                        batch.timesteps,
+                        batch.noise,
+                        batch.motion_gate,
+                    )
+                loss = losses.sum() / batches.order.batch
+                loss.backward()
+            trained.loss += loss.detach()
+        trained.stop.fill_(float(run.terminated.is_set()))
+        world.add_up(trained.buffer)
+
+        norm = trained.grads.norm()
+        trained.grads.mul_((options.clip / (norm + 1e-6)).clamp(max=1.0))
+        bad = (~norm.isfinite()).float()  # such a step changes nothing, and is counted
+        optimizer.found_inf = bad  # type: ignore[attr-defined]
+        optimizer.param_groups[0]["lr"] = rate = learning_rate(stage, step)
+        optimizer.step()
+        trained.update_average(bad)
+        skipped += bad
+
+        done = step + 1
+        metrics.step(
+            prepared,
+            step=first_step + done,
+            stage=stage.name,
+            stage_step=done,
+            loss=trained.loss[0].clone(),
+            grad_norm=norm,
+            learning_rate=rate,
+            skipped=skipped.clone(),
+            seconds=time.perf_counter() - clock,
+            data_wait=waited,
+        )
+        stopped = stop_now(run, trained, done)
+        last = stopped or done == stage.steps
+        if last or done % manifest.log_every == 0:
+            row = metrics.flush()
+            if row:
+                run.log(line(row, stage.steps))
+        if last or done % manifest.save_every == 0:
+            if world.rank == 0:
+                now = Position(done, int(skipped.item()))
+                keep = manifest.keep_last
+                checkpoint.save(run.out, stage.name, trained, optimizer, now, keep=keep)
+            world.wait()
+            run.report({"stage": stage.name, "step": first_step + done})
+        if run.held_out and (last or done % run.held_out.options.every == 0):
+            validate(run, stage, trained, metrics, first_step + done)
+        if stopped:
+            run.log(f"{stage.name}: stopped after step {done}, saved")
+            break
+
+    stream.close()
+    metrics.close()
+    if stopped:
+        return False
+    trained.hand_on()
+    if world.rank == 0:
+        checkpoint.save_stage(run.out, stage.name, trained, stage.steps)
+        export(run.out, manifest, stage.name, transformer)
+    world.wait()
+    return True
+
+
+def make_metrics(run: Run, trained: Trained, resume_at: int) -> Metrics:
+    return Metrics(
+        run.out,
+        costs=cache(lambda shape: step_costs(run.transformer, shape, trained.parameters)),
+        device=run.world.device,
+        world=run.world.size,
+        resume_at=resume_at,
+        tensorboard=run.manifest.tensorboard,
+        wandb=run.manifest.wandb,
+        main=run.world.rank == 0,
+    )
+
+
+def stop_now(run: Run, trained: Trained, done: int) -> bool:
+    """Whether any rank was told to stop. Reading that from the device makes it wait, so several
+    ranks look only when they log."""
+    if run.world.size == 1:
+        return run.terminated.is_set()
+    return done % run.manifest.log_every == 0 and bool(trained.stop.item() > 0)
+
+
+def validate(run: Run, stage: Stage, trained: Trained, metrics: Metrics, step: int) -> None:
+    """Held-out losses of the averaged weights, to validation.csv and the trackers."""
+    assert run.held_out is not None
+    with trained.averaged():
+        losses = run.held_out.losses(
+            run.transformer,
+            run.scheduler,
+            device=run.world.device,
+            rank=run.world.rank,
+            world=run.world.size,
+            reduce=run.world.add_up,
+        )
+    if run.world.rank == 0:
+        validation.write(run.out / "validation.csv", step, stage.name, losses)
+        metrics.scalars("held_out", step, losses)
+    run.log(f"{stage.name}: held-out loss " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a manifest in this process or torchrun's.")
+    parser.add_argument("manifest")
+    parser.add_argument("--out")
+    parser.add_argument("--stage")
+    parser.add_argument("--fresh", action="store_true")
+    options = parser.parse_args()
+    manifest = load(options.manifest, out=options.out)
+    train(manifest, manifest.out, only=options.stage, fresh=options.fresh)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""One row of figures a step, to CSV and TensorBoard (and W&B when asked), and the FLOPs behind it.
+
+Loss and gradient norm stay on the device until `flush`, so that logging never makes it wait.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.data import Batch
+
+COLUMNS = (
+    "step",  # over the whole run
+    "stage",
+    "stage_step",
+    "loss",
+    "grad_norm",  # before clipping
+    "learning_rate",
+    "skipped",  # steps so far whose gradient was not finite
+    "seconds",
+    "data_wait",  # of `seconds`, waiting for the batch
+    "samples_per_second",
+    "tokens_per_second",
+    "tflops",  # TFLOP/s over all workers
+    "mfu",  # of the devices' bf16 peak; empty where that is not known
+    "memory_gib",  # reserved on the device, or resident on a CPU
+)
+
+# Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+
+
+class Metrics:
+    """Collects rows and writes them every `flush`. Rows after `resume_at` are dropped first.
+
+    costs: FLOPs and tokens of one sample of a shape. world: how many workers train. Only the
+    process with `main` set writes; on the others all methods do nothing.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        costs: Callable[[tuple[int, ...]], Costs],
+        device: torch.device,
+        world: int = 1,
+        resume_at: int = 0,
+        tensorboard: bool = True,
+        wandb: str | None = None,
+        main: bool = True,
+    ) -> None:
+        self.main, self.costs, self.device, self.world = main, costs, device, world
+        self._pending: list[dict[str, Any]] = []
+        self._writer: Any = None
+        self._wandb: Any = None
+        if not main:
+            return
+        self.path = out / "metrics.csv"
+        rewind(self.path, COLUMNS, resume_at)
+        self._file = self.path.open("a", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at + 1)
+        if wandb:
+            import wandb as client
+
+            self._wandb = client.init(project=wandb, dir=str(out), resume="allow")
+
+    def step(self, batches: Sequence[Batch], *, seconds: float, **row: Any) -> None:
+        """Keep the row of one step; values may be tensors on any device.
+
+        batches: what this worker ran; the others are taken to have run as much.
+        """
+        if not self.main:
+            return
+        costs = [self.costs(tuple(batch.latents.shape[1:])) for batch in batches]
+        sizes = [batch.size * self.world for batch in batches]
+        flops = sum(size * cost.total for size, cost in zip(sizes, costs, strict=True)) / seconds
+        tokens = sum(size * cost.tokens for size, cost in zip(sizes, costs, strict=True))
+        peak = device_peak(self.device)
+        self._pending.append(
+            {
+                **row,
+                "seconds": round(seconds, 6),
+                "samples_per_second": round(sum(sizes) / seconds, 3),
+                "tokens_per_second": round(tokens / seconds, 1),
+                "tflops": round(flops / 1e12, 6),
+                "mfu": round(flops / (peak * self.world), 4) if peak else None,
+                "memory_gib": round(memory_gib(self.device), 3),
+            }
+        )
+
+    def flush(self) -> dict[str, Any] | None:
+        """Write all kept rows; returns the last, as numbers, with means of `seconds` and
+        `data_wait` over all of them."""
+        rows, self._pending = self._pending, []
+        if not rows:
+            return None
+        for name in ("loss", "grad_norm", "skipped"):
+            values = torch.stack([torch.as_tensor(row[name]).float() for row in rows]).tolist()
+            for row, value in zip(rows, values, strict=True):
+                row[name] = int(value) if name == "skipped" else value
+        for row in rows:
+            self._csv.writerow({name: _text(row.get(name)) for name in COLUMNS})
+            self.scalars("train", row["step"], row)
+        self._file.flush()
+        means = {name: sum(r[name] for r in rows) / len(rows) for name in ("seconds", "data_wait")}
+        return {**rows[-1], **means}
+
+    def scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        """Send numbers to TensorBoard and W&B under `group/`."""
+        numbers = {
+            f"{group}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, (int, float)) and name not in ("step", "stage_step")
+        }
+        if self._writer is not None:
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        self.flush()
+        if self.main:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def line(row: Mapping[str, Any], steps: int) -> str:
+    """A row for people: where it stands, the loss, the speed, and when it ends."""
+    left = (steps - row["stage_step"]) * row["seconds"]
+    wait = 100 * row["data_wait"] / row["seconds"]
+    return (
+        f"{row['stage']} {row['stage_step']}/{steps}  loss {row['loss']:.4f}  "
+        f"norm {row['grad_norm']:.3f}  {row['seconds']:.3f} s/step  "
+        f"{row['samples_per_second']:.1f} samples/s  data wait {wait:.1f} %  "
+        f"{left / 60:.1f} min left"
+    )
+
+
+def _text(value: Any) -> Any:
+    return repr(value) if isinstance(value, float) else value
+
+
+def rewind(path: Path, columns: tuple[str, ...], step: int) -> None:
+    """Leave a CSV file with its header and the rows up to `step`; a torn last row goes too."""
+    rows = [row for row in read(path) if row["step"] <= step] if path.is_file() and step else []
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _text(row.get(name)) for name in columns})
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of metrics.csv or validation.csv, numbers as numbers; torn rows left out."""
+    with Path(path).open(newline="") as file:
+        rows = []
+        for raw in csv.DictReader(file):
+            if None in raw or None in raw.values():
+                continue
+            row = {name: _number(value) for name, value in raw.items()}
+            if isinstance(row["step"], int):
+                rows.append(row)
+        return rows
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs of one training step on one sample, and what they rest on."""
+
+    tokens: int
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def step_costs(transformer: Any, shape: tuple[int, ...], trained: Collection[str]) -> Costs:
+    """Model FLOPs of one sample's training step (recomputation does not count).
+
+    shape: latents ``[layers, f, C, h, w]``. Per block, with width d and s tokens, a forward pass
+    is 24 d^2 s (linear layers: qkv and out 8, feed-forward 16) + 4 s^2 d (attention, both
+    products). The backward pass costs as much again for the inputs' gradients from the first
+    trained block on (attention twice), as much again for the weights' in blocks that train whole,
+    and 6 s for each LoRA parameter. Norms, embeddings and AdaLN are left out: they do not grow
+    with s times d^2.
+    """
+    config = transformer.config
+    layers, frames, _, height, width = shape
+    text = int(getattr(config, "max_text_seq_length", 0))
+    size = config.patch_size**2 * (config.patch_size_t or 1)
+    tokens = text + layers * frames * height * width // size
+    d = config.num_attention_heads * config.attention_head_dim
+    linear, attention = 24.0 * d * d * tokens, 4.0 * tokens * tokens * d
+    whole, lora, first = set(), 0, config.num_layers
+    for name, parameter in transformer.named_parameters():
+        if name not in trained:
+            continue
+        block = int(name.split(".")[1]) if name.startswith("transformer_blocks.") else 0
+        first = min(first, block)
+        if ".lora_" in name:
+            lora += parameter.numel()
+        elif name.startswith("transformer_blocks."):
+            whole.add(block)
+    forward = config.num_layers * (linear + attention)
+    backward = (config.num_layers - first) * (linear + 2 * attention) + len(whole) * linear
+    return Costs(tokens, forward + 2.0 * tokens * lora, backward + 4.0 * tokens * lora)
+
+
+def device_peak(device: torch.device) -> float | None:
+    """Dense bf16 peak of a device in FLOP/s, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Most memory so far: reserved by torch on a GPU, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,171 @@
+"""What a stage trains, and how its learning rate goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from layerflow import adapters
+from manifests.train import Lora, Optimizer, Stage, block_indices
+from trainer.order import generator
+
+
+def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
+    """Names of the parameters that a stage trains, in the model's order.
+
+    The stage's adapter must be on the model already (`attach`). ValueError for blocks that do
+    not exist and for patterns of `also` that match nothing.
+    """
+    names = [name for name, _ in transformer.named_parameters()]
+    lora = {name for name in names if ".lora_" in name}
+    if stage.trains == "full":
+        return [name for name in names if name not in lora]
+    if isinstance(stage.trains, Lora):
+        chosen = set(adapters.adapter_parameters(transformer, stage.trains.lora))
+    else:
+        blocks = block_indices(stage.trains.blocks, num_blocks(transformer))
+        prefixes = tuple(f"transformer_blocks.{index}." for index in blocks)
+        chosen = {name for name in names if name.startswith(prefixes)} - lora
+    for pattern in stage.trains.also:
+        matched = {name for name in names if fnmatchcase(name, pattern)} - lora
+        if not matched:
+            raise ValueError(f"stage {stage.name!r}: no parameter matches {pattern!r}")
+        chosen |= matched
+    return [name for name in names if name in chosen]
+
+
+def num_blocks(transformer: nn.Module) -> int:
+    return len(transformer.transformer_blocks)  # type: ignore[arg-type]
+
+
+def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:
+    """Put the stage's adapter on the model, unless it is there; equal seeds give equal starts."""
+    trains = stage.trains
+    if not isinstance(trains, Lora) or adapters.adapter_parameters(transformer, trains.lora):
+        return
+    blocks = block_indices(trains.blocks, num_blocks(transformer))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, stage.name, "adapter").integers(2**63)))
+        adapters.add_adapter(
+            transformer,
+            trains.lora,
+            rank=trains.rank,
+            alpha=trains.alpha if trains.alpha is not None else float(trains.rank),
+            targets=tuple(trains.targets),
+            blocks=blocks,
+        )
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Learning rate of one step: linear warm-up, then the stage's decay to `final` * lr."""
+    schedule = stage.schedule
+    if step < schedule.warmup:
+        return stage.lr * (step + 1) / schedule.warmup
+    progress = (step - schedule.warmup) / max(1, stage.steps - schedule.warmup)
+    left = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
+        "power": (1.0 - progress) ** schedule.power,
+    }[schedule.decay]
+    if schedule.decay == "constant":
+        return stage.lr
+    return stage.lr * (schedule.final + (1.0 - schedule.final) * left)
+
+
+class Trained:
+    """The parameters that a stage trains, laid out in one tensor, with gradient and average.
+
+    Each parameter becomes a view of `values` and its gradient a view of `grads`, so that zeroing,
+    reducing, clipping, the optimizer and the average are one operation each, and the same bytes
+    whatever the number of parameters.
+
+    `buffer` is `grads` followed by the two numbers that travel with them between workers:
+    the step's loss and whether to stop.
+    """
+
+    def __init__(self, transformer: nn.Module, names: list[str], ema: float | None) -> None:
+        adapters.set_trainable(transformer, names)
+        by_name = dict(transformer.named_parameters())
+        self.parameters = {name: by_name[name] for name in names}
+        if not self.parameters:
+            raise ValueError("this stage trains no parameters")
+        first = next(iter(self.parameters.values()))
+        total = sum(p.numel() for p in self.parameters.values())
+        self.values = torch.empty(total, dtype=torch.float32, device=first.device)
+        self.buffer = torch.zeros(total + 2, dtype=torch.float32, device=first.device)
+        self.grads, self.loss, self.stop = self.buffer.split([total, 1, 1])
+        gradients = self.views(self.grads)
+        for name, view in self.views(self.values).items():
+            parameter = self.parameters[name]
+            view.copy_(parameter.data)
+            parameter.data = view
+            parameter.grad = gradients[name]
+        self.ema = ema
+        self.average = self.values.clone() if ema is not None else None
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parts of a flat tensor by parameter name, each in its parameter's shape."""
+        sizes = [parameter.numel() for parameter in self.parameters.values()]
+        return {
+            name: part.view(parameter.shape)
+            for (name, parameter), part in zip(
+                self.parameters.items(), flat.split(sizes), strict=True
+            )
+        }
+
+    def load(self, flat: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Fill a flat tensor from named ones. ValueError if the names or shapes differ."""
+        views = self.views(flat)
+        if views.keys() != tensors.keys():
+            odd = sorted(views.keys() ^ tensors.keys())[:3]
+            raise ValueError(f"saved and trained parameters differ, for example in {odd}")
+        for name, view in views.items():
+            if view.shape != tensors[name].shape:
+                raise ValueError(f"{name}: saved {list(tensors[name].shape)}, has {view.shape}")
+            view.copy_(tensors[name])
+
+    def update_average(self, skipped: torch.Tensor) -> None:
+        """One step of the moving average; none when the optimizer's step was skipped."""
+        if self.average is not None and self.ema is not None:
+            self.average.lerp_(self.values, (1.0 - self.ema) * (1.0 - skipped))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model holds the averaged weights (if there is an average)."""
+        if self.average is None:
+            yield
+            return
+        kept = self.values.clone()
+        self.values.copy_(self.average)
+        try:
+            yield
+        finally:
+            self.values.copy_(kept)
+
+    def hand_on(self) -> None:
+        """End of the stage: the model keeps the average, and views, gradients and flags go."""
+        if self.average is not None:
+            self.values.copy_(self.average)
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.clone()
+            parameter.grad = None
+            parameter.requires_grad_(False)
+
+
+def make_optimizer(trained: Trained, options: Optimizer) -> torch.optim.AdamW:
+    """AdamW over the flat parameters. Fused: it can skip a step on the device (`found_inf`)."""
+    flat = nn.Parameter(trained.values)
+    flat.grad = trained.grads
+    return torch.optim.AdamW(
+        [flat],
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )

@@ -1,0 +1,74 @@
+"""The processes that train together: found, joined, and told when to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from manifests.train import TrainManifest
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(manifest: TrainManifest) -> Iterator[World]:
+    """The process group that is there (Ray Train's), or torchrun's, or none for one process."""
+    gpus = torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
+    started = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    threads = manifest.threads
+    if threads is None and beside > 1:  # two workers that both use all cores starve each other
+        threads = max(1, len(os.sched_getaffinity(0)) // beside)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if started:
+        dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        if dist.is_initialized():
+            yield World(dist.get_rank(), dist.get_world_size(), device)
+        else:
+            yield World(0, 1, device)
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def until_terminated() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that the loop saves and ends. Main thread only."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
