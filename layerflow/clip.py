@@ -90,7 +90,13 @@ class LayeredClip:
 
     def take(self, frames: slice | list[int]) -> LayeredClip:
         """The clip with only the chosen frames."""
-        return replace(self, **{name: self.layer(name)[frames] for name in LAYERS})
+        return replace(
+            self,
+            foreground=self.foreground[frames],
+            alpha=self.alpha[frames],
+            background=self.background[frames],
+            blended=self.blended[frames],
+        )
 
 
 def composite(foreground: U8, alpha: U8, background: U8) -> U8:

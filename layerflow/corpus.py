@@ -337,7 +337,7 @@ def _write_sidecars(folder: Path, schema: pa.Schema, shards: int) -> None:
         part = folder / f"part-{index:05d}"
         digest.update(file_sha256(part).encode())
         part.rename(folder / name)
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": digest.hexdigest()[:16],
         "_format_columns": None,

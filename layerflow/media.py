@@ -122,7 +122,7 @@ def decode_alpha(data: bytes) -> U8:
 
 def _decode(data: bytes, pixel_format: str) -> U8:
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
             frames = [frame_array(f, pixel_format) for f in container.decode(stream)]

@@ -145,7 +145,7 @@ def _rotation(path: Path, limits: Limits) -> int:
     """Degrees counter-clockwise to turn the first decodable frame upright (display matrix)."""
     with _open(path, limits) as container:
         for frame in _decoded(container, container.streams.video[0]):
-            return int(round(getattr(frame, "rotation", 0) or 0)) % 360
+            return round(getattr(frame, "rotation", 0) or 0) % 360
     return 0
 
 
@@ -163,7 +163,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 def _upright(frame: Any, pixel_format: str) -> U8:
     array = frame_array(frame, pixel_format)
-    turns = int(round((getattr(frame, "rotation", 0) or 0) / 90)) % 4
+    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
 
@@ -250,9 +250,7 @@ def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -
     return out
 
 
-def _fetch_av(
-    path: Path, times: Sequence[float], height: int, width: int, limits: Limits
-) -> U8:
+def _fetch_av(path: Path, times: Sequence[float], height: int, width: int, limits: Limits) -> U8:
     wanted = {round(time, 4): row for row, time in enumerate(times)}
     out = np.empty((len(times), height, width, 3), np.uint8)
     found = 0
@@ -293,7 +291,7 @@ def read_frames(
 
 
 def _decoded_by(library: str, container: Any, stream: Any) -> Iterator[Any]:
-    context = av.CodecContext.create(library, "r")
+    context: Any = av.CodecContext.create(library, "r")
     for packet in container.demux(stream):
         if packet.size:
             yield from context.decode(packet)

@@ -44,9 +44,7 @@ def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = 
     _matter(options.matting, options.weights)
     units = plan_units(list_sources(options.inputs), options, table)
     work = partial(mine_unit, options=options, recipe=recipe)
-    return run_job(
-        units, work, out=Path(options.out), recipe=recipe, workers=workers, quiet=quiet
-    )
+    return run_job(units, work, out=Path(options.out), recipe=recipe, workers=workers, quiet=quiet)
 
 
 def plan_units(
@@ -192,9 +190,7 @@ def _mine_window(job: _Job, window: Window, sha256: str) -> None:
     job.outcome.rows.append(row)
 
 
-def make_layers(
-    frames: U8, matter: Matter, fps: float
-) -> tuple[dict[str, Any], dict[str, float]]:
+def make_layers(frames: U8, matter: Matter, fps: float) -> tuple[dict[str, Any], dict[str, float]]:
     """Layers of one window uint8 ``[T, H, W, 3]``: LayeredClip fields, and the scores."""
     matte = matter(frames)
     alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)

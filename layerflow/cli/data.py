@@ -70,9 +70,10 @@ def paste(
 ) -> None:
     """Matted foregrounds over other backgrounds -> pasted clips, exact by construction."""
     content = _given(locals())
-    from manifests.common import check
     from manifests.paste import PasteOptions
     from pipelines.paste import run_paste
+
+    from manifests.common import check
 
     options = check(content, PasteOptions, "layerflow paste")
     _finish(run_paste(options, workers=workers, quiet=quiet))
@@ -89,9 +90,10 @@ def pack(
 ) -> None:
     """Layered stills -> image clips."""
     content = _given(locals())
-    from manifests.common import check
     from manifests.pack import PackOptions
     from pipelines.pack import run_pack
+
+    from manifests.common import check
 
     options = check(content, PackOptions, "layerflow pack")
     _finish(run_pack(options, workers=workers, quiet=quiet))
@@ -103,12 +105,13 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Run the jobs that a corpus manifest lists, in order."""
-    from manifests.mine import MineOptions
     from manifests.paste import PasteOptions
-    from manifests.schema import load_build, options_of
-    from pipelines.mine import run_mine
     from pipelines.pack import run_pack
     from pipelines.paste import run_paste
+
+    from manifests.mine import MineOptions
+    from manifests.schema import load_build, options_of
+    from pipelines.mine import run_mine
 
     for job in load_build(manifest).jobs:
         options = options_of(job)

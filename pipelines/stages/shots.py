@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ def find_shots(thumbs: U8, fps: float) -> list[tuple[int, int]]:
     for detector in detectors:
         cuts.update(cut.frame_num for cut in detector.post_process(last))
     borders = [0, *sorted(cut for cut in cuts if 0 < cut < len(thumbs)), len(thumbs)]
-    return [(a, b) for a, b in zip(borders, borders[1:], strict=False) if b > a]
+    return [(a, b) for a, b in itertools.pairwise(borders) if b > a]
 
 
 def cut_windows(times: F64, shot: tuple[int, int], frames: int, fps: float) -> list[Window]:
