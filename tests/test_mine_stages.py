@@ -25,6 +25,9 @@ def test_listing_is_sorted_relative_and_stays_inside(tmp_path: Path) -> None:
     (root / "link.mp4").symlink_to(outside / "x.mp4")
     sources = list_sources([str(root), str(root / "z.mp4")])
     assert [s.uri for s in sources] == ["b/a.MOV", "z.mp4"]
+    (root / "z.mask.mkv").touch()
+    (root / "lonely.mask.mkv").touch()
+    assert [s.uri for s in list_sources([str(root)])] == ["b/a.MOV", "lonely.mask.mkv", "z.mp4"]
     with pytest.raises(ValueError, match="no such file"):
         list_sources([str(root / "absent")])
     with pytest.raises(ValueError, match="no input file"):

@@ -10,6 +10,7 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif", ".ogv"}
 )
 STILL_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"})
+MATTE_MARKS = frozenset({".mask", ".alpha"})
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class Source:
 def list_sources(inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES) -> list[Source]:
     """Files named directly, and files of those suffixes below folders, in sorted order.
 
-    A uri is the path below its input folder, or the name of a file given by itself. Links that
-    lead out of their folder are left out. Raises ValueError for an input that does not exist or
-    when nothing is found.
+    A uri is the path below its input folder, or the name of a file given by itself. Left out are
+    links that lead out of their folder, and mattes (``clip.mask.mkv``, ``clip.alpha.png``) that
+    lie beside what they belong to. Raises ValueError for an input that does not exist or when
+    nothing is found.
     """
     allowed = frozenset(suffixes)
     found: dict[Path, Source] = {}
@@ -50,5 +52,13 @@ def _below(root: Path, suffixes: frozenset[str]) -> Iterable[Source]:
         hidden = any(part.startswith(".") for part in relative.parts)
         if hidden or path.suffix.lower() not in suffixes or not path.is_file():
             continue
-        if path.resolve().is_relative_to(base):
+        if path.resolve().is_relative_to(base) and not _is_matte_of_a_neighbour(path):
             yield Source(path, relative.as_posix())
+
+
+def _is_matte_of_a_neighbour(path: Path) -> bool:
+    base = Path(path.stem)
+    if base.suffix.lower() not in MATTE_MARKS:
+        return False
+    neighbours = (path.with_name(base.stem + s) for s in VIDEO_SUFFIXES | STILL_SUFFIXES)
+    return any(neighbour.is_file() for neighbour in neighbours)
