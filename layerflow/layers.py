@@ -1,0 +1,219 @@
+"""The layers and their place on the latent frame axis.
+
+One data structure, ``Layout``, says which layers a sequence holds, how many latent frames each
+has, which prompts stand in front of it and which latents are given. Every slice in the code comes
+from it. ``OFFICIAL`` holds the eight released configurations as data (``golden`` tables of the
+official ``sat/`` code: ``diffusion_video*.py``, ``dit_video_concat*.py`` and its YAML files).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+
+from layerflow.clip import LAYERS, PROMPTED
+
+__all__ = [
+    "LAYERS",
+    "OFFICIAL",
+    "PROMPTED",
+    "TASKS",
+    "Layout",
+    "OfficialTask",
+    "native_layout",
+    "official_task",
+    "single_layout",
+]
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "generate": (),
+    "decompose": ("blended",),
+    "fg2bg": ("foreground", "alpha"),
+    "bg2fg": ("background",),
+}
+"""The named tasks and the layers they give; any other proper subset is legal too."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each layer lies on the latent frame axis.
+
+    layers: names from ``LAYERS``, in that order.
+    frames: latent frames of each layer.
+    prompts: whose prompts stand in the text, in order.
+    shared_positions: every layer counts its time from 0; otherwise time runs on over the layers.
+    given_span: latents (start, stop) that are always given (official checkpoints only).
+    """
+
+    layers: tuple[str, ...]
+    frames: tuple[int, ...]
+    prompts: tuple[str, ...] = PROMPTED
+    shared_positions: bool = False
+    given_span: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers or list(self.layers) != [n for n in LAYERS if n in self.layers]:
+            raise ValueError(f"layers must be some of {LAYERS} in this order, not {self.layers}")
+        if len(self.frames) != len(self.layers) or min(self.frames) < 1:
+            raise ValueError(f"each of {self.layers} needs 1 or more frames, not {self.frames}")
+        if [p for p in PROMPTED if p in self.prompts] != list(self.prompts):
+            raise ValueError(f"prompts must be some of {PROMPTED} in this order: {self.prompts}")
+
+    @property
+    def num_frames(self) -> int:
+        """Latent frames of the whole sequence."""
+        return sum(self.frames)
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Layer -> its latents."""
+        stops = list(accumulate(self.frames))
+        return {
+            name: slice(stop - count, stop)
+            for name, count, stop in zip(self.layers, self.frames, stops, strict=True)
+        }
+
+    @cached_property
+    def frame_layers(self) -> tuple[int, ...]:
+        """For each latent frame the index of its layer in ``LAYERS``."""
+        counted = zip(self.layers, self.frames, strict=True)
+        return tuple(LAYERS.index(name) for name, count in counted for _ in range(count))
+
+    @cached_property
+    def positions(self) -> tuple[int, ...]:
+        """For each latent frame its time coordinate."""
+        if not self.shared_positions:
+            return tuple(range(self.num_frames))
+        return tuple(t for count in self.frames for t in range(count))
+
+    @cached_property
+    def prompt_slots(self) -> tuple[int, ...]:
+        """For each prompt its index in ``PROMPTED``: the number in its text prefix."""
+        return tuple(PROMPTED.index(name) for name in self.prompts)
+
+    def given_frames(self, given: Iterable[str] = ()) -> tuple[bool, ...]:
+        """For each latent frame whether it is clean, for a set of given layers.
+
+        ValueError for unknown layers, or when nothing is left to generate. Official layouts
+        ignore the set and answer with their own span.
+        """
+        if self.given_span is not None:
+            start, stop = self.given_span
+            return tuple(start <= i < stop for i in range(self.num_frames))
+        names = set(given)
+        if names - set(self.layers):
+            raise ValueError(
+                f"cannot give {sorted(names - set(self.layers))}; the layers are {self.layers}"
+            )
+        if names == set(self.layers):
+            raise ValueError("all layers are given: there is nothing to generate")
+        return tuple(LAYERS[i] in names for i in self.frame_layers)
+
+
+@lru_cache(maxsize=64)
+def native_layout(
+    num_frames: int,
+    layers: tuple[str, ...] = LAYERS,
+    prompts: tuple[str, ...] = PROMPTED,
+    shared_positions: bool = True,
+) -> Layout:
+    """The native layout of ``num_frames`` latent frames: all layers have equally many.
+
+    ValueError when they do not divide evenly.
+    """
+    count, rest = divmod(num_frames, len(layers))
+    if rest or not count:
+        raise ValueError(
+            f"{num_frames} latent frames do not divide among {len(layers)} layers {layers}"
+        )
+    return Layout(layers, (count,) * len(layers), prompts, shared_positions)
+
+
+def single_layout(num_frames: int) -> Layout:
+    """One layer with one prompt: what plain CogVideoX computes."""
+    return Layout(("blended",), (num_frames,), ("blended",))
+
+
+@dataclass(frozen=True)
+class OfficialTask:
+    """One released checkpoint's configuration.
+
+    position_frames: frames of its position table; the sequence uses the head of it.
+    pixel_frames: frames of the concatenated clip that the VAE sees in one pass.
+    lead: 1 if a copy of the first pixel frame is put in front before encoding.
+    layer_embedding: whether the text tokens carry a layer embedding.
+    learned_positions: whether the table is trained (text rows included).
+    fault: what is known to be wrong with the release, kept as it is.
+    """
+
+    name: str
+    layout: Layout
+    given: tuple[str, ...]
+    position_frames: int
+    pixel_frames: int
+    lead: int = 0
+    layer_embedding: bool = False
+    learned_positions: bool = False
+    fault: str | None = None
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        return tuple(name for name in self.layout.layers if name not in self.given)
+
+
+_RGB = ("foreground", "background", "blended")
+_TWO = ("foreground", "background")
+
+
+def _task(
+    name: str,
+    frames: tuple[int, ...],
+    span: tuple[int, int] | None = None,
+    given: tuple[str, ...] = (),
+    prompts: tuple[str, ...] = PROMPTED,
+    **options: bool,
+) -> OfficialTask:
+    layers = LAYERS if len(frames) == 4 else _RGB
+    lead = int(frames[0] == 5)
+    fault = None
+    if name == "seg_rgb":
+        fault = (
+            "the release gives only the last 2 of the 4 blended latents (8 of 16 frames) and "
+            "generates the first 2"
+        )
+    return OfficialTask(
+        name,
+        Layout(layers, frames, prompts, given_span=span),
+        given,
+        position_frames=13 if len(frames) == 3 else sum(frames),
+        pixel_frames=16 * len(frames) + lead,
+        lead=lead,
+        layer_embedding=options.get("embedded", False),
+        learned_positions=options.get("learned", False),
+        fault=fault,
+    )
+
+
+OFFICIAL: dict[str, OfficialTask] = {
+    task.name: task
+    for task in (
+        _task("gen_rgb", (4, 4, 4)),
+        _task("gen_rgba", (4, 4, 4, 4), embedded=True),
+        _task("seg_rgb", (4, 4, 4), (10, 12), ("blended",), _TWO, learned=True),
+        _task("seg_rgba", (4, 4, 4, 4), (12, 16), ("blended",), _TWO, learned=True),
+        _task("fg2bg_rgb", (4, 4, 4), (0, 4), ("foreground",), learned=True),
+        _task("fg2bg_rgba", (5, 4, 4, 4), (0, 9), ("foreground", "alpha"), embedded=True),
+        _task("bg2fg_rgb", (4, 4, 4), (4, 8), ("background",), learned=True),
+        _task("bg2fg_rgba", (5, 4, 4, 4), (9, 13), ("background",), embedded=True),
+    )
+}
+"""The released configurations by name."""
+
+
+def official_task(name: str | None) -> OfficialTask:
+    """The released configuration of that name; ValueError that lists the names."""
+    if name not in OFFICIAL:
+        raise ValueError(f"unknown official configuration {name!r}; one of {sorted(OFFICIAL)}")
+    return OFFICIAL[name]
