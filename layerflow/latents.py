@@ -291,6 +291,11 @@ class Latents:
         """One column of `clips/` (not a media one) for all rows."""
         return [value for batch in self._clips for value in batch.column(name).to_pylist()]
 
+    def identity(self) -> str:
+        """Hash of what the folder holds: the fingerprint, and every row's id and content."""
+        parts = [self.fingerprint, *(self.column(name) for name in ("id", "content", "dtype"))]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
     def prompt_keys(self) -> set[str]:
         return set(self._prompts)
 
@@ -299,11 +304,16 @@ class Latents:
         batch, row = self._prompts[key]
         return str(batch.column("text")[row].as_py())
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows of `clips/` as written, for copying."""
-        for batch in self._clips:
-            for row in range(batch.num_rows):
-                yield batch.slice(row, 1).to_pylist()[0]
+    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self._clips[number], index - self._starts[number]
+
+    def raw(self, index: int) -> dict[str, Any]:
+        """Row `index` of `clips/` as written, for copying."""
+        batch, row = self._find(index)
+        return dict(batch.slice(row, 1).to_pylist()[0])
 
     def prompt_rows(self) -> Iterator[dict[str, Any]]:
         """All rows of `prompts/` as written, for copying."""
@@ -316,10 +326,7 @@ class Latents:
         moments: float32 ``[4, 2C, f, h, w]``, layers in order
         prompt_embeds: float32 ``[3, tokens, width]``; zeros where a layer has no prompt
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        number = bisect.bisect_right(self._starts, index) - 1
-        batch, row = self._clips[number], index - self._starts[number]
+        batch, row = self._find(index)
 
         def cell(name: str) -> Any:
             return batch.column(name)[row].as_py()

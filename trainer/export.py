@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from layerflow import adapters
-from manifests.train import Lora, TrainManifest
+from manifests.train import TrainManifest
 from trainer.checkpoint import publish, staging
 
 LINK_BYTES = 64 << 20  # larger files of the model (text encoders) are hard-linked, not copied
 
 
 def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
-    """Transformer (with the adapters that the folder holds) and noise scheduler of a pipeline."""
+    """Transformer (with the adapters saved beside it) and noise scheduler of a pipeline."""
     from diffusers import CogVideoXDDIMScheduler
 
     from layerflow.transformer import LayerFlowTransformer3DModel
@@ -28,34 +26,16 @@ def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
     transformer = LayerFlowTransformer3DModel.from_pretrained(
         folder / "transformer", torch_dtype=torch.float32
     )
-    for path in sorted((folder / "adapters").glob("*")):
-        adapters.load_adapter(transformer, path.name, path)
     scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler")
     return transformer.to(device), scheduler
-
-
-def plain_state(transformer: nn.Module) -> dict[str, torch.Tensor]:
-    """The transformer's weights as if no adapter were on it."""
-    return {
-        name.replace(".base_layer.", "."): tensor.detach().clone().contiguous().cpu()
-        for name, tensor in transformer.state_dict().items()
-        if ".lora_" not in name
-    }
 
 
 def export(out: Path, manifest: TrainManifest, stage: str, transformer: Any) -> Path:
     """Write `OUT/export`: the pipeline with the weights and adapters as they are now."""
     source, target = Path(manifest.model), out / "export"
     temporary = staging(target)
-    copy_tree(source, temporary, leave={"transformer", "adapters"})
-    with torch.device("meta"):
-        plain = type(transformer).from_config(transformer.config)
-    state = plain_state(transformer)
-    plain.load_state_dict(state, strict=True, assign=True)
-    plain.save_pretrained(temporary / "transformer")
-    for name in adapter_names(manifest, source):
-        if adapters.adapter_parameters(transformer, name):
-            adapters.save_adapter(transformer, name, temporary / "adapters" / name)
+    copy_tree(source, temporary, leave={"transformer"})
+    transformer.save_pretrained(temporary / "transformer")
     about = {
         "stage": stage,
         "stages": [s.name for s in manifest.stages],
@@ -69,13 +49,6 @@ def export(out: Path, manifest: TrainManifest, stage: str, transformer: Any) -> 
         copy_tree(target, temporary)
         publish(temporary, kept)
     return target
-
-
-def adapter_names(manifest: TrainManifest, model: Path) -> list[str]:
-    """Adapters of the model to start from and of the manifest's stages, each once."""
-    names = [path.name for path in sorted((model / "adapters").glob("*"))]
-    names += [s.trains.lora for s in manifest.stages if isinstance(s.trains, Lora)]
-    return list(dict.fromkeys(names))
 
 
 def copy_tree(source: Path, target: Path, leave: set[str] | None = None) -> None:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerflow.adapters import motion_gate
 from layerflow.objective import layer_loss
 from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
@@ -147,23 +146,21 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
 
         trained.buffer.zero_()  # gradients, and the loss beside them
         for batch in (batch.to(world.device) for batch in prepared):
-            # The gate must hold until backward has run: recomputed blocks read it again.
-            with motion_gate(transformer, batch.motion_gate):
-                with torch.autocast(
-                    world.device.type, torch.bfloat16, enabled=manifest.precision == "bf16"
-                ):
-                    losses = layer_loss(
-                        transformer,
-                        run.scheduler,
-                        batch.latents,
-                        batch.prompt_embeds,
-                        batch.given,
-                        batch.timesteps,
-                        batch.noise,
-                        batch.motion_gate,
-                    )
-                loss = losses.sum() / batches.order.batch
-                loss.backward()
+            with torch.autocast(
+                world.device.type, torch.bfloat16, enabled=manifest.precision == "bf16"
+            ):
+                losses = layer_loss(
+                    transformer,
+                    run.scheduler,
+                    batch.latents,
+                    batch.prompt_embeds,
+                    batch.given,
+                    batch.timesteps,
+                    batch.noise,
+                    batch.motion_gate,  # one number a sample: stills and video mix in a batch
+                )
+            loss = losses.sum() / batches.order.batch
+            loss.backward()
             trained.loss += loss.detach()
         trained.stop.fill_(float(run.terminated.is_set()))
         world.add_up(trained.buffer)

@@ -46,7 +46,7 @@ def num_blocks(transformer: nn.Module) -> int:
 def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:
     """Put the stage's adapter on the model, unless it is there; equal seeds give equal starts."""
     trains = stage.trains
-    if not isinstance(trains, Lora) or adapters.adapter_parameters(transformer, trains.lora):
+    if not isinstance(trains, Lora) or trains.lora in adapters.adapter_names(transformer):
         return
     blocks = block_indices(trains.blocks, num_blocks(transformer))
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,90 @@
+"""``layerflow encode | train``: latents, and the schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Mount this group's commands."""
+    app.command()(encode)
+    app.command()(train)
+
+
+def encode(
+    corpora: Annotated[list[str], typer.Argument(help="corpus folders", metavar="CORPUS...")],
+    model: Annotated[str, typer.Option(help="model folder, made by init")],
+    out: Annotated[str, typer.Option(help="latents folder to make or bring up to date")],
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH to encode at; default: as the clips are")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="frames to take of each clip, evenly; default: all")
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="also each clip mirrored")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="also each clip backwards")] = False,
+    crops: Annotated[int, typer.Option(help="also this many windows of each clip")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float16")] = "float32",
+    workers: Annotated[
+        int | None, typer.Option(help="tasks at a time; default: all CPUs; 0: no Ray, this process")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> None:
+    """Corpus -> latents and prompt embeddings; does only what is missing."""
+    from manifests.common import parse_size
+    from pipelines.encode import run_encode
+    from pipelines.stages.latent import Augment
+
+    summary = run_encode(
+        corpora,
+        model=model,
+        out=out,
+        size=parse_size(size) if size else None,
+        frames=frames,
+        augment=Augment(flip=flip, reverse=reverse, crops=crops),
+        dtype=dtype,
+        workers=workers,
+        quiet=quiet,
+    )
+    print(
+        f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
+        f"encoded, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"
+    )
+    for id_, reason in summary.rejected[:10]:
+        print(f"  rejected {id_}: {reason}")
+
+
+def train(
+    manifest: Annotated[Path, typer.Argument(help="a train manifest (YAML)")],
+    out: Annotated[str | None, typer.Option(help="run folder; default: the manifest's")] = None,
+    stage: Annotated[str | None, typer.Option(help="train this stage only")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="1: this process; more: through Ray Train")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="say what would happen, and stop")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over; default: go on")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no lines while training")] = False,
+) -> None:
+    """The schedule of a manifest. Goes on where an earlier run stopped."""
+    from manifests.train import load
+
+    checked = load(manifest, out=out, workers=workers)
+    if plan:
+        from trainer.plan import lines, make_plan
+
+        print("\n".join(lines(checked, make_plan(checked))))
+        return
+    from trainer.launch import launch
+
+    finished = launch(checked, only=stage, fresh=fresh, log=(lambda line: None) if quiet else _say)
+    if not finished:
+        print(f"{checked.out}: stopped before the end; the same command goes on from here")
+        raise typer.Exit(143)
+    print(f"{checked.out}: done; the pipeline is in {checked.out}/export")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,266 @@
+"""What encode does to one clip: decode, augment, take frames, resize, autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.latents import clip_row, prompt_key, prompt_row
+from layerflow.media import PNG_MAGIC, MediaError, decode_cell, frame_array
+
+AUTOENCODERS = {
+    "BlockDCTAutoencoder": "layerflow.autoencoder",
+    "AutoencoderKLCogVideoX": "diffusers",
+}
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Variants of each clip, all of them deterministic.
+
+    flip: also mirrored left to right. reverse: also backwards in time (not for stills).
+    crops: also that many windows of the target's aspect, `min_crop` to 1 of the largest one.
+    The numbers multiply: flip, reverse and 3 crops make 16 clips of one.
+    """
+
+    flip: bool = False
+    reverse: bool = False
+    crops: int = 0
+    min_crop: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.crops < 0 or not 0 < self.min_crop <= 1:
+            raise ValueError(f"crops must be 0 or more and min_crop in (0, 1], not {self}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    crop: int = 0  # 0: none
+    flip: bool = False
+    reverse: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What the variant adds to the clip's id; empty for the clip itself."""
+        parts = [f"c{self.crop}" * bool(self.crop), "f" * self.flip, "r" * self.reverse]
+        return "".join(f"-{part}" for part in parts if part)
+
+
+def variants(kind: str, augment: Augment) -> list[Variant]:
+    """The variants of a clip, the clip itself first."""
+    choices = itertools.product(
+        range(augment.crops + 1),
+        (False, True) if augment.flip else (False,),
+        (False, True) if augment.reverse and kind != "image" else (False,),
+    )
+    return [Variant(*choice) for choice in choices]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the latents depend on, besides the clips."""
+
+    model: str
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    dtype: str = "float32"
+    augment: Augment = field(default_factory=Augment)
+
+    @property
+    def frame_rule(self) -> str:
+        return f"even:{self.frames}" if self.frames else "all"
+
+
+class Encoder:
+    """A model's autoencoder and text encoder, each loaded when it is first needed."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder, on a GPU if there is one."""
+        import importlib
+
+        import torch
+
+        folder = Path(self.options.model)
+        name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
+        if name not in AUTOENCODERS:
+            raise ValueError(f"{folder}/vae: unknown autoencoder {name!r}; not {set(AUTOENCODERS)}")
+        kind = getattr(importlib.import_module(AUTOENCODERS[name]), name)
+        vae = kind.from_pretrained(folder / "vae").eval()
+        return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline with nothing but its text encoder."""
+        import torch
+        from layerflow.pipeline import LayerFlowPipeline
+
+        pipeline = LayerFlowPipeline.from_pretrained(self.options.model, transformer=None, vae=None)
+        return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def check(self) -> None:
+        """ValueError if the autoencoder cannot take the frames or size that are asked for."""
+        from layerflow.autoencoder import check_frames, spatial_factor
+
+        if self.options.frames:
+            check_frames(self.vae, self.options.frames)
+        factor = spatial_factor(self.vae)
+        if self.options.size and any(side % factor for side in self.options.size):
+            raise ValueError(f"--size must be multiples of {factor}, not {self.options.size}")
+
+    def prompts(self, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Rows of `prompts/` for prefixed texts."""
+        embeddings = self.pipeline.encode_prompts(list(texts)).float().cpu().numpy()
+        for text, embedding in zip(texts, embeddings, strict=True):
+            yield prompt_row(text, embedding, dtype=self.options.dtype)
+
+    def clip(self, row: Mapping[str, Any], about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of `clips/` for a corpus row: one for each variant.
+
+        about: its `content` hash and prefixed `prompts`. ValueError for a clip that cannot be
+        decoded, has too few frames, or does not fit the autoencoder.
+        """
+        from layerflow.autoencoder import check_frames
+
+        clip = decode(row, self.options.frames)
+        check_frames(self.vae, clip.num_frames)
+        augment = self.options.augment
+        chosen = variants(clip.kind, augment)
+        size = self.options.size or clip.size
+        pictures = [vary(clip, v, size, augment.min_crop, row["id"]) for v in chosen]
+        keys = [prompt_key(text) for text in about["prompts"]]
+        return [
+            clip_row(
+                dict(zip(LAYERS, moments, strict=True)),
+                dtype=self.options.dtype,
+                id=row["id"] + variant.suffix,
+                source=row["id"],
+                content=about["content"],
+                kind=clip.kind,
+                alpha_kind=clip.alpha_kind,
+                origin_group=origin_group(row["origin"]),
+                num_frames=clip.num_frames,
+                height=size[0],
+                width=size[1],
+                fps=clip.fps,
+                **{f"{layer}_prompt": key for layer, key in zip(PROMPTED, keys, strict=True)},
+            )
+            for variant, moments in zip(chosen, self._moments(pictures), strict=True)
+        ]
+
+    def _moments(self, clips: Sequence[LayeredClip]) -> np.ndarray:
+        """float32 ``[N, 4, 2C, f, h, w]``."""
+        import torch
+
+        from layerflow.autoencoder import encode, layer_pixels
+
+        pixels = torch.from_numpy(np.concatenate([layer_pixels(clip) for clip in clips]))
+        mean, logvar = encode(self.vae, pixels.permute(0, 4, 1, 2, 3))
+        moments = torch.cat([mean, logvar], 2).transpose(1, 2)
+        return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
+
+
+def origin_group(origin: Mapping[str, Any]) -> str:
+    """What clips of one origin share, to hold them out together: their sources, hashed."""
+    sources = sorted([origin.get("sha256") or origin.get("uri") or "", *(origin["parents"] or [])])
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
+
+
+def even_frames(count: int, wanted: int) -> list[int]:
+    """`wanted` distinct indices spread evenly over `count` frames, in the middle of equal parts."""
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
+    """The clip of a corpus row with `frames` of its frames (None: all; stills stay single).
+
+    Only the chosen frames are converted, which is most of the work at small sizes. MediaError
+    for damaged media and for a clip with fewer frames.
+    """
+    count = row["num_frames"]
+    if row["kind"] == "image":
+        keep = [0]
+    elif frames is None:
+        keep = list(range(count))
+    elif frames > count:
+        raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
+    else:
+        keep = even_frames(count, frames)
+    return LayeredClip(
+        **{layer: read_cell(row[layer], keep, grey=layer == "alpha") for layer in LAYERS},
+        prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
+        fps=row["fps"] * len(keep) / max(1, count),
+        kind=row["kind"],
+        alpha_kind=row["alpha_kind"],
+        background_kind=row["background_kind"],
+    )
+
+
+def read_cell(data: bytes, keep: Sequence[int], *, grey: bool) -> U8:
+    """The frames `keep` of a media cell: uint8 ``[T, H, W, 3]``, or ``[T, H, W]`` when grey."""
+    if data[:8] == PNG_MAGIC:
+        return decode_cell(data)[list(keep)]
+    wanted, taken = set(keep), []
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            for index, frame in enumerate(container.decode(stream)):
+                if index in wanted:
+                    taken.append(frame_array(frame, "gray" if grey else "rgb24"))
+    except (av.error.FFmpegError, IndexError) as error:
+        raise MediaError(f"media cell cannot be decoded: {error}") from error
+    if len(taken) != len(wanted):
+        raise MediaError(f"a media cell has no frame {max(keep)}")
+    return np.stack(taken)
+
+
+def vary(
+    clip: LayeredClip, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
+) -> LayeredClip:
+    """One variant of a clip at `size`. The window of a crop depends on the id and its number."""
+    if variant.crop:
+        digest = hashlib.sha256(f"{id_}-{variant.crop}".encode()).digest()
+        rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+        top, left, height, width = crop_window(clip.size, size, min_crop, rng.random(3).tolist())
+        window = (slice(None), slice(top, top + height), slice(left, left + width))
+        clip = _each(clip, lambda frames: frames[window])
+    if variant.flip:
+        clip = _each(clip, lambda frames: frames[:, :, ::-1])
+    if variant.reverse:
+        clip = _each(clip, lambda frames: frames[::-1])
+    return resize_clip(_each(clip, np.ascontiguousarray), *size)
+
+
+def _each(clip: LayeredClip, change: Any) -> LayeredClip:
+    return replace(clip, **{layer: change(clip.layer(layer)) for layer in LAYERS})
+
+
+def crop_window(
+    size: tuple[int, int], target: tuple[int, int], min_crop: float, chance: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a window of the target's aspect.
+
+    chance: three numbers in [0, 1) for scale, top and left. Scale 1 is the largest window.
+    """
+    largest = min(size[0] / target[0], size[1] / target[1])
+    scale = largest * (min_crop + (1 - min_crop) * chance[0])
+    height = min(size[0], max(1, round(target[0] * scale)))
+    width = min(size[1], max(1, round(target[1] * scale)))
+    top = int(chance[1] * (size[0] - height + 1))
+    left = int(chance[2] * (size[1] - width + 1))
+    return top, left, height, width

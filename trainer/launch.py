@@ -1,0 +1,163 @@
+"""Where the loop runs: in this process, or on workers of Ray Train.
+
+Ray starts the workers, joins them into a process group and starts them again when one dies; the
+loop itself finds its checkpoint and goes on. All stages run in one start of the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from manifests.train import TrainManifest, parse
+from trainer import checkpoint, metrics
+
+MAX_FAILURES = 3
+FOLLOW_SECONDS = 1.0
+
+Log = Callable[[str], None]
+
+
+def launch(
+    manifest: TrainManifest, *, only: str | None = None, fresh: bool = False, log: Log = print
+) -> bool:
+    """Run a manifest into its `out`; False when it was told to stop before the end.
+
+    ValueError for a wrong request: batch and workers that do not fit, another run's folder.
+    """
+    workers = max(1, manifest.workers)
+    for stage in manifest.stages:
+        share = workers * (stage.accumulate or manifest.accumulate)
+        if (stage.batch or manifest.batch) % share:
+            raise ValueError(
+                f"stage {stage.name!r}: a batch of {stage.batch or manifest.batch} does not "
+                f"divide among {workers} workers x accumulation; change one of them"
+            )
+    if workers == 1:
+        from trainer.loop import train
+
+        return train(manifest, manifest.out, only=only, fresh=fresh, log=log)
+    return train_on_ray(manifest, only=only, fresh=fresh, log=log)
+
+
+def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log: Log) -> bool:
+    """The loop on `manifest.workers` workers of a Ray cluster, or of a local one made for it."""
+    import torch
+
+    out = Path(manifest.out)
+    if only is not None:
+        manifest.stage(only)
+    checkpoint.claim(out, manifest, fresh=fresh)  # here, so that a refusal costs no start-up
+    gpus = torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
+    with ray_session(manifest.workers):
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        scratch = Path(tempfile.mkdtemp(prefix=".ray-", dir=out))
+        try:
+            trainer = TorchTrainer(
+                run_worker,
+                train_loop_config={
+                    "manifest": manifest.model_dump_json(),
+                    "only": only,
+                    "folder": os.getcwd(),
+                    "verdict": str(scratch / "verdict.json"),
+                },
+                scaling_config=ScalingConfig(num_workers=manifest.workers, use_gpu=gpus),
+                run_config=RunConfig(
+                    name="train",
+                    storage_path=str(scratch.resolve()),
+                    failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                ),
+            )
+            with following(out / "metrics.csv", manifest, log):
+                trainer.fit()
+            verdict = json.loads((scratch / "verdict.json").read_text())
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    if verdict["error"]:
+        raise ValueError(verdict["error"])
+    return bool(verdict["finished"])
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs. A ValueError is a verdict, not a failure to try again."""
+    os.chdir(config["folder"])
+    import ray.train
+
+    from trainer.loop import train
+
+    manifest = parse(json.loads(config["manifest"]))
+    verdict = {"error": "", "finished": False}
+    try:
+        verdict["finished"] = train(
+            manifest,
+            manifest.out,
+            only=config["only"],
+            log=lambda line: None,
+            report=ray.train.report,
+        )
+    except ValueError as error:
+        verdict["error"] = str(error)
+    if ray.train.get_context().get_world_rank() == 0:
+        checkpoint.write_json(Path(config["verdict"]), verdict)
+
+
+@contextmanager
+def ray_session(workers: int) -> Iterator[None]:
+    """A Ray cluster: the one that runs, that of RAY_ADDRESS, or a local one for this block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not os.environ.get("RAY_ADDRESS"):
+            options |= {
+                "num_cpus": max(workers, os.cpu_count() or 1),
+                "include_dashboard": False,
+                "object_store_memory": 256 << 20,
+            }
+        ray.init(**options)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@contextmanager
+def following(path: Path, manifest: TrainManifest, log: Log) -> Iterator[None]:
+    """Print the newest row of metrics.csv as the workers write it."""
+    ended = threading.Event()
+    steps = {stage.name: stage.steps for stage in manifest.stages}
+
+    def follow() -> None:
+        shown: Any = None
+        while True:
+            last = ended.wait(FOLLOW_SECONDS)
+            rows = metrics.read(path) if path.is_file() else []
+            if rows and rows[-1]["step"] != shown and rows[-1]["stage"] in steps:
+                shown = rows[-1]["step"]
+                log(metrics.line(rows[-1], steps[rows[-1]["stage"]]))
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,172 @@
+"""What a run will train, compute and need, before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.train import Stage, TrainManifest
+from trainer.data import open_parts
+from trainer.metrics import Costs, device_peak, step_costs
+from trainer.stages import attach, trainable_names
+
+# Of the peak that training reaches: on GPUs what is published for video transformers (30 to 38 %),
+# on CPUs what the tiny preset reached of a large matrix product.
+EFFICIENCY = {"cuda": 0.35, "cpu": 0.3}
+ACTIVATIONS = 16  # values of width d that a block keeps a token, from published memory tables
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Figures of one stage."""
+
+    name: str
+    steps: int
+    trained: int
+    total: int
+    groups: dict[str, int]
+    """Module group -> parameters of it that train."""
+    rows: list[int]
+    shapes: list[tuple[int, int, int]]
+    costs: Costs
+    """Of one sample, at the mixture's largest shape."""
+    flops: float
+    """Of one step, over all workers."""
+    seconds: float
+    memory: float
+    """Bytes a worker."""
+
+
+def make_plan(manifest: TrainManifest) -> list[StagePlan]:
+    """Plan all stages. ValueError for whatever would stop the run: manifest, model or latents."""
+    transformer = empty_model(manifest.model)
+    device = torch.device("cuda" if use_gpu(manifest) else "cpu")
+    workers = max(1, manifest.workers)
+    rate = speed(device) * (workers if device.type == "cuda" else 1)
+    plans = []
+    for stage in manifest.stages:
+        attach(transformer, stage, manifest.seed)
+        plans.append(plan_stage(manifest, stage, transformer, rate))
+    return plans
+
+
+def use_gpu(manifest: TrainManifest) -> bool:
+    return torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
+
+
+def empty_model(folder: str | Path) -> Any:
+    """The transformer without weights: its parameters take no memory."""
+    from layerflow.transformer import LayerFlowTransformer3DModel
+
+    path = Path(folder) / "transformer"
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{folder} is no model directory (no transformer/config.json)")
+    config = LayerFlowTransformer3DModel.load_config(path)
+    with torch.device("meta"):
+        return LayerFlowTransformer3DModel.from_config(config)
+
+
+def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: float) -> StagePlan:
+    """Figures of one stage; `rate` is the FLOP/s that all workers reach together."""
+    names = trainable_names(transformer, stage)
+    sizes = {name: p.numel() for name, p in transformer.named_parameters()}
+    parts = open_parts(manifest, stage)
+    shapes = sorted({shape for part in parts for shape in part.shapes})
+    batch = stage.batch or manifest.batch
+    workers = max(1, manifest.workers)
+    accumulate = stage.accumulate or manifest.accumulate
+    if batch % (workers * accumulate):
+        raise ValueError(
+            f"stage {stage.name!r}: a batch of {batch} does not divide among {workers} workers "
+            f"x {accumulate} accumulation steps; change one of them"
+        )
+    channels = transformer.config.in_channels
+    by_shape = {
+        (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in shapes
+    }
+    weights = torch.tensor([component.weight for component in stage.mixture])
+    means = [
+        sum(by_shape[shape].total for shape in part.shapes) / len(part.shapes) for part in parts
+    ]
+    flops = batch * float((torch.tensor(means) * weights).sum() / weights.sum())
+    largest = max(by_shape.values(), key=lambda costs: costs.tokens)
+    trained = sum(sizes[name] for name in names)
+    memory = memory_bytes(
+        manifest,
+        transformer.config,
+        total=sum(sizes.values()),
+        trained=trained,
+        average=stage.ema is not None,
+        tokens=largest.tokens * batch // (workers * accumulate),
+    )
+    groups: dict[str, int] = {}
+    for name in names:
+        group = ".".join(name.split(".")[:2]) if name.startswith("transformer_blocks") else name
+        groups[group] = groups.get(group, 0) + sizes[name]
+    return StagePlan(
+        name=stage.name,
+        steps=stage.steps,
+        trained=trained,
+        total=sum(sizes.values()),
+        groups=groups,
+        rows=[len(part.rows) for part in parts],
+        shapes=shapes,
+        costs=largest,
+        flops=flops,
+        seconds=stage.steps * flops / rate,
+        memory=memory,
+    )
+
+
+def memory_bytes(
+    manifest: TrainManifest, config: Any, *, total: int, trained: int, average: bool, tokens: int
+) -> float:
+    """Estimate for one worker: fp32 weights; gradient, two moments (and average) of what trains;
+    and activations: about 16 values of the network's width a token and block, or 1 and one
+    block's 16 when blocks are recomputed."""
+    width = config.num_attention_heads * config.attention_head_dim
+    size = 2 if manifest.precision == "bf16" else 4
+    per_token = ACTIVATIONS * config.num_layers
+    if manifest.checkpointing == "full":
+        per_token = config.num_layers + ACTIVATIONS
+    state = 4 * (total + trained * (4 if average else 3))
+    return float(state + tokens * per_token * width * size)
+
+
+def speed(device: torch.device) -> float:
+    """FLOP/s to expect of training on a device: a share of its peak, measured if not known."""
+    peak = device_peak(device)
+    if peak is None:
+        side = 512
+        left, right = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
+        best = 1e9
+        for _ in range(5):
+            start = time.perf_counter()
+            float((left @ right)[0, 0])  # reading it waits for the device
+            best = min(best, time.perf_counter() - start)
+        peak = 2 * side**3 / best
+    return peak * EFFICIENCY[device.type]
+
+
+def lines(manifest: TrainManifest, plans: list[StagePlan]) -> list[str]:
+    """The plan for people."""
+    out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
+    for plan, stage in zip(plans, manifest.stages, strict=True):
+        batch = stage.batch or manifest.batch
+        shapes = ", ".join("x".join(map(str, shape)) for shape in plan.shapes)
+        groups = sorted(plan.groups.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{name} {count / 1e3:.1f} k" for name, count in groups[:6])
+        more = f", and {len(groups) - 6} more" if len(groups) > 6 else ""
+        out += [
+            f"{plan.name}: {plan.steps} steps of {batch} clips",
+            f"  trains {plan.trained / 1e6:.3f} M parameters: {shown}{more}",
+            f"  rows {' + '.join(map(str, plan.rows))}; latent shapes (f x h x w) {shapes}",
+            f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step",
+            f"  about {plan.memory / 2**30:.2f} GiB a worker and "
+            f"{plan.seconds / 60:.1f} min (estimates)",
+        ]
+    return out
