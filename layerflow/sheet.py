@@ -15,7 +15,7 @@ from layerflow.media import encode_png
 
 SHOWN = ("blended", "foreground", "alpha", "background")
 HEADINGS = ("blended", "foreground on checkerboard", "alpha", "background")
-MARGIN = 8
+MARGIN, GAP = 8, 2
 TEXT_SIZE = 13
 LINE_HEIGHT = 17
 PAPER, INK, FAINT = (24, 26, 30), (235, 235, 235), (150, 156, 166)
@@ -117,7 +117,7 @@ def _row(clip: LayeredClip, columns: int, height: int, width: int) -> U8:
     for layer, name in enumerate(SHOWN):
         for column, frame in enumerate(shown_layer(few, name)):
             x = MARGIN + layer * strip + column * width
-            out[:height, x : x + width] = fit(frame, height, width)
+            out[:height, x : x + width - GAP] = fit(frame, height, width - GAP)
     return out
 
 

@@ -1,0 +1,203 @@
+"""Care of a corpus: is it sound (``validate``), and what is in it (``stats``).
+
+Both stream over the corpus; neither changes it. Rows are decoded in child processes when workers
+are asked for, so that a decoder crash or hang is a problem of one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerflow.check import Problem, RowReport, check_row
+from layerflow.corpus import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
+from layerflow.stats import stats
+
+__all__ = ["check_folder", "check_rows", "stats", "validate"]
+
+ROW_SECONDS = 180.0
+CHILD_MEMORY = 8 << 30
+FIX_FOLDER = "copy the corpus again from a sound copy, or run its job again with another --out"
+
+
+def validate(corpus: Corpus | str | Path, *, workers: int = 0) -> list[Problem]:
+    """Every problem of a corpus folder and its rows; an empty list means that it is sound.
+
+    workers: child processes that decode; 0 decodes in this process (for trusted corpora).
+    """
+    path = corpus.path if isinstance(corpus, Corpus) else Path(corpus)
+    problems = check_folder(path)
+    if any(problem.field != "corpus.json" for problem in problems):
+        return problems
+    for report in check_rows(Corpus.open(path), workers=workers):
+        problems.extend(report.problems)
+    return problems
+
+
+def check_folder(path: Path) -> list[Problem]:
+    """Schema, sidecars, shards and their checksum, unique ids, the rejected table."""
+    try:
+        corpus = Corpus.open(path)
+    except (ValueError, KeyError, OSError, pa.ArrowInvalid) as error:
+        return [Problem(None, "state.json", str(error), FIX_FOLDER)]
+    problems = [*_schema(path, corpus), *_info(corpus), *_fingerprint(path), *_ids(corpus)]
+    if (path / "rejected").exists():
+        try:
+            rejected = Table(path / "rejected")
+            missing = set(REJECTED_SCHEMA.names) - set(rejected.schema.names)
+            if missing:
+                text = f"there is no column {sorted(missing)}"
+                problems.append(Problem(None, "rejected", text, FIX_FOLDER))
+        except (ValueError, KeyError) as error:
+            problems.append(Problem(None, "rejected", str(error), FIX_FOLDER))
+    return problems
+
+
+def _schema(path: Path, corpus: Corpus) -> Iterator[Problem]:
+    for field in SCHEMA:
+        found = corpus.schema.field(field.name).type
+        if found != field.type:
+            text = f"the column is {_brief(found)}, not {_brief(field.type)}"
+            yield Problem(None, field.name, text, "convert it with the version that made it")
+    try:
+        features = json.loads((path / "dataset_info.json").read_text())["features"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Problem(None, "dataset_info.json", f"cannot be read: {error}", FIX_FOLDER)
+        return
+    if set(features) != set(corpus.schema.names):
+        names = sorted(set(features) ^ set(corpus.schema.names))
+        yield Problem(None, "dataset_info.json", f"and the shards differ in {names}", FIX_FOLDER)
+
+
+def _brief(kind: pa.DataType) -> str:
+    text = str(kind)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _info(corpus: Corpus) -> Iterator[Problem]:
+    again = "run the job that made it again: it resumes"
+    try:
+        info = corpus.info
+    except ValueError as error:
+        yield Problem(None, "corpus.json", f"cannot be read: {error}", again)
+        return
+    if not info:
+        yield Problem(None, "corpus.json", "is missing, so how it was made is not known", again)
+    elif info.get("state") != "complete":
+        yield Problem(None, "corpus.json", f"the state is {info.get('state')!r}", again)
+    elif info.get("rows") not in (None, len(corpus)):
+        text = f"says {info['rows']} rows, the shards hold {len(corpus)}"
+        yield Problem(None, "corpus.json", text, FIX_FOLDER)
+
+
+def _fingerprint(path: Path) -> Iterator[Problem]:
+    state = json.loads((path / "state.json").read_text())
+    names = [Path(entry["filename"]).name for entry in state["_data_files"]]
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(file_sha256(path / name).encode())
+    if state.get("_fingerprint") != digest.hexdigest()[:16]:
+        text = "the checksum of the shards is not the one that was written with them"
+        yield Problem(None, "state.json", text, FIX_FOLDER)
+    stray = sorted({p.name for p in path.glob("*.arrow")} - set(names))
+    if stray:
+        text = f"does not name the shards {stray[:3]}"
+        yield Problem(None, "state.json", text, "remove them if they are left over")
+
+
+def _ids(corpus: Corpus) -> Iterator[Problem]:
+    repeated = [id for id, count in Counter(corpus.ids()).items() if count > 1]
+    if repeated:
+        text = f"{len(repeated)} ids are there more than once, the first is {repeated[0]!r}"
+        yield Problem(None, "id", text, "merge it into a new corpus with `layerflow merge`")
+
+
+def check_rows(corpus: Corpus, *, workers: int = 0) -> Iterator[RowReport]:
+    """``check_row`` of every row, in order."""
+    if workers <= 0:
+        for index in range(len(corpus)):
+            yield check_row(corpus.row(index), index)
+        return
+    children = [_Child(corpus.path) for _ in range(min(workers, max(1, len(corpus))))]
+    try:
+        for first in range(0, len(corpus), len(children)):
+            busy = list(zip(range(first, len(corpus)), children, strict=False))
+            for index, child in busy:
+                child.ask(index)
+            for index, child in busy:
+                yield child.answer(index)
+    finally:
+        for child in children:
+            child.stop()
+
+
+class _Child:
+    """A process that checks rows of one corpus; replaced when it crashes or hangs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def ask(self, index: int) -> None:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            arguments = (theirs, str(self._path))
+            self._process = context.Process(target=_serve, args=arguments, daemon=True)
+            self._process.start()
+            theirs.close()
+        assert self._pipe is not None
+        self._pipe.send_bytes(json.dumps(index).encode())
+
+    def answer(self, index: int) -> RowReport:
+        assert self._pipe is not None
+        try:
+            if self._pipe.poll(ROW_SECONDS):
+                return _report(json.loads(self._pipe.recv_bytes()))
+            text = f"decoding took longer than {ROW_SECONDS:.0f} s"
+        except (EOFError, OSError):
+            self._process.join()
+            text = f"the decoder crashed (status {self._process.exitcode})"
+        self.stop()
+        return RowReport((Problem(index, "media cells", text),))
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            assert self._pipe is not None
+            self._pipe.close()
+            self._process = None
+
+
+def _serve(pipe: Connection, path: str) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, CHILD_MEMORY))
+    corpus = Corpus.open(path)
+    while True:
+        try:
+            index = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            report = check_row(corpus.row(index), index)
+        except Exception as error:  # a row that breaks a check is a finding, not a crash
+            text = f"{type(error).__name__}: {error}"
+            report = RowReport((Problem(index, "media cells", text),))
+        pipe.send_bytes(json.dumps(asdict(report)).encode())
+
+
+def _report(data: dict[str, Any]) -> RowReport:
+    problems = tuple(Problem(**problem) for problem in data["problems"])
+    return RowReport(problems, data["kind"], data["encoded_rms"])

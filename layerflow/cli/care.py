@@ -1,0 +1,218 @@
+"""``layerflow validate | stats | view | filter | merge | split``: care of a corpus."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from layerflow.derive import Derived
+
+CorpusPath = Annotated[Path, typer.Argument(help="a corpus folder", metavar="CORPUS")]
+OutPath = Annotated[Path, typer.Option(help="corpus folder to make; must not exist")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON only")]
+
+
+def register(app: typer.Typer) -> None:
+    """Mount this group's commands."""
+    app.command()(validate)
+    app.command()(stats)
+    app.command()(view)
+    app.command("filter")(filter_)
+    app.command()(merge)
+    app.command()(split)
+
+
+def validate(
+    corpus: CorpusPath,
+    workers: Annotated[
+        int | None, typer.Option(help="decoding processes; default: all CPUs; 0: this process")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="print every problem")] = False,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> None:
+    """Check schema, files, checksums, every media cell and the compositing equation."""
+    import json as encoder
+    from dataclasses import asdict
+
+    from rich.progress import track
+
+    from layerflow.care import check_folder, check_rows
+    from layerflow.corpus import Corpus
+
+    problems = check_folder(corpus)
+    errors: dict[str, list[float]] = {}
+    rows = 0
+    if all(problem.field == "corpus.json" for problem in problems):
+        opened = Corpus.open(corpus)
+        processes = os.cpu_count() or 1 if workers is None else workers
+        reports = check_rows(opened, workers=processes)
+        for report in track(
+            reports, "rows", total=len(opened), disable=quiet or json, transient=True
+        ):
+            rows += 1
+            problems.extend(report.problems)
+            if report.encoded_rms is not None:
+                errors.setdefault(report.kind, []).append(report.encoded_rms)
+    means = {kind: sum(values) / len(values) for kind, values in errors.items()}
+    if json:
+        found = [asdict(problem) for problem in problems]
+        typer.echo(encoder.dumps({"rows": rows, "problems": found, "encoded_rms": means}))
+    else:
+        for problem in problems if every else problems[:1]:
+            typer.echo(str(problem))
+        if len(problems) > 1 and not every:
+            typer.echo(f"and {len(problems) - 1} more problems (--all shows them)")
+        for kind, mean in sorted(means.items()):
+            typer.echo(f"{kind}: blended is {mean:.2f} levels rms from its layers, as encoded")
+        typer.echo(f"{rows} rows checked, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+def stats(corpus: CorpusPath, json: Json = False) -> None:
+    """Counts, seconds, bytes, scores, licences, duplicates and rejection reasons."""
+    import json as encoder
+
+    from layerflow.care import stats as of
+    from layerflow.corpus import Corpus
+
+    found = of(Corpus.open(corpus))
+    if json:
+        typer.echo(encoder.dumps(found, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in _tables(found):
+        console.print(table)
+
+
+def _tables(found: dict[str, Any]) -> list[Any]:
+    shares = {**found["kinds"], "all": {**found, "bytes": found["bytes"]["all"]}}
+    shares["all"] |= {"clips": found["rows"], "sources": found["sources"]["count"]}
+    kinds = _table("clips", "kind", "clips", "sources", "frames", "seconds", "MB")
+    licences = _table("licences", "licence", "clips", "sources", "frames", "seconds", "MB")
+    for table, rows in ((kinds, shares), (licences, found["licences"])):
+        for name, share in rows.items():
+            table.add_row(
+                _plain(name),
+                *(str(share[key]) for key in ("clips", "sources", "frames")),
+                f"{share['seconds']:.1f}",
+                f"{share['bytes'] / 1e6:.1f}",
+            )
+    points = ("count", "min", "p5", "p25", "p50", "p75", "p95", "max")
+    scores = _table("scores", "score", *points)
+    for name, values in found["scores"].items():
+        scores.add_row(name, *(f"{values[point]:.4g}" for point in points))
+    rejected = _table(f"rejected ({found['rejected']['rows']})", "stage: reason", "rows")
+    for reason, count in found["rejected"]["reasons"].items():
+        rejected.add_row(_plain(reason), str(count))
+    more = _table("more", "what", "values")
+    for name in ("size", "num_frames", "fps", "alpha_kind", "background_kind"):
+        text = ", ".join(f"{value} ({count})" for value, count in found[name].items())
+        more.add_row(name, _plain(text))
+    more.add_row("duplicate clips", str(found["duplicates"]["rows"]))
+    for layer, prompt in found["prompts"].items():
+        text = f"{prompt['distinct']} distinct, {prompt['empty']} empty"
+        more.add_row(f"{layer} prompts", text)
+    return [table for table in (kinds, licences, scores, rejected, more) if table.row_count]
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text from a corpus, without control characters and rich markup."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else " " for c in text[:300]))
+
+
+def view(
+    source: Annotated[Path, typer.Argument(help="a corpus, or a folder of samples")],
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+    serve: Annotated[
+        bool, typer.Option("--serve", help="serve the whole corpus on 127.0.0.1 instead")
+    ] = False,
+    port: Annotated[int, typer.Option(help="port of --serve; 0: a free one")] = 8000,
+    limit: Annotated[int, typer.Option(help="clips in a written page, chosen evenly")] = 48,
+) -> None:
+    """One self-contained page: layers playing side by side, scores, filters, rejected rows."""
+    if serve:
+        from pipelines.report_server import serve as serve_page
+
+        serve_page(source, port=port)
+        return
+    from pipelines.report import write_report
+
+    for path in write_report(source, out, limit=limit):
+        typer.echo(str(path))
+
+
+def filter_(
+    corpus: CorpusPath,
+    out: OutPath,
+    where: Annotated[
+        list[str] | None, typer.Option(help="such as 'flicker<0.02 and ghost<5'; repeatable")
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="keep only this kind; repeatable")] = None,
+    keep_unknown: Annotated[
+        bool, typer.Option("--keep-unknown", help="keep rows that have no such score")
+    ] = False,
+) -> None:
+    """A new corpus of the rows whose stored values pass; nothing is decoded."""
+    from layerflow.corpus import Corpus
+    from layerflow.derive import filter_corpus
+
+    opened = Corpus.open(corpus)
+    _show(
+        filter_corpus(opened, out, where=where or (), kinds=kind or (), keep_unknown=keep_unknown)
+    )
+
+
+def merge(
+    corpora: Annotated[list[Path], typer.Argument(help="corpus folders", metavar="CORPUS...")],
+    out: OutPath,
+) -> None:
+    """One new corpus of all rows; of rows with the same id the first stays."""
+    from layerflow.corpus import Corpus
+    from layerflow.derive import merge_corpora
+
+    _show(merge_corpora([Corpus.open(path) for path in corpora], out))
+
+
+def split(
+    corpus: CorpusPath,
+    out: Annotated[Path, typer.Option(help="folder to make one corpus per split in")],
+    fractions: Annotated[str, typer.Option(help="names and shares")] = "train=0.9,validation=0.1",
+    seed: Annotated[int, typer.Option(help="the draw follows from it")] = 0,
+) -> None:
+    """Splits that keep all clips of one foreground source together."""
+    from layerflow.corpus import Corpus
+    from layerflow.derive import split_corpus
+    from layerflow.splits import parse_fractions
+
+    made, assignment = split_corpus(Corpus.open(corpus), out, parse_fractions(fractions), seed=seed)
+    for derived in made.values():
+        _show(derived)
+    typer.echo(
+        f"{assignment.groups} groups of clips were kept together; "
+        f"{assignment.shared_backgrounds} background sources are in more than one split"
+    )
+
+
+def _show(derived: Derived) -> None:
+    typer.echo(f"{derived.out}: {derived.rows} rows, {derived.left_out} in rejected/")
+    for reason, count in derived.reasons.items():
+        typer.echo(f"  {count} x {reason}")
