@@ -1,0 +1,160 @@
+"""A tiny model, latents and manifests that the trainer's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import CogVideoXDDIMScheduler
+
+from layerflow.autoencoder import BlockDCTAutoencoder
+from layerflow.clip import LAYERS, PROMPTED
+from layerflow.latents import FORMAT_VERSION, LatentsWriter, clip_row, prompt_key, prompt_row
+from layerflow.transformer import LayerFlowTransformer3DModel
+from manifests.train import TrainManifest, parse
+
+CHANNELS, TOKENS, TEXT_WIDTH = 4, 2, 8
+
+
+def make_model(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
+    """A pipeline directory as far as the trainer needs one: transformer, scheduler, autoencoder."""
+    torch.manual_seed(seed)
+    transformer = LayerFlowTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        time_embed_dim=16,
+        text_embed_dim=TEXT_WIDTH,
+        num_layers=layers,
+        sample_width=2,
+        sample_height=2,
+        sample_frames=8,
+        patch_size=1,
+        temporal_compression_ratio=1,
+        max_text_seq_length=3 * TOKENS,
+        num_text_tokens=TOKENS,
+        latent_frames=2,
+    )
+    for name, parameter in transformer.named_parameters():
+        if "proj_out" in name or "norm" in name:  # a zero start would hide mistakes
+            torch.nn.init.normal_(parameter, std=0.3)
+    transformer.save_pretrained(folder / "transformer")
+    CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", snr_shift_scale=3.0, rescale_betas_zero_snr=True
+    ).save_pretrained(folder / "scheduler")
+    BlockDCTAutoencoder(block_size=8, luma_bands=2, chroma_bands=1).save_pretrained(folder / "vae")
+    (folder / "model_index.json").write_text('{"_class_name": "LayerFlowPipeline"}\n')
+    return folder
+
+
+def make_latents(
+    folder: Path,
+    *,
+    count: int = 12,
+    kind: str = "pasted",
+    frames: int = 2,
+    size: int = 2,
+    posterior: bool = True,
+    seed: int = 0,
+) -> Path:
+    """`count` clips of random latents with distinct prompts."""
+    rng = np.random.default_rng(seed)
+    texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(3)]
+
+    def moments() -> np.ndarray:
+        shape = (CHANNELS, frames, size, size)
+        logvar = np.full(shape, -2.0 if posterior else -30.0)
+        return np.concatenate([rng.standard_normal(shape), logvar]).astype(np.float32)
+
+    def clips() -> Any:
+        for i in range(count):
+            keys = {f"{p}_prompt": prompt_key(texts[3 * i + s]) for s, p in enumerate(PROMPTED)}
+            yield clip_row(
+                {layer: moments() for layer in LAYERS},
+                id=f"{kind}{i:04d}",
+                source=f"{kind}{i:04d}",
+                content=f"{seed}-{i}",
+                kind=kind,
+                alpha_kind="soft" if kind == "image" else "binary",
+                origin_group=str(i // 2),
+                num_frames=frames,
+                height=8 * size,
+                width=8 * size,
+                fps=8.0,
+                **keys,
+            )
+
+    with LatentsWriter(folder, {"format_version": FORMAT_VERSION}) as writer:
+        writer.clips(clips())
+        writer.prompts(
+            prompt_row(text, rng.standard_normal((TOKENS, TEXT_WIDTH))) for text in texts
+        )
+    return folder
+
+
+def make_manifest(folder: Path, **changes: Any) -> TrainManifest:
+    """Three short stages over `folder`/model, /video and /stills, which are made when absent."""
+    if not (folder / "model").exists():
+        make_model(folder / "model")
+        make_latents(folder / "video", count=10)
+        make_latents(folder / "stills", count=6, kind="image", frames=1, seed=1)
+    document = {
+        "model": str(folder / "model"),
+        "out": str(folder / "out"),
+        "seed": 7,
+        "batch": 4,
+        "latents": {"video": str(folder / "video"), "stills": str(folder / "stills")},
+        "log_every": 2,
+        "save_every": 3,
+        "tensorboard": False,
+        "prefetch": 0,
+        "stages": [
+            {
+                "name": "base",
+                "steps": 5,
+                "lr": 2e-3,
+                "ema": 0.9,
+                "schedule": {"warmup": 2, "decay": "power", "power": 0.7},
+                "trains": "full",
+                "mixture": [{"latents": "video"}],
+                "tasks": {"generate": 0.5, "decompose": 0.3, "fg2bg": 0.2},
+            },
+            {
+                "name": "motion",
+                "steps": 4,
+                "lr": 5e-3,
+                "trains": {"lora": "motion", "rank": 2},
+                "mixture": [{"latents": "video", "freeze": True, "motion_gate": 1}],
+            },
+            {
+                "name": "content",
+                "steps": 4,
+                "lr": 5e-3,
+                "trains": {"lora": "content", "rank": 2, "blocks": [1]},
+                "mixture": [
+                    {"latents": "stills", "weight": 3, "motion_gate": 1},
+                    {"latents": "video", "motion_gate": 0},
+                ],
+            },
+        ],
+    }
+    return parse(document | changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of an exported pipeline's transformer, adapters included."""
+    from safetensors.torch import load_file
+
+    return {
+        f"{file.parent.name}/{name}": tensor
+        for file in sorted((folder / "transformer").rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors are equal bit by bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
