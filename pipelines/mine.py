@@ -8,29 +8,31 @@ bad input becomes a rejected row and the job goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from layerflow.clip import U8, LayeredClip
+from layerflow.clip import PROMPTED, U8, LayeredClip
 from layerflow.corpus import clip_id, encode_row, file_sha256, origin, rejected_row
 from layerflow.decode import Decoder
 from layerflow.media import MediaError
+from layerflow.video import Limits
 from manifests.mine import MineOptions
 from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting import Matter, make_matter
 from pipelines.stages.colour import straight_foreground
-from pipelines.stages.listing import Source, list_sources
+from pipelines.stages.listing import Source, list_sources, local_copy
 from pipelines.stages.plate import clean_plate
-from pipelines.stages.prompts import prompts_for, read_prompt_table
+from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
 from pipelines.stages.score import judge, score_clip
 from pipelines.stages.shots import Window, cut_windows, find_shots, why_no_window
 
 FORMAT_VERSION = 1
+WHOLE = 1e12  # an end that no video reaches
 
 
 def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = False) -> Summary:
@@ -52,37 +54,47 @@ def plan_units(
     options: MineOptions,
     table: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Unit]:
-    """One unit per time span of each video; a video that cannot be probed is one unit."""
+    """One unit per time span of each local video, one per remote video.
+
+    A video that cannot be probed, or whose sidecar is broken, is one unit that reports it.
+    """
     units: list[Unit] = []
     with Decoder(deadline=options.deadline) as decoder:
         for source in sources:
-            prompts: dict[str, str] | None = None
+            payload: dict[str, Any] = {
+                "location": source.location if source.remote else str(source.path.resolve()),
+                "uri": source.uri,
+                "licence": source.row.get("licence", options.licence),
+                "attribution": source.row.get("attribution", options.attribution),
+                "prompts": None,
+                "problem": None,
+            }
+            size, spans = 0, [(0.0, WHOLE)]
             try:
-                seconds = decoder.probe(source.path).seconds
-                prompts = prompts_for(source.path, source.uri, table)[0]
-                problem = None
-            except ValueError as error:
-                seconds, problem = 0.0, str(error)
-            for start, end in _spans(seconds, options.span):
-                size = source.path.stat().st_size
-                payload = {
-                    "path": str(source.path.resolve()),
-                    "uri": source.uri,
-                    "start": start,
-                    "end": end,
-                    "prompts": prompts,
-                    "problem": problem,
-                }
-                units.append(Unit(unit_key(source.uri, size, start, end), len(units), payload))
+                payload["prompts"] = _prompts(source, table)
+                if not source.remote:
+                    size = source.path.stat().st_size
+                    spans = time_spans(decoder.probe(source.path).seconds, options.span)
+            except (ValueError, OSError) as error:
+                payload["problem"] = str(error)
+            for start, end in spans:
+                key = unit_key(source.uri, size, start, end)
+                units.append(Unit(key, len(units), {**payload, "start": start, "end": end}))
     return units
 
 
-def _spans(seconds: float, span: float) -> Iterator[tuple[float, float]]:
-    """Equal time spans of at most about ``span`` seconds; the last one has no end."""
+def _prompts(source: Source, table: Mapping[str, Mapping[str, str]] | None) -> dict[str, str]:
+    if any(layer in source.row for layer in PROMPTED):
+        return {**TEMPLATE, **{k: v for k, v in source.row.items() if k in PROMPTED}}
+    path = Path(source.uri).name if source.remote else source.path
+    return prompts_for(Path(path), source.uri, table)[0]
+
+
+def time_spans(seconds: float, span: float) -> list[tuple[float, float]]:
+    """Time spans of ``span`` seconds; the last one has no end and may be a quarter longer."""
     count = max(1, math.ceil(seconds / span - 0.25))
-    for index in range(count):
-        end = (index + 1) * span if index + 1 < count else 1e12
-        yield index * span, end
+    ends = [*((index + 1) * span for index in range(count - 1)), WHOLE]
+    return [(index * span, end) for index, end in enumerate(ends)]
 
 
 @lru_cache(maxsize=1)
@@ -98,12 +110,9 @@ class _Job:
     options: MineOptions
     recipe: Recipe
     payload: dict[str, Any]
+    path: Path
     decoder: Decoder
-    outcome: Outcome = field(default_factory=Outcome)
-
-    @property
-    def path(self) -> Path:
-        return Path(self.payload["path"])
+    outcome: Outcome
 
     def reject(
         self,
@@ -113,13 +122,14 @@ class _Job:
         scores: Mapping[str, float] | None = None,
     ) -> None:
         start, end = (window.start, window.end) if window else (None, None)
+        uri, recipe = self.payload["uri"], self.recipe.hash
         self.outcome.rejected.append(
             rejected_row(
-                self.payload["uri"],
+                uri,
                 stage,
                 reason,
                 kind="mined",
-                recipe=self.recipe.hash,
+                recipe=recipe,
                 start=start,
                 end=end,
                 quality=scores,
@@ -129,27 +139,41 @@ class _Job:
 
 def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) -> Outcome:
     """All clips of one time span of one video."""
+    outcome = Outcome()
     with Decoder(deadline=options.deadline) as decoder:
-        job = _Job(options, recipe, payload, decoder)
+        job = _Job(options, recipe, payload, Path(), decoder, outcome)
         if payload["problem"]:
             job.reject("read", payload["problem"])
-            return job.outcome
-        sha256 = file_sha256(job.path)
-        for window in _windows(job):
+            return outcome
+        try:
+            with local_copy(payload["location"], Limits().max_bytes) as path:
+                job.path = path
+                _mine_file(job)
+        except ValueError as error:  # the file itself: fetching, probing, hashing
+            job.reject("read", str(error))
+    return outcome
+
+
+def _mine_file(job: _Job) -> None:
+    sha256 = file_sha256(job.path)
+    spans = [(job.payload["start"], job.payload["end"])]
+    if "://" in job.payload["location"]:
+        spans = time_spans(job.decoder.probe(job.path).seconds, job.options.span)
+    for span in spans:
+        for window in _windows(job, *span):
             try:
                 _mine_window(job, window, sha256)
             except MediaError as error:
                 job.reject("decode", str(error), window)
             except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
                 job.reject("layers", f"{type(error).__name__}: {error}", window)
-    return job.outcome
 
 
-def _windows(job: _Job) -> list[Window]:
-    """Shots and windows of the span; what is wrong with it goes to the rejected rows."""
-    options, payload = job.options, job.payload
+def _windows(job: _Job, start: float, end: float) -> list[Window]:
+    """Shots and windows of a span; what is wrong with it goes to the rejected rows."""
+    options = job.options
     try:
-        times, thumbs = job.decoder.scan(job.path, payload["start"], payload["end"])
+        times, thumbs = job.decoder.scan(job.path, start, end)
     except MediaError as error:
         job.reject("decode", str(error))
         return []
@@ -165,29 +189,30 @@ def _windows(job: _Job) -> list[Window]:
 
 def _mine_window(job: _Job, window: Window, sha256: str) -> None:
     """Layers, scores and the gate for one window."""
-    options = job.options
+    options, payload = job.options, job.payload
     frames = job.decoder.fetch(job.path, window.times, *options.size)
-    clip, scores = make_layers(frames, _matter(options.matting, options.weights), options.fps)
+    layers, scores = make_layers(frames, _matter(options.matting, options.weights), options.fps)
     verdict = judge(scores, options.gate)
     if verdict is not None:
         job.reject("gate", verdict, window, scores)
         return
-    row = encode_row(
-        LayeredClip(**{**clip, "prompts": job.payload["prompts"]}),
-        id=clip_id("mined", [sha256], [window.start, window.end], job.recipe.hash),
-        origin=origin(
-            job.payload["uri"],
-            sha256,
-            start=window.start,
-            end=window.end,
-            licence=options.licence,
-            attribution=options.attribution,
-        ),
-        quality=scores,
-        recipe=job.recipe.hash,
-        crf=options.crf,
+    job.outcome.rows.append(
+        encode_row(
+            LayeredClip(**layers, prompts=payload["prompts"]),
+            id=clip_id("mined", [sha256], [window.start, window.end], job.recipe.hash),
+            origin=origin(
+                payload["uri"],
+                sha256,
+                start=window.start,
+                end=window.end,
+                licence=payload["licence"],
+                attribution=payload["attribution"],
+            ),
+            quality=scores,
+            recipe=job.recipe.hash,
+            crf=options.crf,
+        )
     )
-    job.outcome.rows.append(row)
 
 
 def make_layers(frames: U8, matter: Matter, fps: float) -> tuple[dict[str, Any], dict[str, float]]:

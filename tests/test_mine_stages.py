@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.mine import _spans
+from pipelines.mine import time_spans
 from pipelines.stages.listing import list_sources
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table, sidecar_prompts
 from pipelines.stages.shots import cut_windows, find_shots, why_no_window
@@ -74,9 +74,9 @@ def test_a_window_does_not_cross_a_shot_border() -> None:
 
 
 def test_spans_cover_everything_once() -> None:
-    assert list(_spans(10, 60)) == [(0, 1e12)]
-    assert list(_spans(139, 60)) == [(0, 60), (60, 120), (120, 1e12)]
-    assert list(_spans(0, 60)) == [(0, 1e12)]
+    assert time_spans(10, 60) == [(0, 1e12)]
+    assert time_spans(139, 60) == [(0, 60), (60, 120), (120, 1e12)]
+    assert time_spans(0, 60) == [(0, 1e12)]
 
 
 def test_prompts_come_from_table_then_sidecar_then_template(tmp_path: Path) -> None:
@@ -108,3 +108,27 @@ def test_a_table_without_a_video_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"clip": "a"}\n')
     with pytest.raises(ValueError, match="row 1 has no video column"):
         read_prompt_table(tmp_path / "t.jsonl")
+
+
+def test_tables_globs_and_urls_are_inputs(tmp_path: Path) -> None:
+    from pipelines.stages.listing import local_copy
+
+    (tmp_path / "v").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "v" / name).write_bytes(name.encode())
+    table = tmp_path / "t.csv"
+    table.write_text("video,foreground,licence\nv/b.mp4,a cat,CC0-1.0\n")
+    (source,) = list_sources([str(table)])
+    assert (source.uri, source.row) == ("v/b.mp4", {"foreground": "a cat", "licence": "CC0-1.0"})
+    assert [s.uri for s in list_sources([str(tmp_path / "v" / "*.mp4")])] == ["a.mp4", "b.mp4"]
+    url = f"file://{tmp_path}/v"
+    remote = list_sources([url])
+    assert [Path(s.uri).name for s in remote] == ["a.mp4", "b.mp4"]
+    with local_copy(remote[0].location, 100) as path:
+        assert path.read_bytes() == b"a.mp4"
+    assert not path.exists()
+    with pytest.raises(ValueError, match="over the limit"), local_copy(remote[0].location, 2):
+        pass
+    table.write_text("video\n../../etc/passwd\n")
+    with pytest.raises(ValueError, match="leads out"):
+        list_sources([str(table)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from layerflow.clip import PROMPTED
+from pipelines.stages.listing import read_rows
 
 TEMPLATE = {
     "foreground": "the moving subject, cut out",
@@ -61,25 +61,8 @@ def read_prompt_table(path: Path) -> dict[str, dict[str, str]]:
     Keys are the video column as written (a uri below the input folder, or a file name).
     Raises ValueError that names the file and, where it can, the line.
     """
-    rows: list[Mapping[str, Any]]
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".csv":
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        elif suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
-        elif suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            rows = pq.read_table(path).to_pylist()
-        else:
-            raise ValueError("a prompt table is .csv, .jsonl or .parquet")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
     table: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(read_rows(path), 1):
         if not isinstance(row, Mapping) or not isinstance(row.get("video"), str):
             raise ValueError(f"{path}: row {number} has no video column")
         given = {k: v for k, v in row.items() if v is not None}
