@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from layerflow.check import Problem, RowReport, check_row
+from layerflow.contained import contained_map
 from layerflow.corpus import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
+from layerflow.media import MediaError
 from layerflow.stats import stats
 
 __all__ = ["check_folder", "check_rows", "stats", "validate"]
 
-ROW_SECONDS = 180.0
-CHILD_MEMORY = 8 << 30
 FIX_FOLDER = "copy the corpus again from a sound copy, or run its job again with another --out"
 
 
@@ -122,82 +119,24 @@ def _ids(corpus: Corpus) -> Iterator[Problem]:
 
 
 def check_rows(corpus: Corpus, *, workers: int = 0) -> Iterator[RowReport]:
-    """``check_row`` of every row, in order."""
-    if workers <= 0:
-        for index in range(len(corpus)):
-            yield check_row(corpus.row(index), index)
-        return
-    children = [_Child(corpus.path) for _ in range(min(workers, max(1, len(corpus))))]
-    try:
-        for first in range(0, len(corpus), len(children)):
-            busy = list(zip(range(first, len(corpus)), children, strict=False))
-            for index, child in busy:
-                child.ask(index)
-            for index, child in busy:
-                yield child.answer(index)
-    finally:
-        for child in children:
-            child.stop()
+    """``check_row`` of every row, in order; workers as of ``validate``."""
+    requests = [json.dumps(index).encode() for index in range(len(corpus))]
+    answers = contained_map(row_checker, corpus.path, requests, workers)
+    for index, answer in enumerate(answers):
+        if isinstance(answer, MediaError):
+            yield RowReport((Problem(index, "media cells", str(answer)),))
+        else:
+            data = json.loads(answer)
+            problems = tuple(Problem(**problem) for problem in data["problems"])
+            yield RowReport(problems, data["kind"], data["encoded_rms"])
 
 
-class _Child:
-    """A process that checks rows of one corpus; replaced when it crashes or hangs."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._process: Any = None
-        self._pipe: Connection | None = None
-
-    def ask(self, index: int) -> None:
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            arguments = (theirs, str(self._path))
-            self._process = context.Process(target=_serve, args=arguments, daemon=True)
-            self._process.start()
-            theirs.close()
-        assert self._pipe is not None
-        self._pipe.send_bytes(json.dumps(index).encode())
-
-    def answer(self, index: int) -> RowReport:
-        assert self._pipe is not None
-        try:
-            if self._pipe.poll(ROW_SECONDS):
-                return _report(json.loads(self._pipe.recv_bytes()))
-            text = f"decoding took longer than {ROW_SECONDS:.0f} s"
-        except (EOFError, OSError):
-            self._process.join()
-            text = f"the decoder crashed (status {self._process.exitcode})"
-        self.stop()
-        return RowReport((Problem(index, "media cells", text),))
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            assert self._pipe is not None
-            self._pipe.close()
-            self._process = None
-
-
-def _serve(pipe: Connection, path: str) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, CHILD_MEMORY))
+def row_checker(path: Path) -> Callable[[bytes], bytes]:
+    """The handler of ``check_rows``: a row's index in, its report out, as JSON."""
     corpus = Corpus.open(path)
-    while True:
-        try:
-            index = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        try:
-            report = check_row(corpus.row(index), index)
-        except Exception as error:  # a row that breaks a check is a finding, not a crash
-            text = f"{type(error).__name__}: {error}"
-            report = RowReport((Problem(index, "media cells", text),))
-        pipe.send_bytes(json.dumps(asdict(report)).encode())
 
+    def check(request: bytes) -> bytes:
+        index = json.loads(request)
+        return json.dumps(asdict(check_row(corpus.row(index), index))).encode()
 
-def _report(data: dict[str, Any]) -> RowReport:
-    problems = tuple(Problem(**problem) for problem in data["problems"])
-    return RowReport(problems, data["kind"], data["encoded_rms"])
+    return check
