@@ -146,13 +146,15 @@ def latent_frames(vae: Any, num_frames: int) -> int:
     return num_frames // factor if num_frames % 2 == 0 else (num_frames - 1) // factor + 1
 
 
-def encode(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def encode(vae: Any, pixels: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
     """``[B, 3, T, H, W]`` in [-1, 1] -> scaled mean and log-variance, ``[B, f, C, h, w]`` float32.
 
     The clips are encoded one at a time unless the autoencoder is the stand-in: memory.
+    whole: the caller has set up ``one_chunk``, which takes frame counts that chunks do not.
     ValueError for a frame count that it cannot take.
     """
-    check_frames(vae, pixels.shape[2])
+    if not whole:
+        check_frames(vae, pixels.shape[2])
     pixels = pixels.to(device=vae.device, dtype=vae.dtype)
     parts = [pixels] if isinstance(vae, BlockDCTAutoencoder) else list(pixels.split(1))
     with torch.no_grad():

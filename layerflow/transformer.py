@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from layerflow import adapters
 from layerflow.layers import LAYERS, PROMPTED, Layout, native_layout, official_task
 from layerflow.positions import LayerEmbedding, Positions, Tables
+
+__all__ = ["LayerFlowTransformer3DModel", "ModelMixin"]  # diffusers looks ModelMixin up here
 
 MODES = ("native", "official")
 POSITIONS = ("shared", "continuous")
