@@ -23,7 +23,7 @@ import numpy as np
 
 from layerflow.clip import U8
 from layerflow.media import MediaError
-from layerflow.video import F64, Limits, VideoInfo, fetch, probe, read_frames, scan
+from layerflow.video import F64, Box, Limits, VideoInfo, fetch, probe, read_frames, scan
 
 DEADLINE_SECONDS = 180.0
 MEMORY_BYTES = 8 << 30
@@ -73,9 +73,17 @@ class Decoder:
         head, body = self._ask({"op": "scan", "path": str(path), "start": start, "end": end})
         return np.asarray(head["times"]), _frames(head, body)
 
-    def fetch(self, path: Path, times: Sequence[float], height: int, width: int) -> U8:
+    def fetch(
+        self,
+        path: Path,
+        times: Sequence[float],
+        height: int,
+        width: int,
+        *,
+        box: Box | None = None,
+    ) -> U8:
         """See ``layerflow.video.fetch``."""
-        request = {"op": "fetch", "path": str(path), "height": height, "width": width}
+        request = {"op": "fetch", "path": str(path), "height": height, "width": width, "box": box}
         head, body = self._ask({**request, "times": [float(t) for t in times]})
         return _frames(head, body)
 
@@ -161,7 +169,7 @@ def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
         return {"times": times.tolist()}, thumbs
     if request["op"] == "fetch":
         size = request["height"], request["width"]
-        return {}, fetch(path, request["times"], *size, limits)
+        return {}, fetch(path, request["times"], *size, limits, box=request["box"])
     if request["op"] == "read":
         frames, fps = read_frames(path, max_frames=request["max_frames"], limits=limits)
         return {"fps": fps}, frames

@@ -21,6 +21,8 @@ from layerflow.clip import U8, resize_cover
 from layerflow.media import MediaError, frame_array
 
 F64 = NDArray[np.float64]
+Box = tuple[float, float, float, float]
+"""Part of a frame: top, bottom, left, right as shares of the upright height and width."""
 
 DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4"})
 ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
@@ -212,24 +214,40 @@ def scan(
 
 
 def fetch(
-    path: Path, times: Sequence[float], height: int, width: int, limits: Limits | None = None
+    path: Path,
+    times: Sequence[float],
+    height: int,
+    width: int,
+    limits: Limits | None = None,
+    *,
+    box: Box | None = None,
 ) -> U8:
     """The frames at the given times (from ``scan``), covered and cropped to height x width.
 
     decord where it decodes what PyAV decodes (8-bit 4:2:0, upright, no alpha), else PyAV.
-    Returns uint8 ``[len(times), height, width, 3]``; MediaError when one cannot be decoded.
+    box: only this part of the frame. Returns uint8 ``[len(times), height, width, 3]``;
+    MediaError when one cannot be decoded.
     """
     limits = limits or Limits()
     info = probe(path, limits)
     simple = info.codec in DECORD_CODECS and info.pixel_format == "yuv420p"
     if simple and info.rotation == 0 and not info.has_alpha and info.height <= 576:
-        frames = _fetch_decord(path, times, height, width)
+        frames = _fetch_decord(path, times, height, width, box)
         if frames is not None:
             return frames
-    return _fetch_av(path, times, height, width, limits)
+    return _fetch_av(path, times, height, width, limits, box)
 
 
-def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -> U8 | None:
+def _fit(image: U8, height: int, width: int, box: Box | None) -> U8:
+    if box is not None:
+        h, w = image.shape[:2]
+        image = image[round(box[0] * h) : round(box[1] * h), round(box[2] * w) : round(box[3] * w)]
+    return resize_cover(image[None], height, width)[0]
+
+
+def _fetch_decord(
+    path: Path, times: Sequence[float], height: int, width: int, box: Box | None = None
+) -> U8 | None:
     """None when decord cannot read the file or does not see the same frames."""
     import decord
 
@@ -244,13 +262,20 @@ def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -
         out = np.empty((len(times), height, width, 3), np.uint8)
         for row, place in enumerate(places):
             image = reader[int(order[place])].asnumpy()
-            out[row] = resize_cover(image[None], height, width)[0]
+            out[row] = _fit(image, height, width, box)
     except (decord.DECORDError, RuntimeError, IndexError, ValueError):
         return None
     return out
 
 
-def _fetch_av(path: Path, times: Sequence[float], height: int, width: int, limits: Limits) -> U8:
+def _fetch_av(
+    path: Path,
+    times: Sequence[float],
+    height: int,
+    width: int,
+    limits: Limits,
+    box: Box | None = None,
+) -> U8:
     wanted = {round(time, 4): row for row, time in enumerate(times)}
     out = np.empty((len(times), height, width, 3), np.uint8)
     found = 0
@@ -259,7 +284,7 @@ def _fetch_av(path: Path, times: Sequence[float], height: int, width: int, limit
         row = wanted.pop(round(time, 4), None)
         if row is None:
             continue
-        out[row] = resize_cover(_upright(frame, "rgb24")[None], height, width)[0]
+        out[row] = _fit(_upright(frame, "rgb24"), height, width, box)
         found += 1
     if found < len(times):
         raise MediaError(f"{len(times) - found} of {len(times)} frames could not be decoded")

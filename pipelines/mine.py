@@ -25,6 +25,7 @@ from manifests.mine import MineOptions
 from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting import Matter, make_matter
 from pipelines.stages.colour import straight_foreground
+from pipelines.stages.frames import find_bars, trim_fades
 from pipelines.stages.listing import Source, list_sources, local_copy
 from pipelines.stages.plate import clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
@@ -178,10 +179,11 @@ def _windows(job: _Job, start: float, end: float) -> list[Window]:
         job.reject("decode", str(error))
         return []
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps
-    shots = find_shots(thumbs, rate)
-    windows = [
-        window for shot in shots for window in cut_windows(times, shot, options.frames, options.fps)
-    ]
+    shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate)]
+    windows: list[Window] = []
+    for shot in shots:
+        bars = find_bars(thumbs[shot[0] : shot[1]])
+        windows += cut_windows(times, shot, options.frames, options.fps, bars)
     if not windows:
         job.reject("windows", why_no_window(times, shots, options.frames, options.fps))
     return windows
@@ -190,7 +192,7 @@ def _windows(job: _Job, start: float, end: float) -> list[Window]:
 def _mine_window(job: _Job, window: Window, sha256: str) -> None:
     """Layers, scores and the gate for one window."""
     options, payload = job.options, job.payload
-    frames = job.decoder.fetch(job.path, window.times, *options.size)
+    frames = job.decoder.fetch(job.path, window.times, *options.size, box=window.box)
     layers, scores = make_layers(frames, _matter(options.matting, options.weights), options.fps)
     verdict = judge(scores, options.gate)
     if verdict is not None:

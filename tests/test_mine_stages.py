@@ -132,3 +132,32 @@ def test_tables_globs_and_urls_are_inputs(tmp_path: Path) -> None:
     table.write_text("video\n../../etc/passwd\n")
     with pytest.raises(ValueError, match="leads out"):
         list_sources([str(table)])
+
+
+def test_black_bars_are_found_and_left_out(tmp_path: Path) -> None:
+    from pipelines.stages.frames import find_bars
+
+    rng = np.random.default_rng(0)
+    thumbs = rng.integers(0, 255, (5, 72, 128, 3), dtype=np.uint8)
+    assert find_bars(thumbs) is None
+    boxed = thumbs.copy()
+    boxed[:, :9] = 16
+    boxed[:, 63:] = 16
+    box = find_bars(boxed)
+    assert box is not None
+    assert box[0] == pytest.approx(10 / 72) and box[1] == pytest.approx(62 / 72)
+    assert box[2:] == (0.0, 1.0)
+    assert find_bars(np.zeros_like(thumbs)) is None
+    night = np.zeros_like(thumbs)
+    night[:, 30:40, 60:70] = 255  # one lamp in the dark is not a letterboxed picture
+    assert find_bars(night) is None
+
+
+def test_fades_are_trimmed_from_shots() -> None:
+    from pipelines.stages.frames import trim_fades
+
+    thumbs = np.random.default_rng(0).integers(0, 255, (20, 36, 64, 3), dtype=np.uint8)
+    thumbs[:4] = 0
+    thumbs[17:] = 250
+    assert trim_fades(thumbs, (0, 20)) == (4, 17)
+    assert trim_fades(thumbs, (0, 4)) == (0, 4)

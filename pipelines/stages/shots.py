@@ -8,16 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerflow.clip import U8
-from layerflow.video import F64
+from layerflow.video import F64, Box
 
 MIN_SHOT_FRAMES = 4
 
 
 @dataclass(frozen=True)
 class Window:
-    """The times (seconds) of the frames of one clip, all inside one shot."""
+    """The times (seconds) of the frames of one clip, all inside one shot.
+
+    box: the part of the frame inside black bars; None without bars.
+    """
 
     times: tuple[float, ...]
+    box: Box | None = None
 
     @property
     def start(self) -> float:
@@ -54,7 +58,9 @@ def find_shots(thumbs: U8, fps: float) -> list[tuple[int, int]]:
     return [(a, b) for a, b in itertools.pairwise(borders) if b > a]
 
 
-def cut_windows(times: F64, shot: tuple[int, int], frames: int, fps: float) -> list[Window]:
+def cut_windows(
+    times: F64, shot: tuple[int, int], frames: int, fps: float, box: Box | None = None
+) -> list[Window]:
     """Windows of ``frames`` distinct frames at ``fps`` that start at the shot's first frame.
 
     They do not overlap. Frame k is the one nearest to ``start + k / fps``; a window whose
@@ -70,7 +76,7 @@ def cut_windows(times: F64, shot: tuple[int, int], frames: int, fps: float) -> l
         places = _nearest(inside, ideal)
         near = np.abs(inside[places] - ideal) <= 0.5 / fps + 1e-6
         if near.all() and (np.diff(places) > 0).all():
-            windows.append(Window(tuple(float(t) for t in inside[places])))
+            windows.append(Window(tuple(float(t) for t in inside[places]), box))
         following = np.searchsorted(inside, inside[first] + frames / fps - 0.25 / fps)
         first = max(int(places[-1]) + 1, int(following))
     return windows
