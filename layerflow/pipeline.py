@@ -85,6 +85,19 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         tokens = int(self.transformer.config.num_text_tokens)
         return text.encode_texts(self.tokenizer, self.text_encoder, texts, tokens)
 
+    def default_size(
+        self, height: int | None = None, width: int | None = None, num_frames: int | None = None
+    ) -> tuple[int, int, int]:
+        """Height and width in pixels and frames of one layer, the model's own where None."""
+        config, vae = self.transformer.config, self.vae
+        factor = 8 if vae is None else autoencoder.spatial_factor(vae)
+        times = 4 if vae is None else autoencoder.temporal_factor(vae)
+        return (
+            height or config.sample_height * factor,
+            width or config.sample_width * factor,
+            num_frames or config.latent_frames * times,
+        )
+
     @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
@@ -228,7 +241,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     ) -> tuple[Layout, tuple[int, int, int, int]]:
         """The layout and the latent shape ``(F, C, h, w)`` of what was asked for."""
         config, task = self.transformer.config, self.transformer.official
-        factor = autoencoder.spatial_factor(self.vae) if self.vae is not None else 8
+        factor = 8 if self.vae is None else autoencoder.spatial_factor(self.vae)
         sizes = {next(iter(sample.values())).shape[:3] for sample in samples if sample}
         if len(sizes) > 1:
             raise ValueError(f"given layers of different samples differ in size: {sorted(sizes)}")
@@ -237,8 +250,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         for name, a, b in zip(("num_frames", "height", "width"), asked, given, strict=True):
             if a is not None and b is not None and a != b:
                 raise ValueError(f"{name} is {a}, but the given layers have {b}")
-        height = height or given[1] or config.sample_height * factor
-        width = width or given[2] or config.sample_width * factor
+        height, width, _ = self.default_size(height or given[1], width or given[2])
         step = factor * config.patch_size
         if height % step or width % step:
             raise ValueError(f"height and width must be multiples of {step}: {height}x{width}")

@@ -143,7 +143,8 @@ def _write_tiny(folder: Path, options: Mapping[str, Any]) -> None:
     scheduler = make_scheduler(options["scheduler"])
     pipe = LayerFlowPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
     pipe.save_pretrained(str(folder))
-    settings = {"preset": "tiny", "options": dict(options)}
+    sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
+    settings = {"preset": "tiny", "options": dict(options), "sampling": sampling}
     (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
