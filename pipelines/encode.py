@@ -34,7 +34,7 @@ from layerflow.latents import (
     read_stream,
     write_stream,
 )
-from pipelines.stages.latent import Augment, Encoder, Options, variants
+from pipelines.stages.latent import Augment, Encoder, Options, text_tokens, variants
 
 UNIT_ROWS = 32
 UNIT_PROMPTS = 64
@@ -89,7 +89,6 @@ def run_encode(
     options = Options(str(Path(model).resolve()), size, frames, dtype, augment)
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)
-    Encoder(options).check()
     rows = list(wanted_rows(corpora, augment))
     if not rows:
         raise ValueError(f"{', '.join(map(str, corpora))}: no clips to encode")
@@ -101,6 +100,7 @@ def run_encode(
     if have and not missing and not new_texts and set(known) == _outputs(rows):
         return Summary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
 
+    Encoder(options).check()
     staging = out.with_name(f".{out.name}.staging")
     staging.mkdir(parents=True, exist_ok=True)
     tag = _key(fingerprint, asdict(augment))
@@ -131,6 +131,7 @@ def make_fingerprint(options: Options) -> dict[str, Any]:
         "size": list(options.size) if options.size else None,
         "frames": options.frame_rule,
         "dtype": options.dtype,
+        "text_tokens": text_tokens(options.model),
         **model_fingerprint(options.model),
     }
 
@@ -151,7 +152,7 @@ def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
 
 def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Row]:
     """All rows of the corpora with what they become. ValueError for an id that comes twice."""
-    from layerflow.pipeline import prefixed
+    from layerflow.text import prefixed
 
     seen: set[str] = set()
     for path in corpora:

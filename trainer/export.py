@@ -13,12 +13,13 @@ import torch
 from manifests.train import TrainManifest
 from trainer.checkpoint import publish, staging
 
+SCHEDULERS = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 LINK_BYTES = 64 << 20  # larger files of the model (text encoders) are hard-linked, not copied
 
 
 def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
     """Transformer (with the adapters saved beside it) and noise scheduler of a pipeline."""
-    from diffusers import CogVideoXDDIMScheduler
+    import diffusers
 
     from layerflow.transformer import LayerFlowTransformer3DModel
 
@@ -26,7 +27,10 @@ def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
     transformer = LayerFlowTransformer3DModel.from_pretrained(
         folder / "transformer", torch_dtype=torch.float32
     )
-    scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler")
+    said = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    if said["_class_name"] not in SCHEDULERS:
+        raise ValueError(f"{folder}/scheduler: {said['_class_name']} is none of {SCHEDULERS}")
+    scheduler = getattr(diffusers, said["_class_name"]).from_pretrained(folder / "scheduler")
     return transformer.to(device), scheduler
 
 

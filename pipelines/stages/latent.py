@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.video.reformatter
 import numpy as np
 
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
 from layerflow.latents import clip_row, prompt_key, prompt_row
-from layerflow.media import PNG_MAGIC, MediaError, decode_cell, frame_array
+from layerflow.media import PNG_MAGIC, MediaError, decode_cell
 
 AUTOENCODERS = {
     "BlockDCTAutoencoder": "layerflow.autoencoder",
@@ -104,13 +105,15 @@ class Encoder:
         return vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
-    def pipeline(self) -> Any:
-        """The pipeline with nothing but its text encoder."""
+    def text(self) -> tuple[Any, Any]:
+        """Tokenizer and text encoder, on a GPU if there is one."""
         import torch
-        from layerflow.pipeline import LayerFlowPipeline
+        from transformers import AutoTokenizer, T5EncoderModel
 
-        pipeline = LayerFlowPipeline.from_pretrained(self.options.model, transformer=None, vae=None)
-        return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        folder = Path(self.options.model)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        return tokenizer, encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def check(self) -> None:
         """ValueError if the autoencoder cannot take the frames or size that are asked for."""
@@ -124,7 +127,10 @@ class Encoder:
 
     def prompts(self, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows of `prompts/` for prefixed texts."""
-        embeddings = self.pipeline.encode_prompts(list(texts)).float().cpu().numpy()
+        from layerflow.text import encode_texts
+
+        tokens = text_tokens(self.options.model)
+        embeddings = encode_texts(*self.text, list(texts), tokens).cpu().numpy()
         for text, embedding in zip(texts, embeddings, strict=True):
             yield prompt_row(text, embedding, dtype=self.options.dtype)
 
@@ -174,6 +180,12 @@ class Encoder:
         return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
 
 
+def text_tokens(model: str) -> int:
+    """Tokens of one prompt, as the model's transformer wants them."""
+    config = json.loads((Path(model) / "transformer" / "config.json").read_text())
+    return int(config["num_text_tokens"])
+
+
 def origin_group(origin: Mapping[str, Any]) -> str:
     """What clips of one origin share, to hold them out together: their sources, hashed."""
     sources = sorted([origin.get("sha256") or origin.get("uri") or "", *(origin["parents"] or [])])
@@ -221,12 +233,35 @@ def read_cell(data: bytes, keep: Sequence[int], *, grey: bool) -> U8:
             stream.thread_count = 1
             for index, frame in enumerate(container.decode(stream)):
                 if index in wanted:
-                    taken.append(frame_array(frame, "gray" if grey else "rgb24"))
+                    taken.append(frame)
     except (av.error.FFmpegError, IndexError) as error:
         raise MediaError(f"media cell cannot be decoded: {error}") from error
     if len(taken) != len(wanted):
         raise MediaError(f"a media cell has no frame {max(keep)}")
-    return np.stack(taken)
+    return np.stack([frame.to_ndarray() for frame in taken] if grey else to_rgb(taken))
+
+
+def to_rgb(frames: Sequence[Any]) -> list[U8]:
+    """Decoded frames of one stream as uint8 ``[H, W, 3]``, as `layerflow.media` converts them.
+
+    One converter with one thread for all frames: a pool of threads for each frame takes many times
+    longer than the conversion.
+    """
+    converter = av.video.reformatter.VideoReformatter()
+    matrix = frames[0].colorspace
+    if matrix in (0, 2):  # unspecified: by size, as players do
+        matrix = 1 if frames[0].height > 576 else 5
+    return [
+        converter.reformat(
+            frame,
+            format="rgb24",
+            src_colorspace=matrix,
+            src_color_range=frame.color_range or 1,
+            dst_color_range=2,
+            threads=1,
+        ).to_ndarray()
+        for frame in frames
+    ]
 
 
 def vary(
