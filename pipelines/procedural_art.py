@@ -5,10 +5,11 @@ are float32 RGB in [0, 1], alpha is float32 in [0, 1].
 
 A *look* is what a subject's colours and edge are drawn from:
 
-- ``varied``: two colours of any hue, one vivid and one pale or dark, crisp edge. The backgrounds
-  have every hue too, so that no colour threshold cuts such a subject out; its fine, hard pattern
-  and its motion do.
-- ``warm``: red and yellow checks with a soft edge: an appearance that ``varied`` never shows.
+- ``cool``: teal to blue with a pale or dark second colour, crisp edge. The backgrounds have every
+  hue, these too, so that no colour threshold cuts such a subject out; its hard pattern and its
+  motion do.
+- ``varied``: the same with any hue.
+- ``warm``: red and yellow checks with a soft edge: an appearance that ``cool`` never shows.
 - ``neutral``: greys and browns with a soft edge: moving clips that do not fight another look.
 """
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 Generator = np.random.Generator
 
-LOOKS = ("varied", "warm", "neutral")
+LOOKS = ("cool", "varied", "warm", "neutral")
 PATTERNS = ("stripes", "checks", "rings")
 HUES = ("red", "orange", "yellow", "green", "teal", "blue", "violet", "pink")
 
@@ -107,8 +108,8 @@ def draw_subject(rng: Generator, look: str, *, softness: float | None = None) ->
         raise ValueError(f"look must be one of {LOOKS}, not {look!r}")
     pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
     soft = 0.0
-    if look == "varied":
-        hue = float(rng.random())
+    if look in ("cool", "varied"):
+        hue = float(rng.uniform(0.5, 0.68) if look == "cool" else rng.random())
         vivid = _hsv(hue, rng.uniform(0.6, 1.0), rng.uniform(0.6, 1.0))
         dark = rng.random() < 0.5
         other = _hsv(rng.random(), rng.uniform(0.0, 0.35), rng.uniform(0.02, 0.2) if dark else 1.0)
