@@ -119,7 +119,8 @@ def prompt_row(
 
 
 def _bytes(values: NDArray[np.floating], dtype: str, what: str) -> bytes:
-    raw = np.ascontiguousarray(values, DTYPES[dtype])
+    with np.errstate(over="ignore"):  # said below, in our words
+        raw = np.ascontiguousarray(values, DTYPES[dtype])
     if not np.isfinite(raw).all():
         raise ValueError(f"{what}: the values are not all finite as {dtype}")
     return raw.tobytes()

@@ -29,13 +29,15 @@ Every field below is checked before anything is loaded; an unknown key is an err
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -58,7 +60,17 @@ MAX_BYTES = 1 << 20  # a manifest is untrusted input; no honest one comes near t
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 Kind = Literal["mined", "pasted", "image"]
-BlockRule = Literal["all"] | Annotated[str, Field(pattern=r"^every [1-9][0-9]*$")] | list[int]
+
+
+def _check_rule(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"all|every [1-9][0-9]{0,3}", value):
+        return value
+    if isinstance(value, list) and value and all(type(index) is int for index in value):
+        return value
+    raise ValueError("blocks are `all`, `every N`, or a list of indices")
+
+
+BlockRule = Annotated[str | list[int], BeforeValidator(_check_rule)]
 """`all`; `every N` (the last block of each N: every 6 of 30 is 5, 11, 17, 23, 29); or indices."""
 
 
@@ -360,6 +372,13 @@ def load(path: str | Path, **overrides: Any) -> TrainManifest:
     return parse(document, str(path))
 
 
-def _where(location: Iterable[str | int]) -> str:
-    parts = [p for p in location if p not in ("full", "lora", "blocks")] or ["(top)"]
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
+def _where(location: Sequence[str | int]) -> str:
+    """A field's path as people write it, without pydantic's names of a union's members."""
+    parts = [
+        part
+        for index, part in enumerate(location)
+        if not (index and location[index - 1] == "trains" and part in ("full", "lora", "blocks"))
+        and part not in ("str", "list[int]")
+    ]
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)
+    return path.lstrip(".") or "(top)"

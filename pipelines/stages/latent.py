@@ -251,17 +251,18 @@ def to_rgb(frames: Sequence[Any]) -> list[U8]:
     matrix = frames[0].colorspace
     if matrix in (0, 2):  # unspecified: by size, as players do
         matrix = 1 if frames[0].height > 576 else 5
-    return [
-        converter.reformat(
+    converted = []
+    for frame in frames:
+        rgb = converter.reformat(
             frame,
             format="rgb24",
             src_colorspace=matrix,
             src_color_range=frame.color_range or 1,
             dst_color_range=2,
             threads=1,
-        ).to_ndarray()
-        for frame in frames
-    ]
+        )
+        converted.append(np.asarray(rgb.to_ndarray(), np.uint8))
+    return converted
 
 
 def vary(
