@@ -37,7 +37,11 @@ class Contained:
             self._process.start()
             theirs.close()
         assert self._pipe is not None
-        self._pipe.send_bytes(request)
+        try:
+            self._pipe.send_bytes(request)
+        except OSError:  # it died while idle (out of memory, for one): a fresh one gets the request
+            self.stop()
+            self.ask(request)
 
     def answer(self) -> bytes:
         """The answer to the last request. Raises MediaError for a failure, crash or hang."""

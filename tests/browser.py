@@ -1,4 +1,4 @@
-"""A small WebDriver client for Debian's chromedriver, so that pages are tested in a real browser."""
+"""A small WebDriver client for chromedriver: pages are tested in a real browser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,11 @@ class Browser:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self._base + path, data, headers, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+        try:
+            with opener.open(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(json.load(error)["value"]["message"]) from error
 
     def open(self, url: str) -> None:
         self._call("POST", f"{self._session}/url", {"url": url})
@@ -54,13 +58,10 @@ class Browser:
         body = {"script": script, "args": list(arguments)}
         return self._call("POST", f"{self._session}/execute/sync", body)
 
-    def wait(self, script: str, seconds: float = 15.0) -> Any:
+    def wait(self, script: str, seconds: float = 15.0) -> None:
         """Run a script again and again until it returns something true."""
         until = time.monotonic() + seconds
-        while True:
-            value = self.run(script)
-            if value:
-                return value
+        while not self.run(f"return Boolean((() => {{ {script} }})())"):
             if time.monotonic() > until:
                 raise AssertionError(f"never true: {script}\nlog: {self.log('browser')}")
             time.sleep(0.05)
