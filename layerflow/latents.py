@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,11 +30,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS, PROMPTED
+from layerflow.streams import batched, open_stream
 
 FORMAT_VERSION = 1
 NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
 SHARD_BYTES = 160 << 20
-BATCH_BYTES = 1 << 20  # a record batch of many small rows or of one large row
 DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 CLIPS = pa.schema(
@@ -126,49 +127,6 @@ def _bytes(values: NDArray[np.floating], dtype: str, what: str) -> bytes:
     return raw.tobytes()
 
 
-def write_stream(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
-    """Write rows as one Arrow stream, complete or not at all; returns their number."""
-    temporary = path.with_name(path.name + ".tmp")
-    count = 0
-    with temporary.open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in _batched(rows, schema):
-            writer.write_batch(batch)
-            count += batch.num_rows
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    return count
-
-
-def read_stream(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one Arrow stream. ValueError if the file is damaged."""
-    for batch in _open_stream(path):
-        for index in range(batch.num_rows):
-            yield batch.slice(index, 1).to_pylist()[0]
-
-
-def _open_stream(path: Path) -> list[pa.RecordBatch]:
-    try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            return list(reader)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} cannot be read: {error}; encode again") from error
-
-
-def _batched(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    waiting: list[Mapping[str, Any]] = []
-    size = 0
-    for row in rows:
-        waiting.append(row)
-        size += sum(len(value) for value in row.values() if isinstance(value, bytes))
-        if size >= BATCH_BYTES:
-            yield pa.RecordBatch.from_pylist(waiting, schema=schema)
-            waiting, size = [], 0
-    if waiting:
-        yield pa.RecordBatch.from_pylist(waiting, schema=schema)
-
-
 class LatentsWriter:
     """Writes a latents folder beside its place and moves it there when it is complete.
 
@@ -204,7 +162,7 @@ class LatentsWriter:
         folder.mkdir(exist_ok=True)
         names, count, written = self._index[name], 0, SHARD_BYTES
         writer: pa.RecordBatchStreamWriter | None = None
-        for batch in _batched(rows, schema):
+        for batch in batched(rows, schema):
             if writer is None or written >= SHARD_BYTES:
                 if writer is not None:
                     writer.close()
@@ -240,6 +198,36 @@ class LatentsWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
+class _Opened:
+    """A record batch as numpy sees it: small columns as lists, media as views of the file.
+
+    Arrow's own cell access takes several microseconds a cell, which at tiny sizes is most of the
+    time that a row takes.
+    """
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        def values(name: str) -> list[Any]:
+            return list(batch.column(name).to_pylist())
+
+        names = ("id", "kind", "origin_group", "fps")
+        self.columns = {name: values(name) for name in names}
+        axes = (values(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
+        self.shapes = [(2 * c, f, h, w) for c, f, h, w in zip(*axes, strict=True)]
+        self.prompts = list(zip(*(values(f"{layer}_prompt") for layer in PROMPTED), strict=True))
+        self._dtypes = [DTYPES[name] for name in values("dtype")]
+        self._media = []
+        for layer in LAYERS:
+            _, offsets, data = batch.column(layer).buffers()
+            starts = np.frombuffer(offsets, np.int64) if batch.num_rows else np.zeros(1, np.int64)
+            self._media.append((starts[batch.column(layer).offset :], data))
+
+    def layer(self, slot: int, row: int) -> NDArray[np.floating]:
+        """A view of one layer's values, flat."""
+        offsets, data = self._media[slot]
+        kind, start = self._dtypes[row], int(offsets[row])
+        return np.frombuffer(data, kind, (int(offsets[row + 1]) - start) // kind.itemsize, start)
+
+
 class Latents:
     """A latents folder, read by row: ``len(latents)`` and ``latents.item(i)``."""
 
@@ -254,6 +242,7 @@ class Latents:
                 "encode the corpus again"
             )
         self._clips = self._load(index["clips"], CLIPS)
+        self._opened: dict[int, _Opened] = {}
         self._starts = [0]
         for batch in self._clips:
             self._starts.append(self._starts[-1] + batch.num_rows)
@@ -279,7 +268,7 @@ class Latents:
         batches: list[pa.RecordBatch] = []
         for name in names:
             folder, file = Path(name).parts[-2:]  # names only: no path leads out of the store
-            batches += _open_stream(self.path / folder / file)
+            batches += open_stream(self.path / folder / file)
         for batch in batches[:1]:
             if batch.schema.names != schema.names:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
@@ -305,16 +294,16 @@ class Latents:
         batch, row = self._prompts[key]
         return str(batch.column("text")[row].as_py())
 
-    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
+    def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         number = bisect.bisect_right(self._starts, index) - 1
-        return self._clips[number], index - self._starts[number]
+        return number, index - self._starts[number]
 
     def raw(self, index: int) -> dict[str, Any]:
         """Row `index` of `clips/` as written, for copying."""
-        batch, row = self._find(index)
-        return dict(batch.slice(row, 1).to_pylist()[0])
+        number, row = self._find(index)
+        return dict(self._clips[number].slice(row, 1).to_pylist()[0])
 
     def prompt_rows(self) -> Iterator[dict[str, Any]]:
         """All rows of `prompts/` as written, for copying."""
@@ -327,23 +316,17 @@ class Latents:
         moments: float32 ``[4, 2C, f, h, w]``, layers in order
         prompt_embeds: float32 ``[3, tokens, width]``; zeros where a layer has no prompt
         """
-        batch, row = self._find(index)
-
-        def cell(name: str) -> Any:
-            return batch.column(name)[row].as_py()
-
-        shape = (
-            2 * cell("latent_channels"),
-            *(cell(f"latent_{axis}") for axis in ("frames", "height", "width")),
+        number, row = self._find(index)
+        batch = self._opened.get(number) or self._opened.setdefault(
+            number, _Opened(self._clips[number])
         )
-        kind = DTYPES[cell("dtype")]
+        shape = batch.shapes[row]
         moments = np.empty((len(LAYERS), *shape), np.float32)
-        for slot, layer in enumerate(LAYERS):
-            raw = np.frombuffer(batch.column(layer)[row].as_buffer(), kind)
-            moments[slot] = raw.reshape(shape)
-        keys = [cell(f"{layer}_prompt") for layer in PROMPTED]
+        for slot in range(len(LAYERS)):
+            moments[slot] = batch.layer(slot, row).reshape(shape)
+        keys = batch.prompts[row]
         return {
-            **{name: cell(name) for name in ("id", "kind", "origin_group", "fps")},
+            **{name: values[row] for name, values in batch.columns.items()},
             "latent_frames": shape[1],
             "moments": moments,
             "prompts": dict(zip(PROMPTED, keys, strict=True)),
@@ -364,7 +347,7 @@ class Latents:
             out[slot] = np.frombuffer(raw, kind).reshape(tokens, width)
         return out
 
-    @property
+    @cached_property
     def text_shape(self) -> tuple[int, int]:
         """Tokens of one prompt and width of one token."""
         for batch, row in self._prompts.values():

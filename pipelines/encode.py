@@ -31,10 +31,9 @@ from layerflow.latents import (
     Latents,
     LatentsWriter,
     prompt_key,
-    read_stream,
-    write_stream,
 )
-from pipelines.stages.latent import Augment, Encoder, Options, text_tokens, variants
+from layerflow.streams import read_stream, write_stream
+from pipelines.stages.latent import Augment, Encoder, Options, text_shape, variants
 
 UNIT_ROWS = 32
 UNIT_PROMPTS = 64
@@ -131,7 +130,7 @@ def make_fingerprint(options: Options) -> dict[str, Any]:
         "size": list(options.size) if options.size else None,
         "frames": options.frame_rule,
         "dtype": options.dtype,
-        "text_tokens": text_tokens(options.model),
+        "text_shape": list(text_shape(options.model)),
         **model_fingerprint(options.model),
     }
 

@@ -129,7 +129,7 @@ class Encoder:
         """Rows of `prompts/` for prefixed texts."""
         from layerflow.text import encode_texts
 
-        tokens = text_tokens(self.options.model)
+        tokens, _ = text_shape(self.options.model)
         embeddings = encode_texts(*self.text, list(texts), tokens).cpu().numpy()
         for text, embedding in zip(texts, embeddings, strict=True):
             yield prompt_row(text, embedding, dtype=self.options.dtype)
@@ -180,10 +180,13 @@ class Encoder:
         return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
 
 
-def text_tokens(model: str) -> int:
-    """Tokens of one prompt, as the model's transformer wants them."""
-    config = json.loads((Path(model) / "transformer" / "config.json").read_text())
-    return int(config["num_text_tokens"])
+def text_shape(model: str) -> tuple[int, int]:
+    """Tokens of one prompt, and width of one token, as the model's transformer wants them."""
+    path = Path(model) / "transformer" / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{model} is no model directory (no transformer/config.json)")
+    config = json.loads(path.read_text())
+    return int(config["num_text_tokens"]), int(config["text_embed_dim"])
 
 
 def origin_group(origin: Mapping[str, Any]) -> str:
