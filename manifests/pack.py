@@ -1,0 +1,25 @@
+"""What a pack job may say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from manifests.common import Size, Strict
+
+Fill = Literal["blurred", "plain"]
+
+
+class PackOptions(Strict):
+    """Layered stills -> image clips. The names are those of ``layerflow pack``'s options."""
+
+    inputs: list[str] = Field(min_length=1, description="folders of layered stills")
+    out: str = Field(description="the corpus folder to make")
+    layout: str = Field("auto", description="auto, or the name of a layout")
+    size: Size | None = Field(None, description="HEIGHTxWIDTH; none: as the stills are")
+    seed: int = Field(0, ge=0, description="draws of backgrounds follow from it")
+    fill: Fill = Field("blurred", description="background of a still that has none")
+    prompts: str | None = Field(None, description="CSV, JSONL or Parquet table of prompts")
+    licence: str | None = Field(None, description="licence of all inputs, for the record")
+    attribution: str | None = Field(None, description="whom to name for all inputs")
