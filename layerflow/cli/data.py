@@ -70,10 +70,9 @@ def paste(
 ) -> None:
     """Matted foregrounds over other backgrounds -> pasted clips, exact by construction."""
     content = _given(locals())
+    from manifests.common import check
     from manifests.paste import PasteOptions
     from pipelines.paste import run_paste
-
-    from manifests.common import check
 
     options = check(content, PasteOptions, "layerflow paste")
     _finish(run_paste(options, workers=workers, quiet=quiet))
@@ -90,10 +89,9 @@ def pack(
 ) -> None:
     """Layered stills -> image clips."""
     content = _given(locals())
+    from manifests.common import check
     from manifests.pack import PackOptions
     from pipelines.pack import run_pack
-
-    from manifests.common import check
 
     options = check(content, PackOptions, "layerflow pack")
     _finish(run_pack(options, workers=workers, quiet=quiet))
@@ -105,16 +103,17 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Run the jobs that a corpus manifest lists, in order."""
+    from manifests.mine import MineOptions
     from manifests.paste import PasteOptions
+    from manifests.schema import load_build, options_of
+
+    jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
+
+    from pipelines.mine import run_mine
     from pipelines.pack import run_pack
     from pipelines.paste import run_paste
 
-    from manifests.mine import MineOptions
-    from manifests.schema import load_build, options_of
-    from pipelines.mine import run_mine
-
-    for job in load_build(manifest).jobs:
-        options = options_of(job)
+    for options in jobs:
         if isinstance(options, MineOptions):
             summary = run_mine(options, workers=workers, quiet=quiet)
         elif isinstance(options, PasteOptions):
@@ -148,6 +147,7 @@ def print_summary(summary: Summary) -> None:
         f"{summary.out}: {summary.kept} clips, {summary.rejected} rejected rows "
         f"({summary.seconds:.1f} s{resumed})",
         highlight=False,
+        soft_wrap=True,
     )
     if summary.reasons:
         table = Table("rejected", "stage: reason", box=None)
