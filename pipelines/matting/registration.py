@@ -8,6 +8,7 @@ the middle; choosing by inlier count would follow a textured subject instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -63,32 +64,61 @@ class Registration:
         )
 
 
-def register(gray: np.ndarray, exclude: np.ndarray | None = None) -> Registration:
+@dataclass(frozen=True)
+class Tracks:
+    """Corners of one frame followed to the next: [N, 2] each, and which survived the check."""
+
+    source: np.ndarray
+    target: np.ndarray
+    good: np.ndarray
+
+
+def track(gray: np.ndarray) -> list[Tracks]:
+    """Follow corners of uint8 [T, h, w] grey frames from each frame to the next; T - 1 entries."""
+    found = []
+    for first, second in pairwise(gray):
+        points = corners(first)
+        if len(points) == 0:
+            found.append(Tracks(points, points, np.zeros(0, bool)))
+            continue
+        forward, ok, _ = cv2.calcOpticalFlowPyrLK(first, second, points, points.copy(), **_LK)
+        back, ok_back, _ = cv2.calcOpticalFlowPyrLK(second, first, forward, points.copy(), **_LK)
+        error = np.linalg.norm(back - points, axis=-1)
+        good = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (error < _TRACK_ERROR)
+        found.append(Tracks(points, forward, good))
+    return found
+
+
+def register(
+    gray: np.ndarray, exclude: np.ndarray | None = None, tracks: list[Tracks] | None = None
+) -> Registration:
     """Estimate the camera motion of uint8 [T, H, W] grey frames.
 
-    ``exclude``: bool [T, H, W], pixels of movers whose features are ignored. With fewer than eight
-    usable features a pair counts as still. Never raises for picture content.
+    ``exclude``: bool [T, H, W], pixels of movers whose features are ignored; ``tracks``: what
+    ``track`` returned for these frames, to save its time. With fewer than eight usable features a
+    pair counts as still. Never raises for picture content.
     """
     count = len(gray)
     reference = count // 2
     steps = [np.eye(3)]
-    residuals, survivals, static = [0.0], [1.0], 0
-    for t in range(count - 1):
-        mask = None if exclude is None else exclude[t]
-        source, target, survival = track(gray[t], gray[t + 1], mask)
-        matrix, residual, identity = _choose(source, target, gray.shape[1:])
+    residuals, survivals, static = [], [], 0
+    for t, found in enumerate(track(gray) if tracks is None else tracks):
+        use = np.ones(len(found.source), bool)
+        if exclude is not None and len(use):
+            at = np.rint(found.source).astype(int)
+            use = ~exclude[t][at[:, 1], at[:, 0]]
+        survivals.append(float(found.good[use].mean()) if use.any() else 1.0)
+        use &= found.good
+        matrix, residual, identity = _choose(found.source[use], found.target[use], gray.shape[1:])
         steps.append(matrix)
         residuals.append(residual)
-        survivals.append(survival)
         static += identity
-    if count > 1:
-        residuals, survivals = residuals[1:], survivals[1:]
     return Registration(
         _chain(steps, reference),
         reference,
-        float(np.mean(residuals)),
-        float(np.mean(survivals)),
-        static / (count - 1) if count > 1 else 1.0,
+        float(np.mean(residuals)) if residuals else 0.0,
+        float(np.mean(survivals)) if survivals else 1.0,
+        static / len(residuals) if residuals else 1.0,
     )
 
 
@@ -114,25 +144,7 @@ def visible(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return covered == 255
 
 
-def track(
-    first: np.ndarray, second: np.ndarray, exclude: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Track corners from ``first`` to ``second``, both uint8 [H, W].
-
-    Returns float32 [N, 2] source points, [N, 2] target points, and the share that survived the
-    forward-backward check.
-    """
-    points = corners(first, exclude)
-    if len(points) == 0:
-        return points, points, 1.0
-    forward, found, _ = cv2.calcOpticalFlowPyrLK(first, second, points, None, **_LK)
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(second, first, forward, None, **_LK)
-    error = np.linalg.norm(back - points, axis=-1)
-    good = (found[:, 0] > 0) & (found_back[:, 0] > 0) & (error < _TRACK_ERROR)
-    return points[good], forward[good], float(good.mean())
-
-
-def corners(gray: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
+def corners(gray: np.ndarray) -> np.ndarray:
     """At most three corners in each 24-pixel cell of uint8 [H, W], float32 [N, 2] as (x, y)."""
     strength = cv2.cornerMinEigenVal(gray, 5)
     peak = strength == cv2.dilate(strength, np.ones((5, 5), np.uint8))
@@ -140,8 +152,6 @@ def corners(gray: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
     peak &= strength > floor
     peak[:4] = peak[-4:] = False
     peak[:, :4] = peak[:, -4:] = False
-    if exclude is not None:
-        peak &= ~exclude
     y, x = np.nonzero(peak)
     if len(y) == 0:
         return np.zeros((0, 2), np.float32)
