@@ -1,0 +1,137 @@
+"""Recognise which files of a folder belong together: colour, alpha, background, whole picture.
+
+Two conventions cover nearly every set of cut-outs, matting data and layered stills:
+
+- folders named by role, equal file names inside: ``image/x.jpg`` + ``alpha/x.png``,
+  ``fgr/0001.png`` + ``pha/0001.png`` + ``bgr/0001.png``;
+- one folder, the role at the end of the name: ``x.png`` + ``x_alpha.png`` + ``x.bg.png``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
+
+ROLE_WORDS = {
+    "foreground": ("foreground", "foregrounds", "fg", "fgr"),
+    "alpha": ("alpha", "alphas", "mask", "masks", "matte", "mattes", "pha", "gt", "annotations"),
+    "background": ("background", "backgrounds", "bg", "bgr", "impainting"),
+    "blended": (
+        *("image", "images", "img", "imgs", "original", "original_image", "blurred_image"),
+        *("blended", "bl", "com", "composite", "merged", "full", "rgb", "jpegimages"),
+    ),
+    "ignored": ("trimap", "trimaps"),
+}
+ROLE_OF = {word: role for role, words in ROLE_WORDS.items() for word in words}
+# At the end of a file name, words such as "full" or "image" are more often part of the name.
+_SUFFIX_WORDS = frozenset(ROLE_OF) - {"full", "rgb", "original", "merged", "img", "gt"}
+_NUMBERED = re.compile(r"\D*\d+")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that belong together: role -> path.
+
+    uri: the first file's place below the root. name: the stem that the files share. Roles are
+    those of ``ROLE_WORDS``, and ``file`` for a file that stands alone.
+    """
+
+    uri: str
+    name: str
+    files: tuple[tuple[str, Path], ...]
+
+    @property
+    def roles(self) -> dict[str, Path]:
+        return dict(self.files)
+
+
+def files_below(root: Path, suffixes: Iterable[str]) -> Iterator[tuple[Path, PurePosixPath]]:
+    """(path, path below root) of visible files, sorted; links that lead out are left out."""
+    allowed, base = frozenset(suffixes), root.resolve()
+    for path in sorted(root.rglob("*")):
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or path.suffix.lower() not in allowed or not path.is_file():
+            continue
+        if path.resolve().is_relative_to(base):
+            yield path, relative
+
+
+def group_files(
+    root: Path, suffixes: Iterable[str] = STILL_SUFFIXES | VIDEO_SUFFIXES
+) -> list[Group]:
+    """The groups of a folder, sorted by uri. Trimaps are left out."""
+    listed = list(files_below(root, suffixes))
+    by_key: dict[str, dict[str, tuple[Path, PurePosixPath]]] = {}
+    stems = {relative.with_suffix("").as_posix() for _, relative in listed}
+    for path, relative in listed:
+        key, role = _place(relative, stems)
+        slot = by_key.setdefault(key, {})
+        # Two files for one role (x.png and x.jpg): each stands for itself.
+        if role in slot:
+            by_key.setdefault(relative.as_posix(), {})["file"] = (path, relative)
+        else:
+            slot[role] = (path, relative)
+    groups = [_group(key, slot) for key, slot in by_key.items()]
+    return sorted((group for group in groups if group), key=lambda group: group.uri)
+
+
+def _place(relative: PurePosixPath, stems: set[str]) -> tuple[str, str]:
+    """The key under which a file is grouped, and its role."""
+    plain = relative.with_suffix("").as_posix()
+    *folders, stem = PurePosixPath(plain).parts
+    base, word = split_role(stem)
+    if word is not None:
+        key = PurePosixPath(*folders, base).as_posix()
+        if key in stems or _has_sibling(key, plain, stems):
+            return key, ROLE_OF[word]
+    for index in reversed(range(len(folders))):
+        role = ROLE_OF.get(folders[index].lower())
+        if role is not None:
+            rest = [*folders[:index], *folders[index + 1 :], stem]
+            return PurePosixPath(*rest).as_posix(), role
+    return plain, "file"
+
+
+def split_role(stem: str) -> tuple[str, str | None]:
+    """``x_alpha`` -> (``x``, ``alpha``); (stem, None) when it does not end in a role word."""
+    match = re.fullmatch(r"(.+)[._-]([a-zA-Z]+)", stem)
+    if match and match[2].lower() in _SUFFIX_WORDS:
+        return match[1], match[2].lower()
+    return stem, None
+
+
+def _has_sibling(key: str, own: str, stems: set[str]) -> bool:
+    forms = (f"{key}{mark}{word}" for mark in "._-" for word in _SUFFIX_WORDS)
+    return any(form in stems and form != own for form in forms)
+
+
+def _group(key: str, slot: Mapping[str, tuple[Path, PurePosixPath]]) -> Group | None:
+    files = {role: path for role, (path, _) in slot.items() if role != "ignored"}
+    if not files:
+        return None
+    if len(files) == 1:
+        files = {"file": next(iter(files.values()))}
+        first = next(relative for role, (_, relative) in slot.items() if role != "ignored")
+    else:
+        if "file" in files:  # x.png beside x_alpha.png is the whole picture
+            taken = "blended" in files
+            files["foreground" if taken else "blended"] = files.pop("file")
+        order = ("foreground", "blended", "background", "alpha")
+        names = dict(slot.values())
+        first = next(names[files[role]] for role in order if role in files)
+    return Group(first.as_posix(), PurePosixPath(key).name, tuple(sorted(files.items())))
+
+
+_NOISE = {"out", "rgba", "cutout", "final", "copy", "sprite", "png", "img", "image", "layer"}
+
+
+def words_of(name: str) -> str:
+    """A caption out of a file name: ``animal-1.out`` -> ``animal``; empty when nothing is left."""
+    words = re.split(r"[\W_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name))
+    kept = [re.sub(r"\d+$", "", word.lower()) for word in words]
+    return " ".join(word for word in kept if word and not word.isdigit() and word not in _NOISE)

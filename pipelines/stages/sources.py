@@ -1,0 +1,183 @@
+"""Foregrounds and backgrounds to paste: what a corpus or folder holds, and what was loaded of it.
+
+Listing opens no media. A source that turns out to be unusable raises MediaError when it is loaded
+(``pipelines.stages.load``), and the job records it as rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerflow.clip import U8
+from layerflow.corpus import Corpus
+from pipelines.stages.layouts import Group, group_files, words_of
+from pipelines.stages.listing import VIDEO_SUFFIXES
+from pipelines.stages.prompts import TEMPLATE, sidecar_prompts
+from pipelines.stages.score import judge
+
+F64 = NDArray[np.float64]
+_ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One foreground or background before it is loaded; plain values.
+
+    kind: ``still``, ``video`` or ``row`` (of a corpus). files: role -> path, for a row the corpus.
+    uri: the name under which the corpus records it. stamp: what tells two sources apart.
+    """
+
+    kind: str
+    uri: str
+    name: str
+    files: tuple[tuple[str, str], ...]
+    stamp: str
+    row: int = -1
+
+    def path(self, *roles: str) -> Path | None:
+        """The file of the first role that there is."""
+        files = dict(self.files)
+        return next((Path(files[role]) for role in roles if role in files), None)
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """A loaded foreground, cropped to what is visible.
+
+    rgba: straight uint8 ``[T, h, w, 4]``, T = 1 for a still. frame: height and width of the
+    picture that it was cropped from, in pixels of ``rgba``; corner: (y, x) of the crop in it.
+    scale: pixels of ``rgba`` per pixel of the source. cut: sides of the picture that cut the
+    object off (``top``, ``bottom``, ``left``, ``right``). fps is 0 for a still.
+    """
+
+    rgba: U8
+    frame: tuple[float, float]
+    corner: tuple[float, float]
+    scale: float
+    cut: frozenset[str]
+    fps: float
+    prompt: str
+    record: dict[str, Any]
+    alpha_kind: str = "soft"
+
+    @property
+    def moving(self) -> bool:
+        return len(self.rgba) > 1
+
+
+@dataclass(frozen=True)
+class Background:
+    """A loaded background at the clip's size and rate.
+
+    frames: uint8 ``[T, H, W, 3]``. camera: float64 ``[T, 3, 3]``, homographies from pixels of frame
+    0 to pixels of frame t. static: share of neighbouring frames without camera motion.
+    """
+
+    frames: U8
+    camera: F64
+    static: float
+    residual: float
+    prompt: str
+    kind: str
+    record: dict[str, Any]
+
+
+def list_foregrounds(inputs: Sequence[str], gate: str) -> list[Source]:
+    """Sources with alpha in sorted order: corpus rows that pass ``gate``, groups of a folder.
+
+    Raises ValueError when an input does not exist or nothing is found.
+    """
+    found = [source for item in inputs for source in _listed(item, gate)]
+    return _checked(found, "foreground", inputs)
+
+
+def list_backgrounds(inputs: Sequence[str]) -> list[Source]:
+    """Sources without alpha, in sorted order: corpus rows (their clean background) and files."""
+    found = [source for item in inputs for source in _listed(item, None)]
+    return _checked(found, "background", inputs)
+
+
+def _checked(found: list[Source], what: str, inputs: Sequence[str]) -> list[Source]:
+    unique = {source.stamp: source for source in found}
+    if not unique:
+        raise ValueError(f"no {what} in {', '.join(inputs)}")
+    return sorted(unique.values(), key=lambda source: (source.uri, source.stamp))
+
+
+def _listed(item: str, gate: str | None) -> list[Source]:
+    root = Path(item)
+    if (root / "state.json").is_file():
+        return _rows(root, gate)
+    if root.is_dir():
+        groups = group_files(root)
+        if gate is None:
+            groups = [single for group in groups for single in _background_files(group)]
+        return [_of_group(group) for group in groups]
+    if root.is_file():
+        return [_of_group(Group(root.name, root.stem, (("file", root),)))]
+    raise ValueError(f"{item}: no such corpus, folder or file")
+
+
+def _background_files(group: Group) -> list[Group]:
+    """A group's background, or the file that stands alone; a whole picture shows its subject."""
+    roles = group.roles
+    chosen = roles.get("background", roles.get("file"))
+    if chosen is None and "alpha" not in roles:
+        chosen = roles.get("blended")
+    return [Group(group.uri, group.name, (("file", chosen),))] if chosen else []
+
+
+def _of_group(group: Group) -> Source:
+    files = tuple((role, str(path.resolve())) for role, path in group.files)
+    sizes = "+".join(str(path.stat().st_size) for _, path in group.files)
+    video = any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in group.files)
+    return Source(
+        "video" if video else "still", group.uri, group.name, files, f"{group.uri}:{sizes}"
+    )
+
+
+def _rows(root: Path, gate: str | None) -> list[Source]:
+    corpus, sources = Corpus.open(root), []
+    files = (("corpus", str(root.resolve())),)
+    for index, row in enumerate(corpus.rows(_ROW_COLUMNS)):
+        if gate is not None and row["kind"] == "mined" and judge(row["quality"] or {}, gate):
+            continue
+        uri = f"{row['origin']['uri']}#{row['id']}"
+        sources.append(Source("row", uri, row["id"], files, row["id"], index))
+    return sources
+
+
+def prompt_of(source: Source, layer: str) -> str:
+    """A caption of a file source: from its sidecar, else from its name. ValueError if broken."""
+    for _, path in source.files:
+        beside = sidecar_prompts(Path(path))
+        for name in (layer, "blended"):
+            if beside and beside[name] != TEMPLATE[name]:
+                return beside[name]
+    return words_of(source.name) or ("an object" if layer == "foreground" else "a scene")
+
+
+def record_of(
+    source: Source,
+    sha256: str,
+    *,
+    licence: str | None = None,
+    attribution: str | None = None,
+    start: float = 0.0,
+    end: float = 0.0,
+) -> dict[str, Any]:
+    """What a row's ``origin`` needs to know of a source."""
+    return {
+        "uri": source.uri,
+        "sha256": sha256,
+        "licence": licence,
+        "attribution": attribution,
+        "start": start,
+        "end": end,
+    }
