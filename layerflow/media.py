@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import io
 import tempfile
+import threading
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8
 
@@ -94,12 +97,13 @@ def _write_stream(
         stream.codec_context.color_primaries = 1
         stream.codec_context.color_trc = 1
         stream.codec_context.color_range = 1  # limited
+    converter = _converter(frames.shape[1:3], source_format, pix_fmt)
     for index, array in enumerate(frames):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=source_format)
         if yuv:
-            frame = frame.reformat(format=pix_fmt, dst_colorspace=1, dst_color_range=1)
+            frame = converter.reformat(frame, format=pix_fmt, dst_colorspace=1, dst_color_range=1)
         elif pix_fmt != source_format:
-            frame = frame.reformat(format=pix_fmt)
+            frame = converter.reformat(frame, format=pix_fmt)
         frame.pts = index
         frame.time_base = 1 / _rate(fps)
         container.mux(stream.encode(frame))
@@ -125,7 +129,8 @@ def _decode(data: bytes, pixel_format: str) -> U8:
         with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
-            frames = [frame_array(f, pixel_format) for f in container.decode(stream)]
+            converter = _converter(stream.codec_context.height, pixel_format)
+            frames = [frame_array(f, pixel_format, converter) for f in container.decode(stream)]
     except (av.error.FFmpegError, IndexError) as error:
         raise MediaError(f"media cell cannot be decoded: {error}") from error
     if not frames:
@@ -133,21 +138,35 @@ def _decode(data: bytes, pixel_format: str) -> U8:
     return np.stack(frames)
 
 
-def frame_array(frame: Any, pixel_format: str) -> U8:
-    """One decoded frame in ``pixel_format``, with the stream's own matrix and range."""
+def _converter(*key: object) -> VideoReformatter:
+    """One pixel format converter per kind of picture: setting one up costs milliseconds."""
+    return _cached_converter(threading.get_ident(), *key)
+
+
+@lru_cache(maxsize=32)
+def _cached_converter(*key: object) -> VideoReformatter:
+    return VideoReformatter()
+
+
+def frame_array(frame: Any, pixel_format: str, converter: VideoReformatter | None = None) -> U8:
+    """One decoded frame in ``pixel_format``, with the stream's own matrix and range.
+
+    converter: one that is kept for all frames of a stream, since setting it up costs milliseconds.
+    """
     if frame.format.name == pixel_format:
         array: U8 = frame.to_ndarray()
         return array
     matrix = frame.colorspace
     if matrix in (2, 0) and frame.format.name != "gbrp":  # unspecified: by size, as players do
         matrix = 1 if frame.height > 576 else 5
-    array = frame.reformat(
+    converted = (converter or VideoReformatter()).reformat(
+        frame,
         format=pixel_format,
         src_colorspace=matrix,
         src_color_range=frame.color_range or 1,
         dst_color_range=2,
-    ).to_ndarray()
-    return array
+    )
+    return np.asarray(converted.to_ndarray(), np.uint8)
 
 
 def encode_png(image: U8) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from layerflow.clip import U8, resize_cover
@@ -163,8 +164,8 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
         return
 
 
-def _upright(frame: Any, pixel_format: str) -> U8:
-    array = frame_array(frame, pixel_format)
+def _upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
+    array = frame_array(frame, pixel_format, converter)
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
@@ -199,10 +200,11 @@ def scan(
     """
     times: list[float] = []
     thumbs: list[U8] = []
+    converter = VideoReformatter()
     for time, frame in _timed_frames(path, start, end, limits or Limits()):
         if times and time <= times[-1]:
             continue
-        image = _upright(frame, "rgb24")
+        image = _upright(frame, "rgb24", converter)
         height = max(2, round(image.shape[0] * THUMB_WIDTH / image.shape[1]))
         times.append(time)
         thumbs.append(cv2.resize(image, (THUMB_WIDTH, height), interpolation=cv2.INTER_AREA))
@@ -280,11 +282,12 @@ def _fetch_av(
     out = np.empty((len(times), height, width, 3), np.uint8)
     found = 0
     span = _timed_frames(path, max(0.0, min(times) - 1e-3), max(times) + 1e-3, limits)
+    converter = VideoReformatter()
     for time, frame in span:
         row = wanted.pop(round(time, 4), None)
         if row is None:
             continue
-        out[row] = _fit(_upright(frame, "rgb24"), height, width, box)
+        out[row] = _fit(_upright(frame, "rgb24", converter), height, width, box)
         found += 1
     if found < len(times):
         raise MediaError(f"{len(times) - found} of {len(times)} frames could not be decoded")
@@ -309,7 +312,8 @@ def read_frames(
         stream = container.streams.video[0]
         library = ALPHA_DECODERS.get(info.codec) if info.has_alpha else None
         source = _decoded_by(library, container, stream) if library else _decoded(container, stream)
-        frames = [_upright(frame, pixel_format) for frame in source]
+        converter = VideoReformatter()
+        frames = [_upright(frame, pixel_format, converter) for frame in source]
     if not frames:
         raise MediaError("no frame could be decoded")
     return np.stack(frames), info.fps or 8.0
