@@ -25,7 +25,7 @@ from pipelines.stages.appearance import Look, apply_curve, clipped, make_grain, 
 from pipelines.stages.composite import Sprite, compose, prefilter
 from pipelines.stages.draws import first_of_block, generator, in_blocks, in_turns
 from pipelines.stages.load import Loader, UnluckyDrawError, choose_frames
-from pipelines.stages.paste_scores import check_rules, encoded_scores, score_paste
+from pipelines.stages.paste_scores import check_rules, encoded_scores, score_layers
 from pipelines.stages.path import draw_path, mean_step
 from pipelines.stages.sources import (
     Background,
@@ -194,7 +194,13 @@ def mirrored(background: Background) -> Background:
 
 
 def make_layers(draw: Draw, options: PasteOptions) -> tuple[dict[str, U8], dict[str, float]]:
-    """The layers of one draw (LayeredClip fields) and its scores before encoding."""
+    """The layers of one draw (LayeredClip fields) and its scores before encoding.
+
+    Scores of the draw itself: least ``visible_fraction`` of any frame, ``path_speed`` (share of
+    the width per frame, without the camera), ``motion`` (pixels a frame, with it), ``scale``
+    (clip pixels per source pixel), ``harmonise_strength``, and of the background
+    ``camera_static`` and ``registration_residual``.
+    """
     background = draw.background
     built = [_sprite(draw, place, options) for place in range(len(draw.objects))]
     sprites = [sprite for sprite, _, _ in built]
@@ -224,7 +230,7 @@ def make_layers(draw: Draw, options: PasteOptions) -> tuple[dict[str, U8], dict[
         "registration_residual": background.residual,
     }
     moving = any(item.moving for item in draw.objects) or background.static < 1
-    return layers, score_paste(layers, drawn | {"moving": float(moving)})
+    return layers, score_layers(layers) | drawn | {"moving": float(moving)}
 
 
 def _sprite(draw: Draw, place: int, options: PasteOptions) -> tuple[Sprite, Look, float]:

@@ -115,8 +115,10 @@ def _group(key: str, slot: Mapping[str, tuple[Path, PurePosixPath]]) -> Group | 
     if not files:
         return None
     if len(files) == 1:
-        files = {"file": next(iter(files.values()))}
-        first = next(relative for role, (_, relative) in slot.items() if role != "ignored")
+        role, path = next(iter(files.items()))
+        first = slot[role][1]
+        # Alone, a whole picture is just a file; a matte or a background is still one.
+        files = {role if role in ("alpha", "background") else "file": path}
     else:
         if "file" in files:  # x.png beside x_alpha.png is the whole picture
             taken = "blended" in files

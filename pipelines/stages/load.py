@@ -108,7 +108,9 @@ class Loader:
         else:
             path = source.path("file", "foreground")
             if path is None:
-                raise MediaError("has neither an alpha channel nor a matte beside it")
+                raise MediaError(
+                    "has no picture with an alpha channel and no pair of picture and matte"
+                )
             rgba = load_cutout(path)
         return rgba[None], 0.0, _prompt(source, "foreground"), record_of(source, _sha256(source))
 
@@ -133,7 +135,9 @@ class Loader:
         else:
             path = source.path("file", "foreground")
             if path is None:
-                raise MediaError("has neither an alpha channel nor a matte beside it")
+                raise MediaError(
+                    "has no picture with an alpha channel and no pair of picture and matte"
+                )
             rgba, fps = self._decoder.read_frames(path)
             if rgba.shape[-1] != 4:
                 raise MediaError("the video has no alpha channel")

@@ -17,8 +17,8 @@ MAX_CLIPPED = 0.05
 _DRAWN_ONLY = ("moving", "clipped")
 
 
-def score_paste(layers: Mapping[str, U8], drawn: Mapping[str, float]) -> dict[str, float]:
-    """Scores before encoding.
+def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
+    """Scores of layers that are exact by construction, before encoding.
 
     - ``equation_error``: largest ``|a F + (1 - a) B - blended|`` of the first, middle and last
       frame, in levels, in real numbers (rounding alone gives up to 0.5).
@@ -27,8 +27,6 @@ def score_paste(layers: Mapping[str, U8], drawn: Mapping[str, float]) -> dict[st
     - ``border_contact``: share of border pixels under alpha >= 128.
     - ``exposure_low|high``: share of opaque pixels of the foreground with all channels <= 5 |
       >= 250 in the middle frame.
-    - from the draw: ``visible_fraction``, ``path_speed``, ``motion`` (pixels a frame), ``scale``,
-      ``harmonise_strength``, ``camera_static``, ``registration_residual``.
     """
     alpha, foreground = layers["alpha"], layers["foreground"]
     count = len(alpha)
@@ -40,7 +38,6 @@ def score_paste(layers: Mapping[str, U8], drawn: Mapping[str, float]) -> dict[st
     edges = np.concatenate([alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]], axis=1)
     checked = sorted({0, count // 2, count - 1})
     return {
-        **drawn,
         "equation_error": max(_equation_error(layers, t) for t in checked),
         "area_mean": float(area.mean()),
         "area_min": float(area.min()),

@@ -118,6 +118,8 @@ def _listed(item: str, gate: str | None) -> list[Source]:
         groups = group_files(root)
         if gate is None:
             groups = [single for group in groups for single in _background_files(group)]
+        else:
+            groups = [group for group in groups if set(group.roles) != {"background"}]
         return [_of_group(group) for group in groups]
     if root.is_file():
         return [_of_group(Group(root.name, root.stem, (("file", root),)))]

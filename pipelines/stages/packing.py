@@ -1,0 +1,194 @@
+"""Layered stills: what one is made of, the layers it gives, a background where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
+from layerflow.media import MediaError
+from pipelines.matting.numerics import push_pull
+from pipelines.stages.composite import continuation, premultiplied
+from pipelines.stages.layouts import Group, words_of
+from pipelines.stages.prompts import TEMPLATE, Table, sidecar_prompts
+from pipelines.stages.stills import load_cutout, load_opaque, load_pair, read_still
+
+Generator = np.random.Generator
+FILLED_PROMPT = {"blurred": "a soft blurred background", "plain": "a plain background"}
+ASPECT_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was found of a still: straight uint8 ``[H, W, 4]``; background ``[H, W, 3]`` if known.
+
+    behind: what ``background`` is (real | filled), None when there is none yet.
+    """
+
+    rgba: U8
+    background: U8 | None
+    behind: str | None
+
+
+def read_parts(roles: Mapping[str, Path]) -> Parts:
+    """The layers that the files of one group give. Raises MediaError.
+
+    A whole picture with a matte shows the background around the object: what the object hides
+    is filled smoothly. With its own background file the object's colour follows from both.
+    """
+    own = load_opaque(roles["background"]) if "background" in roles else None
+    colour = roles.get("foreground", roles.get("blended"))
+    alone = roles.get("file", roles.get("foreground", roles.get("blended")))
+    if "alpha" in roles and colour is not None:
+        if "foreground" in roles:
+            rgba = load_pair(colour, roles["alpha"], is_foreground=True)
+        elif own is not None:
+            rgba = _against(colour, roles["alpha"], own)
+        else:
+            rgba = load_pair(colour, roles["alpha"], is_foreground=False)
+            picture = read_still(colour)[..., :3]
+            return Parts(rgba, fill_behind(picture, rgba[..., 3]), "filled")
+    elif alone is not None:
+        rgba = load_cutout(alone)
+    else:
+        raise MediaError("has no picture with an alpha channel and no pair of picture and matte")
+    if own is None:
+        return Parts(rgba, None, None)
+    return Parts(rgba, fitted(own, rgba.shape[:2]), "real")
+
+
+def _against(picture: Path, matte: Path, background: U8) -> U8:
+    """Colour from the whole picture, its matte and its own background."""
+    from pipelines.stages.colour import estimate_foreground
+
+    rgba = load_pair(picture, matte, is_foreground=True)
+    behind = fitted(background, rgba.shape[:2])
+    return np.dstack([estimate_foreground(rgba[..., :3], rgba[..., 3], behind), rgba[..., 3]])
+
+
+def fitted(picture: U8, size: tuple[int, ...]) -> U8:
+    """A picture at the size of its foreground; MediaError when its shape is another one."""
+    height, width = picture.shape[:2]
+    if abs(width / height / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
+        raise MediaError(
+            f"the background is {width}x{height}, the foreground {size[1]}x{size[0]}: "
+            "another aspect ratio"
+        )
+    fit: U8 = resize_cover(picture[None], size[0], size[1])[0]
+    return fit
+
+
+def fill_behind(picture: U8, alpha: U8) -> U8:
+    """The picture uint8 ``[H, W, 3]`` with its object painted over from around it."""
+    reach = max(2, round(max(alpha.shape) / 150))
+    hidden = cv2.dilate((alpha > 0).astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8))
+    if hidden.all():
+        raise MediaError("the matte leaves nothing of the background to see")
+    spread = push_pull(picture.astype(np.float32), (1 - hidden).astype(np.float32))
+    soft = cv2.GaussianBlur(spread, (0, 0), reach)
+    share = cv2.GaussianBlur(hidden.astype(np.float32), (0, 0), reach / 2)[..., None]
+    mixed = np.where(alpha[..., None] > 0, soft, picture + share * (soft - picture))
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def made_up_background(rgba: U8, fill: str, rng: Generator) -> U8:
+    """A background for a cut-out that has none: ``plain`` or soft patches of colour, uint8.
+
+    Its lightness keeps away from the object's own mean.
+    """
+    height, width = rgba.shape[:2]
+    weight = rgba[..., 3].astype(np.float32)
+    grey = cv2.cvtColor(np.ascontiguousarray(rgba[..., :3]), cv2.COLOR_RGB2GRAY)
+    mean = float((grey * weight).sum() / max(float(weight.sum()), 1.0))
+    level = mean + (rng.uniform(60, 100) if mean < 128 else -rng.uniform(60, 100))
+    base = level + rng.uniform(-30, 30, 3)
+    if fill == "plain":
+        return np.broadcast_to(_u8(base), (height, width, 3)).copy()
+    patches = base + rng.uniform(-35, 35, (4, 6, 3))
+    grown = cv2.resize(patches.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    return _u8(grown)
+
+
+def _u8(values: np.ndarray) -> U8:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def settle(rgba: U8) -> tuple[U8, U8]:
+    """Colour continued smoothly where alpha says nothing, and alpha: ``[H, W, 3]``, ``[H, W]``."""
+    height, width = rgba.shape[:2]
+    ink = premultiplied(rgba)
+    small = continuation(ink, (0, height, 0, width), (height, width))
+    rest = cv2.resize(small, (width, height))
+    return np.where(rgba[..., 3:] > 0, rgba[..., :3], rest), np.ascontiguousarray(rgba[..., 3])
+
+
+def make_clip(
+    parts: Parts,
+    background: U8,
+    behind: str,
+    prompts: Mapping[str, str],
+    size: Sequence[int] | None,
+) -> LayeredClip:
+    """An ``image`` clip whose layers satisfy the equation exactly, at ``size`` if given."""
+    foreground, alpha = settle(parts.rgba)
+    clip = LayeredClip(
+        foreground=foreground[None],
+        alpha=alpha[None],
+        background=background[None],
+        blended=composite(foreground, alpha, background)[None],
+        prompts=dict(prompts),
+        kind="image",
+        alpha_kind="binary" if np.isin(alpha, (0, 255)).all() else "soft",
+        background_kind=behind,
+    )
+    if size is None or tuple(size) == clip.size:
+        return clip
+    small = resize_clip(clip, size[0], size[1])
+    binary = bool(np.isin(small.alpha, (0, 255)).all())
+    return LayeredClip(
+        foreground=small.foreground,
+        alpha=small.alpha,
+        background=small.background,
+        blended=small.recomposed(),
+        prompts=dict(prompts),
+        kind="image",
+        alpha_kind="binary" if binary else "soft",
+        background_kind=behind,
+    )
+
+
+def still_prompts(group: Group, behind: str, table: Table | None) -> dict[str, str]:
+    """Prompts of a still: from the table, a sidecar, or its file name.
+
+    behind: what the background shows, if nothing better is known. Raises ValueError for a broken
+    sidecar.
+    """
+    found: dict[str, str] = {}
+    for key in (group.uri, Path(group.uri).name, group.name):
+        if table is not None and not found and key in table:
+            found = dict(table[key])
+    given = {layer: text for layer, text in found.items() if text != TEMPLATE[layer]}
+    roles = group.roles
+    shared = group.files[0][1].with_name(f"{group.name}.png")  # x.json beside x_alpha.png
+    for role in ("file", "foreground", "blended", "alpha"):
+        for layer, text in _beside(roles.get(role)).items():
+            given.setdefault(layer, text)
+    for layer, text in _beside(shared).items():
+        given.setdefault(layer, text)
+    own = _beside(roles.get("background"))  # speaks of the background alone
+    if own:
+        given.setdefault("background", own.get("background") or own.get("blended") or behind)
+    subject = given.get("foreground") or given.get("blended") or words_of(group.name) or "an object"
+    scene = given.get("background") or behind
+    whole = given.get("blended") or f"{subject}, {scene}"
+    return {"foreground": subject, "background": scene, "blended": whole}
+
+
+def _beside(path: Path | None) -> dict[str, str]:
+    """What a file's sidecar says, without what it leaves open."""
+    found = sidecar_prompts(path) if path is not None else None
+    return {layer: text for layer, text in (found or {}).items() if text != TEMPLATE[layer]}
