@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -118,11 +118,14 @@ def _ids(corpus: Corpus) -> Iterator[Problem]:
         yield Problem(None, "id", text, "merge it into a new corpus with `layerflow merge`")
 
 
-def check_rows(corpus: Corpus, *, workers: int = 0) -> Iterator[RowReport]:
-    """``check_row`` of every row, in order; workers as of ``validate``."""
-    requests = [json.dumps(index).encode() for index in range(len(corpus))]
+def check_rows(
+    corpus: Corpus, *, workers: int = 0, indices: Sequence[int] | None = None
+) -> Iterator[RowReport]:
+    """``check_row`` of every row, or of those given, in order; workers as of ``validate``."""
+    chosen = range(len(corpus)) if indices is None else indices
+    requests = [json.dumps(index).encode() for index in chosen]
     answers = contained_map(row_checker, corpus.path, requests, workers)
-    for index, answer in enumerate(answers):
+    for index, answer in zip(chosen, answers, strict=True):
         if isinstance(answer, MediaError):
             yield RowReport((Problem(index, "media cells", str(answer)),))
         else:

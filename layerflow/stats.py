@@ -27,17 +27,26 @@ PERCENTILES = (5, 25, 50, 75, 95)
 SMALL = tuple(name for name in SCHEMA.names if name not in LAYERS)
 
 
-def read_batches(table: Table, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of a table on disk, in order, with only the wanted columns.
+def arrow_files(table: Table) -> list[Path]:
+    """The Arrow shards of a table on disk, in order."""
+    state = json.loads((table.path / "state.json").read_text())
+    return [table.path / Path(entry["filename"]).name for entry in state["_data_files"]]
+
+
+def arrow_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The record batches of one shard, with only the wanted columns.
 
     Memory-mapped: a media column that is not touched is not read.
     """
-    state = json.loads((table.path / "state.json").read_text())
-    for entry in state["_data_files"]:
-        shard = table.path / Path(entry["filename"]).name
-        with pa.memory_map(str(shard)) as source, pa.ipc.open_stream(source) as reader:
-            for batch in reader:
-                yield batch if columns is None else batch.select(list(columns))
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
+        for batch in reader:
+            yield batch if columns is None else batch.select(list(columns))
+
+
+def read_batches(table: Table, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The record batches of a table on disk, in order; see ``arrow_batches``."""
+    for file in arrow_files(table):
+        yield from arrow_batches(file, columns)
 
 
 def small_rows(table: Table) -> Iterator[dict[str, Any]]:

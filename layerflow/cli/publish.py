@@ -40,6 +40,9 @@ def publish(
     with_rejected: Annotated[
         bool, typer.Option("--with-rejected", help="also publish the rejected table")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="processes for previews; default: all CPUs; 0: this process")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Parquet with the corpus' own media bytes, a preview that plays, and a dataset card."""
@@ -56,5 +59,5 @@ def publish(
         acknowledge_licences=acknowledge_licences,
         with_rejected=with_rejected,
     )
-    for line in run_publish(corpus, options, dry_run=dry_run, quiet=quiet):
+    for line in run_publish(corpus, options, dry_run=dry_run, workers=workers, quiet=quiet):
         typer.echo(line)
