@@ -15,6 +15,7 @@ import itertools
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -243,6 +244,7 @@ def _on_ray(
     from pipelines.cluster import start_ray
 
     start_ray(workers)
+    warnings.filterwarnings("ignore", "`ray_remote_args`")  # nothing else limits the retries
     gpus = int(ray.cluster_resources().get("GPU", 0))
     items = [{"unit": json.dumps(unit)} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))

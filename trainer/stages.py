@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -49,7 +50,8 @@ def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:
     if not isinstance(trains, Lora) or trains.lora in adapters.adapter_names(transformer):
         return
     blocks = block_indices(trains.blocks, num_blocks(transformer))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are the point
         torch.manual_seed(int(generator(seed, stage.name, "adapter").integers(2**63)))
         adapters.add_adapter(
             transformer,

@@ -1,0 +1,159 @@
+"""Checkpoints: complete or absent, only for the run that they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainer_kit import make_latents, make_manifest, make_model, same
+
+from manifests.train import Optimizer, TrainManifest
+from trainer import checkpoint, metrics
+from trainer.checkpoint import Position, claim, differences, identity
+from trainer.export import copy_tree, load_model
+from trainer.stages import Trained, make_optimizer
+
+CPU = torch.device("cpu")
+
+
+def changed(manifest: TrainManifest, **changes: Any) -> TrainManifest:
+    return manifest.model_copy(update=changes)
+
+
+def with_stage(manifest: TrainManifest, index: int, **changes: Any) -> TrainManifest:
+    stages = list(manifest.stages)
+    stages[index] = stages[index].model_copy(update=changes)
+    return changed(manifest, stages=stages)
+
+
+def test_a_changed_manifest_is_refused_with_the_difference(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    out = tmp_path / "out"
+    assert claim(out, manifest) is False and claim(out, manifest) is True
+    with pytest.raises(ValueError, match=r"seed: 7 -> 8"):
+        claim(out, changed(manifest, seed=8))
+    with pytest.raises(ValueError, match=r"stages\[1\].lr: 0.005 -> 0.1"):
+        claim(out, with_stage(manifest, 1, lr=0.1))
+    with pytest.raises(ValueError, match=r"stages\[0\].steps: 5 -> 6"):
+        claim(out, with_stage(manifest, 0, steps=6))
+    with pytest.raises(ValueError, match=r"stages\[2\].steps: 4 -> 3"):
+        claim(out, with_stage(manifest, 2, steps=3))
+    assert claim(out, with_stage(manifest, 2, steps=9))
+    free = {"workers": 2, "log_every": 1, "save_every": 9, "prefetch": 0, "keep_last": 5}
+    assert claim(out, changed(with_stage(manifest, 2, steps=9), **free))
+
+
+def test_changed_data_or_model_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    claim(tmp_path / "out", manifest)
+    copy_tree(tmp_path / "model", tmp_path / "moved")
+    folders = manifest.latents | {"video": str(tmp_path / "video2")}
+    copy_tree(tmp_path / "video", tmp_path / "video2")
+    assert claim(
+        tmp_path / "out", changed(manifest, model=str(tmp_path / "moved"), latents=folders)
+    )
+    make_latents(tmp_path / "video2", count=10, seed=9)
+    with pytest.raises(ValueError, match=r"latents.video: '"):
+        claim(tmp_path / "out", changed(manifest, latents=folders))
+    make_model(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match=r"model.transformer: '"):
+        claim(tmp_path / "out", changed(manifest, model=str(tmp_path / "other")))
+
+
+def test_fresh_drops_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    out = tmp_path / "out"
+    claim(out, manifest)
+    (out / "checkpoints/base-00000001").mkdir(parents=True)
+    (out / "metrics.csv").write_text("step\n")
+    (out / "notes.txt").write_text("mine")
+    assert claim(out, changed(manifest, seed=8), fresh=True) is False
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "run.json"]
+
+
+def test_a_folder_with_training_state_of_unknown_origin_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out/checkpoints").mkdir(parents=True)
+    manifest = make_manifest(tmp_path)
+    with pytest.raises(ValueError, match=r"no run.json"):
+        claim(tmp_path / "out", manifest)
+
+
+def test_differences_between_stage_lists_name_each_field(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    old = identity(manifest)
+    new = identity(changed(manifest, stages=manifest.stages[:2]))
+    lines = differences(old, new)
+    assert any(line.startswith("stages[2].name: 'content' -> None") for line in lines)
+    assert differences(old, json.loads(json.dumps(old))) == []
+
+
+def setup(tmp_path: Path, ema: float | None = 0.9) -> tuple[Trained, torch.optim.AdamW]:
+    model, _ = load_model(make_model(tmp_path / "m"), CPU)
+    trained = Trained(model, ["proj_out.weight", "proj_out.bias"], ema)
+    return trained, make_optimizer(trained, Optimizer.model_validate({}))
+
+
+def test_save_and_restore_give_every_bit_back(tmp_path: Path) -> None:
+    trained, optimizer = setup(tmp_path)
+    for _ in range(3):
+        trained.grads.normal_()
+        optimizer.step()
+        trained.update_average(torch.tensor(0.0))
+    checkpoint.save(tmp_path, "base", trained, optimizer, Position(3, 1), keep=2)
+    again, optimizer2 = setup(tmp_path)
+    assert checkpoint.restore(tmp_path, "base", again, optimizer2) == Position(3, 1)
+    assert torch.equal(again.values, trained.values)
+    assert again.average is not None and trained.average is not None
+    assert torch.equal(again.average, trained.average)
+    trained.grads.fill_(0.1)
+    again.grads.fill_(0.1)
+    optimizer.step()
+    optimizer2.step()
+    assert torch.equal(again.values, trained.values)
+    assert checkpoint.restore(tmp_path, "motion", again, optimizer2) is None
+
+
+def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path: Path) -> None:
+    trained, optimizer = setup(tmp_path, ema=None)
+    for step in (1, 2, 3):
+        trained.values.fill_(step)
+        checkpoint.save(tmp_path, "base", trained, optimizer, Position(step), keep=2)
+    checkpoint.save(tmp_path, "base-2", trained, optimizer, Position(7), keep=2)
+    torn = tmp_path / "checkpoints/.base-00000009.tmp"
+    torn.mkdir()
+    (torn / "state.safetensors").write_bytes(b"half")
+    names = [path.name for path in checkpoint.checkpoints(tmp_path, "base")]
+    assert names == ["base-00000002", "base-00000003"]
+    assert checkpoint.restore(tmp_path, "base", trained, optimizer) == Position(3)
+    assert trained.values.unique().tolist() == [3.0]
+
+
+def test_a_finished_stage_comes_back(tmp_path: Path) -> None:
+    trained, _ = setup(tmp_path)
+    trained.values.normal_()
+    assert checkpoint.stage_steps(tmp_path, "base") == 0
+    checkpoint.save_stage(tmp_path, "base", trained, 5)
+    assert checkpoint.stage_steps(tmp_path, "base") == 5
+    model, _ = load_model(tmp_path / "m", CPU)
+    checkpoint.load_stage(tmp_path, "base", model)
+    want = {name: p.detach() for name, p in trained.parameters.items()}
+    have = {name: p.detach() for name, p in model.named_parameters() if name in want}
+    assert same(have, want)
+    other, _ = load_model(make_model(tmp_path / "small", layers=1), CPU)
+    del other.proj_out
+    with pytest.raises(ValueError, match="which the model lacks"):
+        checkpoint.load_stage(tmp_path, "base", other)
+
+
+def test_metrics_are_cut_at_the_step_and_torn_rows_go(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,stage,loss\n1,base,0.5\n2,base,nan\n3,base,0.25\n4,ba")
+    metrics.rewind(path, ("step", "stage", "loss"), 2)
+    assert path.read_text() == "step,stage,loss\n1,base,0.5\n2,base,nan\n"
+    rows = metrics.read(path)
+    assert rows[0] == {"step": 1, "stage": "base", "loss": 0.5} and rows[1]["loss"] != 0.5
+    metrics.rewind(path, ("step", "stage", "loss"), 0)
+    assert metrics.read(path) == []

@@ -1,0 +1,135 @@
+"""Launching: in this process, through Ray Train, and planned without training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from trainer_kit import make_manifest, weights
+from typer.testing import CliRunner
+
+from layerflow.cli.main import build_app
+from manifests.train import TrainManifest
+from trainer import metrics
+from trainer.launch import launch, train_on_ray
+from trainer.plan import lines, make_plan
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in metrics.read(out / "metrics.csv")]
+
+
+def write(manifest: TrainManifest, path: Path) -> str:
+    path.write_text(yaml.safe_dump(manifest.model_dump(mode="json")))
+    return str(path)
+
+
+def command(*arguments: str) -> Any:
+    return CliRunner().invoke(build_app(), list(arguments))
+
+
+def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
+    manifest = write(make_manifest(tmp_path, tensorboard=True), tmp_path / "m.yaml")
+    out = tmp_path / "elsewhere"
+    first = command("train", manifest, "--out", str(out), "--stage", "base")
+    assert first.exit_code == 0, first.output
+    assert "base 5/5" in first.output and len(losses(out)) == 5
+    rest = command("train", manifest, "--out", str(out))
+    assert rest.exit_code == 0 and "base: done before" in rest.output
+    assert len(losses(out)) == 13 and len(weights(out / "export")) > 20
+    assert list((out / "tensorboard").glob("events*"))
+    quiet = command("train", manifest, "--out", str(out), "--fresh", "--quiet", "--stage", "base")
+    assert "base 5/5" not in quiet.output and len(losses(out)) == 5
+
+
+def test_wrong_requests_are_refused_before_any_work(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    path = write(manifest, tmp_path / "m.yaml")
+    result = command("train", path, "--workers", "3")
+    assert isinstance(result.exception, ValueError)
+    assert "batch of 4 does not divide among 3 workers" in str(result.exception)
+    nope = manifest.model_copy(update={"model": str(tmp_path / "nope")})
+    with pytest.raises(ValueError, match="no model directory"):
+        launch(nope)
+    gone = manifest.model_copy(update={"latents": {"video": str(tmp_path), "stills": "x"}})
+    with pytest.raises(ValueError, match="holds no latents"):
+        launch(gone)
+    stage = manifest.stages[0].model_copy(
+        update={"mixture": [manifest.stages[0].mixture[0].model_copy(update={"kinds": ["image"]})]}
+    )
+    with pytest.raises(ValueError, match=r"video: none of its 10 rows is of kinds \['image'\]"):
+        launch(manifest.model_copy(update={"stages": [stage]}), log=lambda line: None)
+
+
+def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    plans = make_plan(manifest)
+    assert [plan.name for plan in plans] == ["base", "motion", "content"]
+    base, motion, content = plans
+    assert motion.trained == 2 * 4 * 2 * 2 * 32  # blocks x targets x halves x rank x width
+    assert content.trained == motion.trained // 2  # one block of two
+    assert base.trained > 10 * motion.trained
+    assert content.rows == [6, 10] and base.shapes == [(2, 2, 2)]
+    assert base.costs.tokens == 4 * 2 * 4 + 6
+    text = "\n".join(lines(manifest, plans))
+    assert "motion: 4 steps of 4 clips" in text and "transformer_blocks.1" in text
+    result = command("train", write(manifest, tmp_path / "m.yaml"), "--plan")
+    assert result.exit_code == 0 and "content: 4 steps" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_ray_workers_give_the_curve_of_one_process(tmp_path: Path) -> None:
+    one = make_manifest(tmp_path, out=str(tmp_path / "one"))
+    assert launch(one, log=lambda line: None)
+    two = make_manifest(tmp_path, out=str(tmp_path / "two"), workers=2)
+    said: list[str] = []
+    assert launch(two, log=said.append)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert said and said[-1].startswith("content 4/4")
+    assert sorted(path.name for path in (tmp_path / "two").glob(".*")) == []
+    ours, theirs = weights(tmp_path / "one/export"), weights(tmp_path / "two/export")
+    assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.slow
+def test_a_killed_ray_worker_ends_with_the_parameters_of_an_unbroken_run(tmp_path: Path) -> None:
+    stages = [make_manifest(tmp_path).stages[0].model_copy(update={"steps": 150})]
+    changes = {"workers": 2, "stages": stages, "save_every": 20, "log_every": 1}
+    whole = make_manifest(tmp_path, out=str(tmp_path / "whole")).model_copy(update=changes)
+    broken = make_manifest(tmp_path, out=str(tmp_path / "broken")).model_copy(update=changes)
+    assert train_on_ray(whole, only=None, fresh=False, log=lambda line: None)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while (
+            len(losses(tmp_path / "broken") if (tmp_path / "broken/metrics.csv").is_file() else [])
+            < 50
+        ):
+            time.sleep(0.05)
+        killed.append(kill_a_worker())
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    assert train_on_ray(broken, only=None, fresh=False, log=lambda line: None)
+    thread.join(5)
+    assert killed and killed[0]
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    ours, theirs = weights(tmp_path / "whole/export"), weights(tmp_path / "broken/export")
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def kill_a_worker() -> int:
+    """SIGKILL one Ray Train worker among this process' descendants; its pid, or 0."""
+    import psutil
+
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+            return process.pid
+    return 0
