@@ -143,20 +143,14 @@ class SampleSource:
     def rows(self) -> Iterator[dict[str, Any]]:
         for index, folder in enumerate(self._folders):
             about = _about(folder)
-            prompts = about.get("prompts") or about.get("prompt") or {}
+            prompts = about["prompt"] if isinstance(about.get("prompt"), dict) else {}
             yield {
                 "index": index,
                 "id": folder.name,
                 "kind": "sample",
-                "source": ", ".join(map(str, about.get("given") or [])) or "nothing given",
-                "prompts": {n: str(prompts.get(n, "")) for n in PROMPTED}
-                if isinstance(prompts, dict)
-                else {"blended": str(prompts)},
-                "scores": {
-                    name: float(value)
-                    for name, value in (about.get("scores") or {}).items()
-                    if isinstance(value, int | float) and math.isfinite(value)
-                },
+                "source": _said(about),
+                "prompts": {name: str(prompts.get(name, "")) for name in PROMPTED},
+                "scores": {},
             }
 
     def rejected(self) -> Iterator[dict[str, Any]]:
@@ -164,24 +158,36 @@ class SampleSource:
 
     def clip(self, index: int) -> LayeredClip:
         folder = self._folders[index]
-        rgba, fps = read_frames(folder / "foreground.mov")
-        return LayeredClip(
-            foreground=np.ascontiguousarray(rgba[..., :3]),
-            alpha=decode_alpha((folder / "alpha.mkv").read_bytes()),
-            background=decode_color((folder / "background.mp4").read_bytes()),
-            blended=decode_color((folder / "blended.mp4").read_bytes()),
-            fps=fps,
-        )
+        if (folder / "foreground.mov").is_file():
+            foreground, fps = read_frames(folder / "foreground.mov")
+            alpha = decode_alpha((folder / "alpha.mkv").read_bytes())
+        else:  # of a model without alpha
+            foreground, fps = read_frames(folder / "foreground.mp4")
+            alpha = np.full(foreground.shape[:3], 255, np.uint8)
+        height, width = alpha.shape[1:]  # colour files of odd sizes are one pixel larger
+        layers = {
+            name: decode_color((folder / f"{name}.mp4").read_bytes())[:, :height, :width]
+            for name in ("background", "blended")
+        }
+        foreground = np.ascontiguousarray(foreground[:, :height, :width, :3])
+        return LayeredClip(foreground=foreground, alpha=alpha, fps=fps, **layers)
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    for name in ("sample.json", "prompts.json"):
-        try:
-            about = json.loads((folder / name).read_text())
-        except (OSError, ValueError):
-            continue
-        return about if isinstance(about, dict) else {}
-    return {}
+    """What ``layerflow sample`` wrote about a sample; nothing when there is no such file."""
+    try:
+        about = json.loads((folder / "sample.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _said(about: dict[str, Any]) -> str:
+    """The task, model and seed of a sample in one line."""
+    given = about["given"] if isinstance(about.get("given"), dict) else {}
+    named = [f"{layer} ({file})" for layer, file in given.items()]
+    known = [f"{name} {about[name]}" for name in ("model", "seed", "steps") if name in about]
+    return ", ".join(["given " + " and ".join(named) if named else "nothing given", *known])
 
 
 def make_preview(clip: LayeredClip, height: int = 144, *, crf: int = 25) -> Preview:

@@ -22,7 +22,7 @@ from layerflow.media import (
     decode_color,
     decode_png,
     encode_alpha,
-    encode_color,
+    encode_preview,
     write_prores4444,
 )
 from pipelines.report import embedded, evenly, histogram, write_report
@@ -131,13 +131,14 @@ def write_sample(folder: Path, clip: LayeredClip) -> None:
     rgba = np.concatenate([clip.foreground, clip.alpha[..., None]], axis=3)
     write_prores4444(folder / "foreground.mov", rgba, clip.fps)
     (folder / "alpha.mkv").write_bytes(encode_alpha(clip.alpha, clip.fps))
-    (folder / "background.mp4").write_bytes(encode_color(clip.background, clip.fps))
-    (folder / "blended.mp4").write_bytes(encode_color(clip.blended, clip.fps))
-    (folder / "sample.json").write_text(json.dumps({"prompts": clip.prompts, "given": ["blended"]}))
+    (folder / "background.mp4").write_bytes(encode_preview(clip.background, clip.fps))
+    (folder / "blended.mp4").write_bytes(encode_preview(clip.blended, clip.fps))
+    about = {"prompt": clip.prompts, "given": {"blended": "in.mp4"}, "model": "m", "seed": 3}
+    (folder / "sample.json").write_text(json.dumps(about))
 
 
 def test_samples_are_shown_too(tmp_path: Path) -> None:
-    clip = moving_clip(1)
+    clip = moving_clip(1, height=33, width=47)
     for name in ("s-0", "s-1"):
         write_sample(tmp_path / "samples" / name, clip)
     source = open_source(tmp_path / "samples")
@@ -147,7 +148,8 @@ def test_samples_are_shown_too(tmp_path: Path) -> None:
     write_report(tmp_path / "samples", tmp_path / "r.html", workers=0)
     clips = data_of((tmp_path / "r.html").read_text())["clips"]
     assert [c["id"] for c in clips] == ["s-0", "s-1"] and "preview" in clips[0]
-    assert clips[0]["prompts"] == clip.prompts and clips[0]["source"] == "blended"
+    assert clips[0]["prompts"] == clip.prompts
+    assert clips[0]["source"] == "given blended (in.mp4), model m, seed 3"
 
 
 # --- the server -------------------------------------------------------------------------------
