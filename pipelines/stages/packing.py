@@ -105,10 +105,13 @@ def made_up_background(rgba: U8, fill: str, rng: Generator) -> U8:
     grey = cv2.cvtColor(np.ascontiguousarray(rgba[..., :3]), cv2.COLOR_RGB2GRAY)
     mean = float((grey * weight).sum() / max(float(weight.sum()), 1.0))
     level = mean + (rng.uniform(60, 100) if mean < 128 else -rng.uniform(60, 100))
-    base = level + rng.uniform(-30, 30, 3)
+    tint = rng.uniform(-18, 18, 3)
     if fill == "plain":
-        return np.broadcast_to(_u8(base), (height, width, 3)).copy()
-    patches = base + rng.uniform(-35, 35, (4, 6, 3))
+        return np.broadcast_to(_u8(level + tint), (height, width, 3)).copy()
+    columns = max(2, round(4 * width / max(height, width)))
+    rows = max(2, round(4 * height / max(height, width)))
+    patches = level + tint + rng.uniform(-28, 28, (rows, columns, 1))
+    patches = patches + rng.uniform(-7, 7, (rows, columns, 3))
     grown = cv2.resize(patches.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     return _u8(grown)
 

@@ -132,9 +132,9 @@ def load_pair(colour: Path, alpha: Path, *, is_foreground: bool) -> U8:
     check_alpha(grey)
     rgb = picture[..., :3]
     if not is_foreground:
-        from pipelines.stages.colour import estimate_foreground
+        from pipelines.stages.fringe import own_colour
 
-        rgb = estimate_foreground(rgb, grey)
+        rgb = own_colour(rgb, grey)
     return np.dstack([rgb, grey])
 
 
