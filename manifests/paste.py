@@ -37,7 +37,7 @@ class PasteOptions(Strict):
     frames: int = Field(16, ge=2, le=512, description="frames of a clip")
     fps: float = Field(8.0, gt=0, le=240, description="frames a second of a clip")
 
-    area: Range = Field((0.05, 0.35), description="drawn size of a foreground")
+    area: Range = Field((0.05, 0.35), description="drawn size of a foreground, even on a log scale")
     area_limits: Range = Field((0.02, 0.60), description="visible area that is accepted")
     min_visible: float = Field(0.5, ge=0, le=1, description="least visible share, any frame")
     max_upscale: float = Field(1.25, gt=0, le=4, description="largest enlargement of a source")

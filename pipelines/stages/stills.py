@@ -110,10 +110,20 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def load_cutout(path: Path) -> U8:
-    """An RGBA still -> straight uint8 ``[H, W, 4]``. MediaError when its alpha says nothing."""
+    """An RGBA still -> straight uint8 ``[H, W, 4]``. MediaError when its alpha says nothing.
+
+    Cut-outs of matting networks are the picture times the matte: undoing that leaves the old
+    background in the soft edge. They are known by both marks, and their own colour is solved for.
+    """
     rgba = read_still(path)
     check_alpha(rgba[..., 3])
-    return tidy(straighten(rgba))
+    straight = straighten(rgba)
+    clean = tidy(straight)
+    if straight is not rgba and clean is not straight:
+        from pipelines.stages.fringe import own_colour
+
+        clean[..., :3] = own_colour(np.ascontiguousarray(clean[..., :3]), clean[..., 3])
+    return clean
 
 
 def load_pair(colour: Path, alpha: Path, *, is_foreground: bool) -> U8:
