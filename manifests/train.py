@@ -129,7 +129,8 @@ class Component(_Model):
     motion_gate: Literal[0, 1] = 0
     """1 for static clips (stills, frozen video), 0 for moving ones."""
     freeze: bool = False
-    """Show one random frame of the clip, repeated: what the motion stage trains on."""
+    """Show one random latent frame of the clip, repeated: what the motion stage trains on. Where
+    the autoencoder compresses time, encode with `--freeze` instead: a true still differs."""
     frames: int | None = Field(None, ge=1)
     """Latent frames to which a still (or a frozen frame) is repeated. Left out: a frozen clip
     keeps its length, and a still gets the most that any row of the stage's mixture has.

@@ -229,6 +229,20 @@ def test_variants_multiply_and_stay_layered(model: Path, clips: Path, tmp_path: 
     assert (fewer.clips, fewer.encoded) == (6, 0)
 
 
+def test_frozen_frames_are_stills_of_the_clip(model: Path, clips: Path, tmp_path: Path) -> None:
+    summary = encode([clips], model, tmp_path / "l", augment=Augment(freeze=2, reverse=True))
+    assert summary.clips == 2 + 2 + 1
+    store = Latents.open(tmp_path / "l")
+    assert store.column("latent_frames") == [1] * 5 and store.column("num_frames") == [1] * 5
+    assert store.column("id")[:2] == [f"{0:016x}-s1", f"{0:016x}-s2"]
+    assert store.column("kind") == ["pasted"] * 4 + ["image"]
+    encode([clips], model, tmp_path / "moving", frames=None)
+    moving = Latents.open(tmp_path / "moving").item(0)["moments"]
+    still = store.item(0)["moments"][:, :, 0]
+    gaps = [np.abs(moving[:, :, t] - still).max() for t in range(8)]
+    assert min(gaps) < 1e-5 < sorted(gaps)[1]
+
+
 def test_a_variant_changes_all_layers_alike() -> None:
     clip = make_clip(0)
     for variant in (Variant(flip=True), Variant(reverse=True), Variant(crop=2), Variant(crop=1)):

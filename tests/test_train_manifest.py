@@ -49,7 +49,7 @@ def test_the_paper_s_numbers_are_in_the_2b_manifest() -> None:
     assert isinstance(motion.trains, Lora) and isinstance(content.trains, Lora)
     assert (motion.trains.rank, motion.trains.alpha) == (8, 1)
     assert (content.trains.rank, content.trains.alpha) == (256, 1)
-    assert motion.mixture[0].freeze and motion.mixture[0].motion_gate == 1
+    assert motion.mixture[0].latents == "frozen" and motion.mixture[0].motion_gate == 1
     assert [c.motion_gate for c in content.mixture] == [1, 0]
 
 

@@ -27,6 +27,9 @@ def encode(
     flip: Annotated[bool, typer.Option("--flip", help="also each clip mirrored")] = False,
     reverse: Annotated[bool, typer.Option("--reverse", help="also each clip backwards")] = False,
     crops: Annotated[int, typer.Option(help="also this many windows of each clip")] = 0,
+    freeze: Annotated[
+        int, typer.Option(help="instead of moving clips: this many frames of each, as stills")
+    ] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float16")] = "float32",
     workers: Annotated[
         int | None, typer.Option(help="tasks at a time; default: all CPUs; 0: no Ray, this process")
@@ -44,7 +47,7 @@ def encode(
         out=out,
         size=parse_size(size) if size else None,
         frames=frames,
-        augment=Augment(flip=flip, reverse=reverse, crops=crops),
+        augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
         dtype=dtype,
         workers=workers,
         quiet=quiet,

@@ -33,20 +33,27 @@ class Augment:
     flip: also mirrored left to right. reverse: also backwards in time (not for stills).
     crops: also that many windows of the target's aspect, `min_crop` to 1 of the largest one.
     The numbers multiply: flip, reverse and 3 crops make 16 clips of one.
+    freeze: instead of a moving clip, that many random frames of it, each as a still. The motion
+    stage trains on them; where an autoencoder compresses time, no frame of a moving clip's latents
+    is what a still gives.
     """
 
     flip: bool = False
     reverse: bool = False
     crops: int = 0
     min_crop: float = 0.7
+    freeze: int = 0
 
     def __post_init__(self) -> None:
-        if self.crops < 0 or not 0 < self.min_crop <= 1:
-            raise ValueError(f"crops must be 0 or more and min_crop in (0, 1], not {self}")
+        if self.crops < 0 or self.freeze < 0 or not 0 < self.min_crop <= 1:
+            raise ValueError(
+                f"crops and freeze must be 0 or more and min_crop in (0, 1], not {self}"
+            )
 
 
 @dataclass(frozen=True)
 class Variant:
+    frame: int = 0  # 0: the moving clip
     crop: int = 0  # 0: none
     flip: bool = False
     reverse: bool = False
@@ -54,16 +61,19 @@ class Variant:
     @property
     def suffix(self) -> str:
         """What the variant adds to the clip's id; empty for the clip itself."""
-        parts = [f"c{self.crop}" * bool(self.crop), "f" * self.flip, "r" * self.reverse]
+        parts = [f"s{self.frame}" * bool(self.frame)]
+        parts += [f"c{self.crop}" * bool(self.crop), "f" * self.flip, "r" * self.reverse]
         return "".join(f"-{part}" for part in parts if part)
 
 
 def variants(kind: str, augment: Augment) -> list[Variant]:
     """The variants of a clip, the clip itself first."""
+    frozen = bool(augment.freeze) and kind != "image"
     choices = itertools.product(
+        range(1, augment.freeze + 1) if frozen else (0,),
         range(augment.crops + 1),
         (False, True) if augment.flip else (False,),
-        (False, True) if augment.reverse and kind != "image" else (False,),
+        (False, True) if augment.reverse and kind != "image" and not frozen else (False,),
     )
     return [Variant(*choice) for choice in choices]
 
@@ -142,9 +152,13 @@ class Encoder:
         """
         from layerflow.autoencoder import check_frames
 
-        clip = decode(row, self.options.frames)
-        check_frames(self.vae, clip.num_frames)
         augment = self.options.augment
+        if augment.freeze and row["kind"] != "image":
+            clip, length = decode_frames(row, frozen_frames(row, augment.freeze)), 1
+        else:
+            clip = decode(row, self.options.frames)
+            length = clip.num_frames
+        check_frames(self.vae, length)
         chosen = variants(clip.kind, augment)
         size = self.options.size or clip.size
         pictures = [vary(clip, v, size, augment.min_crop, row["id"]) for v in chosen]
@@ -159,7 +173,7 @@ class Encoder:
                 kind=clip.kind,
                 alpha_kind=clip.alpha_kind,
                 origin_group=origin_group(row["origin"]),
-                num_frames=clip.num_frames,
+                num_frames=length,
                 height=size[0],
                 width=size[1],
                 fps=clip.fps,
@@ -215,10 +229,26 @@ def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
         raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
     else:
         keep = even_frames(count, frames)
+    return decode_frames(row, keep)
+
+
+def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
+    """Which frames of a clip to show frozen: random ones that follow from its id."""
+    rng = _random(f"{row['id']}-frozen")
+    return [int(frame) for frame in rng.integers(0, row["num_frames"], wanted)]
+
+
+def _random(key: str) -> np.random.Generator:
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
+    """The clip of a corpus row with the frames `keep`, in that order."""
     return LayeredClip(
         **{layer: read_cell(row[layer], keep, grey=layer == "alpha") for layer in LAYERS},
         prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
-        fps=row["fps"] * len(keep) / max(1, count),
+        fps=row["fps"] * len(keep) / max(1, row["num_frames"]),
         kind=row["kind"],
         alpha_kind=row["alpha_kind"],
         background_kind=row["background_kind"],
@@ -229,19 +259,20 @@ def read_cell(data: bytes, keep: Sequence[int], *, grey: bool) -> U8:
     """The frames `keep` of a media cell: uint8 ``[T, H, W, 3]``, or ``[T, H, W]`` when grey."""
     if data[:8] == PNG_MAGIC:
         return decode_cell(data)[list(keep)]
-    wanted, taken = set(keep), []
+    wanted, taken = set(keep), dict[int, Any]()
     try:
         with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
             for index, frame in enumerate(container.decode(stream)):
                 if index in wanted:
-                    taken.append(frame)
+                    taken[index] = frame
     except (av.error.FFmpegError, IndexError) as error:
         raise MediaError(f"media cell cannot be decoded: {error}") from error
     if len(taken) != len(wanted):
         raise MediaError(f"a media cell has no frame {max(keep)}")
-    return np.stack([frame.to_ndarray() for frame in taken] if grey else to_rgb(taken))
+    frames = [taken[index] for index in keep]
+    return np.stack([frame.to_ndarray() for frame in frames] if grey else to_rgb(frames))
 
 
 def to_rgb(frames: Sequence[Any]) -> list[U8]:
@@ -272,10 +303,11 @@ def vary(
     clip: LayeredClip, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
 ) -> LayeredClip:
     """One variant of a clip at `size`. The window of a crop depends on the id and its number."""
+    if variant.frame:
+        clip = clip.take([variant.frame - 1])
     if variant.crop:
-        digest = hashlib.sha256(f"{id_}-{variant.crop}".encode()).digest()
-        rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-        top, left, height, width = crop_window(clip.size, size, min_crop, rng.random(3).tolist())
+        chance = _random(f"{id_}-{variant.crop}").random(3).tolist()
+        top, left, height, width = crop_window(clip.size, size, min_crop, chance)
         window = (slice(None), slice(top, top + height), slice(left, left + width))
         clip = _each(clip, lambda frames: frames[window])
     if variant.flip:
