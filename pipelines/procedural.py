@@ -8,7 +8,7 @@ Video families, by name:
 
 - ``moving``: one deforming patterned blob on an eased path over a textured background, net speed
   2-5 pixels a frame at 240 wide (in proportion elsewhere); the camera pans on every other video.
-- ``still``: the same subject, but it never moves: no motion matting can find it.
+- ``still``: neither the subject nor the camera moves: no motion matting can find it.
 - ``cut``: two ``moving`` halves with a hard cut between them.
 """
 
@@ -58,7 +58,7 @@ def make_videos(
         family = families[index % len(families)]
         rng = np.random.default_rng([seed, index, 1])
         blended, alpha, prompts = draw_video(
-            rng, family, height, width, frames, pan=index % 2 == 1, look=look
+            rng, family, height, width, frames, pan=index % 2 == 1 and family != "still", look=look
         )
         path = out / f"{family}-{index:03d}.mp4"
         _write(path, encode_color(blended, fps))

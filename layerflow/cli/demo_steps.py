@@ -223,10 +223,9 @@ def draw_media(demo: Demo) -> None:
 
 def run_jobs(demo: Demo) -> dict[str, Summary]:
     """Mine, paste, pack. ValueError when a job leaves no clips to go on with."""
+    from pipelines.mine import run_mine
     from pipelines.pack import run_pack
     from pipelines.paste import run_paste
-
-    from pipelines.mine import run_mine
 
     how: dict[str, Any] = {"workers": demo.workers, "quiet": demo.quiet}
     counts = demo.manifest.counts
