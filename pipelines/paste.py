@@ -7,7 +7,7 @@ function of (seed, index), so the rows do not depend on units, workers or order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,8 +23,14 @@ from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job,
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.appearance import Look, apply_curve, clipped, make_grain, match_look
 from pipelines.stages.composite import Sprite, compose, prefilter
-from pipelines.stages.draws import first_of_block, generator, in_blocks, in_turns
-from pipelines.stages.load import Loader, UnluckyDrawError, choose_frames
+from pipelines.stages.draws import (
+    choose_frames,
+    first_of_block,
+    generator,
+    in_blocks,
+    in_turns,
+)
+from pipelines.stages.load import Loader, UnluckyDrawError
 from pipelines.stages.paste_scores import check_rules, encoded_scores, score_layers
 from pipelines.stages.path import draw_path, mean_step
 from pipelines.stages.sources import (
@@ -38,6 +44,9 @@ from pipelines.stages.sources import (
 FORMAT_VERSION = 1
 UNIT_PIXELS = 24_000_000  # of all frames of a unit's clips: some seconds of work
 MAX_UNIT = 48
+MAX_SOURCES = 12  # that are tried when some cannot be loaded
+
+Load = Callable[[Source], Any]
 
 
 @dataclass(frozen=True)
@@ -146,40 +155,49 @@ def load_draw(
     """Choose and load the sources of one attempt.
 
     The first attempt uses all sources equally often; a source that cannot be loaded is reported
-    by the draw that uses it first, so once in the whole job.
+    by the draw that uses it first, so once in the whole job, and another one steps in.
     """
-
-    def report(source: Source, error: MediaError, stage: str) -> None:
-        row = rejected_row(source.uri, stage, str(error), kind="pasted", recipe=recipe.hash)
-        outcome.rejected.append(row)
-
     seed, count = options.seed, options.count
     rng = generator(seed, index, "sources", attempt)
-    others = rng.integers(len(plan.foregrounds), size=options.objects[1])
-    behind = int(rng.integers(len(plan.backgrounds)))
     number = int(rng.integers(options.objects[0], options.objects[1] + 1))
-    chosen = [int(other) for other in others[:number]]
+    firsts = [int(which) for which in rng.integers(len(plan.foregrounds), size=number)]
+    behind = int(rng.integers(len(plan.backgrounds)))
+    reports = [False] * number
     # Retries keep the foreground as long as the fault may be the draw's.
     if attempt < (options.attempts + 1) // 2:
-        chosen[0] = in_blocks(seed, index, count, len(plan.foregrounds))
+        firsts[0] = in_blocks(seed, index, count, len(plan.foregrounds))
+        reports[0] = attempt == 0 and first_of_block(index, count, len(plan.foregrounds))
     if attempt == 0:
         behind = in_turns(seed, index, len(plan.backgrounds))
-    objects = []
-    for place, which in enumerate(chosen):
-        try:
-            objects.append(loader.foreground(plan.foregrounds[which]))
-        except MediaError as error:
-            if attempt == 0 and place == 0 and first_of_block(index, count, len(plan.foregrounds)):
-                report(plan.foregrounds[which], error, "foreground")
-            raise
-    source = plan.backgrounds[behind]
+
+    def usable(sources: Sequence[Source], first: int, load: Load, stage: str | None) -> Any:
+        """The first of some drawn sources that can be loaded, ``first`` before all."""
+        others = rng.integers(len(sources), size=MAX_SOURCES)
+        for place, which in enumerate((first, *others)):
+            try:
+                return load(sources[which])
+            except MediaError as problem:
+                error = problem
+                if place == 0 and stage is not None:
+                    row = rejected_row(
+                        sources[which].uri, stage, str(error), kind="pasted", recipe=recipe.hash
+                    )
+                    outcome.rejected.append(row)
+        raise error
+
+    objects = [
+        usable(plan.foregrounds, first, loader.foreground, "foreground" if report else None)
+        for first, report in zip(firsts, reports, strict=True)
+    ]
     camera = generator(seed, index, "camera", attempt)
-    try:
-        background = loader.background(source, camera, options.camera_speed, options.still_camera)
-    except MediaError as error:
-        if attempt == 0 and index < len(plan.backgrounds):
-            report(source, error, "background")
-        raise
+    film = partial(
+        loader.background,
+        rng=camera,
+        camera_speed=options.camera_speed,
+        still_camera=options.still_camera,
+    )
+    report = attempt == 0 and index < len(plan.backgrounds)
+    background = usable(plan.backgrounds, behind, film, "background" if report else None)
     if options.flip and rng.random() < 0.5:
         background = mirrored(background)
     return Draw(index, attempt, tuple(objects), background)

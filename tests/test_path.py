@@ -11,8 +11,14 @@ import pytest
 
 from manifests.paste import PasteOptions
 from pipelines.stages.camera import film_still, measure_camera
-from pipelines.stages.draws import first_of_block, generator, in_blocks, in_turns
-from pipelines.stages.load import choose_frames, cut_sides
+from pipelines.stages.draws import (
+    choose_frames,
+    first_of_block,
+    generator,
+    in_blocks,
+    in_turns,
+)
+from pipelines.stages.load import cut_sides
 from pipelines.stages.path import draw_path, ease, follow, keep_cuts_outside, matrices
 from pipelines.stages.sources import Foreground
 

@@ -17,6 +17,7 @@ from layerflow.decode import Decoder
 from layerflow.media import MediaError, decode_alpha, decode_color
 from pipelines.stages.camera import film_still, measure_camera
 from pipelines.stages.composite import shrink_straight
+from pipelines.stages.draws import choose_frames, frames_needed
 from pipelines.stages.shots import cut_windows, find_shots
 from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
 from pipelines.stages.stills import check_alpha, load_cutout, load_opaque, load_pair
@@ -66,6 +67,8 @@ class Loader:
         def make() -> tuple[int, Foreground]:
             load = {"still": self._still, "video": self._video, "row": self._row}[source.kind]
             rgba, fps, prompt, record = load(source)
+            if len(rgba) > 1:
+                frames_needed(len(rgba), fps, self._frames, self._fps)
             return rgba.nbytes, self._cropped(rgba, fps, prompt, record)
 
         value: Foreground = self._cached(("foreground", source.stamp), make)
@@ -271,23 +274,6 @@ def _window_of(rgba: U8, y0: int, y1: int, x0: int, x1: int) -> U8:
     inner = rgba[:, max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
     margins = ((max(0, -y0), max(0, y1 - height)), (max(0, -x0), max(0, x1 - width)))
     return np.ascontiguousarray(np.pad(inner, ((0, 0), *margins, (0, 0))))
-
-
-def choose_frames(
-    available: int, source_fps: float, frames: int, fps: float, rng: Generator
-) -> list[int]:
-    """Indices of ``frames`` distinct frames at ``fps`` out of a clip, from a drawn start.
-
-    MediaError when the clip is too short or too slow for distinct frames.
-    """
-    step = source_fps / fps
-    if step < 0.98:
-        raise MediaError(f"{source_fps:g} frames/s gives no distinct frames at {fps:g} frames/s")
-    needed = round((frames - 1) * step) + 1
-    if needed > available:
-        raise MediaError(f"has {available} frames; a clip needs {needed}")
-    start = int(rng.integers(available - needed + 1))
-    return [start + round(k * step) for k in range(frames)]
 
 
 def cut_sides(alpha: U8, share: float = 0.15) -> frozenset[str]:
