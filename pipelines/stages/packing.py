@@ -176,12 +176,12 @@ def still_prompts(group: Group, behind: str, table: Table | None) -> dict[str, s
             found = dict(table[key])
     given = {layer: text for layer, text in found.items() if text != TEMPLATE[layer]}
     roles = group.roles
-    shared = group.files[0][1].with_name(f"{group.name}.png")  # x.json beside x_alpha.png
-    for role in ("file", "foreground", "blended", "alpha"):
-        for layer, text in _beside(roles.get(role)).items():
+    shown = [roles[r] for r in ("file", "foreground", "blended", "alpha") if r in roles]
+    if shown:
+        shown.append(shown[0].with_name(f"{group.name}.png"))  # x.json beside x_alpha.png
+    for path in shown:
+        for layer, text in _beside(path).items():
             given.setdefault(layer, text)
-    for layer, text in _beside(shared).items():
-        given.setdefault(layer, text)
     own = _beside(roles.get("background"))  # speaks of the background alone
     if own:
         given.setdefault("background", own.get("background") or own.get("blended") or behind)

@@ -1,0 +1,225 @@
+"""The pack job: stills with and without backgrounds, pairs, triplets, prompts, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from layerflow.clip import U8, composite
+from layerflow.corpus import Corpus
+from layerflow.media import encode_png
+from manifests.pack import PackOptions
+from pipelines import pack
+from pipelines.jobs import make_recipe
+from pipelines.pack import make_plan, pack_unit, plan_units, run_pack
+from pipelines.stages.packing import fill_behind, made_up_background
+
+
+def disc(size: int = 48, colour: tuple[int, int, int] = (210, 70, 40), soft: float = 6.0) -> U8:
+    y, x = np.indices((size, size)) - (size - 1) / 2
+    ramp = np.clip((size * 0.3 - np.hypot(y, x)) / soft + 0.5, 0, 1)
+    rgba = np.full((size, size, 4), 255, np.uint8)
+    rgba[..., :3] = colour
+    rgba[..., 3] = np.rint(ramp * 255)
+    return rgba
+
+
+def slope(height: int = 48, width: int = 48, level: int = 90) -> U8:
+    ramp = np.linspace(level, level + 60, width).astype(np.uint8)
+    return np.repeat(np.repeat(ramp[None, :, None], height, 0), 3, 2)
+
+
+def write(path: Path, picture: U8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(picture))
+    return path
+
+
+def run(tmp: Path, *inputs: Path, **more: Any) -> Corpus:
+    out = tmp / more.pop("out", "out")
+    options = PackOptions(inputs=[str(path) for path in inputs], out=str(out), **more)
+    run_pack(options, workers=0, quiet=True)
+    return Corpus.open(out)
+
+
+def only(corpus: Corpus) -> Any:
+    assert len(corpus) == 1, corpus.rejected()
+    clip = corpus.clip(0)
+    assert np.array_equal(clip.blended, composite(clip.foreground, clip.alpha, clip.background))
+    assert corpus.row(0, ["quality"])["quality"]["equation_error"] <= 0.5 + 1e-4
+    return clip
+
+
+def test_a_still_with_its_background(tmp_path: Path) -> None:
+    rgba = disc()
+    write(tmp_path / "in/red_ball.png", rgba)
+    write(tmp_path / "in/red_ball.bg.png", slope())
+    corpus = run(tmp_path, tmp_path / "in")
+    clip = only(corpus)
+    assert (clip.kind, clip.num_frames, clip.background_kind) == ("image", 1, "real")
+    assert np.array_equal(clip.alpha[0], rgba[..., 3])
+    assert np.array_equal(clip.background[0], slope())
+    assert np.array_equal(clip.foreground[0][rgba[..., 3] > 0], rgba[..., :3][rgba[..., 3] > 0])
+    assert clip.prompts["foreground"] == "red ball"
+    assert corpus.row(0, ["origin"])["origin"]["uri"] == "red_ball.png"
+
+
+def test_folders_of_foregrounds_and_backgrounds(tmp_path: Path) -> None:
+    for k in range(2):
+        write(tmp_path / f"in/foreground/s{k}.png", disc(colour=(200, 90 * k, 20)))
+        write(tmp_path / f"in/background/s{k}.png", slope(level=60 + 50 * k))
+    (tmp_path / "in/foreground/s0.json").write_text('{"foreground": "a ball"}')
+    (tmp_path / "in/background/s0.txt").write_text("a grey slope")
+    corpus = run(tmp_path, tmp_path / "in")
+    assert len(corpus) == 2
+    assert np.array_equal(corpus.clip(1).background[0], slope(level=110))
+    assert corpus.clip(0).prompts == {
+        "foreground": "a ball",
+        "background": "a grey slope",
+        "blended": "a ball, a grey slope",
+    }
+
+
+@pytest.mark.parametrize("fill", ["blurred", "plain"])
+def test_a_still_without_a_background_gets_a_filled_one(tmp_path: Path, fill: str) -> None:
+    write(tmp_path / "in/ball.png", disc())
+    clip = only(run(tmp_path, tmp_path / "in", fill=fill))
+    assert clip.background_kind == "filled"
+    assert fill in clip.prompts["background"]
+    spread = float(np.ptp(clip.background[0].astype(int), axis=(0, 1)).max())
+    assert spread == 0 if fill == "plain" else spread > 5
+
+
+def test_backgrounds_are_drawn_by_seed_from_the_folder_backgrounds(tmp_path: Path) -> None:
+    for k in range(6):
+        write(tmp_path / f"in/ball{k}.png", disc())
+        write(tmp_path / f"in/backgrounds/hill{k}.png", slope(60, 90, level=30 * k))
+    one, same, other = (
+        run(tmp_path, tmp_path / "in", out=name, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    drawn = [[row["origin"]["parents"][1] for row in c.rows()] for c in (one, same, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(parent.startswith("backgrounds/hill") for parent in drawn[0])
+    assert one.clip(0).background_kind == "real"
+    assert one.clip(0).prompts["background"] == "hill"
+    assert one.row(0)["id"] == same.row(0)["id"] != other.row(0)["id"]
+
+
+def test_a_picture_and_its_matte_give_colour_and_a_filled_background(tmp_path: Path) -> None:
+    rgba, behind = disc(), slope(level=180)
+    a = rgba[..., 3:] / 255
+    picture = np.rint(rgba[..., :3] * a + behind * (1 - a)).astype(np.uint8)
+    write(tmp_path / "in/train/image/x.png", picture)
+    write(tmp_path / "in/train/alpha/x.png", rgba[..., 3])
+    clip = only(run(tmp_path, tmp_path / "in"))
+    assert clip.background_kind == "filled"
+    soft = (rgba[..., 3] > 90) & (rgba[..., 3] < 200)
+    assert np.abs(clip.foreground[0][soft].astype(int) - (210, 70, 40)).mean() < 15
+    assert np.abs(clip.background[0].astype(int) - behind).mean() < 6
+    assert np.abs(clip.blended[0].astype(int) - picture).mean() < 4
+
+
+def test_a_triplet_uses_its_own_background(tmp_path: Path) -> None:
+    rgba, behind = disc(), slope(level=150)
+    a = rgba[..., 3:] / 255
+    picture = np.rint(rgba[..., :3] * a + behind * (1 - a)).astype(np.uint8)
+    for name, layer in (("com", picture), ("pha", rgba[..., 3]), ("bgr", behind)):
+        write(tmp_path / f"in/{name}/0001.png", layer)
+    clip = only(run(tmp_path, tmp_path / "in"))
+    assert clip.background_kind == "real"
+    assert np.array_equal(clip.background[0], behind)
+    assert np.abs(clip.blended[0].astype(int) - picture).max() <= 4
+
+
+def test_size_covers_and_keeps_the_equation(tmp_path: Path) -> None:
+    write(tmp_path / "in/ball.png", disc(96))
+    clip = only(run(tmp_path, tmp_path / "in", size="32x48"))
+    assert clip.size == (32, 48)
+
+
+def test_prompts_of_a_table(tmp_path: Path) -> None:
+    write(tmp_path / "in/ball.png", disc())
+    table = tmp_path / "prompts.jsonl"
+    table.write_text(json.dumps({"video": "ball.png", "foreground": "a coral ball"}) + "\n")
+    clip = only(run(tmp_path, tmp_path / "in", prompts=str(table)))
+    assert clip.prompts["foreground"] == "a coral ball"
+
+
+def test_bad_stills_are_rejected_with_the_reason(tmp_path: Path) -> None:
+    write(tmp_path / "in/good.png", disc())
+    write(tmp_path / "in/opaque.png", slope())
+    empty = disc()
+    empty[..., 3] = 0
+    write(tmp_path / "in/empty.png", empty)
+    (tmp_path / "in/broken.png").write_bytes(encode_png(disc())[:200])
+    write(tmp_path / "in/alpha/alone.png", disc()[..., 3])
+    write(tmp_path / "in/wide.png", disc())
+    write(tmp_path / "in/wide.bg.png", slope(20, 90))
+    write(tmp_path / "in/said.png", disc())
+    (tmp_path / "in/said.json").write_text("{not json")
+    corpus = run(tmp_path, tmp_path / "in")
+    assert [row["origin"]["uri"] for row in corpus.rows(["origin"])] == ["good.png"]
+    reasons = {row["uri"]: row["reason"] for row in corpus.rejected()}
+    expected = {
+        "opaque.png": "fully opaque",
+        "empty.png": "fully transparent",
+        "broken.png": "cannot be decoded",
+        "alpha/alone.png": "no pair of picture and matte",
+        "wide.png": "another aspect ratio",
+        "said.png": "not valid JSON",
+    }
+    assert set(reasons) == set(expected)
+    assert all(text in reasons[uri] for uri, text in expected.items())
+
+
+def test_requests_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in/ball.png", disc())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="unknown layout"):
+        run(tmp_path, tmp_path / "in", layout="nonsense")
+    with pytest.raises(ValueError, match="no still"):
+        run(tmp_path, tmp_path / "empty")
+    with pytest.raises(ValueError, match="no such folder"):
+        run(tmp_path, tmp_path / "nowhere")
+
+
+def test_rows_do_not_depend_on_the_split_into_units(tmp_path: Path) -> None:
+    for k in range(5):
+        write(tmp_path / f"in/ball{k}.png", disc(colour=(40 * k, 90, 10)))
+    options = PackOptions(inputs=[str(tmp_path / "in")], out="unused")
+    plan, recipe = make_plan(options), make_recipe("image", {}, pack.FORMAT_VERSION)
+
+    def rows(size: int) -> list[Any]:
+        units = plan_units(plan, size)
+        outcomes = [pack_unit(u.payload, plan=plan, options=options, recipe=recipe) for u in units]
+        return [row for outcome in outcomes for row in outcome.rows]
+
+    assert len(rows(32)) == 5
+    assert rows(32) == rows(2)
+
+
+def test_filling_paints_the_object_over_and_leaves_the_rest() -> None:
+    rgba, behind = disc(96), slope(96, 96)
+    filled = fill_behind(composite(rgba[..., :3], rgba[..., 3], behind), rgba[..., 3])
+    far = np.s_[:8]
+    assert np.array_equal(filled[far], behind[far])
+    assert np.abs(filled.astype(int) - behind).max() < 20
+
+
+def test_made_up_backgrounds_keep_away_from_the_object() -> None:
+    rng = np.random.default_rng(0)
+    for colour in ((20, 20, 20), (230, 230, 230)):
+        rgba = disc(colour=colour)
+        made = made_up_background(rgba, "blurred", rng)
+        assert abs(float(made.mean()) - colour[0]) > 40
+
+
+def test_the_shared_cutouts_all_pack(tmp_path: Path, shared: Path) -> None:
+    corpus = run(tmp_path, shared / "media/stills/lemur", size="120x160")
+    assert [row["origin"]["uri"] for row in corpus.rows(["origin"])] == ["lemur_foreground.png"]
+    assert [row["uri"] for row in corpus.rejected()] == ["beach.png"]
