@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 6
 LONGEST_WAIT = 120.0
+AGAIN = "run the same command again: what is already there is not sent again"
 PASSING = frozenset({408, 409, 412, 422, 425, 429, 500, 502, 503, 504})
 Result = TypeVar("Result")
 
@@ -94,24 +95,26 @@ def steadily(call: Callable[..., Result], *arguments: Any, **options: Any) -> Re
 
     Raises ValueError that says what the Hub answered and what to do.
     """
-    from huggingface_hub.errors import HfHubHTTPError
     from httpx2 import TransportError
+    from huggingface_hub.errors import HfHubHTTPError
 
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call(*arguments, **options)
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            if status not in PASSING or attempt == ATTEMPTS:
-                raise ValueError(_explained(status, error)) from error
-            _wait(attempt, error.response.headers.get("Retry-After"))
-        except (TransportError, OSError) as error:
-            if attempt == ATTEMPTS:
-                raise ValueError(
-                    f"the Hub cannot be reached: {error}. Run the same command again: what is "
-                    "already there is not sent again"
-                ) from error
-            _wait(attempt, None)
+        except (HfHubHTTPError, TransportError, ConnectionError, RuntimeError) as raised:
+            # an upload wraps what happened in a RuntimeError
+            error = raised.__cause__ if type(raised) is RuntimeError else raised
+            if isinstance(error, HfHubHTTPError):
+                status = error.response.status_code if error.response is not None else 0
+                asked = error.response.headers.get("Retry-After") if error.response else None
+                problem, passing = _explained(status, error), status in PASSING
+            elif isinstance(error, TransportError | ConnectionError):
+                problem, passing, asked = f"the Hub cannot be reached: {error}; {AGAIN}", True, None
+            else:
+                raise
+            if not passing or attempt == ATTEMPTS:
+                raise ValueError(problem) from raised
+            _wait(attempt, asked)
     raise AssertionError("unreachable")
 
 
@@ -127,7 +130,7 @@ def _explained(status: int, error: Exception) -> str:
         401: "the token is not valid: run `hf auth login` again",
         403: "the token may not write there: it needs write access to this namespace",
         404: "there is no such repository or branch, or the token may not see it",
-    }.get(status, "run the same command again: what is already there is not sent again")
+    }.get(status, AGAIN)
     text = re.sub(r"hf_[A-Za-z0-9]+", "hf_...", str(error).strip())
     return f"the Hub answered {status}: {text.splitlines()[0][:300] if text else ''}; {advice}"
 

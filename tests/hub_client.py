@@ -1,0 +1,51 @@
+"""Runs publications and downloads for tests, in a process of its own: the Hub's address and token
+are read from the environment when ``huggingface_hub`` is imported. JSON lines in, JSON lines out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def digest(rows: Any) -> list[str]:
+    """A checksum of each row, every column included."""
+    found = []
+    for row in rows:
+        plain = repr(dict(sorted(row.items())))
+        found.append(hashlib.sha256(plain.encode()).hexdigest())
+    return found
+
+
+def answer(request: dict[str, Any]) -> Any:
+    if "publish" in request:
+        from pipelines import publish
+
+        publish.SHARD_BYTES = request["shard"]
+        options = publish.PublishOptions(**request["options"])
+        return publish.run_publish(Path(request["publish"]), options, workers=0, quiet=True)
+    import datasets
+
+    from layerflow.published import local_row
+
+    datasets.disable_progress_bars()
+    columns = request.get("columns")
+    rows = datasets.load_dataset(
+        request["load"], split="train", streaming=request["streaming"],
+        **({"columns": columns} if columns else {}),
+    )  # fmt: skip
+    return digest(map(local_row, rows))
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        try:
+            result = {"value": answer(json.loads(line))}
+        except ValueError as error:
+            result = {"error": str(error)}
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(result), flush=True)

@@ -1,0 +1,376 @@
+"""A local double of the Hugging Face Hub's HTTP API for datasets, with faults on demand.
+
+It answers the calls that ``huggingface_hub`` and ``datasets`` make to create, upload, verify,
+commit, list and download a dataset, and keeps everything in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+TOKEN = "hf_" + "doubletoken"  # not a secret: the double takes no other
+LFS_ENDINGS = (".parquet", ".png", ".arrow")
+
+
+@dataclass
+class File:
+    """A file of a repository; ``lfs`` is the sha256 of a blob."""
+
+    data: bytes
+    lfs: bool
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def oid(self) -> str:
+        return self.sha256 if self.lfs else self.git
+
+    @property
+    def git(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
+
+
+@dataclass
+class Fault:
+    """What happens to the next request that matches. kind: a status code, or ``reset`` (the
+    connection dies in mid-body), ``corrupt`` (one byte is stored wrong), ``hang``, ``none``."""
+
+    method: str
+    path: str
+    kind: str
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Repo:
+    private: bool
+    commits: list[dict[str, File]] = field(default_factory=lambda: [{}])
+
+    @property
+    def head(self) -> str:
+        return f"{len(self.commits):040x}"
+
+
+class Hub:
+    """State of the double: repositories, blobs, faults, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.faults: list[Fault] = []
+        self.calls: list[str] = []
+        self.uploads: Counter[str] = Counter()  # complete uploads by sha256
+        self.rotten: set[str] = set()  # files whose checksum the tree reports wrong
+        self.block = threading.Event()
+        self.blocked = threading.Event()
+        self.lock = threading.RLock()
+        self.url = ""
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times and fault.method == method and re.search(fault.path, path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def files(self, repo_id: str) -> dict[str, File]:
+        return self.repos[repo_id].commits[-1]
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._handle("GET")
+
+    def do_HEAD(self) -> None:
+        self._handle("HEAD")
+
+    def do_POST(self) -> None:
+        self._handle("POST")
+
+    def do_PUT(self) -> None:
+        self._handle("PUT")
+
+    def _handle(self, method: str) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.calls.append(f"{method} {path}")
+        fault = self.hub.fault(method, path)
+        length = int(self.headers.get("Content-Length", 0))
+        if fault and fault.kind == "reset":
+            self.rfile.read(length // 2)
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+            self.close_connection = True
+            return
+        if fault and fault.kind == "hang":
+            self.hub.blocked.set()
+            self.hub.block.wait(60)
+            self.close_connection = True
+            return
+        body = self._body(length)
+        if fault and fault.kind.isdigit():
+            self._send(int(fault.kind), {"error": "asked for by a test"}, headers=fault.headers)
+            return
+        if fault and fault.kind == "corrupt":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        if not self._allowed(method, path):
+            self._send(401, {"error": "Invalid username or password."})
+            return
+        with self.hub.lock:
+            self._route(method, path, body)
+
+    def _body(self, length: int) -> bytes:
+        if self.headers.get("Transfer-Encoding", "") != "chunked":
+            return self.rfile.read(length)
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _allowed(self, method: str, path: str) -> bool:
+        return path.startswith("/blob/") or self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _route(self, method: str, path: str, body: bytes) -> None:
+        for pattern, name in ROUTES:
+            match = re.fullmatch(pattern, f"{method} {path}")
+            if match:
+                getattr(self, name)(body, **match.groupdict())
+                return
+        self._missing("EntryNotFound")
+
+    # --- repositories
+
+    def create(self, body: bytes) -> None:
+        wanted = json.loads(body)
+        repo_id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        if repo_id in self.hub.repos:
+            self._send(409, {"error": "You already created this dataset repo", "url": repo_id})
+            return
+        self.hub.repos[repo_id] = Repo(
+            wanted.get("private") or wanted.get("visibility") == "private"
+        )
+        self._send(200, {"url": f"{self.hub.url}/datasets/{repo_id}", "name": repo_id})
+
+    def whoami(self, body: bytes) -> None:
+        self._send(200, {"name": "me", "type": "user", "orgs": [], "auth": {}})
+
+    def valid_yaml(self, body: bytes) -> None:
+        self._send(200, {"errors": [], "warnings": []})
+
+    def branch(self, body: bytes, repo: str, name: str) -> None:
+        self._send(200, {})
+
+    def info(self, body: bytes, repo: str, revision: str = "main") -> None:
+        found = self._repo(repo)
+        if found:
+            siblings = [{"rfilename": name} for name in self.hub.files(repo)]
+            about = {"id": repo, "sha": found.head, "private": found.private, "tags": []}
+            self._send(200, {**about, "siblings": siblings, "downloads": 0, "likes": 0})
+
+    # --- uploading
+
+    def preupload(self, body: bytes, repo: str, revision: str) -> None:
+        held = self.hub.files(repo)
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(LFS_ENDINGS) else "regular",
+                "shouldIgnore": False,
+                "oid": held[file["path"]].oid if file["path"] in held else None,
+            }
+            for file in json.loads(body)["files"]
+        ]
+        self._send(200, {"files": files})
+
+    def batch(self, body: bytes, repo: str) -> None:
+        objects = []
+        for wanted in json.loads(body)["objects"]:
+            found: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.blobs:
+                href = f"{self.hub.url}/blob/{wanted['oid']}"
+                verify = f"{self.hub.url}/datasets/{repo}/verify"
+                found["actions"] = {"upload": {"href": href}, "verify": {"href": verify}}
+            objects.append(found)
+        mime = "application/vnd.git-lfs+json"
+        self._send(200, {"transfer": "basic", "objects": objects}, mime=mime)
+
+    def store(self, body: bytes, oid: str) -> None:
+        self.hub.blobs[oid] = body
+        self.hub.uploads[oid] += 1
+        self._send(200, {})
+
+    def verify(self, body: bytes, repo: str) -> None:
+        wanted = json.loads(body)
+        blob = self.hub.blobs.get(wanted["oid"], b"")
+        if hashlib.sha256(blob).hexdigest() == wanted["oid"] and len(blob) == wanted["size"]:
+            self._send(200, {})
+            return
+        self.hub.blobs.pop(wanted["oid"], None)
+        self._send(422, {"error": "the checksum does not match"})
+
+    def commit(self, body: bytes, repo: str, revision: str) -> None:
+        files = dict(self.hub.files(repo))
+        for line in body.decode().splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = File(base64.b64decode(value["content"]), lfs=False)
+            elif entry["key"] == "lfsFile":
+                if value["oid"] not in self.hub.blobs:
+                    self._send(400, {"error": f"LFS pointer to a missing object {value['oid']}"})
+                    return
+                files[value["path"]] = File(self.hub.blobs[value["oid"]], lfs=True)
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
+        found = self.hub.repos[repo]
+        found.commits.append(files)
+        url = f"{self.hub.url}/datasets/{repo}/commit/{found.head}"
+        self._send(
+            200, {"success": True, "commitOid": found.head, "commitUrl": url, "hookOutput": ""}
+        )
+
+    # --- reading
+
+    def tree(self, body: bytes, repo: str, revision: str, under: str | None) -> None:
+        under = under or ""
+        if not self._repo(repo):
+            return
+        inside = {n: f for n, f in self.hub.files(repo).items() if n.startswith(f"{under}/"[1:])}
+        if under and not inside:
+            self._missing("EntryNotFound")
+            return
+        recursive = "recursive=true" in self.path.lower() or "recursive=1" in self.path.lower()
+        prefix = f"{under[1:]}/" if under else ""
+        entries: dict[str, Any] = {}
+        for name, file in inside.items():
+            rest = name[len(prefix) :]
+            for depth in range(rest.count("/")) if recursive else range(min(1, rest.count("/"))):
+                folder = prefix + "/".join(rest.split("/")[: depth + 1])
+                entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
+            if recursive or "/" not in rest:
+                entries[name] = self._described(name, file)
+        self._send(200, list(entries.values()))
+
+    def paths_info(self, body: bytes, repo: str, revision: str) -> None:
+        files = self.hub.files(repo)
+        paths = parse_qs(body.decode()).get("paths", [])
+        self._send(200, [self._described(name, files[name]) for name in paths if name in files])
+
+    def _described(self, name: str, file: File) -> dict[str, Any]:
+        sha256 = "0" * 64 if name in self.hub.rotten else file.sha256
+        found = {"type": "file", "path": name, "oid": file.git, "size": len(file.data)}
+        if file.lfs:
+            found["lfs"] = {"oid": sha256, "size": len(file.data), "pointerSize": 130}
+        return found
+
+    def resolve(self, body: bytes, repo: str, revision: str, name: str) -> None:
+        found = self._repo(repo)
+        if not found:
+            return
+        file = self.hub.files(repo).get(name)
+        if file is None:
+            self._missing("EntryNotFound", found.head)
+            return
+        etag = file.oid
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": found.head, "Accept-Ranges": "bytes"}
+        headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(file.data))}
+        data, status = file.data, 200
+        ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if ranged and self.command == "GET":
+            start, end = int(ranged[1]), min(len(data), int(ranged[2] or len(data)) + 1)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+            data, status = data[start:end], 206
+        self._send(status, data, mime="application/octet-stream", headers=headers)
+
+    # --- answers
+
+    def _repo(self, repo: str) -> Repo | None:
+        found = self.hub.repos.get(repo)
+        if found is None:
+            self._missing("RepoNotFound")
+        return found
+
+    def _missing(self, code: str, commit: str = "") -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": code}
+        self._send(
+            404, {"error": code}, headers=headers | ({"X-Repo-Commit": commit} if commit else {})
+        )
+
+    def _send(
+        self,
+        status: int,
+        body: Any,
+        *,
+        mime: str = "application/json",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": mime,
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+ROUTES = (
+    (r"POST /api/repos/create", "create"),
+    (r"GET /api/whoami-v2", "whoami"),
+    (r"POST /api/validate-yaml", "valid_yaml"),
+    (rf"POST /api/datasets/{REPO}/branch/(?P<name>.+)", "branch"),
+    (rf"GET /api/datasets/{REPO}", "info"),
+    (rf"GET /api/datasets/{REPO}/revision/(?P<revision>[^/]+)", "info"),
+    (rf"POST /api/datasets/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
+    (rf"POST /datasets/{REPO}\.git/info/lfs/objects/batch", "batch"),
+    (r"PUT /blob/(?P<oid>[0-9a-f]{64})", "store"),
+    (rf"POST /datasets/{REPO}/verify", "verify"),
+    (rf"POST /api/datasets/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
+    (rf"GET /api/datasets/{REPO}/tree/(?P<revision>[^/]+)(?P<under>/.*)?", "tree"),
+    (rf"POST /api/datasets/{REPO}/paths-info/(?P<revision>[^/]+)", "paths_info"),
+    (rf"(?:GET|HEAD) /datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", "resolve"),
+)
+
+
+@contextmanager
+def hub_double() -> Iterator[Hub]:
+    """A running double; its address is ``hub.url``."""
+    hub = Hub()
+    handler = type("BoundHandler", (Handler,), {"hub": hub})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield hub
+        hub.block.set()
+        server.shutdown()

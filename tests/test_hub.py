@@ -1,0 +1,236 @@
+"""Publishing to a double of the Hub with the real clients: resumed, verified, read back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from browser import browser
+from corpora import make_rows, write_corpus
+from hub_client import digest
+from hub_double import TOKEN, Fault, Hub, hub_double
+
+from layerflow.corpus import Corpus
+from pipelines.publish_card import read_metadata
+
+CLIENT = Path(__file__).with_name("hub_client.py")
+ROOT = CLIENT.parents[1]
+
+
+class Client:
+    """A process that publishes and loads; see ``hub_client``."""
+
+    def __init__(self, hub: Hub, home: Path) -> None:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "*",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(CLIENT)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+    def call(self, request: dict[str, Any]) -> Any:
+        self.ask(request)
+        assert self.process.stdout is not None
+        answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["value"]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def publication(corpus: Path, repo_id: str, **options: Any) -> dict[str, Any]:
+    shard = options.pop("shard", 10_000)
+    return {"publish": str(corpus), "options": {"repo_id": repo_id, **options}, "shard": shard}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("hub") / "corpus", make_rows(9))
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with hub_double() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    opened = Client(hub, tmp_path_factory.mktemp("home"))
+    yield opened
+    opened.close()
+
+
+def shards(hub: Hub, repo_id: str, folder: str = "data") -> list[str]:
+    return sorted(name for name in hub.files(repo_id) if name.startswith(f"{folder}/"))
+
+
+def test_published_and_loaded_back(hub: Hub, client: Client, corpus: Path) -> None:
+    lines = client.call(publication(corpus, "me/first"))
+    assert "(private), commit" in lines[0] and "verified: " in lines[1]
+    assert "3 clips have no licence on record" in lines[2]
+    assert hub.repos["me/first"].private and len(hub.repos["me/first"].commits) == 2
+    assert len(shards(hub, "me/first")) > 2
+    local = digest(Corpus.open(corpus).rows())
+    for streaming in (False, True):
+        assert client.call({"load": "me/first", "streaming": streaming}) == local
+
+
+def test_columns_are_read_without_their_media(hub: Hub, client: Client, corpus: Path) -> None:
+    client.call(publication(corpus, "me/columns", shard=1 << 30))
+    request = {"load": "me/columns", "streaming": True, "columns": ["id", "kind"]}
+    rows = [{"id": row["id"], "kind": row["kind"]} for row in Corpus.open(corpus).rows()]
+    assert client.call(request) == digest(rows)
+
+
+def test_the_same_again_sends_nothing(hub: Hub, client: Client, corpus: Path) -> None:
+    client.call(publication(corpus, "me/again"))
+    uploads, commits = dict(hub.uploads), len(hub.repos["me/again"].commits)
+    lines = client.call(publication(corpus, "me/again"))
+    assert "verified" in lines[1] and dict(hub.uploads) == uploads
+    assert len(hub.repos["me/again"].commits) == commits  # nothing changed: no empty commit
+
+
+def test_stale_shards_go_and_other_configurations_stay(
+    hub: Hub, client: Client, corpus: Path
+) -> None:
+    client.call(publication(corpus, "me/grown"))
+    client.call(publication(corpus, "me/grown", config="extra"))
+    client.call(publication(corpus, "me/grown", shard=1 << 30))
+    assert shards(hub, "me/grown") == ["data/train-00000-of-00001.parquet"]
+    assert len(shards(hub, "me/grown", "extra")) > 2
+    card = read_metadata(hub.files("me/grown")["README.md"].data.decode())
+    names = [config["config_name"] for config in card["configs"]]
+    assert names == ["default", "preview", "extra", "extra-preview"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("POST", "preupload", "429", headers={"Retry-After": "1"}),
+        Fault("POST", "/commit/", "503"),
+        Fault("PUT", "/blob/", "reset"),
+        Fault("PUT", "/blob/", "corrupt"),
+        Fault("POST", "objects/batch", "500"),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.path.strip('/')}",
+)
+def test_faults_are_survived(hub: Hub, client: Client, corpus: Path, fault: Fault) -> None:
+    name = f"me/fault-{fault.kind}"
+    hub.blobs.clear()  # so that there is something to send
+    hub.faults[:] = [fault]
+    lines = client.call(publication(corpus, name))
+    assert fault.times == 0 and "verified" in lines[1]
+    assert len(shards(hub, name)) > 2
+
+
+def test_a_refusal_is_explained_without_the_token(hub: Hub, client: Client, corpus: Path) -> None:
+    hub.faults[:] = [Fault("POST", "/preupload/", "403", times=9)]
+    with pytest.raises(ValueError, match=r"403.*needs write access") as caught:
+        client.call(publication(corpus, "me/refused"))
+    assert TOKEN not in str(caught.value)
+    hub.faults.clear()
+
+
+def test_what_the_hub_holds_wrong_is_named(hub: Hub, client: Client, corpus: Path) -> None:
+    hub.rotten.add("preview/train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="1 files otherwise than they were sent: preview/train"):
+        client.call(publication(corpus, "me/rotten"))
+    hub.rotten.clear()
+
+
+def test_forbidden_clips_do_not_go_to_a_public_repository(
+    hub: Hub, client: Client, tmp_path: Path
+) -> None:
+    rows = make_rows(2)
+    client.call(publication(write_corpus(tmp_path / "a", rows), "me/open", private=False))
+    assert not hub.repos["me/open"].private
+    rows[0]["origin"]["licence"] = "all rights reserved"
+    path = write_corpus(tmp_path / "b", rows)
+    with pytest.raises(ValueError, match="is public, but clips forbid redistribution"):
+        client.call(publication(path, "me/open", acknowledge_licences=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "skip"),
+    [
+        ("PUT", "/blob/", 1),
+        pytest.param("POST", "/verify", 2, marks=pytest.mark.slow),
+        pytest.param("POST", "/commit/", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_started_again(
+    hub: Hub, client: Client, corpus: Path, tmp_path: Path, method: str, path: str, skip: int
+) -> None:
+    name = f"me/killed-{skip}"
+    hub.blobs.clear()
+    hub.uploads.clear()
+    hub.block.clear()
+    hub.blocked.clear()
+    hub.faults[:] = [Fault(method, path, "none", times=skip), Fault(method, path, "hang")]
+    victim = Client(hub, tmp_path / "home")
+    victim.ask(publication(corpus, name))
+    assert hub.blocked.wait(120), hub.calls[-5:]
+    victim.process.kill()
+    victim.close()
+    hub.block.set()
+    before = dict(hub.uploads)
+    assert len(hub.repos[name].commits) == 1  # nothing is half there
+    lines = client.call(publication(corpus, name))
+    assert "verified" in lines[1]
+    assert all(hub.uploads[oid] == count for oid, count in before.items())  # none sent twice
+    assert client.call({"load": name, "streaming": False}) == digest(Corpus.open(corpus).rows())
+
+
+def test_the_preview_plays_in_a_browser(
+    hub: Hub, client: Client, corpus: Path, tmp_path: Path
+) -> None:
+    client.call(publication(corpus, "me/played"))
+    file = tmp_path / "preview.parquet"
+    file.write_bytes(hub.files("me/played")["preview/train-00000-of-00001.parquet"].data)
+    media = pq.read_table(file)["preview"][0].as_py()["bytes"]
+    data = base64.b64encode(media).decode()
+    page = tmp_path / "page.html"
+    page.write_text(f"<video muted autoplay loop src='data:video/mp4;base64,{data}'></video>")
+    with browser(tmp_path) as opened:
+        opened.open(page.as_uri())
+        opened.wait("return document.querySelector('video').readyState === 4")
+        found = opened.run(
+            """const video = document.querySelector('video');
+            const context = document.createElement('canvas').getContext('2d');
+            context.drawImage(video, 0, 0);
+            const pixel = (x, y) => context.getImageData(x, y, 1, 1).data[0];
+            return [video.videoWidth, video.videoHeight, pixel(4, 40), pixel(52, 4)]"""
+        )
+    assert found[:2] == [96, 64]
+    assert found[2] < 12 and found[3] > 180  # outside: alpha is black, the checkerboard light
