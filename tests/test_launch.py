@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from trainer_kit import make_manifest, weights
+from trainer_kit import make_manifest, make_model, weights
 from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
@@ -65,6 +65,19 @@ def test_wrong_requests_are_refused_before_any_work(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"video: none of its 10 rows is of kinds \['image'\]"):
         launch(manifest.model_copy(update={"stages": [stage]}), log=lambda line: None)
+
+
+def test_latents_of_another_model_are_refused(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    make_model(tmp_path / "wide", channels=6)
+    wide = manifest.model_copy(update={"model": str(tmp_path / "wide")})
+    with pytest.raises(ValueError, match="latents of 4x2x2; the model takes 6 channels"):
+        launch(wide)
+    path = tmp_path / "video/fingerprint.json"
+    path.write_text(path.read_text().replace("{", '{"vae": "other",', 1))
+    with pytest.raises(ValueError, match=r"with another model.*\s+vae: 'other' there"):
+        launch(manifest)
+    assert not (tmp_path / "out").exists()
 
 
 def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from manifests.train import TrainManifest, parse
 CHANNELS, TOKENS, TEXT_WIDTH = 4, 2, 8
 
 
-def make_model(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
+def make_model(folder: Path, *, layers: int = 2, channels: int = CHANNELS, seed: int = 0) -> Path:
     """A pipeline directory as far as the trainer needs one: transformer, scheduler, autoencoder."""
     torch.manual_seed(seed)
     transformer = LayerFlowTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
+        in_channels=channels,
+        out_channels=channels,
         time_embed_dim=16,
         text_embed_dim=TEXT_WIDTH,
         num_layers=layers,

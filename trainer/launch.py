@@ -19,6 +19,7 @@ from typing import Any
 
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint, metrics
+from trainer.check import check
 
 MAX_FAILURES = 3
 FOLLOW_SECONDS = 1.0
@@ -33,15 +34,7 @@ def launch(
 
     ValueError for a wrong request: batch and workers that do not fit, another run's folder.
     """
-    workers = max(1, manifest.workers)
-    for stage in manifest.stages:
-        share = workers * (stage.accumulate or manifest.accumulate)
-        if (stage.batch or manifest.batch) % share:
-            raise ValueError(
-                f"stage {stage.name!r}: a batch of {stage.batch or manifest.batch} does not "
-                f"divide among {workers} workers x accumulation; change one of them"
-            )
-    if workers == 1:
+    if manifest.workers <= 1:
         from trainer.loop import train
 
         return train(manifest, manifest.out, only=only, fresh=fresh, log=log)
@@ -55,7 +48,8 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
     out = Path(manifest.out)
     if only is not None:
         manifest.stage(only)
-    checkpoint.claim(out, manifest, fresh=fresh)  # here, so that a refusal costs no start-up
+    check(manifest)  # both here, so that a refusal costs no start-up
+    checkpoint.claim(out, manifest, fresh=fresh)
     gpus = torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
     with ray_session(manifest.workers):
         from ray.train import FailureConfig, RunConfig, ScalingConfig

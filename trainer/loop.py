@@ -25,6 +25,7 @@ from torch import nn
 from layerflow.objective import layer_loss
 from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
+from trainer.check import check
 from trainer.checkpoint import Position
 from trainer.data import Batches, open_parts
 from trainer.export import export, load_model
@@ -69,6 +70,7 @@ def train(
     out = Path(out)
     with join_world(manifest) as world, until_terminated() as terminated:
         if world.rank == 0:
+            check(manifest)
             checkpoint.claim(out, manifest, fresh=fresh)
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from manifests.train import Stage, TrainManifest
+from trainer.check import check
 from trainer.data import open_parts
 from trainer.metrics import Costs, device_peak, step_costs
 from trainer.stages import attach, trainable_names
@@ -43,6 +44,7 @@ class StagePlan:
 
 def make_plan(manifest: TrainManifest) -> list[StagePlan]:
     """Plan all stages. ValueError for whatever would stop the run: manifest, model or latents."""
+    check(manifest)
     transformer = empty_model(manifest.model)
     device = torch.device("cuda" if use_gpu(manifest) else "cpu")
     workers = max(1, manifest.workers)
@@ -79,11 +81,6 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
     accumulate = stage.accumulate or manifest.accumulate
-    if batch % (workers * accumulate):
-        raise ValueError(
-            f"stage {stage.name!r}: a batch of {batch} does not divide among {workers} workers "
-            f"x {accumulate} accumulation steps; change one of them"
-        )
     channels = transformer.config.in_channels
     by_shape = {
         (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in shapes

@@ -40,7 +40,9 @@ def join_world(manifest: TrainManifest) -> Iterator[World]:
     started = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     local = int(os.environ.get("LOCAL_RANK", "0"))
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    device = (
+        torch.device("cuda", local % torch.cuda.device_count()) if gpus else torch.device("cpu")
+    )
     if gpus:
         torch.cuda.set_device(device)
     threads = manifest.threads
