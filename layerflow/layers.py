@@ -9,8 +9,8 @@ official ``sat/`` code: ``diffusion_video*.py``, ``dit_video_concat*.py`` and it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 
 from layerflow.clip import LAYERS, PROMPTED
@@ -45,6 +45,10 @@ class Layout:
     prompts: whose prompts stand in the text, in order.
     shared_positions: every layer counts its time from 0; otherwise time runs on over the layers.
     given_span: latents (start, stop) that are always given (official checkpoints only).
+
+    Derived: key, what tables are kept by; slices, layer -> its latents; frame_layers, for each
+    latent frame the index of its layer in ``LAYERS``; positions, for each latent frame its time
+    coordinate; prompt_slots, for each prompt its index in ``PROMPTED``, the number in its prefix.
     """
 
     layers: tuple[str, ...]
@@ -52,6 +56,11 @@ class Layout:
     prompts: tuple[str, ...] = PROMPTED
     shared_positions: bool = False
     given_span: tuple[int, int] | None = None
+    key: tuple[object, ...] = field(init=False, repr=False, compare=False)
+    slices: dict[str, slice] = field(init=False, repr=False, compare=False)
+    frame_layers: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    positions: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    prompt_slots: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != [n for n in LAYERS if n in self.layers]:
@@ -60,38 +69,22 @@ class Layout:
             raise ValueError(f"each of {self.layers} needs 1 or more frames, not {self.frames}")
         if [p for p in PROMPTED if p in self.prompts] != list(self.prompts):
             raise ValueError(f"prompts must be some of {PROMPTED} in this order: {self.prompts}")
+        counted = list(zip(self.layers, self.frames, accumulate(self.frames), strict=True))
+        times = (t for count in self.frames for t in range(count))
+        derived = {
+            "key": (self.layers, self.frames, self.prompts, self.shared_positions),
+            "slices": {name: slice(stop - count, stop) for name, count, stop in counted},
+            "frame_layers": tuple(LAYERS.index(n) for n, count, _ in counted for _ in range(count)),
+            "positions": tuple(times if self.shared_positions else range(self.num_frames)),
+            "prompt_slots": tuple(PROMPTED.index(name) for name in self.prompts),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # frozen: set once, here
 
     @property
     def num_frames(self) -> int:
         """Latent frames of the whole sequence."""
         return sum(self.frames)
-
-    @cached_property
-    def slices(self) -> dict[str, slice]:
-        """Layer -> its latents."""
-        stops = list(accumulate(self.frames))
-        return {
-            name: slice(stop - count, stop)
-            for name, count, stop in zip(self.layers, self.frames, stops, strict=True)
-        }
-
-    @cached_property
-    def frame_layers(self) -> tuple[int, ...]:
-        """For each latent frame the index of its layer in ``LAYERS``."""
-        counted = zip(self.layers, self.frames, strict=True)
-        return tuple(LAYERS.index(name) for name, count in counted for _ in range(count))
-
-    @cached_property
-    def positions(self) -> tuple[int, ...]:
-        """For each latent frame its time coordinate."""
-        if not self.shared_positions:
-            return tuple(range(self.num_frames))
-        return tuple(t for count in self.frames for t in range(count))
-
-    @cached_property
-    def prompt_slots(self) -> tuple[int, ...]:
-        """For each prompt its index in ``PROMPTED``: the number in its text prefix."""
-        return tuple(PROMPTED.index(name) for name in self.prompts)
 
     def given_frames(self, given: Iterable[str] = ()) -> tuple[bool, ...]:
         """For each latent frame whether it is clean, for a set of given layers.

@@ -34,6 +34,46 @@ def noise_levels(scheduler: Any, timesteps: Tensor, like: Tensor) -> tuple[Tenso
     return abar.sqrt(), (1.0 - abar).sqrt()
 
 
+def sequence_loss(
+    transformer: nn.Module,
+    scheduler: Any,
+    latents: Tensor,
+    text: Tensor,
+    given_frames: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    *,
+    given: Tensor | None = None,
+    motion_gate: Tensor | None = None,
+    return_prediction: bool = False,
+) -> Any:
+    """Loss of each sample over its generated latents, for any layout.
+
+    latents: clean ``[B, F, C, h, w]``; noise: like latents. text: ``[B, P*L, D]``.
+    given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, 4]``, the same by
+    layer, for the network's marks. timesteps: int64 ``[B]``. motion_gate: ``[B]``.
+
+    Returns float32 ``[B]``; with return_prediction also v ``[B, F, C, h, w]``.
+    """
+    mask = given_frames.to(latents.device)
+    spread = mask[:, :, None, None, None]
+    noisy = torch.where(spread, latents, add_noise(scheduler, latents, noise, timesteps))
+    dtype = adapters.unwrap(transformer).dtype
+    predicted = transformer(
+        noisy.to(dtype),
+        text.to(dtype),
+        timesteps,
+        given=given,
+        motion_gate=motion_gate,
+        return_dict=False,
+    )[0].float()
+    target = velocity(scheduler, latents, noise, timesteps)
+    per_frame = (predicted - target).square().flatten(2).mean(2)  # frames are equally large
+    generated = (~mask).to(per_frame)
+    loss = (per_frame * generated).sum(1) / generated.sum(1).clamp_min(1)
+    return (loss, predicted) if return_prediction else loss
+
+
 def layer_loss(
     transformer: nn.Module,
     scheduler: Any,
@@ -56,19 +96,16 @@ def layer_loss(
 
     Returns float32 ``[B]``. Differentiable.
     """
-    mask = given.to(latents.device)[:, :, None, None, None, None]
-    noisy = torch.where(mask, latents, add_noise(scheduler, latents, noise, timesteps))
-    target = velocity(scheduler, latents, noise, timesteps)
-    model = adapters.unwrap(transformer)
-    predicted = transformer(
-        noisy.flatten(1, 2).to(model.dtype),
-        prompt_embeds.flatten(1, 2).to(model.dtype),
+    frames = given.repeat_interleave(latents.shape[2], dim=1)
+    loss: Tensor = sequence_loss(
+        transformer,
+        scheduler,
+        latents.flatten(1, 2),
+        prompt_embeds.flatten(1, 2),
+        frames,
         timesteps,
+        noise.flatten(1, 2),
         given=given,
         motion_gate=motion_gate,
-        return_dict=False,
-    )[0]
-    error = (predicted.float() - target.flatten(1, 2)).square().view(latents.shape)
-    per_layer = error.flatten(2).mean(2)  # all layers are equally large
-    generated = (~given).to(per_layer)
-    return (per_layer * generated).sum(1) / generated.sum(1).clamp_min(1)
+    )
+    return loss

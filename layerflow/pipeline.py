@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -60,8 +60,8 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """All layers together, or some from the others. Conventions are CogVideoXPipeline's."""
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ("tokenizer", "text_encoder", "vae")
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
+    _optional_components: ClassVar = ["tokenizer", "text_encoder", "vae"]
+    _callback_tensor_inputs: ClassVar = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(
         self,

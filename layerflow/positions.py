@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class Positions(nn.Module):
         super().__init__()
         self.kind, self.dim, self.head_dim, self.grid = kind, dim, head_dim, grid
         self.interpolation = interpolation
-        self._tables: dict[tuple[Layout, int, int, torch.device, torch.dtype], Tables] = {}
+        self._tables: dict[tuple[object, ...], Tables] = {}
         if kind == "stored":
             prompts, tokens, frames = stored
             self.register_buffer("text", torch.zeros(prompts, tokens, dim))
@@ -64,7 +65,7 @@ class Positions(nn.Module):
 
         ValueError when a stored table does not cover them.
         """
-        key = (layout, height, width, like.device, like.dtype)
+        key = (*layout.key, height, width, like.device, like.dtype)
         tables = self._tables.get(key)
         if tables is None:
             with torch.inference_mode(False), torch.no_grad():
@@ -113,6 +114,25 @@ class Positions(nn.Module):
             _indices(i, like.device) for i in (layout.frame_layers, layout.prompt_slots)
         )
         return Tables(video, rotary, layers, slots)
+
+
+class ExactTimesteps(nn.Module):
+    """Sinusoidal timestep features ``[B, dim]`` float32, cosines first, for official networks.
+
+    The frequencies are rounded from float64: a float32 ``exp`` that is off in its last bit, as on
+    some CPUs, moves the features of t = 999 by 5e-5.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        half = self.dim // 2
+        steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
+        exponents = -math.log(10000.0) * steps / half
+        angles = timestep[:, None].float() * exponents.double().exp().float()
+        return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 class LayerEmbedding(nn.Module):

@@ -105,25 +105,38 @@ def init_directory(
         raise ValueError(
             f"preset {preset} has no option {unknown[0]!r}; it has {', '.join(chosen.options)}"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; choose another folder or remove it")
     if chosen.needs_base and base is None:
         raise ValueError(f"preset {preset} starts from a model: pass base (--base PATH_OR_HUB_ID)")
     if not chosen.needs_base and base is not None:
         raise ValueError(f"preset {preset} is made from nothing: it takes no base")
     options = {**chosen.options, **overrides}
-    writing = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)
+    writing = new_folder(folder)
     if base is None:
         _write_tiny(writing, options)
     else:
-        from layerflow.start import write_from_base
+        from layerflow.start import write_from_base  # imports this module
 
-        write_from_base(writing, base, options, overrides)
-    if folder.is_dir():
-        folder.rmdir()
-    writing.rename(folder)
+        write_from_base(writing, base, options)
+    publish_folder(writing, folder)
     return folder
+
+
+def new_folder(out: str | Path) -> Path:
+    """An empty folder to write in, beside ``out``, which must be absent or empty (ValueError)."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
+    folder = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish_folder(written: Path, out: str | Path) -> None:
+    """Move a folder that ``new_folder`` made to its place."""
+    if Path(out).is_dir():
+        Path(out).rmdir()
+    written.rename(out)
 
 
 def _write_tiny(folder: Path, options: Mapping[str, Any]) -> None:

@@ -45,15 +45,21 @@ def shifted_alphas_cumprod() -> F64:
     return abar / (SHIFT + (1 - SHIFT) * abar)
 
 
-def rescale_zero_snr(signal: F64) -> F64:
-    """Shift and scale sqrt(abar), ascending in t, so that its last entry is 0, its first kept."""
-    return (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+def zero_snr_signal(abar: F64) -> F32:
+    """sqrt(abar), ascending in t, shifted and scaled so that its last entry is 0, its first kept.
+
+    In float32 throughout, like the official code, whose rounding the golden tables carry.
+    """
+    signal = np.sqrt(abar.astype(np.float32))
+    first, last = signal[0], signal[-1]
+    rescaled: F32 = (signal - last) * (first / (first - last))
+    return rescaled
 
 
 @lru_cache(maxsize=1)
 def signal_table() -> F32:
     """sqrt(abar) ``[1000]``, ascending in t: 0.9987 down to exactly 0."""
-    return rescale_zero_snr(np.sqrt(shifted_alphas_cumprod())).astype(np.float32)
+    return zero_snr_signal(shifted_alphas_cumprod())
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ def official_schedule(num_steps: int) -> Schedule:
         raise ValueError(f"the official sampler takes 2 to 1000 steps, not {num_steps}")
     spaced = np.linspace(NUM_TRAIN_STEPS - 1, 0, num_steps, endpoint=False)
     timesteps = spaced.astype(np.int64)
-    ascending = rescale_zero_snr(np.sqrt(shifted_alphas_cumprod()[timesteps[::-1]]))
-    signal = np.append(ascending[::-1], 1.0).astype(np.float32)
+    ascending = zero_snr_signal(shifted_alphas_cumprod()[timesteps[::-1]])
+    signal = np.append(ascending[::-1], np.float32(1.0))
     distance = np.abs(signal[:-1, None] - signal_table()[None])
     return Schedule(timesteps, signal, distance.argmin(1), _multipliers(signal))
 

@@ -8,6 +8,7 @@ L tokens a prompt, D width of the text encoder.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from layerflow import adapters
 from layerflow.layers import LAYERS, PROMPTED, Layout, native_layout, official_task
-from layerflow.positions import LayerEmbedding, Positions, Tables
+from layerflow.positions import ExactTimesteps, LayerEmbedding, Positions, Tables
 
 __all__ = ["LayerFlowTransformer3DModel", "ModelMixin"]  # diffusers looks ModelMixin up here
 
@@ -41,10 +42,10 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
     stored_positions: prompts, tokens and frames of a position table that the weights carry.
     latent_frames: usual latent frames of one layer; any number works.
     norm_out_eps: epsilon of the last norm; the official network has 1e-6, diffusers 1e-5.
+    exact_timesteps: timestep features as ``positions.ExactTimesteps`` makes them.
     """
 
     _repeated_blocks = ("CogVideoXBlock",)
-    _keep_in_fp32_modules = None
 
     @register_to_config
     def __init__(
@@ -85,6 +86,7 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         stored_positions: tuple[int, int, int] | list[int] | None = None,
         latent_frames: int = 4,
         norm_out_eps: float = 1e-5,
+        exact_timesteps: bool = False,
     ) -> None:
         _check_config(mode, task, positions, patch_size_t, ofs_embed_dim, num_prompts)
         super().__init__(
@@ -123,6 +125,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         self.norm_out.norm.eps = norm_out_eps
         self.official = official_task(task) if mode == "official" else None
         dim = num_attention_heads * attention_head_dim
+        if exact_timesteps:
+            self.time_proj = ExactTimesteps(dim)
         kind = "rotary" if use_rotary_positional_embeddings else "sincos"
         self.position_tables = Positions(
             "stored" if stored_positions else kind,
@@ -253,7 +257,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
 
     def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
         """PEFT's ``add_adapter``; adapters stay active together, nothing becomes trainable."""
-        with self._adapters_changing():
+        with self._adapters_changing(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two are meant
             super().add_adapter(adapter_config, adapter_name)
 
     def load_lora_adapter(self, *args: Any, **kwargs: Any) -> None:
