@@ -24,7 +24,7 @@ PAPER, INK, FAINT = (24, 26, 30), (235, 235, 235), (150, 156, 166)
 def shown_layer(clip: LayeredClip, name: str) -> U8:
     """One layer as uint8 ``[T, H, W, 3]`` to look at: the foreground lies on a checkerboard."""
     if name == "foreground":
-        board = checkerboard(*clip.size)
+        board = checkerboard(*clip.size, cell=max(8, clip.size[0] // 24))
         return composite(clip.foreground, clip.alpha, np.broadcast_to(board, clip.foreground.shape))
     frames = clip.layer(name)
     return frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)

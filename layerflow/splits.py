@@ -48,23 +48,30 @@ def parse_fractions(text: str) -> dict[str, float]:
 
 
 def foreground_sources(row: Mapping[str, Any]) -> set[str]:
-    """What a clip's foreground was made from: content hash, file, parent clip, its own id."""
+    """What a clip's foreground was made from: its file, content hash, parents, and its own id.
+
+    The last parent of a pasted clip is its background, the others are its foregrounds.
+    """
     source = row["origin"]
-    parents = source["parents"] or []
-    found = {f"id:{row['id']}", f"file:{source['uri']}"}
+    found = {f"id:{row['id']}", *_tokens(source["uri"])}
     if source["sha256"]:
         found.add(f"sha256:{source['sha256']}")
-    if row["kind"] == "pasted" and parents:
-        found |= {f"id:{parents[0]}", f"sha256:{parents[0]}"}
+    if row["kind"] == "pasted":
+        found.update(*map(_tokens, (source["parents"] or [])[:-1]))
     return found
 
 
 def background_sources(row: Mapping[str, Any]) -> set[str]:
-    """What a clip's background was made from: for pasted clips the parents after the first."""
+    """What a clip's background was made from; of clips that are not pasted, their own source."""
     if row["kind"] != "pasted":
         return foreground_sources(row)
-    parents = (row["origin"]["parents"] or [])[1:]
-    return {f"{kind}:{parent}" for parent in parents for kind in ("id", "sha256")}
+    return set().union(*map(_tokens, (row["origin"]["parents"] or [])[-1:]))
+
+
+def _tokens(name: str) -> set[str]:
+    """A parent is named by a file, ``file#clip``, a clip's id or a content hash."""
+    file, _, clip = name.partition("#")
+    return {f"file:{file}", f"id:{clip or name}", f"sha256:{name}"}
 
 
 def assign(

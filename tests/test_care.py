@@ -20,7 +20,7 @@ from layerflow.cli import care as cli
 from layerflow.corpus import SCHEMA, Corpus
 from layerflow.derive import filter_corpus, parse_where
 from layerflow.media import encode_alpha, encode_color, encode_png
-from layerflow.splits import assign, parse_fractions
+from layerflow.splits import assign, background_sources, foreground_sources, parse_fractions
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +298,10 @@ def test_split_prefers_disjoint_backgrounds() -> None:
     assert found.shared_backgrounds == 7 and found.names.count("test") == 20
     for foreground in range(10):
         assert len({found.names[i] for i in range(100) if i % 10 == foreground}) == 1
+    two = pasted(0, "f", "b")
+    two["origin"]["parents"] = ["person.mp4#00aa", "hat.png", "street.mp4"]
+    assert {"file:person.mp4", "id:00aa", "file:hat.png"} < foreground_sources(two)
+    assert "file:street.mp4" in background_sources(two) - foreground_sources(two)
     with pytest.raises(ValueError, match="1 foreground sources, too few"):
         assign([pasted(0, "f", "a"), pasted(1, "f", "b")], {"train": 0.5, "test": 0.5})
 
