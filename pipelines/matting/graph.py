@@ -18,8 +18,8 @@ class Graph:
     """Superpixels of all frames and the weighted links between them.
 
     ``labels``: int32 [T, h, w], numbered through the clip; per superpixel: ``area`` in pixels,
-    ``lab`` [N, 3], ``centre`` [N, 2] (x, y), ``frame`` [N], ``border`` (share of its pixels on the
-    frame's edge). Links: ``first``/``second`` [E], ``weight`` [E]; ``spatial`` marks those between
+    ``lab`` [N, 3], ``centre`` [N, 2] (x, y), ``frame`` [N], ``border`` (pixels on the frame's edge,
+    the lower one at 0.4, over the root of the area). Links: ``first``/``second`` [E], ``weight`` [E]; ``spatial`` marks those between
     touching superpixels of one frame, ``temporal`` those along the flow.
     """
 
@@ -65,9 +65,11 @@ def build_graph(lab: np.ndarray, matches: list[Matches], segments: int) -> Graph
     frame = np.zeros(count, np.int64)
     for t in range(frames):
         frame[labels[t].min() : labels[t].max() + 1] = t
-    edge = np.zeros((height, width), bool)
-    edge[0] = edge[-1] = edge[:, 0] = edge[:, -1] = True
-    border = np.bincount(labels[:, edge].ravel(), minlength=count) / np.sqrt(area)
+    edge = np.zeros((height, width))
+    edge[-1] = 0.4  # subjects are often cut off below
+    edge[0] = edge[:, 0] = edge[:, -1] = 1
+    on_edge = np.broadcast_to(edge, labels.shape).ravel()
+    border = np.bincount(flat, on_edge, minlength=count) / np.sqrt(area)
     links = [
         _spatial_links(labels, mean, area),
         _temporal_links(labels, matches, mean, area),

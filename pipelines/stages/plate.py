@@ -106,6 +106,7 @@ def _fill_all(
     background = frames.copy()
     seen = np.ones(hole.shape, bool)
     middle = registration.reference
+    invented = frames[middle].copy()  # the middle frame's background before its seam is blended
     needed = max(1, min(min_samples, count // 2))
     for t in sorted(range(count), key=lambda i: abs(i - middle)):
         if not hole[t].any():
@@ -118,9 +119,13 @@ def _fill_all(
         patch = np.where(inside[..., None], gathered, frames[t][window])
         todo = unseen.copy()
         if t != middle and not seen[middle].all():
-            patch, todo = _copy_middle(patch, todo, background, seen, registration, t, window)
+            patch, todo = _copy_middle(
+                patch, todo, invented, ~seen[middle], registration, t, window
+            )
         if todo.any():
             patch = _inpaint(patch, todo)
+        if t == middle:
+            invented[window] = patch
         seen[t][window] &= ~unseen
         weight = _seam(hole[t], support[t], radius)[window][..., None]
         blended = weight * patch.astype(np.float32) + (1 - weight) * frames[t][window]
@@ -179,20 +184,18 @@ def _median(stack: np.ndarray, number: np.ndarray) -> np.ndarray:
 def _copy_middle(
     patch: np.ndarray,
     todo: np.ndarray,
-    background: np.ndarray,
-    seen: np.ndarray,
+    invented: np.ndarray,
+    unseen: np.ndarray,
     registration: Registration,
     t: int,
     window: tuple[slice, slice],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take what was inpainted in the middle frame, so that inventions do not flicker."""
-    middle = registration.reference
     shift = np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
-    matrix = shift @ registration.between(middle, t)
+    matrix = shift @ registration.between(registration.reference, t)
     size = (patch.shape[1], patch.shape[0])
-    source = warp(background[middle], matrix, size=size)
-    invented = warp((~seen[middle]).astype(np.uint8) * 255, matrix, size=size) == 255
-    use = todo & invented
+    source = warp(invented, matrix, size=size)
+    use = todo & (warp(unseen.astype(np.uint8) * 255, matrix, size=size) == 255)
     return np.where(use[..., None], source, patch), todo & ~use
 
 

@@ -104,7 +104,7 @@ def score_clip(
     - ``recomposition_error``: mean |a F + (1 - a) B - I|, levels.
     - ``outside_fidelity``: mean |B - I| outside the dilated matte, levels; 0 by construction.
     - ``flicker``: mean |a(t) - warp(a(t-1))| inside the dilated matte where flow is consistent.
-    - ``warp_iou``: IoU of the matte (>= 0.5) with the last one carried along the flow, mean.
+    - ``warp_iou``: IoU of the matte (>= 0.5) with the last one carried along the flow, there too.
     - ``soft_fraction``: share of matte pixels (a > 0.05) with a < 0.95.
     - ``boundary_sharpness``: mean gradient of alpha on its edge, 1/pixel; 0.5 = a one-pixel step.
     - ``area_mean|min|max``: mean alpha per frame; ``area_cv``: its standard deviation / mean.
@@ -309,7 +309,7 @@ def _stability(matte: np.ndarray, flows: list[tuple[np.ndarray, np.ndarray]]) ->
         use = near & (np.linalg.norm(returned, axis=-1) < 1)
         change += float(np.abs(small[t] - carried)[use].sum())
         pixels += int(use.sum())
-        now, then = small[t] >= 0.5, carried >= 0.5
+        now, then = use & (small[t] >= 0.5), use & (carried >= 0.5)
         union = int((now | then).sum())
         if union:
             overlaps.append(int((now & then).sum()) / union)

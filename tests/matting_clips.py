@@ -1,0 +1,72 @@
+"""Small synthetic clips with known layers, for the tests of matting and its stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Truth:
+    """uint8 frames and background [T, H, W, 3], float32 alpha [T, H, W]."""
+
+    frames: np.ndarray
+    alpha: np.ndarray
+    background: np.ndarray
+
+
+def texture(height: int, width: int, seed: int, tint: tuple[int, int, int]) -> np.ndarray:
+    """A picture with structure at several scales, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3), np.float32)
+    for cells, weight in ((6, 40), (18, 35), (60, 25)):
+        noise = rng.uniform(-1, 1, (cells, cells, 3)).astype(np.float32)
+        noise = 0.3 * noise + 0.7 * noise.mean(-1, keepdims=True)
+        total += weight * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(total + np.array(tint, np.float32), 0, 255).astype(np.uint8)
+
+
+def moving_disc(
+    count: int = 12,
+    size: tuple[int, int] = (160, 240),
+    *,
+    pan: float = 3.0,
+    speed: float = 5.0,
+    radius: float | None = None,
+    noise: float = 1.0,
+) -> Truth:
+    """A textured disc that crosses a textured background while the camera pans.
+
+    ``pan`` and ``speed`` are in pixels a frame, both in the picture; ``speed`` 0 with ``pan`` 0 is
+    a still scene.
+    """
+    height, width = size
+    radius = 0.2 * height if radius is None else radius
+    scenery = texture(2 * height, 3 * width, 1, (110, 120, 90))
+    skin = texture(height, height, 2, (170, 110, 100))
+    rng = np.random.default_rng(3)
+    frames, alphas, backgrounds = [], [], []
+    for t in range(count):
+        shift = np.array([[1, 0, -width / 2 - pan * t], [0, 1, -height / 2.0]])
+        back = cv2.warpAffine(scenery, shift, (width, height), flags=cv2.INTER_LINEAR)
+        x = width / 2 + speed * (t - (count - 1) / 2)
+        y = height / 2 + 0.3 * speed * (t - (count - 1) / 2)
+        move = np.array([[1, 0, x - height / 2], [0, 1, y - height / 2]])
+        front = cv2.warpAffine(skin, move, (width, height), borderMode=cv2.BORDER_REFLECT)
+        yy, xx = np.mgrid[:height, :width]
+        alpha = np.clip(radius + 0.5 - np.hypot(xx - x, yy - y), 0, 1).astype(np.float32)
+        mixed = alpha[..., None] * front + (1 - alpha[..., None]) * back
+        mixed += rng.normal(0, noise, mixed.shape)
+        frames.append(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+        alphas.append(alpha)
+        backgrounds.append(back)
+    return Truth(np.stack(frames), np.stack(alphas), np.stack(backgrounds))
+
+
+def mean_iou(alpha: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over frames of the IoU at one half of two [T, H, W] mattes."""
+    a, b = alpha >= 0.5, truth >= 0.5
+    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
+    return float(np.where(either > 0, both / np.maximum(either, 1), 1).mean())
