@@ -2,8 +2,8 @@
 
     python bench/matting.py FOLDER... [--matting NAME] [--weights PATH] [--save DIR]
 
-Every FOLDER holds ``NAME.mp4`` (or another video) beside ``NAME.mask.mkv``, one grey channel. IoU is
-at one half, the mean over frames. MAD is 1000 x mean |a - a*|. dtSSD is 100 x sqrt(mean((da -
+Every FOLDER holds ``NAME.mp4`` (or another video) beside ``NAME.mask.mkv``, one grey channel. IoU
+is at one half, the mean over frames. MAD is 1000 x mean |a - a*|. dtSSD is 100 x sqrt(mean((da -
 da*)^2)) over differences of neighbouring frames, the first frame counted as 0.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from layerflow.media import read_frames
+from layerflow.video import read_frames
 from pipelines.matting import MATTERS, make_matter
 
 

@@ -19,8 +19,9 @@ class Graph:
 
     ``labels``: int32 [T, h, w], numbered through the clip; per superpixel: ``area`` in pixels,
     ``lab`` [N, 3], ``centre`` [N, 2] (x, y), ``frame`` [N], ``border`` (pixels on the frame's edge,
-    the lower one at 0.4, over the root of the area). Links: ``first``/``second`` [E], ``weight`` [E]; ``spatial`` marks those between
-    touching superpixels of one frame, ``temporal`` those along the flow.
+    the lower one at 0.4, over the root of the area). Links: ``first``/``second`` [E], ``weight``
+    [E]; ``spatial`` marks those between touching superpixels of one frame, ``temporal`` those along
+    the flow.
     """
 
     labels: np.ndarray

@@ -142,9 +142,9 @@ def parts_of(graph: Graph, inside: np.ndarray) -> np.ndarray:
 def score_part(graph: Graph, part: np.ndarray, p: np.ndarray, cues: Cues) -> float:
     """How much a part, bool [N], looks like a subject.
 
-    Relative size^0.75 x mean p x flow agreement^2 x persistence x exp(-3 x border contact) x centrality x
-    (0.3 + 0.7 x travel); size is the root of its area, contact is relative to it. Movers have about
-    0.02 to 0.5, errors of the flow in a still scene below 0.005.
+    Relative size^0.75 x mean p x flow agreement^2 x persistence x exp(-3 x border contact) x
+    centrality x (0.3 + 0.7 x travel); size is the root of its area, contact is relative to it.
+    Movers have about 0.02 to 0.5, errors of the flow in a still scene below 0.005.
     """
     frames, height, width = cues.shape
     area = graph.area[part]
