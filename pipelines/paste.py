@@ -22,7 +22,7 @@ from manifests.paste import PasteOptions
 from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.appearance import Look, apply_curve, clipped, make_grain, match_look
-from pipelines.stages.composite import Sprite, compose, prefilter
+from pipelines.stages.composite import Sprite, compose, prefilter, reduced
 from pipelines.stages.draws import (
     choose_frames,
     first_of_block,
@@ -31,7 +31,7 @@ from pipelines.stages.draws import (
     in_turns,
 )
 from pipelines.stages.load import Loader, UnluckyDrawError
-from pipelines.stages.paste_scores import check_rules, encoded_scores, score_layers
+from pipelines.stages.paste_scores import Facts, check_rules, encoded_scores, score_layers
 from pipelines.stages.path import draw_path, mean_step
 from pipelines.stages.sources import (
     Background,
@@ -100,7 +100,7 @@ def paste_unit(
     outcome = Outcome()
     with single_thread():
         for index in range(payload["start"], payload["stop"]):
-            paste_one(index, plan, options, recipe, loader, outcome)
+            paste_one(index, plan, options, recipe.hash, loader, outcome)
     return outcome
 
 
@@ -118,7 +118,7 @@ def paste_one(
     index: int,
     plan: Plan,
     options: PasteOptions,
-    recipe: Recipe,
+    recipe: str,
     loader: Loader,
     outcome: Outcome,
 ) -> None:
@@ -128,10 +128,10 @@ def paste_one(
     for attempt in range(options.attempts):
         try:
             draw = load_draw(index, attempt, plan, options, loader, outcome, recipe)
-            layers, scores = make_layers(draw, options)
-            refusal = check_rules(scores, options)
+            layers, scores, facts = make_layers(draw, options)
+            refusal = check_rules(scores, facts, options)
             if refusal is None:
-                outcome.rows.append(_row(draw, layers, scores, options, recipe))
+                outcome.rows.append(make_row(draw, layers, scores, options, recipe))
                 return
             reason = refusal
         except (MediaError, UnluckyDrawError) as error:
@@ -139,7 +139,7 @@ def paste_one(
     uri = plan.foregrounds[in_blocks(options.seed, index, options.count, len(plan.foregrounds))].uri
     text = f"no draw passed in {options.attempts} attempts; the last: {reason}"
     outcome.rejected.append(
-        rejected_row(uri, "draw", text, kind="pasted", recipe=recipe.hash, quality=scores)
+        rejected_row(uri, "draw", text, kind="pasted", recipe=recipe, quality=scores)
     )
 
 
@@ -150,7 +150,7 @@ def load_draw(
     options: PasteOptions,
     loader: Loader,
     outcome: Outcome,
-    recipe: Recipe,
+    recipe: str,
 ) -> Draw:
     """Choose and load the sources of one attempt.
 
@@ -180,7 +180,7 @@ def load_draw(
                 error = problem
                 if place == 0 and stage is not None:
                     row = rejected_row(
-                        sources[which].uri, stage, str(error), kind="pasted", recipe=recipe.hash
+                        sources[which].uri, stage, str(error), kind="pasted", recipe=recipe
                     )
                     outcome.rejected.append(row)
         raise error
@@ -211,8 +211,16 @@ def mirrored(background: Background) -> Background:
     return replace(background, frames=frames, camera=flip @ background.camera @ flip)
 
 
-def make_layers(draw: Draw, options: PasteOptions) -> tuple[dict[str, U8], dict[str, float]]:
-    """The layers of one draw (LayeredClip fields) and its scores before encoding.
+def make_layers(draw: Draw, options: PasteOptions) -> tuple[dict[str, U8], dict[str, float], Facts]:
+    """The layers of one draw (LayeredClip fields), its scores before encoding, other facts."""
+    layers, scores, facts = render_layers(draw, options)
+    return layers, score_layers(layers) | scores, facts
+
+
+def render_layers(
+    draw: Draw, options: PasteOptions
+) -> tuple[dict[str, U8], dict[str, float], Facts]:
+    """The compositor: paths, appearance, warping, compositing.
 
     Scores of the draw itself: least ``visible_fraction`` of any frame, ``path_speed`` (share of
     the width per frame, without the camera), ``motion`` (pixels a frame, with it), ``scale``
@@ -221,14 +229,15 @@ def make_layers(draw: Draw, options: PasteOptions) -> tuple[dict[str, U8], dict[
     """
     background = draw.background
     built = [_sprite(draw, place, options) for place in range(len(draw.objects))]
-    sprites = [sprite for sprite, _, _ in built]
     looks = [look for _, look, _ in built]
-    grain = max(look.grain for look in looks)
-    noise = None
+    grain, noise = max(look.grain for look in looks), None
     if grain > 0:
         noise = make_grain(options.seed, draw.index, background.frames.shape[:3], grain)
     foreground, alpha, blended, visible = compose(
-        sprites, background.frames, shutter=options.shutter / 360, grain=noise
+        [sprite for sprite, _, _ in built],
+        background.frames,
+        shutter=options.shutter / 360,
+        grain=noise,
     )
     layers = {
         "foreground": foreground,
@@ -236,19 +245,18 @@ def make_layers(draw: Draw, options: PasteOptions) -> tuple[dict[str, U8], dict[
         "background": background.frames,
         "blended": blended,
     }
-    main = sprites[-1].path
-    drawn = {
+    main = built[-1][0].path
+    scores = {
         "visible_fraction": min(visible),
         "path_speed": main.way / options.size[1],
         "motion": mean_step(main),
         "scale": float(main.poses[:, 2].mean()) * draw.objects[-1].scale,
         "harmonise_strength": max(look.strength for look in looks),
-        "clipped": max(extra for _, _, extra in built),
         "camera_static": background.static,
         "registration_residual": background.residual,
     }
     moving = any(item.moving for item in draw.objects) or background.static < 1
-    return layers, score_layers(layers) | drawn | {"moving": float(moving)}
+    return layers, scores, Facts(moving, max(extra for _, _, extra in built))
 
 
 def _sprite(draw: Draw, place: int, options: PasteOptions) -> tuple[Sprite, Look, float]:
@@ -272,12 +280,12 @@ def _sprite(draw: Draw, place: int, options: PasteOptions) -> tuple[Sprite, Look
     )
     frames, extra = [], 0.0
     for index in picked:
-        rgba = item.rgba[index]
+        rgba = reduced(item.rgba[index], scale)
         if look.curve is not None:
             before = clipped(rgba)
             rgba = apply_curve(rgba, look.curve)
             extra = max(extra, clipped(rgba) - before)
-        frames.append(prefilter(rgba, scale, look.sigma))
+        frames.append(prefilter(rgba, scale * middle.shape[1] / rgba.shape[1], look.sigma))
     return Sprite(frames, path, middle.shape[:2]), look, extra
 
 
@@ -292,12 +300,12 @@ def _around(
     return y0, y1, x0, x1
 
 
-def _row(
+def make_row(
     draw: Draw,
     layers: Mapping[str, U8],
     scores: dict[str, float],
     options: PasteOptions,
-    recipe: Recipe,
+    recipe: str,
 ) -> dict[str, Any]:
     """The corpus row: prompts, origin with all parents, scores after encoding where asked."""
     main, background = draw.objects[-1], draw.background
@@ -318,9 +326,7 @@ def _row(
     first = records[0]
     row = encode_row(
         clip,
-        id=clip_id(
-            "pasted", [r.get("key") or r["sha256"] for r in records], [draw.index], recipe.hash
-        ),
+        id=clip_id("pasted", [r.get("key") or r["sha256"] for r in records], [draw.index], recipe),
         origin=origin(
             first["uri"].split("#")[0],
             first["sha256"],
@@ -331,7 +337,7 @@ def _row(
             parents=[r["uri"] for r in records],
         ),
         quality=scores,
-        recipe=recipe.hash,
+        recipe=recipe,
         crf=options.crf,
     )
     if options.encoded_check and draw.index % options.encoded_check == 0:

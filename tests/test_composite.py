@@ -18,7 +18,15 @@ from pipelines.stages.appearance import (
     match_look,
     sharpness,
 )
-from pipelines.stages.composite import Sprite, compose, merge, prefilter, render, shrink_straight
+from pipelines.stages.composite import (
+    Sprite,
+    compose,
+    merge,
+    prefilter,
+    reduced,
+    render,
+    shrink_straight,
+)
 from pipelines.stages.path import Path
 
 ONES = np.ones((96, 96), np.float32)
@@ -48,7 +56,9 @@ def straight_path(frames: int, start: tuple[float, float], step: float, scale: f
 
 def sprite(rgba: U8, path: Path, sigma: float = 0.0) -> Sprite:
     scale = float(path.poses[:, 2].max())
-    return Sprite([prefilter(rgba, scale, sigma)], path, rgba.shape[:2])
+    small = reduced(rgba, scale)
+    scale *= rgba.shape[1] / small.shape[1]
+    return Sprite([prefilter(small, scale, sigma)], path, rgba.shape[:2])
 
 
 def centroid(alpha: np.ndarray) -> np.ndarray:

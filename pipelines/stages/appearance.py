@@ -19,6 +19,7 @@ MAX_SHIFT = (18.0, 10.0, 10.0)  # of L, a, b means (CIE Lab units)
 MAX_GAIN = 1.35
 GRAIN_SHAPE = 0.7  # sigma of the noise's correlation, pixels
 MAX_GRAIN = 6.0  # levels
+GRAIN_SLACK = 64  # pixels by which the field of noise is larger than a frame
 _BLURS = (0.0, 0.4, 0.6, 0.9, 1.3, 1.8, 2.4)
 
 
@@ -66,7 +67,8 @@ def apply_curve(rgba: U8, curve: Curve) -> U8:
 
 
 def clipped(rgba: U8) -> float:
-    """Share of an object's opaque pixels with a channel at 0 or 255."""
+    """Share of an object's opaque pixels with a channel at 0 or 255 (every other pixel)."""
+    rgba = rgba[::2, ::2]
     solid = rgba[..., 3] >= 128
     if not solid.any():
         return 0.0
@@ -123,14 +125,21 @@ def defocus(grey: F32, weight: F32, target: float) -> float:
 def make_grain(
     seed: int, index: int, shape: tuple[int, int, int], level: float, attempt: int = 0
 ) -> F32:
-    """Luma noise float32 ``[T, H, W]``: Gaussian, a little correlated, ``level`` strong."""
+    """Luma noise float32 ``[T, H, W]``: Gaussian, a little correlated, ``level`` strong.
+
+    One larger field, cut out at another place and mirrored another way for every frame.
+    """
     rng = generator(seed, index, "grain", attempt)
-    noise = rng.standard_normal(shape, np.float32)
+    count, height, width = shape
+    field = rng.standard_normal((height + GRAIN_SLACK, width + GRAIN_SLACK), np.float32)
+    field = cv2.GaussianBlur(field, (0, 0), GRAIN_SHAPE)
     # A Gaussian of GRAIN_SHAPE leaves 1 / (2 sqrt(pi) sigma) of white noise's deviation.
-    gain = min(level, MAX_GRAIN) * 2 * np.sqrt(np.pi) * GRAIN_SHAPE
-    for frame in noise:
-        frame[:] = cv2.GaussianBlur(frame, (0, 0), GRAIN_SHAPE)
-    noise *= np.float32(gain)
+    field *= np.float32(min(level, MAX_GRAIN) * 2 * np.sqrt(np.pi) * GRAIN_SHAPE)
+    corners = rng.integers(GRAIN_SLACK + 1, size=(count, 2))
+    noise = np.empty(shape, np.float32)
+    for t, (y, x) in enumerate(corners):
+        cut = field[y : y + height, x : x + width]
+        noise[t] = cut[:: 1 - 2 * (t % 2), :: 1 - 2 * (t // 2 % 2)]
     return noise
 
 

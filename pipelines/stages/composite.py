@@ -38,18 +38,19 @@ class Sprite:
     shape: tuple[int, int]
 
 
-def prefilter(rgba: U8, scale: float, sigma: float = 0.0) -> F32:
-    """Straight uint8 ``[h, w, 4]`` -> premultiplied float32, area-filtered for warping by scale.
+def reduced(rgba: U8, scale: float) -> U8:
+    """Straight uint8 ``[h, w, 4]`` at most ``OVERSAMPLE`` times as large as it is pasted."""
+    factor = OVERSAMPLE * scale
+    return shrink_straight(rgba, factor) if factor < 0.9 else rgba
 
-    sigma: further blur in clip pixels (defocus).
+
+def prefilter(rgba: U8, scale: float, sigma: float = 0.0) -> F32:
+    """Straight uint8 ``[h, w, 4]`` -> premultiplied float32, low-pass for warping by scale.
+
+    rgba: as ``reduced`` gives it. sigma: further blur in clip pixels (defocus).
     """
     ink = premultiplied(rgba)
-    factor = OVERSAMPLE * scale
-    if factor < 0.9:
-        size = (max(2, round(ink.shape[1] * factor)), max(2, round(ink.shape[0] * factor)))
-        ink = cv2.resize(ink, size, interpolation=cv2.INTER_AREA)
-    per_pixel = ink.shape[1] / rgba.shape[1] / scale
-    blur = float(np.hypot(LENS, sigma)) * per_pixel
+    blur = float(np.hypot(LENS, sigma)) / scale
     if blur > 0.35:
         margin = int(np.ceil(2 * blur))
         ink = _padded(ink, margin)
@@ -64,17 +65,21 @@ def _padded(ink: F32, margin: int) -> F32:
 
 
 def premultiplied(rgba: U8) -> F32:
-    """Straight uint8 ``[..., 4]`` -> premultiplied float32 ``[..., 4]`` in 0..255."""
+    """Straight uint8 ``[h, w, 4]`` -> premultiplied float32 ``[h, w, 4]`` in 0..255."""
     ink = rgba.astype(np.float32)
-    ink[..., :3] *= ink[..., 3:] * np.float32(1 / 255)
-    return ink
+    share = cv2.extractChannel(ink, 3) * np.float32(1 / 255)
+    factors = cv2.merge([share, share, share, np.ones_like(share)])
+    product: F32 = cv2.multiply(ink, factors, dst=ink)
+    return product
 
 
 def straight(ink: F32) -> F32:
-    """The colour of premultiplied float32 ``[..., 4]``: ``[..., 3]`` in 0..255, 0 where empty."""
-    colour = ink[..., :3] / np.maximum(ink[..., 3:], 1e-3)
-    colour *= 255
-    return np.minimum(colour, 255, out=colour)
+    """The colour of premultiplied float32 ``[h, w, 4]``: ``[h, w, 3]`` in 0..255, 0 where empty."""
+    share = np.float32(255) / np.maximum(cv2.extractChannel(ink, 3), np.float32(1e-3))
+    colour = cv2.cvtColor(ink, cv2.COLOR_RGBA2RGB)
+    colour = cv2.multiply(colour, cv2.cvtColor(share, cv2.COLOR_GRAY2RGB), dst=colour)
+    limited: F32 = np.minimum(colour, np.float32(255), out=colour)
+    return limited
 
 
 def shrink_straight(rgba: U8, factor: float) -> U8:
@@ -100,17 +105,19 @@ def compose(
     blended = background.copy()
     visible = []
     maps = [_maps(sprite, shutter, count) for sprite in sprites]
+    masses = [_masses(sprite, count) for sprite in sprites]
     for t in range(count):
         layers = [
             render(sprite.frames[t if len(sprite.frames) > 1 else 0], found[t], (height, width))
             for sprite, found in zip(sprites, maps, strict=True)
         ]
-        visible.append(min(_visible(*pair, t) for pair in zip(sprites, layers, maps, strict=True)))
+        seen = zip(layers, maps, masses, strict=True)
+        visible.append(min(_visible(layer, found[t], mass[t]) for layer, found, mass in seen))
         roi, ink = merge(layers)
         noise = grain[t] if grain is not None else None
         _fill_layers(foreground[t], alpha[t], roi, ink, noise)
         where = np.s_[roi[0] : roi[1], roi[2] : roi[3]]
-        blended[t][where] = composite(foreground[t][where], alpha[t][where], background[t][where])
+        _blend(foreground[t][where], alpha[t][where], blended[t][where])
     return foreground, alpha, blended, visible
 
 
@@ -169,13 +176,19 @@ def render(ink: F32, maps: F64, size: tuple[int, int]) -> tuple[Roi, F32]:
     return (y0, y1, x0, x1), total
 
 
-def _visible(sprite: Sprite, layer: tuple[Roi, F32], maps: Sequence[F64], t: int) -> float:
-    """Share of a sprite's alpha that lies inside the picture at frame t."""
-    ink = sprite.frames[t if len(sprite.frames) > 1 else 0]
-    matrix = maps[t][0]
-    scale = abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0])
-    whole = float(cv2.sumElems(ink)[3]) * scale
-    return min(1.0, float(cv2.sumElems(layer[1])[3]) / max(whole, 1e-6)) if layer[1].size else 0.0
+def _masses(sprite: Sprite, count: int) -> list[float]:
+    """Sum of alpha of each frame, in prefiltered pixels."""
+    masses = [float(cv2.sumElems(cv2.extractChannel(ink, 3))[0]) for ink in sprite.frames]
+    return masses if len(masses) > 1 else masses * count
+
+
+def _visible(layer: tuple[Roi, F32], maps: F64, mass: float) -> float:
+    """Share of a sprite's alpha that lies inside the picture."""
+    if not layer[1].size:
+        return 0.0
+    whole = mass * abs(float(np.linalg.det(maps[0, :, :2])))
+    inside = float(cv2.sumElems(cv2.extractChannel(layer[1], 3))[0])
+    return min(1.0, inside / max(whole, 1e-6))
 
 
 def merge(layers: Sequence[tuple[Roi, F32]]) -> tuple[Roi, F32]:
@@ -204,15 +217,26 @@ def _fill_layers(colour: U8, alpha: U8, roi: Roi, ink: F32, grain: F32 | None) -
     if not ink.size:
         return
     where = np.s_[roi[0] : roi[1], roi[2] : roi[3]]
-    matte = ink[..., 3]
     inside = straight(ink)
     if grain is not None:
-        inside += grain[where][..., None]
-    sure = np.minimum(matte * np.float32(1 / FAINT), 1.0)[..., None]
+        noise = np.ascontiguousarray(grain[where])
+        inside = cv2.add(inside, cv2.cvtColor(noise, cv2.COLOR_GRAY2RGB), dst=inside)
+        inside = cv2.max(inside, 0.0, dst=inside)
+    matte = cv2.extractChannel(ink, 3)
     rest = colour[where]
-    mixed = rest + sure * (inside - rest)
-    colour[where] = cv2.convertScaleAbs(np.maximum(mixed, 0, out=mixed)).reshape(mixed.shape)
-    alpha[where] = cv2.convertScaleAbs(matte).reshape(matte.shape)
+    faint = (matte > 0) & (matte < FAINT)
+    sure = matte[faint][:, None] * np.float32(1 / FAINT)
+    mixed = rest[faint] * (1 - sure) + inside[faint] * sure
+    cv2.copyTo(cv2.convertScaleAbs(inside), (matte >= FAINT).view(np.uint8), dst=rest)
+    rest[faint] = np.rint(mixed)
+    alpha[where] = cv2.convertScaleAbs(matte)
+
+
+def _blend(colour: U8, alpha: U8, blended: U8) -> None:
+    """``composite`` in place over ``blended``, which holds the background; only where it counts."""
+    cv2.copyTo(colour, (alpha == 255).view(np.uint8), dst=blended)
+    soft = (alpha > 0) & (alpha < 255)
+    blended[soft] = composite(colour[soft], alpha[soft], blended[soft])
 
 
 def continuation(ink: F32, roi: Roi, size: tuple[int, int], step: int = 4) -> U8:

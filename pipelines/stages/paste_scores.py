@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from layerflow.clip import COLOUR_LAYERS, U8, LayeredClip
@@ -14,7 +16,18 @@ if TYPE_CHECKING:
     from manifests.paste import PasteOptions
 
 MAX_CLIPPED = 0.05
-_DRAWN_ONLY = ("moving", "clipped")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules need beside the scores.
+
+    moving: whether something moves by itself. clipped: share of the object's pixels that the
+    colour match drives to 0 or 255.
+    """
+
+    moving: bool
+    clipped: float
 
 
 def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
@@ -51,32 +64,32 @@ def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
 
 
 def _equation_error(layers: Mapping[str, U8], t: int) -> float:
-    matte = layers["alpha"][t]
-    rows = np.flatnonzero(matte.any(axis=1))
-    if not len(rows):
-        return float(np.abs(layers["background"][t] - layers["blended"][t].astype(int)).max())
-    where = np.s_[rows[0] : rows[-1] + 1]
-    a = matte[where][..., None] * np.float32(1 / 255)
-    back = layers["background"][t][where].astype(np.float32)
-    exact = back + a * (layers["foreground"][t][where] - back)
-    inside = float(np.abs(exact - layers["blended"][t][where]).max())
-    clear = matte == 0
-    outside = (layers["background"][t] != layers["blended"][t])[clear].any()
-    return 255.0 if outside else inside
+    alpha, colour, back, blended = (
+        layers[name][t] for name in ("alpha", "foreground", "background", "blended")
+    )
+    soft = (alpha > 0) & (alpha < 255)
+    a = alpha[soft][:, None] * np.float32(1 / 255)
+    exact = a * colour[soft] + (1 - a) * back[soft]
+    inside = float(np.abs(exact - blended[soft]).max(initial=0))
+    solid, clear = ((alpha == value).view(np.uint8) for value in (255, 0))
+    return max(
+        inside,
+        cv2.norm(blended, colour, cv2.NORM_INF, solid),
+        cv2.norm(blended, back, cv2.NORM_INF, clear),
+    )
 
 
-def check_rules(scores: dict[str, float], options: PasteOptions) -> str | None:
-    """Why a draw is refused, or None. Removes what only the rules need from ``scores``."""
-    moving, extra = (scores.pop(name) for name in _DRAWN_ONLY)
+def check_rules(scores: Mapping[str, float], facts: Facts, options: PasteOptions) -> str | None:
+    """Why a draw is refused, or None."""
     low, high = options.area_limits
     if not low <= scores["area_mean"] <= high:
         return f"area {scores['area_mean']:.3f} is outside {low:g}..{high:g}"
     if scores["visible_fraction"] < options.min_visible:
         return f"only {scores['visible_fraction']:.2f} of the object is visible in some frame"
-    if not moving and scores["motion"] < options.min_motion:
+    if not facts.moving and scores["motion"] < options.min_motion:
         return f"{scores['motion']:.2f} pixels a frame is nearly no motion"
-    if extra > MAX_CLIPPED:
-        return f"matching colours would clip {extra:.2f} of the object"
+    if facts.clipped > MAX_CLIPPED:
+        return f"matching colours would clip {facts.clipped:.2f} of the object"
     return None
 
 

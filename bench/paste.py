@@ -1,0 +1,212 @@
+"""Speed of pasting on one core, side by side with a plain numpy and Pillow compositor.
+
+Run: ``python bench/paste.py [--codecs VIDEO ...]``. Sources are made up; every figure is CPU time of this process, so
+that other work on the machine distorts it less. Targets, at 16 frames of 480x720: at least 60
+frames a second with the warp alone, 20 with everything on, 4 times the plain compositor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from layerflow.clip import U8, resize_cover
+from layerflow.corpus import decode_row
+from layerflow.media import decode_color, encode_color, encode_png
+from layerflow.video import read_frames
+from manifests.paste import PasteOptions
+from pipelines.matting.numerics import single_thread
+from pipelines.paste import Draw, Plan, make_layers, make_row, render_layers, run_paste
+from pipelines.stages.draws import generator
+from pipelines.stages.load import Loader
+from pipelines.stages.paste_scores import score_layers
+from pipelines.stages.sources import list_backgrounds, list_foregrounds
+
+PLAIN = {
+    "harmonise": (0.0, 0.0),
+    "match_blur": False,
+    "match_grain": False,
+    "shutter": 0.0,
+    "follow_camera": False,
+}
+
+
+def cpu(work: Callable[[], Any], repeat: int = 3) -> float:
+    """Least CPU seconds of one call."""
+    times = []
+    for _ in range(repeat):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def make_sources(root: Path, height: int, width: int) -> tuple[Path, Path]:
+    """Three textured cut-outs of 900 pixels and three stills, larger than a clip."""
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        rgba = np.empty((900, 900, 4), np.uint8)
+        rgba[..., :3] = texture(rng, 900, 900)
+        y, x = np.indices((900, 900)) - 450.0
+        outline = 300 + 60 * np.cos(3 * np.arctan2(y, x))
+        rgba[..., 3] = np.clip((outline - np.hypot(y, x)) / 9 + 0.5, 0, 1) * 255
+        still = texture(rng, height * 3 // 2, width * 3 // 2)
+        for folder, picture in (("cutouts", rgba), ("stills", still)):
+            (root / folder).mkdir(exist_ok=True)
+            (root / folder / f"{k}.png").write_bytes(encode_png(picture))
+    return root / "cutouts", root / "stills"
+
+
+def texture(rng: np.random.Generator, height: int, width: int) -> U8:
+    """Smooth patches, edges and a little noise, as pictures have them."""
+    low = cv2.resize(rng.uniform(30, 220, (9, 9, 3)).astype(np.float32), (width, height))
+    high = cv2.resize(rng.normal(0, 14, (height // 6, width // 6, 3)), (width, height))
+    return np.clip(low + high + rng.normal(0, 2, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def plain_paste(cutout: U8, background: U8, poses: np.ndarray) -> list[np.ndarray]:
+    """A loop over frames as it is usually written: Pillow's affine warp, numpy in float64."""
+    out = []
+    height, width = background.shape[1:3]
+    alpha = cutout[..., 3:] / 255.0
+    ink = np.dstack([cutout[..., :3] * alpha, alpha * 255.0])
+    planes = [Image.fromarray(ink[..., c].astype(np.float32)) for c in range(4)]
+    for pose, behind in zip(poses, background, strict=True):
+        x, y, scale, angle = pose
+        cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+        side = cutout.shape[0] / 2
+        data = (cos, sin, side - cos * x - sin * y, -sin, cos, side + sin * x - cos * y)
+        warped = [
+            np.asarray(
+                plane.transform(
+                    (width, height),
+                    Image.Transform.AFFINE,
+                    data,
+                    Image.Resampling.BICUBIC,
+                ),
+                np.float64,
+            )
+            for plane in planes
+        ]
+        moved = np.stack(warped, axis=2)
+        matte = np.clip(moved[..., 3:] / 255.0, 0, 1)
+        colour = np.where(matte > 0, moved[..., :3] / np.maximum(matte, 1e-6), 0)
+        foreground = np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
+        quantised = np.rint(matte * 255) / 255.0
+        blended = quantised * foreground + (1 - quantised) * behind.astype(np.float64)
+        out.append(np.rint(blended).astype(np.uint8))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="480x720")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--codecs", nargs="+", type=Path, help="videos to measure codecs on")
+    said = parser.parse_args()
+    if said.codecs:
+        codec_table(said.codecs)
+        return
+    with tempfile.TemporaryDirectory() as folder, single_thread():
+        bench(Path(folder), said.size, said.frames, said.clips)
+
+
+def bench(root: Path, size: str, frames: int, clips: int) -> None:
+    height, width = (int(side) for side in size.split("x"))
+    foregrounds, backgrounds = make_sources(root, height, width)
+    base = {
+        "foregrounds": [str(foregrounds)],
+        "backgrounds": [str(backgrounds)],
+        "out": str(root / "out"),
+        "count": clips,
+        "seed": 1,
+        "size": size,
+        "frames": frames,
+        "area": (0.2, 0.25),
+        "encoded_check": 0,
+    }
+    full, plain = PasteOptions(**base), PasteOptions(**{**base, **PLAIN})
+    plan = Plan(
+        tuple(list_foregrounds(full.foregrounds, full.gate)),
+        tuple(list_backgrounds(full.backgrounds)),
+    )
+    loader = Loader(full.size, frames, full.fps, 60.0)
+    still = loader.foreground(plan.foregrounds[0])
+    behind = loader.background(plan.backgrounds[0], generator(0, 0, "b"), (0.004, 0.004), 0.0)
+    draw = Draw(0, 0, (still,), behind)
+    layers, scores, _ = make_layers(draw, full)
+    kernels = {
+        "load and prepare a foreground": cpu(
+            lambda: Loader(full.size, frames, full.fps, 60.0).foreground(plan.foregrounds[0])
+        ),
+        "camera over a still": cpu(
+            lambda: loader.background(
+                plan.backgrounds[0], generator(0, 0, "b"), (0.004, 0.004), 0.0
+            )
+        ),
+        "layers, warp alone": cpu(lambda: render_layers(draw, plain)),
+        "layers, everything on": cpu(lambda: render_layers(draw, full)),
+        "scores": cpu(lambda: score_layers(layers)),
+    }
+    row = make_row(draw, layers, scores, full, "bench")
+    kernels["encode a clip"] = cpu(lambda: make_row(draw, layers, scores, full, "bench"), 2)
+    kernels["decode a clip"] = cpu(lambda: decode_row(row), 2)
+    poses = np.zeros((frames, 4))
+    poses[:, 0] = np.linspace(width * 0.4, width * 0.5, frames)
+    poses[:, 1], poses[:, 2], poses[:, 3] = height / 2, 0.35, 0.05
+    with Image.open(foregrounds / "0.png") as image:
+        cutout = np.asarray(image)
+    kernels["plain numpy and Pillow"] = cpu(lambda: plain_paste(cutout, behind.frames, poses), 2)
+    print(f"{frames} frames of {size}, one core")
+    for name, seconds in kernels.items():
+        print(f"  {name:32s} {seconds * 1e3:8.0f} ms a clip {frames / seconds:8.1f} frames/s")
+    speed = kernels["plain numpy and Pillow"] / kernels["layers, warp alone"]
+    print(f"  warp alone against the plain compositor: {speed:.1f}x")
+    megabytes = sum(len(row[layer]) for layer in layers) / 1e6
+    print(f"  {megabytes:.2f} MB a clip")
+    whole(full, kernels, clips)
+
+
+def whole(options: PasteOptions, kernels: dict[str, float], clips: int) -> None:
+    """The job against the sum of its kernels, and the share of coding in it."""
+    start = time.process_time()
+    run_paste(options, workers=0, quiet=True)
+    spent = time.process_time() - start
+    loads = min(clips, 3) * kernels["load and prepare a foreground"]
+    each = kernels["camera over a still"] + kernels["layers, everything on"] + kernels["scores"]
+    expected = loads + clips * (each + kernels["encode a clip"])
+    print(f"  job: {spent / clips * 1e3:.0f} ms a clip; kernels / job = {expected / spent:.2f}")
+    print(f"  share of coding: {clips * kernels['encode a clip'] / spent:.2f}")
+
+
+def codec_table(videos: list[Path]) -> None:
+    """Size, PSNR and CPU time of the media cells' settings on real frames."""
+    for path in videos:
+        film, _ = read_frames(path, max_frames=100_000)
+        film = resize_cover(film[:16, ..., :3], 480, 720)
+        print(f"{path.name}: {len(film)} frames of 480x720")
+        for pix_fmt in ("yuv444p", "yuv420p"):
+            for crf in (8, 10, 12, 14, 18):
+                data = encode_color(film, 8, crf=crf, pix_fmt=pix_fmt)
+                error = film.astype(np.int16) - decode_color(data)
+                psnr = 10 * np.log10(255**2 / np.square(error, dtype=np.int32).mean())
+                spent = cpu(partial(encode_color, film, 8, crf=crf, pix_fmt=pix_fmt), 1)
+                read = cpu(partial(decode_color, data), 1)
+                print(
+                    f"  H.264 {pix_fmt} crf {crf:2d} {len(data) / 1e6:6.2f} MB {psnr:5.1f} dB "
+                    f"encode {spent * 1e3:5.0f} ms decode {read * 1e3:4.0f} ms"
+                )
+
+
+if __name__ == "__main__":
+    main()
