@@ -353,7 +353,7 @@ def torchrun(manifest: TrainManifest, folder: Path, workers: int, *more: str) ->
     command = [*launcher, "--nproc-per-node", str(workers), "-m", "trainer.loop", str(path), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -223,16 +223,19 @@ def restore(
 
 
 def save_stage(out: Path, stage: str, trained: Trained, steps: int) -> None:
-    """Keep what a finished stage trained (its average, if it has one)."""
+    """Keep what a finished stage trained (its average, if it has one), and mark it as done."""
     tensors = {
         name: parameter.detach().clone().contiguous().cpu()
         for name, parameter in trained.parameters.items()
     }
     path = out / "stages" / stage
-    temporary = staging(path)
-    save_file(tensors, temporary / "trained.safetensors")
-    write_json(temporary / "stage.json", {"stage": stage, "steps": steps})
-    publish(temporary, path)
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = path / ".trained.tmp"
+    save_file(tensors, temporary)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.replace(path / "trained.safetensors")
+    write_json(path / "stage.json", {"stage": stage, "steps": steps})  # last: it says "done"
 
 
 def stage_steps(out: Path, stage: str) -> int:

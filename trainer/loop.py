@@ -80,10 +80,7 @@ def train(
         if manifest.compile:
             for block in transformer.transformer_blocks:
                 block.compile()
-        options = manifest.validation
-        held_out = (
-            validation.HeldOut(options, manifest.folder(options.latents)) if options else None
-        )
+        held_out = validation.held_out(manifest)
         log_here: Log = log if world.rank == 0 else lambda line: None
         run = Run(
             manifest, out, world, transformer, scheduler, held_out, terminated, log_here, report
@@ -195,6 +192,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             row = metrics.flush()
             if row:
                 run.log(line(row, stage.steps))
+        if run.held_out and (last or done % run.held_out.options.every == 0):
+            validate(run, stage, trained, metrics, first_step + done)
         if last or done % manifest.save_every == 0:
             if world.rank == 0:
                 now = Position(done, int(skipped.item()))
@@ -202,8 +201,6 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
                 checkpoint.save(run.out, stage.name, trained, optimizer, now, keep=keep)
             world.wait()
             run.report({"stage": stage.name, "step": first_step + done})
-        if run.held_out and (last or done % run.held_out.options.every == 0):
-            validate(run, stage, trained, metrics, first_step + done)
         if stopped:
             run.log(f"{stage.name}: stopped after step {done}, saved")
             break
@@ -214,8 +211,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         return False
     trained.hand_on()
     if world.rank == 0:
-        checkpoint.save_stage(run.out, stage.name, trained, stage.steps)
         export(run.out, manifest, stage.name, transformer)
+        checkpoint.save_stage(run.out, stage.name, trained, stage.steps)
     world.wait()
     return True
 
