@@ -86,7 +86,7 @@ def make_stills(
     for index in range(count):
         rng = np.random.default_rng([seed, index, 2])
         subject = art.draw_subject(rng, look, softness=softness)
-        colour, alpha = art.cutout(subject, size)
+        colour, alpha = art.cutout(subject, size, angle=float(rng.uniform(0, 2 * np.pi)))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
         path = out / f"{look}-{index:04d}.png"
         _write(path, encode_png(rgba))

@@ -190,10 +190,10 @@ def render_subject(
     return colour.astype(np.float32), alpha.astype(np.float32)
 
 
-def cutout(subject: Subject, size: int) -> tuple[F32, F32]:
+def cutout(subject: Subject, size: int, angle: float = 0.0) -> tuple[F32, F32]:
     """The subject alone, as large as fits ``size x size``: colour and alpha."""
-    radius = 0.48 * size / subject.reach
-    return render_subject(subject, size, size, centre=(size / 2, size / 2), radius=radius)
+    radius, middle = 0.48 * size / subject.reach, (size / 2, size / 2)
+    return render_subject(subject, size, size, centre=middle, radius=radius, angle=angle)
 
 
 def to_u8(image: F32) -> NDArray[np.uint8]:
