@@ -248,6 +248,8 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         given = next(iter(sizes), (None, None, None))
         asked = (num_frames, height, width)
         for name, a, b in zip(("num_frames", "height", "width"), asked, given, strict=True):
+            if a is not None and a < 1:
+                raise ValueError(f"{name} must be 1 or more, not {a}")
             if a is not None and b is not None and a != b:
                 raise ValueError(f"{name} is {a}, but the given layers have {b}")
         height, width, _ = self.default_size(height or given[1], width or given[2])

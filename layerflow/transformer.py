@@ -262,7 +262,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
             super().add_adapter(adapter_config, adapter_name)
 
     def load_lora_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """diffusers' ``load_lora_adapter``; the same promises as ``add_adapter``."""
+        """diffusers' ``load_lora_adapter``; the same promises as ``add_adapter``, no pickles."""
+        kwargs.setdefault("use_safetensors", True)
         with self._adapters_changing():
             super().load_lora_adapter(*args, **kwargs)
 

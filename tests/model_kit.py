@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import layerflow  # noqa: F401  its torchvision guard comes before diffusers
+
+# isort: split
+
 from pathlib import Path
 from typing import Any
 

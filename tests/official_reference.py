@@ -6,6 +6,10 @@ the layer embedding is added into the position table.
 
 from __future__ import annotations
 
+import layerflow  # noqa: F401  its torchvision guard comes before diffusers
+
+# isort: split
+
 import json
 from pathlib import Path
 
