@@ -9,13 +9,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from trainer_kit import make_manifest, make_model, weights
 from typer.testing import CliRunner
 
+from layerflow.adapters import adapter_names
 from layerflow.cli.main import build_app
+from layerflow.clip import LayeredClip
+from layerflow.corpus import SCHEMA, encode_row, origin, write_table
+from layerflow.pipeline import LayerFlowPipeline
+from layerflow.presets import init_directory
 from manifests.train import TrainManifest
+from pipelines.encode import run_encode
+from pipelines.stages.latent import Augment
 from trainer import metrics
 from trainer.launch import launch, train_on_ray
 from trainer.plan import lines, make_plan
@@ -78,6 +87,44 @@ def test_latents_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"with another model.*\s+vae: 'other' there"):
         launch(manifest)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_export_is_a_pipeline_with_both_adapters(tmp_path: Path) -> None:
+    """Corpus -> latents -> three stages -> a pipeline that samples, gate 0."""
+    model = init_directory(tmp_path / "model", "tiny", num_layers=1, num_attention_heads=1)
+    alpha = np.zeros((4, 32, 32), np.uint8)
+    alpha[:, 8:24, 8:24] = 255
+    colours = np.full((4, 32, 32, 3), 90, np.uint8)
+    clip = LayeredClip(colours, alpha, colours, colours, {"foreground": "a box"})
+    row = encode_row(clip, id="0" * 16, origin=origin("a", "b"), quality={}, recipe="r")
+    write_table(tmp_path / "corpus", [row], SCHEMA)
+    where = {"model": model, "size": (32, 32), "workers": 0, "quiet": True}
+    run_encode([tmp_path / "corpus"], out=tmp_path / "video", **where)
+    run_encode([tmp_path / "corpus"], out=tmp_path / "stills", augment=Augment(freeze=1), **where)
+    latents = {"video": str(tmp_path / "video"), "stills": str(tmp_path / "stills")}
+    kit = make_manifest(tmp_path / "kit")
+    stages = [stage.model_copy(update={"steps": 2}) for stage in kit.stages]
+    trains = stages[2].trains.model_copy(update={"blocks": "all"})  # type: ignore[union-attr]
+    stages[2] = stages[2].model_copy(update={"trains": trains})
+    changes = {"model": str(model), "latents": latents, "stages": stages}
+    manifest = kit.model_copy(update=changes | {"out": str(tmp_path / "out")})
+    assert launch(manifest, log=lambda line: None)
+    pipe = LayerFlowPipeline.from_pretrained(tmp_path / "out/export")
+    assert sorted(adapter_names(pipe.transformer)) == ["content", "motion"]
+    start = LayerFlowPipeline.from_pretrained(model)
+    how = {"height": 32, "width": 32, "num_frames": 4, "num_inference_steps": 2}
+    pictures = [
+        each(
+            prompt={"foreground": "a box"},
+            generator=torch.Generator().manual_seed(0),
+            guidance_scale=1.0,
+            output_type="np",
+            **how,
+        ).blended
+        for each in (pipe, start)
+    ]
+    assert np.shape(pictures[0])[1:] == (4, 32, 32, 3)
+    assert not np.allclose(pictures[0], pictures[1])
 
 
 def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
