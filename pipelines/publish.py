@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ def make_files(
     data_folder, preview_folder, rejected_folder = plan.options.folders()
     kinds = set(counted["kinds"])
     configs = [ConfigInfo(main, data_folder, features_of(kinds), {})]
-    yield from _data(plan, folder, configs[0])
+    yield from data_files(plan, folder, configs[0])
     schema = preview_schema(list(counted["scores"]))
     configs.append(ConfigInfo(preview, preview_folder, preview_features(schema), {}))
     yield from _previews(plan, folder, configs[1], schema, quiet)
@@ -222,7 +222,8 @@ def _put(folder: Path, name: str, data: bytes) -> str:
     return name
 
 
-def _data(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
+def data_files(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
+    """Convert the corpus to its Parquet shards; yields (name, True) as each is complete."""
     schema = config.features.arrow_schema
     sizes = cell_bytes(plan.corpus).sum(axis=1)
     shards = Shards.of(plan.corpus)
@@ -250,10 +251,15 @@ def _side_by_side(jobs: list[Any], work: Callable[[Any], int]) -> Iterator[tuple
     """Jobs with their results, in order, as many at a time as there are CPUs (at most 4) and never
     further ahead, so that finished files do not pile up."""
     width = min(4, os.cpu_count() or 1)
+    ahead: deque[tuple[Any, Future[int]]] = deque()
     with ThreadPoolExecutor(width) as pool:
-        for first in range(0, len(jobs), width):
-            some = jobs[first : first + width]
-            yield from zip(some, pool.map(work, some), strict=True)
+        for job in jobs:
+            ahead.append((job, pool.submit(work, job)))
+            if len(ahead) >= width:
+                first, result = ahead.popleft()
+                yield first, result.result()
+        for first, result in ahead:
+            yield first, result.result()
 
 
 def _shard_names(folder: str, split: str, count: int) -> list[str]:

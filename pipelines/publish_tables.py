@@ -26,6 +26,8 @@ from layerflow.stats import arrow_batches, arrow_files
 SHARD_BYTES = 300 << 20
 GROUP_ROWS = 8
 GROUP_BYTES = 32 << 20
+# A page is cut by content after at least 2 MiB: bytes before that need not be hashed.
+CHUNKING = {"min_chunk_size": 2 << 20, "max_chunk_size": 4 << 20, "norm_level": 0}
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -132,7 +134,7 @@ def write_parquet(
         use_dictionary=plain,
         write_statistics=plain,
         write_page_index=True,
-        use_content_defined_chunking=True,
+        use_content_defined_chunking=CHUNKING,
     ) as writer:
         group: list[pa.RecordBatch] = []
         rows = size = 0
