@@ -279,9 +279,14 @@ def _ray_rows(
 
 
 def _progress(items: Any, total: int, quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
     from rich.progress import track
 
-    yield from track(items, total=total, description="units", disable=quiet, transient=True)
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    yield from track(
+        items, total=total, description="units", disable=hidden, transient=True, console=console
+    )
 
 
 def _compact(
