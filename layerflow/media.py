@@ -101,9 +101,11 @@ def _write_stream(
     for index, array in enumerate(frames):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=source_format)
         if yuv:
-            frame = converter.reformat(frame, format=pix_fmt, dst_colorspace=1, dst_color_range=1)
+            frame = converter.reformat(
+                frame, format=pix_fmt, dst_colorspace=1, dst_color_range=1, threads=1
+            )
         elif pix_fmt != source_format:
-            frame = converter.reformat(frame, format=pix_fmt)
+            frame = converter.reformat(frame, format=pix_fmt, threads=1)
         frame.pts = index
         frame.time_base = 1 / _rate(fps)
         container.mux(stream.encode(frame))
@@ -165,6 +167,7 @@ def frame_array(frame: Any, pixel_format: str, converter: VideoReformatter | Non
         src_colorspace=matrix,
         src_color_range=frame.color_range or 1,
         dst_color_range=2,
+        threads=1,  # a pool of threads costs more than a frame
     )
     return np.asarray(converted.to_ndarray(), np.uint8)
 
