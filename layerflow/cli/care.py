@@ -105,10 +105,10 @@ def _tables(found: dict[str, Any]) -> list[Any]:
                 f"{share['seconds']:.1f}",
                 f"{share['bytes'] / 1e6:.1f}",
             )
-    points = ("count", "min", "p5", "p25", "p50", "p75", "p95", "max")
+    points = ("count", "min", "p5", "p50", "p95", "max")
     scores = _table("scores", "score", *points)
     for name, values in found["scores"].items():
-        scores.add_row(name, *(f"{values[point]:.4g}" for point in points))
+        scores.add_row(name, *(_short(values[point]) for point in points))
     rejected = _table(f"rejected ({found['rejected']['rows']})", "stage: reason", "rows")
     for reason, count in found["rejected"]["reasons"].items():
         rejected.add_row(_plain(reason), str(count))
@@ -128,8 +128,24 @@ def _table(title: str, *columns: str) -> Any:
 
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        wide = index == 0 and len(columns) > 2
+        table.add_column(
+            column,
+            justify="right" if index and column != "values" else "left",
+            overflow="fold",
+            no_wrap=wide,
+        )
     return table
+
+
+def _short(value: float) -> str:
+    """A number in at most 6 characters, so that all points of a score fit one line."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:.0f}" if size < 1e5 else f"{value:.0e}"
+    if 0 < size < 0.0005:
+        return f"{value:.0e}"
+    return f"{value:.4f}" if size < 0.01 and value else f"{value:.3g}"
 
 
 def _plain(text: str) -> str:
