@@ -1,8 +1,9 @@
 """Speed of pasting on one core, side by side with a plain numpy and Pillow compositor.
 
-Run: ``python bench/paste.py [--codecs VIDEO ...]``. Sources are made up; every figure is CPU time of this process, so
-that other work on the machine distorts it less. Targets, at 16 frames of 480x720: at least 60
-frames a second with the warp alone, 20 with everything on, 4 times the plain compositor.
+Run: ``python bench/paste.py [--codecs VIDEO ...]``. Sources are made up; every figure is CPU time
+of this process, so that other work on the machine distorts it less. Targets, at 16 frames of
+480x720: at least 60 frames a second with the warp alone, 20 with everything on, 4 times the
+plain compositor.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main() -> None:
 def bench(root: Path, size: str, frames: int, clips: int) -> None:
     height, width = (int(side) for side in size.split("x"))
     foregrounds, backgrounds = make_sources(root, height, width)
-    base = {
+    base: dict[str, Any] = {
         "foregrounds": [str(foregrounds)],
         "backgrounds": [str(backgrounds)],
         "out": str(root / "out"),
