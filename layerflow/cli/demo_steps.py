@@ -279,6 +279,7 @@ def encode(demo: Demo) -> None:
             size=said.size,
             frames=said.frames,
             augment=augment,
+            dtype="float16",
             workers=demo.workers,
             quiet=demo.quiet,
         )
