@@ -1,0 +1,167 @@
+"""Cost of our transformer against diffusers' bare CogVideoX at equal tokens.
+
+    python bench/model.py [--repeats 9] [--gpu]
+
+One step is a forward and a backward pass. The two networks take turns, so that a busy machine
+disturbs both alike; the figure is the median of the paired ratios. On a CPU it is CPU time of one
+thread, on a GPU wall time between synchronisations, per attention backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from layerflow import adapters
+from layerflow.presets import TINY, tiny_transformer
+from layerflow.transformer import LayerFlowTransformer3DModel
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size to measure at. height, width: of the latents; frames: latent frames of all layers."""
+
+    name: str
+    batch: int
+    frames: int
+    channels: int
+    height: int
+    width: int
+    text_tokens: int
+    config: dict[str, Any]
+
+
+def scales(gpu: bool) -> list[Scale]:
+    tiny = tiny_transformer(TINY, channels=27).config
+    width_2b = {
+        "num_attention_heads": 30,
+        "attention_head_dim": 64,
+        "time_embed_dim": 512,
+        "text_embed_dim": 4096,
+        "patch_size": 2,
+    }
+    names = ("num_attention_heads", "attention_head_dim", "time_embed_dim", "text_embed_dim")
+    small = {name: tiny[name] for name in (*names, "patch_size", "num_layers")}
+    found = [
+        Scale("tiny", 8, 16, 27, 4, 4, 48, small),
+        Scale("2B width, one block", 1, 16, 16, 12, 16, 48, {**width_2b, "num_layers": 1}),
+    ]
+    if gpu:
+        found.append(Scale("2B", 1, 16, 16, 60, 90, 678, {**width_2b, "num_layers": 30}))
+    return found
+
+
+def networks(scale: Scale) -> tuple[Any, Any]:
+    """diffusers' network and ours, with the same number of tokens and of shared parameters."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    common = {
+        **scale.config,
+        "in_channels": scale.channels,
+        "out_channels": scale.channels,
+        "sample_height": scale.height,
+        "sample_width": scale.width,
+        "sample_frames": (scale.frames - 1) * 4 + 1,
+        "max_text_seq_length": scale.text_tokens,
+    }
+    stock = CogVideoXTransformer3DModel(**common)
+    ours = LayerFlowTransformer3DModel(
+        **common, num_text_tokens=scale.text_tokens // 3, latent_frames=scale.frames // 4
+    )
+    return stock, ours
+
+
+def steps(scale: Scale, device: str, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """A step of each variant: stock, ours, ours with both adapters and a motion gate."""
+    stock, ours = networks(scale)
+    _, adapted = networks(scale)
+    for name, rank in (("motion", 8), ("content", 64)):
+        adapters.add_adapter(adapted, name, rank=rank, alpha=1)
+    adapters.set_trainable(adapted, adapters.adapter_parameters(adapted, "content"))
+    shape = (scale.batch, scale.frames, scale.channels, scale.height, scale.width)
+    latents = torch.randn(shape, device=device, dtype=dtype)
+    width = scale.config["text_embed_dim"]
+    text = torch.randn(scale.batch, scale.text_tokens, width, device=device, dtype=dtype)
+    timestep = torch.full((scale.batch,), 500, device=device)
+    given = torch.zeros(scale.batch, 4, dtype=torch.bool, device=device)
+    given[:, 3] = True
+    gate = torch.ones(scale.batch, device=device)
+
+    def step(model: Any, **options: Any) -> Callable[[], None]:
+        model = model.to(device=device, dtype=dtype).train()
+
+        def run() -> None:
+            model.zero_grad(set_to_none=True)
+            out = model(latents, text, timestep, return_dict=False, **options)[0]
+            out.float().square().mean().backward()
+
+        return run
+
+    return {
+        "diffusers": step(stock),
+        "ours": step(ours, given=given),
+        "ours, LoRA motion + content": step(adapted, given=given, motion_gate=gate),
+    }
+
+
+def timed(run: Callable[[], None], gpu: bool) -> float:
+    if not gpu:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def backends(gpu: bool) -> Iterator[tuple[str, Any]]:
+    """Attention kernels to measure with, as (name, context manager)."""
+    if not gpu:
+        yield "cpu", contextlib.nullcontext()
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "MATH"):
+        yield name.split("_")[0].lower(), sdpa_kernel(getattr(SDPBackend, name))
+
+
+def measure(scale: Scale, repeats: int, gpu: bool) -> None:
+    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
+    runs = steps(scale, device, dtype)
+    for backend, kernel in backends(gpu):
+        if backend == "math" and scale.name == "2B":
+            continue  # its score matrix alone is 30 GB
+        with kernel:
+            for run in runs.values():
+                run()
+            rounds = [{n: timed(run, gpu) for n, run in runs.items()} for _ in range(repeats)]
+        base = statistics.median(r["diffusers"] for r in rounds)
+        print(f"{scale.name}, {backend}: diffusers {base * 1e3:.1f} ms a step")
+        for name in list(runs)[1:]:
+            ratio = statistics.median(r[name] / r["diffusers"] for r in rounds)
+            print(f"  {name:<28} {ratio:.3f}x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--gpu", action="store_true", help="bf16 on a GPU, the full 2B too")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if not options.gpu:
+        torch.set_num_threads(1)
+    for scale in scales(options.gpu):
+        measure(scale, options.repeats, options.gpu)
+
+
+if __name__ == "__main__":
+    main()
