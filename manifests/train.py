@@ -242,6 +242,10 @@ class TrainManifest(_Model):
     """Samples a step over all workers and accumulation steps."""
     accumulate: int = Field(1, ge=1)
     """Forward passes that a worker splits its share of the batch into."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples of one forward pass, instead of `accumulate`: the batch is then split in the same
+    way on any number of workers. With two passes a step and equal `threads`, one worker and two
+    make the same sums, so their loss curves are equal to the last bit."""
     workers: int = Field(1, ge=0)
     """1 (or 0) trains in the calling process; more start that many through Ray Train."""
     gpus: bool | None = None
@@ -278,14 +282,25 @@ class TrainManifest(_Model):
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ, got {names}")
         for stage in self.stages:
-            batch = stage.batch or self.batch
-            accumulate = stage.accumulate or self.accumulate
-            if batch % accumulate:
-                raise ValueError(
-                    f"stage {stage.name!r}: batch {batch} is not a multiple of accumulate "
-                    f"{accumulate}; change one of them"
-                )
+            self.passes(stage, 1)
         return self
+
+    def passes(self, stage: Stage, workers: int) -> int:
+        """Forward passes of one worker in a step. ValueError when the batch does not divide."""
+        batch, size = stage.batch or self.batch, self.micro_batch
+        if size is not None:
+            count, rest = divmod(batch, workers * size)
+            what = f"micro-batches of {size}"
+        else:
+            count, rest = stage.accumulate or self.accumulate, 0
+            rest = batch % (workers * count)
+            what = f"{count} accumulation steps"
+        if rest or not count:
+            raise ValueError(
+                f"stage {stage.name!r}: a batch of {batch} does not divide among {workers} "
+                f"workers x {what}; change one of them"
+            )
+        return count
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; ValueError that lists the names if there is none."""

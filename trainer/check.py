@@ -16,13 +16,7 @@ def check(manifest: TrainManifest) -> None:
     divide, an absent folder, latents of another model, a mixture without rows."""
     workers = max(1, manifest.workers)
     for stage in manifest.stages:
-        batch = stage.batch or manifest.batch
-        accumulate = stage.accumulate or manifest.accumulate
-        if batch % (workers * accumulate):
-            raise ValueError(
-                f"stage {stage.name!r}: a batch of {batch} does not divide among {workers} "
-                f"workers x {accumulate} accumulation steps; change one of them"
-            )
+        manifest.passes(stage, workers)
     path = Path(manifest.model) / "transformer" / "config.json"
     if not path.is_file():
         raise ValueError(f"{manifest.model} is no model directory (no transformer/config.json)")

@@ -140,13 +140,16 @@ class Batches:
         self.rank, self.world, self.accumulate = rank, world, accumulate
 
     def step(self, step: int) -> list[Batch]:
-        """This rank's share of a step, in `accumulate` or more batches of one shape each."""
+        """This rank's share of a step, in `accumulate` or more batches of one shape each.
+
+        The batch is dealt into world x accumulate parts, of which each rank takes every world-th:
+        which samples stand together depends on the number of parts alone.
+        """
         draws = sorted(self.order.step(step), key=lambda draw: (self._shape(draw), draw.number))
-        mine = share(draws, self.rank, self.world)
-        size = len(mine) // self.accumulate
+        parts = self.world * self.accumulate
         batches = []
-        for start in range(0, len(mine), size):
-            chunk = mine[start : start + size]
+        for part in range(self.rank, parts, self.world):
+            chunk = share(draws, part, parts)
             for shape in sorted({self._shape(draw) for draw in chunk}):
                 batches.append(self._collate([d for d in chunk if self._shape(d) == shape]))
         return batches

@@ -118,8 +118,9 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         layer=dropout.layer,
         num_timesteps=run.scheduler.config.num_train_timesteps,
     )
-    accumulate = stage.accumulate or manifest.accumulate
-    return Batches(parts, order, rank=run.world.rank, world=run.world.size, accumulate=accumulate)
+    world = run.world
+    accumulate = manifest.passes(stage, world.size)
+    return Batches(parts, order, rank=world.rank, world=world.size, accumulate=accumulate)
 
 
 def train_stage(run: Run, stage: Stage, first_step: int) -> bool:

@@ -80,7 +80,7 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
     shapes = sorted({shape for part in parts for shape in part.shapes})
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
-    accumulate = stage.accumulate or manifest.accumulate
+    accumulate = manifest.passes(stage, workers)
     channels = transformer.config.in_channels
     by_shape = {
         (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in shapes
