@@ -120,7 +120,7 @@ def _serve(pipe: Connection, handler: Handler, path: str) -> None:
     while True:
         try:
             request = pipe.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):  # the parent has gone
             return
         answer = _tried(work, request)
         failed = isinstance(answer, MediaError)

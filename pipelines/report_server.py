@@ -10,6 +10,9 @@ import json
 import math
 import os
 import re
+import select
+import socket
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -75,10 +78,12 @@ class Browsed:
         ]
         return {"total": len(rows), "rows": _slice(rows, query)}
 
-    def preview(self, index: int, height: int) -> bytes:
+    def preview(self, index: int, height: int, wanted: Callable[[], bool] = lambda: True) -> bytes:
         """The answer of ``previewer``, from the cache or from a child process.
 
-        Raises IndexError for a row that is not there, MediaError for one that does not decode.
+        wanted: asked when a process is free: whether there is still somebody to answer.
+        Raises IndexError for a row that is not there, MediaError for one that does not decode,
+        ConnectionError when the preview is not wanted any more.
         """
         if not 0 <= index < len(self._rows):
             raise IndexError(f"there is no row {index}")
@@ -88,6 +93,8 @@ class Browsed:
                 self._cache.move_to_end(request)
                 return self._cache[request]
         with self._child() as child:
+            if not wanted():
+                raise ConnectionAbortedError
             child.ask(request)
             answer = child.answer()
         with self._lock:
@@ -145,9 +152,16 @@ def make_server(browsed: Browsed, port: int) -> ThreadingHTTPServer:
     class Handler(_Handler):
         content = browsed
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = _Server(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     return server
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle of an answer is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -183,11 +197,16 @@ class _Handler(BaseHTTPRequestHandler):
             height = int(_number(query, "height", 144))
             if height not in HEIGHTS:
                 raise ValueError(f"height must be {HEIGHTS.start} to {HEIGHTS.stop - 1}")
-            preview = read_preview(self.content.preview(int(number[1]), height))
+            preview = read_preview(self.content.preview(int(number[1]), height, self._wanted))
             about = {"X-Preview": json.dumps(preview.plain())}
             self._send(200, preview.media, preview.mime, about)
         else:
             self._send(404, b"there is nothing here")
+
+    def _wanted(self) -> bool:
+        """False when the browser has closed the connection: it scrolled on."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return not readable or bool(self.connection.recv(1, socket.MSG_PEEK))
 
     def _send(
         self,

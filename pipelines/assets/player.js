@@ -31,9 +31,9 @@ function bytesOf(index) {
   return bytes;
 }
 
-async function previewOf(clip, large) {
+async function previewOf(clip, large, signal) {
   if (!serving) return { about: clip.preview, blob: new Blob([bytesOf(clip.place)], { type: clip.preview.mime }) };
-  const answer = await fetch(`preview/${clip.index}?height=${large ? 288 : 144}`);
+  const answer = await fetch(`preview/${clip.index}?height=${large ? 288 : 144}`, { signal });
   if (!answer.ok) throw new Error(await answer.text());
   return { about: JSON.parse(answer.headers.get("X-Preview")), blob: await answer.blob() };
 }
@@ -43,13 +43,16 @@ class Player {
     this.clip = clip;
     this.targets = []; // [canvas, panel names]
     this.time = -1;
+    this.abort = new AbortController();
     players.add(this);
-    this.ready = this.load(large).catch((error) => onError(String(error.message || error)));
+    this.ready = this.load(large).catch((error) => {
+      if (!this.stopped) onError(String(error.message || error));
+    });
   }
 
   async load(large) {
     if (this.clip.problem) throw new Error(this.clip.problem);
-    const { about, blob } = await previewOf(this.clip, large);
+    const { about, blob } = await previewOf(this.clip, large, this.abort.signal);
     if (this.stopped) return;
     this.about = about;
     this.url = URL.createObjectURL(blob);
@@ -97,6 +100,7 @@ class Player {
 
   stop() {
     this.stopped = true;
+    this.abort.abort();
     players.delete(this);
     if (this.media && !this.still) { this.media.pause(); this.media.removeAttribute("src"); this.media.load(); }
     if (this.url) URL.revokeObjectURL(this.url);

@@ -78,7 +78,9 @@ const cards = new IntersectionObserver((entries) => {
 function names() { return state.layers === "all" ? SHOWN : [state.layers]; }
 
 function card(clip) {
-  const stage = make("div", { className: "stage" }, make("canvas", { width: clip.preview?.panel[1] ?? clip.width ?? 3, height: clip.preview?.panel[0] ?? clip.height ?? 2 }));
+  const aspect = clip.width ? clip.width / clip.height : 1.5;
+  const canvas = make("canvas", { width: Math.max(1, Math.round(96 * aspect)), height: 96 });
+  const stage = make("div", { className: "stage" }, canvas);
   const name = make("p", { className: "title" }, make("span", { className: "tag", textContent: clip.kind }), make("code", { textContent: clip.id.slice(0, 40) }));
   const prompt = clip.prompts.blended || clip.prompts.foreground || "(no prompt)";
   const element = make("article", { className: "card", tabIndex: 0, clip }, stage, name,
@@ -109,6 +111,9 @@ function start(element) {
   };
   element.player = new Player(element.clip, false, failed);
   element.player.targets = [[canvas, names()]];
+  const stage = element.querySelector(".stage");
+  stage.classList.add("waiting");
+  element.player.ready.then(() => stage.classList.remove("waiting"));
 }
 
 // --- one clip -------------------------------------------------------------------------------
