@@ -178,8 +178,13 @@ def render(ink: F32, maps: F64, size: tuple[int, int]) -> tuple[Roi, F32]:
 
 def _masses(sprite: Sprite, count: int) -> list[float]:
     """Sum of alpha of each frame, in prefiltered pixels."""
-    masses = [float(cv2.sumElems(cv2.extractChannel(ink, 3))[0]) for ink in sprite.frames]
+    masses = [_alpha_sum(ink) for ink in sprite.frames]
     return masses if len(masses) > 1 else masses * count
+
+
+def _alpha_sum(ink: F32) -> float:
+    # Not cv2.sumElems: its last digits depend on where the array lies in memory.
+    return float(cv2.extractChannel(ink, 3).sum(dtype=np.float64))
 
 
 def _visible(layer: tuple[Roi, F32], maps: F64, mass: float) -> float:
@@ -187,8 +192,7 @@ def _visible(layer: tuple[Roi, F32], maps: F64, mass: float) -> float:
     if not layer[1].size:
         return 0.0
     whole = mass * abs(float(np.linalg.det(maps[0, :, :2])))
-    inside = float(cv2.sumElems(cv2.extractChannel(layer[1], 3))[0])
-    return min(1.0, inside / max(whole, 1e-6))
+    return min(1.0, _alpha_sum(layer[1]) / max(whole, 1e-6))
 
 
 def merge(layers: Sequence[tuple[Roi, F32]]) -> tuple[Roi, F32]:
@@ -263,3 +267,11 @@ def continuation(ink: F32, roi: Roi, size: tuple[int, int], step: int = 4) -> U8
     matte = np.ascontiguousarray(whole[..., 3]) * np.float32(1 / 255)
     spread = push_pull(straight(whole), np.where(matte > 0.02, matte, 0.0))
     return np.clip(np.rint(spread), 0, 255).astype(np.uint8)
+
+
+def continued(colour: U8, alpha: U8) -> U8:
+    """Straight colour uint8 ``[H, W, 3]``, continued smoothly where alpha ``[H, W]`` is 0."""
+    height, width = alpha.shape
+    ink = premultiplied(np.dstack([colour, alpha]))
+    small = continuation(ink, (0, height, 0, width), (height, width))
+    return np.where(alpha[..., None] > 0, colour, cv2.resize(small, (width, height)))

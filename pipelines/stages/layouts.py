@@ -1,20 +1,25 @@
 """Recognise which files of a folder belong together: colour, alpha, background, whole picture.
 
-Two conventions cover nearly every set of cut-outs, matting data and layered stills:
+Three conventions cover nearly every set of cut-outs, matting data and layered stills:
 
 - folders named by role, equal file names inside: ``image/x.jpg`` + ``alpha/x.png``,
   ``fgr/0001.png`` + ``pha/0001.png`` + ``bgr/0001.png``;
-- one folder, the role at the end of the name: ``x.png`` + ``x_alpha.png`` + ``x.bg.png``.
+- one folder, the role at the end of the name: ``x.png`` + ``x_alpha.png`` + ``x.bg.png``;
+- a folder for each clip, files named by role: ``x/full_video.mp4`` + ``x/mask.mp4``.
+
+Numbered frames of one folder (``x/bl/0000.png`` ... + ``x/mask/0000.png`` ...) make a film.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
+from pipelines.stages.stills import still_size
 
 ROLE_WORDS = {
     "foreground": ("foreground", "foregrounds", "fg", "fgr"),
@@ -22,27 +27,31 @@ ROLE_WORDS = {
     "background": ("background", "backgrounds", "bg", "bgr", "impainting"),
     "blended": (
         *("image", "images", "img", "imgs", "original", "original_image", "blurred_image"),
-        *("blended", "bl", "com", "composite", "merged", "full", "rgb", "jpegimages"),
+        *("blended", "bl", "com", "composite", "merged", "full", "rgb", "jpegimages", "full_video"),
     ),
     "ignored": ("trimap", "trimaps"),
 }
 ROLE_OF = {word: role for role, words in ROLE_WORDS.items() for word in words}
 # At the end of a file name, words such as "full" or "image" are more often part of the name.
 _SUFFIX_WORDS = frozenset(ROLE_OF) - {"full", "rgb", "original", "merged", "img", "gt"}
-_NUMBERED = re.compile(r"\D*\d+")
+MIN_FILM = 4  # numbered files of one role that are frames of a film rather than stills
 
 
 @dataclass(frozen=True)
 class Group:
     """Files that belong together: role -> path.
 
-    uri: the first file's place below the root. name: the stem that the files share. Roles are
-    those of ``ROLE_WORDS``, and ``file`` for a file that stands alone.
+    uri: the first file's place below the root. key: the place without role words and suffix,
+    which the files share. Roles are those of ``ROLE_WORDS``, and ``file`` for one that is alone.
     """
 
     uri: str
-    name: str
+    key: str
     files: tuple[tuple[str, Path], ...]
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name
 
     @property
     def roles(self) -> dict[str, Path]:
@@ -68,8 +77,9 @@ def group_files(
     listed = list(files_below(root, suffixes))
     by_key: dict[str, dict[str, tuple[Path, PurePosixPath]]] = {}
     stems = {relative.with_suffix("").as_posix() for _, relative in listed}
+    named = _folders_by_role(stems)
     for path, relative in listed:
-        key, role = _place(relative, stems)
+        key, role = _place(relative, stems, named)
         slot = by_key.setdefault(key, {})
         # Two files for one role (x.png and x.jpg): each stands for itself.
         if role in slot:
@@ -80,10 +90,24 @@ def group_files(
     return sorted((group for group in groups if group), key=lambda group: group.uri)
 
 
-def _place(relative: PurePosixPath, stems: set[str]) -> tuple[str, str]:
+def _folders_by_role(stems: set[str]) -> set[str]:
+    """Folders whose files are named by at least two roles, one of them the whole or the matte."""
+    roles: dict[str, set[str]] = {}
+    for stem in stems:
+        path = PurePosixPath(stem)
+        if path.name.lower() in ROLE_OF:
+            roles.setdefault(path.parent.as_posix(), set()).add(ROLE_OF[path.name.lower()])
+    return {
+        folder for folder, found in roles.items() if len(found) > 1 and found & {"blended", "alpha"}
+    }
+
+
+def _place(relative: PurePosixPath, stems: set[str], named: set[str]) -> tuple[str, str]:
     """The key under which a file is grouped, and its role."""
     plain = relative.with_suffix("").as_posix()
     *folders, stem = PurePosixPath(plain).parts
+    if relative.parent.as_posix() in named and stem.lower() in ROLE_OF:
+        return relative.parent.as_posix(), ROLE_OF[stem.lower()]
     base, word = split_role(stem)
     if word is not None:
         key = PurePosixPath(*folders, base).as_posix()
@@ -126,7 +150,63 @@ def _group(key: str, slot: Mapping[str, tuple[Path, PurePosixPath]]) -> Group | 
         order = ("foreground", "blended", "background", "alpha")
         names = dict(slot.values())
         first = next(names[files[role]] for role in order if role in files)
-    return Group(first.as_posix(), PurePosixPath(key).name, tuple(sorted(files.items())))
+    return Group(first.as_posix(), key, tuple(sorted(files.items())))
+
+
+Layers = tuple[tuple[str, tuple[Path, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Film:
+    """Layers that move: role -> a video file, or the frames in order."""
+
+    uri: str
+    key: str
+    layers: Layers
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name
+
+    @property
+    def roles(self) -> dict[str, tuple[Path, ...]]:
+        return dict(self.layers)
+
+
+def split_films(groups: Iterable[Group]) -> tuple[list[Film], list[Group]]:
+    """Films (videos, numbered frames of a folder) and what remains: single pictures."""
+    films, stills = [], []
+    numbered: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
+    for group in groups:
+        roles = tuple(role for role, _ in group.files)
+        folder = PurePosixPath(group.key).parent.as_posix()
+        if any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in group.files):
+            single: Layers = tuple((role, (path,)) for role, path in group.files)
+            films.append(Film(group.uri, group.key, single))
+        elif group.name.isdigit() and folder != "." and roles != ("background",):
+            numbered.setdefault((folder, roles), []).append(group)
+        else:
+            stills.append(group)
+    for (folder, roles), frames in numbered.items():
+        frames.sort(key=lambda group: (int(group.name), group.name))
+        if not _is_film(frames, roles):
+            stills += frames
+            continue
+        layers: Layers = tuple((r, tuple(frame.roles[r] for frame in frames)) for r in roles)
+        films.append(Film(PurePosixPath(frames[0].uri).parent.as_posix(), folder, layers))
+    return sorted(films, key=lambda film: film.uri), sorted(stills, key=lambda group: group.uri)
+
+
+def _is_film(frames: list[Group], roles: tuple[str, ...]) -> bool:
+    """Numbered without gaps; a lone role (numbered cut-outs) needs twice as many and one size."""
+    numbers = [int(frame.name) for frame in frames]
+    steps = {b - a for a, b in itertools.pairwise(numbers)}
+    if len(frames) < MIN_FILM or len(steps) != 1:
+        return False
+    if len(roles) > 1:
+        return True
+    sizes = {still_size(frame.files[0][1]) for frame in (frames[0], frames[-1])}
+    return len(frames) >= 2 * MIN_FILM and len(sizes) == 1
 
 
 _NOISE = {"out", "rgba", "cutout", "final", "copy", "sprite", "png", "img", "image", "layer"}

@@ -18,6 +18,8 @@ from layerflow.media import MediaError, decode_alpha, decode_color
 from pipelines.stages.camera import film_still, measure_camera
 from pipelines.stages.composite import shrink_straight
 from pipelines.stages.draws import choose_frames, frames_needed
+from pipelines.stages.films import cut_out, read_layer
+from pipelines.stages.listing import VIDEO_SUFFIXES
 from pipelines.stages.shots import cut_windows, find_shots
 from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
 from pipelines.stages.stills import check_alpha, load_cutout, load_opaque, load_pair
@@ -85,7 +87,7 @@ class Loader:
 
         Raises MediaError for an unusable source, UnluckyDrawError for a window that is none.
         """
-        if source.kind == "video":
+        if source.kind == "video" and source.files[0][1].lower().endswith(tuple(VIDEO_SUFFIXES)):
             return self._video_background(source, rng)
         frames, prompt, record, kind, fps = self._frames_behind(source)
         if len(frames) > 1:
@@ -118,34 +120,9 @@ class Loader:
         return rgba[None], 0.0, _prompt(source, "foreground"), record_of(source, _sha256(source))
 
     def _video(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        from pipelines.stages.colour import straight_foreground
-
-        colour, alpha = source.path("foreground", "blended"), source.path("alpha")
-        if colour is not None and alpha is not None:
-            frames, fps = self._decoder.read_frames(colour)
-            matte, _ = self._decoder.read_frames(alpha)
-            grey = matte[..., 3] if matte.shape[-1] == 4 else matte[..., 0]
-            if grey.shape != frames.shape[:3]:
-                raise MediaError(
-                    f"{alpha.name} has {list(grey.shape)} frames x height x width, "
-                    f"{colour.name} has {list(frames.shape[:3])}"
-                )
-            check_alpha(grey)
-            frames = frames[..., :3]
-            if source.path("foreground") is None:
-                frames = straight_foreground(frames, grey)
-            rgba = np.concatenate([frames, grey[..., None]], axis=3)
-        else:
-            path = source.path("file", "foreground")
-            if path is None:
-                raise MediaError(
-                    "has no picture with an alpha channel and no pair of picture and matte"
-                )
-            rgba, fps = self._decoder.read_frames(path)
-            if rgba.shape[-1] != 4:
-                raise MediaError("the video has no alpha channel")
-            check_alpha(rgba[..., 3])
-        return rgba, fps, _prompt(source, "foreground"), record_of(source, _sha256(source))
+        rgba, fps = cut_out(source.layers, self._decoder)
+        record = record_of(source, _sha256(source))
+        return rgba, fps or self._fps, _prompt(source, "foreground"), record
 
     def _row(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
         row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
@@ -199,9 +176,7 @@ class Loader:
                 frames, record = decode_color(row["background"]), _row_record(source, row)
                 kind, fps, prompt = row["background_kind"], row["fps"], row["background_prompt"]
             else:
-                path = source.path("file")
-                assert path is not None
-                frames, kind, fps = load_opaque(path)[None], "real", 0.0
+                frames, kind, fps = self._pictures(source), "real", self._fps
                 record, prompt = record_of(source, _sha256(source)), _prompt(source, "background")
             if len(frames) == 1:
                 frames = self._reduced(frames)
@@ -210,6 +185,17 @@ class Loader:
         value: tuple[U8, str, dict[str, Any], str, float]
         value = self._cached(("background", source.stamp), make)
         return value
+
+    def _pictures(self, source: Source) -> U8:
+        """A still, or numbered frames."""
+        paths = source.layers["file"]
+        if len(paths) == 1:
+            return load_opaque(paths[0])[None]
+        frames, _ = read_layer(paths, self._decoder)
+        if frames.shape[-1] == 4:
+            raise MediaError("has transparent parts: it cannot be a background")
+        frames_needed(len(frames), self._fps, self._frames, self._fps)
+        return frames
 
     def _reduced(self, frames: U8) -> U8:
         height, width = frames.shape[1:3]

@@ -12,7 +12,7 @@ import numpy as np
 from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
 from layerflow.media import MediaError
 from pipelines.matting.numerics import push_pull
-from pipelines.stages.composite import continuation, premultiplied
+from pipelines.stages.composite import continued
 from pipelines.stages.layouts import Group, words_of
 from pipelines.stages.prompts import TEMPLATE, Table, sidecar_prompts
 from pipelines.stages.stills import load_cutout, load_opaque, load_pair, read_still
@@ -120,15 +120,6 @@ def _u8(values: np.ndarray) -> U8:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def settle(rgba: U8) -> tuple[U8, U8]:
-    """Colour continued smoothly where alpha says nothing, and alpha: ``[H, W, 3]``, ``[H, W]``."""
-    height, width = rgba.shape[:2]
-    ink = premultiplied(rgba)
-    small = continuation(ink, (0, height, 0, width), (height, width))
-    rest = cv2.resize(small, (width, height))
-    return np.where(rgba[..., 3:] > 0, rgba[..., :3], rest), np.ascontiguousarray(rgba[..., 3])
-
-
 def make_clip(
     parts: Parts,
     background: U8,
@@ -137,7 +128,8 @@ def make_clip(
     size: Sequence[int] | None,
 ) -> LayeredClip:
     """An ``image`` clip whose layers satisfy the equation exactly, at ``size`` if given."""
-    foreground, alpha = settle(parts.rgba)
+    alpha = np.ascontiguousarray(parts.rgba[..., 3])
+    foreground = continued(parts.rgba[..., :3], alpha)
     clip = LayeredClip(
         foreground=foreground[None],
         alpha=alpha[None],

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from layerflow.clip import U8
 from layerflow.corpus import Corpus
-from pipelines.stages.layouts import Group, group_files, words_of
-from pipelines.stages.listing import VIDEO_SUFFIXES
+from pipelines.stages.layouts import Film, Group, group_files, split_films, words_of
 from pipelines.stages.prompts import TEMPLATE, sidecar_prompts
 from pipelines.stages.score import judge
 
@@ -42,8 +41,16 @@ class Source:
 
     def path(self, *roles: str) -> Path | None:
         """The file of the first role that there is."""
-        files = dict(self.files)
-        return next((Path(files[role]) for role in roles if role in files), None)
+        layers = self.layers
+        return next((layers[role][0] for role in roles if role in layers), None)
+
+    @property
+    def layers(self) -> dict[str, list[Path]]:
+        """role -> its file, or the frames in order."""
+        found: dict[str, list[Path]] = {}
+        for role, path in self.files:
+            found.setdefault(role, []).append(Path(path))
+        return found
 
 
 @dataclass(frozen=True)
@@ -120,9 +127,12 @@ def _listed(item: str, gate: str | None) -> list[Source]:
             groups = [single for group in groups for single in _background_files(group)]
         else:
             groups = [group for group in groups if set(group.roles) != {"background"}]
-        return [_of_group(group) for group in groups]
+        films, stills = split_films(groups)
+        return [*map(_of_film, films), *map(_of_group, stills)]
     if root.is_file():
-        return [_of_group(Group(root.name, root.stem, (("file", root),)))]
+        group = Group(root.name, root.stem, (("file", root),))
+        films, stills = split_films([group])
+        return [*map(_of_film, films), *map(_of_group, stills)]
     raise ValueError(f"{item}: no such corpus, folder or file")
 
 
@@ -132,16 +142,22 @@ def _background_files(group: Group) -> list[Group]:
     chosen = roles.get("background", roles.get("file"))
     if chosen is None and "alpha" not in roles:
         chosen = roles.get("blended")
-    return [Group(group.uri, group.name, (("file", chosen),))] if chosen else []
+    return [Group(group.uri, group.key, (("file", chosen),))] if chosen else []
 
 
 def _of_group(group: Group) -> Source:
-    files = tuple((role, str(path.resolve())) for role, path in group.files)
-    sizes = "+".join(str(path.stat().st_size) for _, path in group.files)
-    video = any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in group.files)
-    return Source(
-        "video" if video else "still", group.uri, group.name, files, f"{group.uri}:{sizes}"
-    )
+    return _source("still", group, group.files)
+
+
+def _of_film(film: Film) -> Source:
+    files = [(role, path) for role, paths in film.layers for path in paths]
+    return _source("video", film, files)
+
+
+def _source(kind: str, found: Group | Film, files: Sequence[tuple[str, Path]]) -> Source:
+    resolved = tuple((role, str(path.resolve())) for role, path in files)
+    sizes = "+".join(str(path.stat().st_size) for _, path in files)
+    return Source(kind, found.uri, found.name, resolved, f"{found.uri}:{sizes}")
 
 
 def _rows(root: Path, gate: str | None) -> list[Source]:

@@ -42,6 +42,33 @@ def read_still(path: Path) -> U8:
             raise MediaError(f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
+def still_size(path: Path) -> tuple[int, int] | None:
+    """Width and height as stored, from the header alone; None for what cannot be read."""
+    try:
+        with _open(path) as image:
+            return image.size
+    except MediaError:
+        return None
+
+
+def read_matte(path: Path) -> U8:
+    """A matte file -> uint8 ``[H, W]``: its alpha if it has one, else its grey.
+
+    In a picture of coloured labels (a palette, as in DAVIS' annotations) every label but 0 is the
+    object.
+    """
+    with _open(path) as image:
+        palette = np.asarray(image.getpalette() or [0], np.uint8) if image.mode == "P" else None
+    matte = read_still(path)
+    if matte[..., 3].min() < 255:
+        return np.ascontiguousarray(matte[..., 3])
+    if palette is not None:
+        colours = palette[: len(palette) // 3 * 3].reshape(-1, 3)
+        if np.ptp(colours.astype(int), axis=1).max(initial=0) > 0:
+            return np.where(matte[..., :3].any(axis=2), 255, 0).astype(np.uint8)
+    return _grey(matte)
+
+
 def _open(path: Path) -> Image.Image:
     try:
         size = path.stat().st_size
@@ -130,10 +157,9 @@ def load_pair(colour: Path, alpha: Path, *, is_foreground: bool) -> U8:
     """Colour and alpha in two files -> straight uint8 ``[H, W, 4]``.
 
     Where the colour file is the whole picture (not ``is_foreground``), the object's own colour is
-    estimated from it. The matte is the alpha file's own alpha if it has one, else its grey.
+    estimated from it.
     """
-    picture, matte = read_still(colour), read_still(alpha)
-    grey = matte[..., 3] if matte[..., 3].min() < 255 else _grey(matte)
+    picture, grey = read_still(colour), read_matte(alpha)
     if grey.shape != picture.shape[:2]:
         raise MediaError(
             f"{alpha.name} is {grey.shape[1]}x{grey.shape[0]}, "
