@@ -111,9 +111,11 @@ def gate_motion(transformer: nn.Module) -> None:
 def trainable_kept(transformer: nn.Module) -> Iterator[None]:
     """Undo any change to ``requires_grad`` on leaving; parameters made inside end up frozen."""
     before = {id(p): p.requires_grad for p in transformer.parameters()}
-    yield
-    for parameter in transformer.parameters():
-        parameter.requires_grad_(before.get(id(parameter), False))
+    try:
+        yield
+    finally:
+        for parameter in transformer.parameters():
+            parameter.requires_grad_(before.get(id(parameter), False))
 
 
 def add_adapter(

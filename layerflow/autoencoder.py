@@ -18,6 +18,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -66,6 +67,7 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
         self.temporal_compression_ratio = 1
         self.latent_channels = len(basis)
 
+    @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """``[B, 3, T, H, W]`` in [-1, 1] -> ``.latent_dist`` over ``[B, C, T, H/b, W/b]``."""
         b = self.config.block_size
@@ -78,6 +80,7 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
         distribution = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
 
+    @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True) -> Any:
         """``[B, C, T, h, w]`` -> ``.sample`` ``[B, 3, T, h*b, w*b]``, not clamped."""
         frames = z.to(self.basis.dtype).transpose(1, 2).flatten(0, 1)
@@ -146,6 +149,12 @@ def latent_frames(vae: Any, num_frames: int) -> int:
     return num_frames // factor if num_frames % 2 == 0 else (num_frames - 1) // factor + 1
 
 
+def device_of(vae: Any) -> Any:
+    """Where the autoencoder computes; under diffusers' CPU offload that is not where it lies."""
+    hook = getattr(vae, "_hf_hook", None)
+    return getattr(hook, "execution_device", None) or vae.device
+
+
 def encode(vae: Any, pixels: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
     """``[B, 3, T, H, W]`` in [-1, 1] -> scaled mean and log-variance, ``[B, f, C, h, w]`` float32.
 
@@ -155,7 +164,7 @@ def encode(vae: Any, pixels: Tensor, whole: bool = False) -> tuple[Tensor, Tenso
     """
     if not whole:
         check_frames(vae, pixels.shape[2])
-    pixels = pixels.to(device=vae.device, dtype=vae.dtype)
+    pixels = pixels.to(device=device_of(vae), dtype=vae.dtype)
     parts = [pixels] if isinstance(vae, BlockDCTAutoencoder) else list(pixels.split(1))
     with torch.no_grad():
         spread = [vae.encode(part).latent_dist for part in parts]
@@ -171,7 +180,7 @@ def encode(vae: Any, pixels: Tensor, whole: bool = False) -> tuple[Tensor, Tenso
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Scaled ``[B, f, C, h, w]`` -> pixels ``[B, 3, T, H, W]`` float32, clamped to [-1, 1]."""
     z = (latents / float(vae.config.scaling_factor)).transpose(1, 2)
-    z = z.to(device=vae.device, dtype=vae.dtype)
+    z = z.to(device=device_of(vae), dtype=vae.dtype)
     parts = [z] if isinstance(vae, BlockDCTAutoencoder) else list(z.split(1))
     with torch.no_grad():
         pixels = torch.cat([vae.decode(part).sample for part in parts])

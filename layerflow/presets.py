@@ -77,11 +77,7 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset("tiny", "0.94 M parameters, made from nothing, for CPUs", TINY, needs_base=False),
         Preset("cogvideox-2b", "native LayerFlow from CogVideoX-2B (sin-cos positions)", BASE),
-        Preset(
-            "cogvideox-5b",
-            "native LayerFlow from CogVideoX-5B (rotary positions)",
-            BASE | {"positions": "continuous"},
-        ),
+        Preset("cogvideox-5b", "native LayerFlow from CogVideoX-5B (rotary positions)", BASE),
     )
 }
 

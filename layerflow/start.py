@@ -133,16 +133,15 @@ def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3D
     own["sample_frames"] = (own["latent_frames"] * len(LAYERS) - 1) * int(
         config["temporal_compression_ratio"]
     ) + 1
+    stored = official is not None and not has_plain_positions(base)
     for axis in ("height", "width"):
-        if axis in options and official is None:
+        if axis in options and not stored:  # a stored table fits its own size only
             own[f"sample_{axis}"] = options[axis] // 8
     if config.get("use_learned_positional_embeddings"):
         raise ValueError("image-to-video CogVideoX (learned positions) is no base for LayerFlow")
     if official is not None:
         _, tokens, frames = config["stored_positions"]
-        own["stored_positions"] = [len(PROMPTED), tokens, frames]
-        if has_plain_positions(base):
-            own["stored_positions"] = None
+        own["stored_positions"] = [len(PROMPTED), tokens, frames] if stored else None
     with torch.device("meta"):
         model = LayerFlowTransformer3DModel(**{**config, **own})
     state = adapters.base_state_dict(base)

@@ -68,5 +68,5 @@ def encode_texts(
             return_tensors="pt",
         ).input_ids
         with torch.no_grad():
-            out[rows] = text_encoder(tokens.to(device))[0].float()
+            out[rows] = text_encoder(tokens.to(device))[0].float().to(device)
     return out

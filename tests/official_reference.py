@@ -11,6 +11,8 @@ import layerflow  # noqa: F401  its torchvision guard comes before diffusers
 # isort: split
 
 import json
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ DIM, HEADS, HEAD, LAYERS, TIME, TEXT = 32, 2, 16, 2, 16, 8
 HEIGHT, WIDTH, PATCH, CHANNELS = 4, 4, 2, 16
 TOKENS = (HEIGHT // PATCH) * (WIDTH // PATCH)
 MOTION, CONTENT = 2, 4
+PREFIX = "model.diffusion_model."
 
 # name: latents, position frames, prompts, first and last given latent + 1, layer embedding
 LAYOUT = {
@@ -262,3 +265,22 @@ def _loss(name, weights, clean, noise, given, text, idx):
         "y.loss_per_sample": loss,
     }
     return out if given is None else {**out, "x.cond_input": given}
+
+
+def checkpoint(
+    folder: Path,
+    name: str = "gen_rgba",
+    change: Callable[[dict[str, torch.Tensor]], object] | None = None,
+    **beside: object,
+) -> Path:
+    """A file like the released ones, in a folder like the released ones; returns its path."""
+    weights = {PREFIX + key: value for key, value in random_weights(name).items()}
+    weights["conditioner.embedders.0.transformer.shared.weight"] = torch.randn(3, 3)
+    weights["first_stage_model.decoder.conv_in.weight"] = torch.randn(3, 3)
+    if change is not None:
+        change(weights)
+    path = folder / "1000" / "mp_rank_00_model_states.pt"
+    path.parent.mkdir(parents=True)
+    (folder / "latest").write_text("1000")
+    torch.save({"module": OrderedDict(weights), "iteration": 1000, **beside}, path)
+    return path

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -20,8 +19,8 @@ from layerflow.official import guess_from_name
 from layerflow.pipeline import LayerFlowPipeline
 from layerflow.torchfile import Inert, StoredTensor, read_torch_file
 from tests import official_reference as reference
+from tests.official_reference import PREFIX, checkpoint
 
-PREFIX = "model.diffusion_model."
 SIZE = (reference.HEIGHT, reference.WIDTH)
 
 
@@ -33,20 +32,6 @@ class Danger:
 
     def __reduce__(self):
         return os.system, (f"touch {self.path}",)
-
-
-def checkpoint(folder, name="gen_rgba", change=None, **beside):
-    """A file like the released ones, in a folder like the released ones; returns its path."""
-    weights = {PREFIX + key: value for key, value in reference.random_weights(name).items()}
-    weights["conditioner.embedders.0.transformer.shared.weight"] = torch.randn(3, 3)
-    weights["first_stage_model.decoder.conv_in.weight"] = torch.randn(3, 3)
-    if change is not None:
-        change(weights)
-    path = folder / "1000" / "mp_rank_00_model_states.pt"
-    path.parent.mkdir(parents=True)
-    (folder / "latest").write_text("1000")
-    torch.save({"module": OrderedDict(weights), "iteration": 1000, **beside}, path)
-    return path
 
 
 def convert(path, out, **options):

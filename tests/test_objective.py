@@ -81,3 +81,15 @@ def test_bfloat16_network_gives_a_float32_loss():
     model = small_transformer().to(torch.bfloat16)
     loss = objective.layer_loss(model, make_scheduler("ddim"), **batch())
     assert loss.dtype == torch.float32 and torch.isfinite(loss).all()
+
+
+def test_under_bfloat16_autocast():
+    """How the trainer runs it on a GPU: float32 weights, autocast, checkpointing."""
+    model = small_transformer()
+    model.enable_gradient_checkpointing()
+    plain = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+    loss.mean().backward()
+    assert loss.dtype == torch.float32 and torch.allclose(loss, plain, rtol=0.1)
+    assert torch.isfinite(model.layer_embedding.given.grad).all()

@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 
 from layerflow import adapters, describe
 from layerflow.cli import model as cli
+from layerflow.convert import convert_checkpoint
 from layerflow.decode import Decoder
 from layerflow.layers import native_layout
 from layerflow.media import decode_alpha, decode_png, write_prores4444
 from layerflow.objective import layer_loss
 from layerflow.pipeline import LayerFlowPipeline
 from layerflow.presets import PRESETS, init_directory, make_scheduler
+from tests import official_reference as reference
 from tests.model_kit import SMALL, plain_cogvideox
 
 
@@ -137,7 +139,7 @@ def test_native_model_from_a_cogvideox_folder(tmp_path, preset, rotary):
     folder = init_directory(tmp_path / "m", preset, base, **options)
     pipe = LayerFlowPipeline.from_pretrained(folder)
     config = pipe.transformer.config
-    assert config.positions == PRESETS[preset].options["positions"]
+    assert config.positions == PRESETS[preset].options["positions"] == "shared"
     assert config.use_rotary_positional_embeddings is rotary
     assert (config.num_text_tokens, config.latent_frames) == (6, 2)
     assert pipe.vae is not None and pipe.text_encoder is None
@@ -148,6 +150,20 @@ def test_native_model_from_a_cogvideox_folder(tmp_path, preset, rotary):
     facts = describe.describe(folder)
     assert facts["cost"].video_tokens == native_layout(8).num_frames * 6
     assert facts["cost"].num_frames == 8
+
+
+def test_native_model_from_a_converted_official_folder(tmp_path):
+    path = reference.checkpoint(tmp_path / "in", "gen_rgba")
+    size = (reference.HEIGHT, reference.WIDTH)
+    official = convert_checkpoint(path, tmp_path / "official", latent_size=size)
+    folder = init_directory(tmp_path / "m", "cogvideox-2b", official, dtype="float32")
+    model = LayerFlowPipeline.from_pretrained(folder).transformer
+    assert model.config.mode == "native" and model.official is None
+    assert adapters.adapter_names(model) == ["motion", "content"]
+    assert model.layer_embedding.text.any() and not model.layer_embedding.video.any()
+    latents, text = torch.randn(1, 16, 16, *size), torch.randn(1, 678, reference.TEXT)
+    given = torch.tensor([[False, False, True, True]])
+    assert model(latents, text, torch.tensor([9]), given=given).sample.shape == latents.shape
 
 
 def test_bases_that_cannot_be_used(tmp_path, monkeypatch):
