@@ -1,27 +1,32 @@
-"""Pack: layered stills -> image clips of one frame.
+"""Pack: layered stills -> image clips of one frame, layered films -> moving clips.
 
-list groups of files -> read and straighten -> background (own, drawn, or filled) -> prompts ->
-exact layers -> scores -> corpus. One unit of work is a range of groups.
+list what belongs together -> read and straighten -> background (own, drawn, or filled) -> prompts
+-> exact layers -> scores -> corpus. One unit of work is a range of stills, or one film.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerflow.clip import U8, resize_cover
+import numpy as np
+
+from layerflow.clip import LAYERS, U8, resize_cover
 from layerflow.corpus import clip_id, encode_row, file_sha256, origin, rejected_row
+from layerflow.decode import Decoder
 from layerflow.media import MediaError
 from manifests.pack import PackOptions
 from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.draws import generator
-from pipelines.stages.layouts import Group, group_files, words_of
-from pipelines.stages.listing import STILL_SUFFIXES
+from pipelines.stages.films import make_film_clip, read_film, windows
+from pipelines.stages.layouts import Film, Group, group_files, split_films, words_of
+from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
+from pipelines.stages.metadata import film_prompts, folder_prompts, layered_images
 from pipelines.stages.packing import (
     FILLED_PROMPT,
     Parts,
@@ -30,26 +35,33 @@ from pipelines.stages.packing import (
     read_parts,
     still_prompts,
 )
-from pipelines.stages.paste_scores import score_layers
+from pipelines.stages.paste_scores import recomposition_error, score_layers
 from pipelines.stages.prompts import Table, read_prompt_table
 from pipelines.stages.stills import load_opaque
 
 FORMAT_VERSION = 1
 UNIT_STILLS = 32
-LAYOUTS = ("auto", "stills")
+LAYOUTS = ("auto", "stills", "films", "layerflow-images")
+SUFFIXES = {
+    "auto": STILL_SUFFIXES | VIDEO_SUFFIXES,
+    "stills": STILL_SUFFIXES,
+    "films": STILL_SUFFIXES | VIDEO_SUFFIXES,
+    "layerflow-images": STILL_SUFFIXES,
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all units share: groups of files in order, and backgrounds to draw from."""
+    """What all units share: stills and films in order, backgrounds to draw from, prompts by uri."""
 
     groups: tuple[Group, ...]
+    films: tuple[Film, ...]
     pool: tuple[Group, ...]
-    table: Table | None
+    table: Table
 
 
 def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = False) -> Summary:
-    """Pack the layered stills of ``options.inputs`` into the corpus ``options.out``.
+    """Pack the layered stills and films of ``options.inputs`` into the corpus ``options.out``.
 
     workers: Ray tasks at a time, None for all CPUs, 0 for this process. Raises ValueError for a
     request that cannot work (inputs, layout, output folder) before any work starts.
@@ -65,22 +77,35 @@ def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = 
 
 def make_plan(options: PackOptions) -> Plan:
     """List all inputs. A group that is only a background is one to draw from."""
-    groups: list[Group] = []
+    stills: list[Group] = []
+    films: list[Film] = []
+    table: dict[str, Mapping[str, str]] = {}
     for item in options.inputs:
-        root = Path(item)
+        root = Path(item).resolve()
         if not root.is_dir():
             raise ValueError(f"{item}: no such folder")
-        groups += group_files(root.resolve(), STILL_SUFFIXES)
-    pool = tuple(group for group in groups if set(group.roles) == {"background"})
-    layered = tuple(group for group in groups if group not in set(pool))
-    if not layered:
-        raise ValueError(f"no still in {', '.join(options.inputs)}")
-    table = read_prompt_table(Path(options.prompts)) if options.prompts else None
-    return Plan(layered, pool, table)
+        listed = layered_images(root) if options.layout in ("auto", "layerflow-images") else None
+        if listed is not None:
+            stills += listed[0]
+            table |= listed[1]
+            continue
+        found, rest = split_films(group_files(root, SUFFIXES[options.layout]))
+        if options.layout == "stills":
+            found, rest = [], group_files(root, SUFFIXES[options.layout])
+        films += found
+        stills += rest if options.layout != "films" else []
+        table |= film_prompts(root)
+    pool = tuple(group for group in stills if set(group.roles) == {"background"})
+    layered = tuple(group for group in stills if set(group.roles) != {"background"})
+    if not layered and not films:
+        raise ValueError(f"no layered still or film in {', '.join(options.inputs)}")
+    if options.prompts:
+        table |= read_prompt_table(Path(options.prompts))
+    return Plan(layered, tuple(films), pool, table)
 
 
 def plan_units(plan: Plan, size: int = UNIT_STILLS) -> list[Unit]:
-    """Ranges of groups, named after their files and sizes."""
+    """Ranges of stills, and single films, named after their files and sizes."""
     pool = [(group.uri, _bytes(group)) for group in plan.pool]
     units = []
     for start in range(0, len(plan.groups), size):
@@ -88,30 +113,93 @@ def plan_units(plan: Plan, size: int = UNIT_STILLS) -> list[Unit]:
         key = unit_key(pool, start, [(group.uri, _bytes(group)) for group in chosen])
         payload = {"uri": chosen[0].uri, "start": start, "stop": start + len(chosen)}
         units.append(Unit(key, start, payload))
+    for place, film in enumerate(plan.films):
+        sizes = [path.stat().st_size for _, paths in film.layers for path in paths]
+        key = unit_key(pool, place, film.uri, sizes)
+        units.append(Unit(key, len(plan.groups) + place, {"uri": film.uri, "film": place}))
     return units
 
 
 def _bytes(group: Group) -> list[int]:
-    return [path.stat().st_size for _, path in group.files]
+    return [path.stat().st_size if path.is_file() else -1 for _, path in group.files]
 
 
 def pack_unit(
     payload: dict[str, Any], *, plan: Plan, options: PackOptions, recipe: Recipe
 ) -> Outcome:
-    """The clips of a range of groups; what cannot be used is a rejected row with the reason."""
+    """The clips of a range of stills, or of one film; what cannot be used is a rejected row."""
     outcome = Outcome()
+
+    def attempt(uri: str, make: Callable[[], list[dict[str, Any]]]) -> None:
+        try:
+            outcome.rows.extend(make())
+        except (ValueError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            row = rejected_row(uri, "read", reason or str(error), kind="image", recipe=recipe.hash)
+            outcome.rejected.append(row)
+
     with single_thread():
+        if "film" in payload:
+            film = plan.films[payload["film"]]
+            attempt(film.uri, partial(pack_film, film, plan, options, recipe))
+            return outcome
         for group in plan.groups[payload["start"] : payload["stop"]]:
-            try:
-                outcome.rows.append(pack_one(group, plan, options, recipe))
-            except (ValueError, OSError) as error:
-                row = rejected_row(group.uri, "read", str(error), kind="image", recipe=recipe.hash)
-                outcome.rejected.append(row)
+            attempt(group.uri, partial(pack_still, group, plan, options, recipe))
     return outcome
 
 
-def pack_one(group: Group, plan: Plan, options: PackOptions, recipe: Recipe) -> dict[str, Any]:
-    """The corpus row of one group. Raises MediaError or ValueError."""
+def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> list[dict[str, Any]]:
+    """The corpus rows of one film, window by window. Raises MediaError or ValueError."""
+    with Decoder(deadline=options.deadline) as decoder:
+        layers = read_film(film.roles, decoder)
+    first = (
+        np.dstack([layers.alpha[0]] * 4)
+        if layers.foreground is None
+        else np.dstack([layers.foreground[0], layers.alpha[0]])
+    )
+    group = Group(film.uri, film.key, tuple((role, paths[0]) for role, paths in film.layers))
+    made_up, _, scene, drawn = _draw_background(group, Parts(first, None, None), plan, options)
+    known = folder_prompts(film.layers[0][1][0].parent)
+    table = {film.uri: known, **{k: v for k, v in plan.table.items() if v}} if known else plan.table
+    own = layers.background is not None or layers.blended is not None
+    prompts = still_prompts(group, "a scene" if own else scene, table)
+    sha256 = _joined([file_sha256(path) for _, paths in film.layers for path in paths])
+    rows = []
+    rate = layers.fps or options.fps
+    for chosen in windows(len(layers.alpha), layers.fps, options.frames, options.fps):
+        clip = make_film_clip(
+            layers, chosen, fps=options.fps, made_up=made_up, prompts=prompts, size=options.size
+        )
+        scores = score_layers({name: clip.layer(name) for name in LAYERS})
+        if clip.kind == "mined":
+            scores["recomposition_error"] = recomposition_error(clip)
+            del scores["equation_error"]
+        span = (chosen[0] / rate, (chosen[-1] + 1) / rate)
+        rows.append(
+            encode_row(
+                clip,
+                id=clip_id(clip.kind, [sha256, film.uri], span, recipe.hash),
+                origin=origin(
+                    film.uri,
+                    sha256,
+                    start=span[0],
+                    end=span[1],
+                    licence=options.licence,
+                    attribution=options.attribution,
+                    parents=[film.uri, *([drawn.uri] if drawn is not None and not own else [])],
+                ),
+                quality=scores,
+                recipe=recipe.hash,
+                crf=options.crf,
+            )
+        )
+    return rows
+
+
+def pack_still(
+    group: Group, plan: Plan, options: PackOptions, recipe: Recipe
+) -> list[dict[str, Any]]:
+    """The corpus row of one group of stills. Raises MediaError or ValueError."""
     parts = read_parts(group.roles)
     files = [path for _, path in group.files]
     parents = [group.uri]
@@ -126,8 +214,8 @@ def pack_one(group: Group, plan: Plan, options: PackOptions, recipe: Recipe) -> 
     clip = make_clip(parts, background, behind, prompts, options.size)
     digests = [file_sha256(path) for path in files]
     sha256 = digests[0] if len(digests) == 1 else _joined(digests)
-    layers = {name: clip.layer(name) for name in ("foreground", "alpha", "background", "blended")}
-    return encode_row(
+    layers = {name: clip.layer(name) for name in LAYERS}
+    row = encode_row(
         clip,
         id=clip_id("image", [*digests, group.uri], [0], recipe.hash),
         origin=origin(
@@ -140,6 +228,7 @@ def pack_one(group: Group, plan: Plan, options: PackOptions, recipe: Recipe) -> 
         quality=score_layers(layers),
         recipe=recipe.hash,
     )
+    return [row]
 
 
 def _draw_background(
@@ -160,7 +249,7 @@ def _draw_background(
         except MediaError:
             continue
         frame = resize_cover(picture[None], height, width)[0]
-        scene = still_prompts(chosen, "", None)
+        scene = still_prompts(chosen, "", {})
         return frame, "real", scene["background"] or words_of(chosen.name) or "a scene", chosen
     rng = generator(options.seed, number, "fill")
     made = made_up_background(parts.rgba, options.fill, rng)

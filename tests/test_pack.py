@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from layerflow.clip import U8, composite
 from layerflow.corpus import Corpus
-from layerflow.media import encode_png
+from layerflow.media import encode_color, encode_png
 from manifests.pack import PackOptions
 from pipelines import pack
 from pipelines.jobs import make_recipe
@@ -182,7 +183,7 @@ def test_requests_that_cannot_work_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="unknown layout"):
         run(tmp_path, tmp_path / "in", layout="nonsense")
-    with pytest.raises(ValueError, match="no still"):
+    with pytest.raises(ValueError, match="no layered still"):
         run(tmp_path, tmp_path / "empty")
     with pytest.raises(ValueError, match="no such folder"):
         run(tmp_path, tmp_path / "nowhere")
@@ -223,3 +224,129 @@ def test_the_shared_cutouts_all_pack(tmp_path: Path, shared: Path) -> None:
     corpus = run(tmp_path, shared / "media/stills/lemur", size="120x160")
     assert [row["origin"]["uri"] for row in corpus.rows(["origin"])] == ["lemur_foreground.png"]
     assert [row["uri"] for row in corpus.rejected()] == ["beach.png"]
+
+
+# Layouts of other sets. A disc moves over a slope; every layer is known.
+
+
+def film(frames: int = 6, size: int = 48) -> tuple[U8, U8, U8]:
+    """blended, alpha, background of a moving disc: uint8 [T, H, W, 3], [T, H, W], [T, H, W, 3]."""
+    rgba = disc(size, soft=1.0)
+    behind = np.stack([slope(size, size)] * frames)
+    moved = np.stack([np.roll(rgba, 2 * t - frames, axis=1) for t in range(frames)])
+    return composite(moved[..., :3], moved[..., 3], behind), moved[..., 3], behind
+
+
+def frames_to(folder: Path, frames: U8) -> None:
+    for t, frame in enumerate(frames):
+        write(folder / f"{t:04d}.png", frame)
+
+
+def check_film(corpus: Corpus, count: int = 6) -> Any:
+    assert len(corpus) == 1, corpus.rejected()
+    clip = corpus.clip(0)
+    assert clip.num_frames == count
+    assert np.array_equal(clip.alpha, film(count)[1])
+    return clip
+
+
+def test_layerflows_film_layout(tmp_path: Path) -> None:
+    """CLIP/{bl,bg,fg,mask}/NNNN.png; the foreground was put on mid-grey and is not used."""
+    blended, alpha, behind = film()
+    root = tmp_path / "in/480p/ball"
+    a = alpha[..., None] / 255
+    on_grey = np.rint(np.array([210, 70, 40]) * a + 127 * (1 - a)).astype(np.uint8)
+    for name, layer in (("bl", blended), ("mask", alpha), ("bg", behind), ("fg", on_grey)):
+        frames_to(root / name, layer)
+    entry = {"fg_prompt": "a ball", "bg_prompt": "a slope", "bl_prompt": "a ball on a slope"}
+    (tmp_path / "in/meta_seg_test.json").write_text(json.dumps({"videos": {"ball": entry}}))
+    corpus = run(tmp_path, tmp_path / "in", frames=6)
+    clip = check_film(corpus)
+    assert corpus.row(0, ["origin"])["origin"]["uri"] == "480p/ball/fg"
+    assert (clip.kind, clip.background_kind) == ("pasted", "real")
+    assert clip.prompts["blended"] == "a ball on a slope"
+    solid = alpha == 255
+    assert np.abs(clip.foreground[solid].astype(int) - (210, 70, 40)).mean() < 4
+
+
+def test_davis_layout(tmp_path: Path) -> None:
+    """JPEGImages + Annotations with a colour palette; the background is made from the film."""
+    blended, alpha, behind = film(8)
+    frames_to(tmp_path / "in/JPEGImages/480p/ball", blended)
+    for t, matte in enumerate(alpha):
+        labels = Image.fromarray((matte > 127).astype(np.uint8) * 2)
+        labels.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        path = tmp_path / f"in/Annotations/480p/ball/{t:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        labels.save(path)
+    corpus = run(tmp_path, tmp_path / "in", frames=8)
+    assert len(corpus) == 1, corpus.rejected()
+    clip = corpus.clip(0)
+    assert clip.alpha_kind == "binary"
+    assert np.array_equal(clip.alpha > 0, alpha > 127)
+    assert clip.background_kind in ("filled", "inpainted")
+    assert np.abs(clip.background.astype(int) - behind).mean() < 6
+
+
+def test_video_matting_trees(tmp_path: Path) -> None:
+    """fgr/CLIP + pha/CLIP (+ bgr/CLIP) of numbered frames."""
+    _, alpha, behind = film()
+    colour = np.broadcast_to(np.uint8([210, 70, 40]), behind.shape)
+    for name, layer in (("fgr", colour), ("pha", alpha), ("bgr", behind)):
+        frames_to(tmp_path / f"in/test/{name}/ball", np.ascontiguousarray(layer))
+    clip = check_film(run(tmp_path, tmp_path / "in", frames=6))
+    assert (clip.kind, clip.background_kind) == ("pasted", "real")
+    frames_to(tmp_path / "two/fgr/ball", np.ascontiguousarray(colour))
+    frames_to(tmp_path / "two/pha/ball", alpha)
+    clip = check_film(run(tmp_path, tmp_path / "two", frames=6, out="b"))
+    assert clip.background_kind == "filled"
+    assert (clip.background == clip.background[0]).mean() > 0.5
+
+
+def test_vidlayer_layout(tmp_path: Path) -> None:
+    """A folder for each clip: metadata.json, full_video.mp4, background.mp4, mask.mp4."""
+    blended, alpha, behind = film(8)
+    blended = np.clip(blended.astype(int) + 12, 0, 255).astype(np.uint8)  # no exact composite
+    root = tmp_path / "in/0001"
+    root.mkdir(parents=True)
+    grey = np.repeat(alpha[..., None], 3, 3)
+    for name, layer in (("full_video", blended), ("background", behind), ("mask", grey)):
+        (root / f"{name}.mp4").write_bytes(encode_color(layer, 8, crf=4))
+    said = {"fg_prompt": "a ball", "caption": "a ball rolls", "full_video": "full_video.mp4"}
+    (root / "metadata.json").write_text(json.dumps(said))
+    corpus = run(tmp_path, tmp_path / "in", frames=8)
+    assert len(corpus) == 1, corpus.rejected()
+    clip = corpus.clip(0)
+    assert (clip.kind, clip.background_kind) == ("mined", "inpainted")
+    assert np.abs(clip.blended.astype(int) - blended).mean() < 4
+    assert clip.prompts["foreground"] == "a ball"
+    assert clip.prompts["blended"] == "a ball rolls"
+    assert corpus.row(0, ["quality"])["quality"]["recomposition_error"] > 3
+
+
+def test_long_films_become_several_clips(tmp_path: Path) -> None:
+    _, alpha, behind = film(9)
+    colour = np.broadcast_to(np.uint8([210, 70, 40]), behind.shape)
+    for name, layer in (("fgr", colour), ("pha", alpha), ("bgr", behind)):
+        frames_to(tmp_path / f"in/{name}/ball", np.ascontiguousarray(layer))
+    corpus = run(tmp_path, tmp_path / "in", frames=4)
+    assert len(corpus) == 2
+    assert [row["origin"]["start"] for row in corpus.rows(["origin"])] == [0.0, 0.5]
+    short = run(tmp_path, tmp_path / "in", frames=16, out="b")
+    assert "has 9 frames; a clip needs 16" in short.rejected()[0]["reason"]
+
+
+def test_layerflows_layered_images(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    write(root / "fg/7.png", disc())
+    write(root / "bg/7.png", slope())
+    entry = {"images": "all/7.png", "images_bg": "bg/7.png", "images_fg": "fg/7.png"}
+    entry |= {"prompt": "all of it", "prompt_bg": "a slope", "prompt_fg": "a ball"}
+    (root / "meta.json").write_text(json.dumps({"7": entry}))
+    clip = only(run(tmp_path, root))
+    assert clip.prompts == {"foreground": "a ball", "background": "a slope", "blended": "all of it"}
+    assert np.array_equal(clip.background[0], slope())
+    entry["images_bg"] = "../../secret.png"
+    (root / "meta.json").write_text(json.dumps({"7": entry}))
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        run(tmp_path, root, out="b")

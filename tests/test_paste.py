@@ -244,6 +244,20 @@ def test_foregrounds_from_a_video_and_its_matte(tmp_path: Path) -> None:
     assert made.row(0, ["origin"])["origin"]["uri"] == "it.mp4"
 
 
+def test_numbered_frames_are_a_film(tmp_path: Path) -> None:
+    for t in range(8):
+        write(tmp_path / f"fg/ball/{t:04d}.png", encode_png(disc(64, at=3.0 * t - 12)))
+        write(tmp_path / f"bg/hill/{t:04d}.png", encode_png(scenery(0, 8)[t]))
+    sources = list_foregrounds([str(tmp_path / "fg")], "off")
+    assert [(source.kind, source.uri, source.name) for source in sources] == [
+        ("video", "ball", "ball")
+    ]
+    made = run(tmp_path, tmp_path / "fg", tmp_path / "bg", count=2, encoded_check=0)
+    assert len(made) == 2 and made.rejected() == []
+    behind = made.clip(0).background.astype(int)
+    assert np.abs(behind[1:] - behind[:-1]).mean() > 0.5
+
+
 def test_backgrounds_from_videos_move(tmp_path: Path) -> None:
     write(tmp_path / "bg/roll.mp4", encode_color(scenery(1, 16), 8))
     made = run(tmp_path, stills(tmp_path / "fg"), tmp_path / "bg", encoded_check=0, flip=False)

@@ -169,7 +169,7 @@ def make_film_clip(
     alpha = film.alpha[index]
     blended = film.blended[index] if film.blended is not None else None
     background = film.background[index] if film.background is not None else None
-    behind = "real" if blended is None else "inpainted"
+    behind = None
     if background is None and blended is not None:
         plate = clean_plate(blended, alpha)
         background, behind = plate.background, plate.kind
@@ -194,7 +194,7 @@ def make_film_clip(
         fps=fps,
         kind="mined" if real else "pasted",
         alpha_kind="binary" if np.isin(alpha, (0, 255)).all() else "soft",
-        background_kind=behind if real or behind == "filled" else "real",
+        background_kind=behind or ("inpainted" if real else "real"),
     )
     if size is None or tuple(size) == clip.size:
         return clip

@@ -198,15 +198,14 @@ def split_films(groups: Iterable[Group]) -> tuple[list[Film], list[Group]]:
 
 
 def _is_film(frames: list[Group], roles: tuple[str, ...]) -> bool:
-    """Numbered without gaps; a lone role (numbered cut-outs) needs twice as many and one size."""
+    """Numbered evenly, all of one size; a lone role may be cut-outs and needs twice as many."""
     numbers = [int(frame.name) for frame in frames]
     steps = {b - a for a, b in itertools.pairwise(numbers)}
-    if len(frames) < MIN_FILM or len(steps) != 1:
+    least = MIN_FILM if len(roles) > 1 else 2 * MIN_FILM
+    if len(frames) < least or len(steps) != 1:
         return False
-    if len(roles) > 1:
-        return True
-    sizes = {still_size(frame.files[0][1]) for frame in (frames[0], frames[-1])}
-    return len(frames) >= 2 * MIN_FILM and len(sizes) == 1
+    probes = (frames[0], frames[len(frames) // 2], frames[-1])
+    return len({still_size(frame.files[0][1]) for frame in probes}) == 1
 
 
 _NOISE = {"out", "rgba", "cutout", "final", "copy", "sprite", "png", "img", "image", "layer"}

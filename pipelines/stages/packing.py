@@ -156,7 +156,7 @@ def make_clip(
     )
 
 
-def still_prompts(group: Group, behind: str, table: Table | None) -> dict[str, str]:
+def still_prompts(group: Group, behind: str, table: Table) -> dict[str, str]:
     """Prompts of a still: from the table, a sidecar, or its file name.
 
     behind: what the background shows, if nothing better is known. Raises ValueError for a broken
@@ -164,7 +164,7 @@ def still_prompts(group: Group, behind: str, table: Table | None) -> dict[str, s
     """
     found: dict[str, str] = {}
     for key in (group.uri, Path(group.uri).name, group.name):
-        if table is not None and not found and key in table:
+        if not found and key in table:
             found = dict(table[key])
     given = {layer: text for layer, text in found.items() if text != TEMPLATE[layer]}
     roles = group.roles

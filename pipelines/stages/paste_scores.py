@@ -79,6 +79,11 @@ def _equation_error(layers: Mapping[str, U8], t: int) -> float:
     )
 
 
+def recomposition_error(clip: LayeredClip) -> float:
+    """Mean ``|a F + (1 - a) B - blended|`` of all frames, in levels."""
+    return float(np.abs(clip.recomposed().astype(np.int16) - clip.blended).mean())
+
+
 def check_rules(scores: Mapping[str, float], facts: Facts, options: PasteOptions) -> str | None:
     """Why a draw is refused, or None."""
     low, high = options.area_limits
@@ -96,14 +101,15 @@ def check_rules(scores: Mapping[str, float], facts: Facts, options: PasteOptions
 def encoded_scores(row: Mapping[str, Any], clip: LayeredClip) -> dict[str, float]:
     """What the codecs did to a row: its cells decoded again.
 
-    - ``encoded_error``: mean ``|a F + (1 - a) B - blended|`` of the decoded layers, in levels.
+    - ``encoded_error``: mean ``|a F + (1 - a) B - blended|`` of the decoded layers, first,
+      middle and last frame, in levels.
     - ``encoded_psnr``: PSNR of the worst colour layer against what was encoded, dB.
     """
     back = decode_row(row)
-    error = np.abs(back.recomposed().astype(np.int16) - back.blended).mean()
+    probes = sorted({0, back.num_frames // 2, back.num_frames - 1})
     squared = []
     for layer in COLOUR_LAYERS:
         difference = back.layer(layer).astype(np.int16) - clip.layer(layer)
         squared.append(float(np.square(difference, dtype=np.int32).mean()))
     psnr = 10 * np.log10(255.0**2 / max(max(squared), 1e-6))
-    return {"encoded_error": float(error), "encoded_psnr": float(psnr)}
+    return {"encoded_error": recomposition_error(back.take(probes)), "encoded_psnr": float(psnr)}
