@@ -68,9 +68,18 @@ class Decoder:
         head, _ = self._ask({"op": "probe", "path": str(path)})
         return VideoInfo(**head["info"])
 
-    def scan(self, path: Path, start: float = 0.0, end: float = 1e12) -> tuple[F64, U8]:
+    def scan(
+        self,
+        path: Path,
+        start: float = 0.0,
+        end: float = 1e12,
+        *,
+        damage: list[str] | None = None,
+    ) -> tuple[F64, U8]:
         """See ``layerflow.video.scan``."""
         head, body = self._ask({"op": "scan", "path": str(path), "start": start, "end": end})
+        if damage is not None:
+            damage += head["damage"]
         return np.asarray(head["times"]), _frames(head, body)
 
     def fetch(
@@ -165,8 +174,9 @@ def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
     if request["op"] == "probe":
         return {"info": asdict(probe(path, limits))}, None
     if request["op"] == "scan":
-        times, thumbs = scan(path, request["start"], request["end"], limits)
-        return {"times": times.tolist()}, thumbs
+        damage: list[str] = []
+        times, thumbs = scan(path, request["start"], request["end"], limits, damage=damage)
+        return {"times": times.tolist(), "damage": damage[:1000]}, thumbs
     if request["op"] == "fetch":
         size = request["height"], request["width"]
         return {}, fetch(path, request["times"], *size, limits, box=request["box"])

@@ -152,16 +152,20 @@ def _rotation(path: Path, limits: Limits) -> int:
     return 0
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames in presentation order; packets that do not decode are skipped (salvage)."""
+def _decoded(container: Any, stream: Any, damage: list[str] | None = None) -> Iterator[Any]:
+    """Frames in presentation order; packets that do not decode are skipped (salvage).
+
+    damage: gets a line for each of them.
+    """
+    damage = [] if damage is None else damage
     try:
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
-            except av.error.FFmpegError:
-                continue
-    except av.error.FFmpegError:
-        return
+            except av.error.FFmpegError as error:
+                damage.append(_text(error))
+    except av.error.FFmpegError as error:
+        damage.append(_text(error))
 
 
 def _upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
@@ -170,7 +174,9 @@ def _upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
 
-def _timed_frames(path: Path, start: float, end: float, limits: Limits) -> Iterator[Any]:
+def _timed_frames(
+    path: Path, start: float, end: float, limits: Limits, damage: list[str] | None = None
+) -> Iterator[Any]:
     """(time, frame) of decodable frames with ``start <= time < end`` seconds."""
     with _open(path, limits) as container:
         stream = _video_stream(container, limits)
@@ -180,7 +186,7 @@ def _timed_frames(path: Path, start: float, end: float, limits: Limits) -> Itera
             if first is None:
                 return
             container.seek(int((start + first) / float(stream.time_base)), stream=stream)
-        for frame in _decoded(container, stream):
+        for frame in _decoded(container, stream, damage):
             if frame.time is None:
                 continue
             first = frame.time if first is None else first
@@ -192,16 +198,22 @@ def _timed_frames(path: Path, start: float, end: float, limits: Limits) -> Itera
 
 
 def scan(
-    path: Path, start: float = 0.0, end: float = np.inf, limits: Limits | None = None
+    path: Path,
+    start: float = 0.0,
+    end: float = np.inf,
+    limits: Limits | None = None,
+    *,
+    damage: list[str] | None = None,
 ) -> tuple[F64, U8]:
     """Times and thumbnails of every decodable frame in a time span, for shot detection.
 
     Returns times float64 ``[N]`` (seconds, strictly increasing) and uint8 ``[N, h, 128, 3]``.
+    damage: gets a line for every packet that could not be decoded.
     """
     times: list[float] = []
     thumbs: list[U8] = []
     converter = VideoReformatter()
-    for time, frame in _timed_frames(path, start, end, limits or Limits()):
+    for time, frame in _timed_frames(path, start, end, limits or Limits(), damage):
         if times and time <= times[-1]:
             continue
         image = _upright(frame, "rgb24", converter)

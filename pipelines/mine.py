@@ -32,7 +32,7 @@ from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
 from pipelines.stages.score import judge, score_clip
 from pipelines.stages.shots import Window, cut_windows, find_shots, why_no_window
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WHOLE = 1e12  # an end that no video reaches
 
 
@@ -173,11 +173,14 @@ def _mine_file(job: _Job) -> None:
 def _windows(job: _Job, start: float, end: float) -> list[Window]:
     """Shots and windows of a span; what is wrong with it goes to the rejected rows."""
     options = job.options
+    damage: list[str] = []
     try:
-        times, thumbs = job.decoder.scan(job.path, start, end)
+        times, thumbs = job.decoder.scan(job.path, start, end, damage=damage)
     except MediaError as error:
         job.reject("decode", str(error))
         return []
+    if damage:  # what can be saved is used; what cannot is on record
+        job.reject("decode", f"{len(damage)} damaged packets: {damage[0]}")
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps
     shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate)]
     windows: list[Window] = []
