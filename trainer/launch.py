@@ -50,6 +50,10 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
         manifest.stage(only)
     check(manifest)  # both here, so that a refusal costs no start-up
     checkpoint.claim(out, manifest, fresh=fresh)
+    wanted = manifest.stages if only is None else [manifest.stage(only)]
+    if all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted):
+        log("all stages are done")
+        return True
     gpus = torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
     with ray_session(manifest.workers):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
