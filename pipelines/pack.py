@@ -7,6 +7,7 @@ list what belongs together -> read and straighten -> background (own, drawn, or 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,14 +37,16 @@ from pipelines.stages.packing import (
     still_prompts,
 )
 from pipelines.stages.paste_scores import recomposition_error, score_layers
+from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 from pipelines.stages.prompts import Table, read_prompt_table
 from pipelines.stages.stills import load_opaque
 
 FORMAT_VERSION = 1
 UNIT_STILLS = 32
-LAYOUTS = ("auto", "stills", "films", "layerflow-images")
+LAYOUTS = ("auto", "stills", "films", "layerflow-images", "psd")
 SUFFIXES = {
-    "auto": STILL_SUFFIXES | VIDEO_SUFFIXES,
+    "auto": STILL_SUFFIXES | VIDEO_SUFFIXES | DOCUMENT_SUFFIXES,
+    "psd": DOCUMENT_SUFFIXES,
     "stills": STILL_SUFFIXES,
     "films": STILL_SUFFIXES | VIDEO_SUFFIXES,
     "layerflow-images": STILL_SUFFIXES,
@@ -68,6 +71,8 @@ def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = 
     """
     if options.layout not in LAYOUTS:
         raise ValueError(f"unknown layout {options.layout!r}; layouts are {', '.join(LAYOUTS)}")
+    if options.layout == "psd" and importlib.util.find_spec("psd_tools") is None:
+        raise ValueError("--layout psd needs the package psd-tools: pip install psd-tools")
     recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION)
     plan = make_plan(options)
     work = partial(pack_unit, plan=plan, options=options, recipe=recipe)

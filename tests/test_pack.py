@@ -350,3 +350,31 @@ def test_layerflows_layered_images(tmp_path: Path) -> None:
     (root / "meta.json").write_text(json.dumps({"7": entry}))
     with pytest.raises(ValueError, match="leads out of the folder"):
         run(tmp_path, root, out="b")
+
+
+def test_documents_are_checked_before_they_are_parsed(tmp_path: Path) -> None:
+    head = b"8BPS" + b"\0\1" + b"\0" * 6 + b"\0\3" + (60_000).to_bytes(4, "big") * 2 + b"\0\x08\0\3"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/huge.psd").write_bytes(head)
+    (tmp_path / "in/text.psd").write_bytes(b"no document")
+    corpus = run(tmp_path, tmp_path / "in")
+    reasons = {row["uri"]: row["reason"] for row in corpus.rejected()}
+    assert "over the limit" in reasons["huge.psd"]
+    assert "no PSD" in reasons["text.psd"]
+
+
+def test_real_documents_recompose_or_are_refused(tmp_path: Path, shared: Path) -> None:
+    pytest.importorskip("psd_tools", reason="psd-tools is not installed")
+    corpus = run(tmp_path, shared / "media/psd", layout="psd")
+    made = {row["origin"]["uri"] for row in corpus.rows(["origin"])}
+    assert made == {
+        "background-red-opacity-80.psd",
+        "group.psd",
+        "hidden-layer.psd",
+        "pixel-layer.psd",
+    }
+    reasons = {row["uri"]: row["reason"] for row in corpus.rejected()}
+    assert "effects" in reasons["clipping-mask2.psd"]
+    assert "HARD_LIGHT" in reasons["transparency-group.psd"]
+    assert "another picture than the flattened one" in reasons["artboard.psd"]
+    assert "fully opaque" in reasons["16bit5x5.psd"]

@@ -14,8 +14,10 @@ from layerflow.media import MediaError
 from pipelines.matting.numerics import push_pull
 from pipelines.stages.composite import continued
 from pipelines.stages.layouts import Group, words_of
+from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
+from pipelines.stages.photoshop import read_document
 from pipelines.stages.prompts import TEMPLATE, Table, sidecar_prompts
-from pipelines.stages.stills import load_cutout, load_opaque, load_pair, read_still
+from pipelines.stages.stills import check_alpha, load_cutout, load_opaque, load_pair, read_still
 
 Generator = np.random.Generator
 FILLED_PROMPT = {"blurred": "a soft blurred background", "plain": "a plain background"}
@@ -40,6 +42,10 @@ def read_parts(roles: Mapping[str, Path]) -> Parts:
     A whole picture with a matte shows the background around the object: what the object hides
     is filled smoothly. With its own background file the object's colour follows from both.
     """
+    if "file" in roles and roles["file"].suffix.lower() in DOCUMENT_SUFFIXES:
+        rgba, below = read_document(roles["file"])
+        check_alpha(rgba[..., 3])
+        return Parts(rgba, below, None if below is None else "real")
     own = load_opaque(roles["background"]) if "background" in roles else None
     colour = roles.get("foreground", roles.get("blended"))
     alone = roles.get("file", roles.get("foreground", roles.get("blended")))
