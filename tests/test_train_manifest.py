@@ -71,7 +71,7 @@ def test_the_paper_s_numbers_are_in_the_2b_manifest() -> None:
         ({"stage": {"tasks": {"generate": 0}}}, "weight above 0"),
         ({"stage": {"ema": 1.0}}, "ema"),
         ({"stage": {"name": "a/b"}}, r"stages\[0\].name"),
-        ({"batch": 6, "accumulate": 4}, "not a multiple of accumulate"),
+        ({"batch": 6, "accumulate": 4}, "does not divide among 1 workers x 4 accumulation"),
         ({"validation": {"latents": "v", "timesteps": [1000]}}, "0..999"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "each beta"),
     ],

@@ -111,6 +111,7 @@ def make_manifest(folder: Path, **changes: Any) -> TrainManifest:
         "save_every": 3,
         "tensorboard": False,
         "prefetch": 0,
+        "threads": 1,  # bit-equality holds for equal numbers of threads
         "stages": [
             {
                 "name": "base",
