@@ -44,6 +44,7 @@ from pipelines.stages.sources import (
 FORMAT_VERSION = 1
 UNIT_PIXELS = 24_000_000  # of all frames of a unit's clips: some seconds of work
 MAX_UNIT = 48
+MAX_UNITS = 5000  # so that the plan of a million clips stays small
 MAX_SOURCES = 12  # that are tried when some cannot be loaded
 
 Load = Callable[[Source], Any]
@@ -76,7 +77,8 @@ def run_paste(options: PasteOptions, *, workers: int | None = None, quiet: bool 
 def plan_units(plan: Plan, options: PasteOptions, size: int | None = None) -> list[Unit]:
     """Ranges of draws; ``size`` draws each, by default as many as make some seconds of work."""
     pixels = options.frames * options.size[0] * options.size[1]
-    size = size or max(1, min(MAX_UNIT, UNIT_PIXELS // pixels))
+    usual = max(1, min(MAX_UNIT, UNIT_PIXELS // pixels))
+    size = size or max(usual, -(-options.count // MAX_UNITS))
     sources = unit_key([s.stamp for s in plan.foregrounds], [s.stamp for s in plan.backgrounds])
     units = []
     for start in range(0, options.count, size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from functools import partial
@@ -152,6 +153,15 @@ def test_every_source_is_used_equally_often(tmp_path: Path) -> None:
 
 def digest(outcomes: list[Outcome]) -> list[Any]:
     return [row for outcome in outcomes for row in outcome.rows]
+
+
+def test_a_million_clips_are_planned_in_little_memory(tmp_path: Path) -> None:
+    said = options(tmp_path, tmp_path, tmp_path, count=1_000_000)
+    units = plan_units(Plan((), ()), said)
+    assert len(units) <= 5000
+    covered = [(unit.payload["start"], unit.payload["stop"]) for unit in units]
+    assert covered[0][0] == 0 and covered[-1][1] == 1_000_000
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(covered))
 
 
 def test_rows_do_not_depend_on_the_split_into_units(tmp_path: Path) -> None:
