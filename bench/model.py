@@ -51,7 +51,7 @@ def scales(gpu: bool) -> list[Scale]:
     small = {name: tiny[name] for name in (*names, "patch_size", "num_layers")}
     found = [
         Scale("tiny", 8, 16, 27, 4, 4, 48, small),
-        Scale("2B width, one block", 1, 16, 16, 12, 16, 48, {**width_2b, "num_layers": 1}),
+        Scale("2B width, one block", 1, 16, 16, 8, 12, 48, {**width_2b, "num_layers": 1}),
     ]
     if gpu:
         found.append(Scale("2B", 1, 16, 16, 60, 90, 678, {**width_2b, "num_layers": 30}))
