@@ -163,6 +163,23 @@ def test_thresholds_come_from_the_training_clips() -> None:
     assert scores["luma"] < 0.2  # learnt "brighter than", but the held-out subject is dark
 
 
+@pytest.mark.parametrize("levels", [7, 256])
+def test_best_cut_equals_trying_every_threshold(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    values = (rng.integers(0, levels, (5, 2, 6, 6)) / levels).astype(np.float32)
+    truths = rng.random(values.shape) < 0.2 + 0.6 * (values > 0.6)
+    truths[0] = False
+    cut = baselines.best_cut(values, truths, "x")
+    found = baselines._mean_iou(cut({"x": values}), truths)
+    grid = np.quantile(values, np.linspace(0.01, 0.99, baselines.QUANTILES)).astype(np.float32)
+    tried = [
+        baselines._mean_iou(baselines.Cut("x", float(t), sign)({"x": values}), truths)
+        for t in grid
+        for sign in (1, -1)
+    ]
+    assert found == pytest.approx(max(tried))
+
+
 def test_baselines_need_equal_shapes() -> None:
     one = scene(0, (255, 0, 0), moving=False)
     short = (one[0][:2], one[1][:2])
