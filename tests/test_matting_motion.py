@@ -12,7 +12,7 @@ from matting_clips import mean_iou, moving_disc, texture
 from pipelines.matting import make_matter
 from pipelines.matting.decide import cut
 from pipelines.matting.motion import MotionMatter
-from pipelines.matting.numerics import guided_filter, push_pull
+from pipelines.matting.numerics import guided_filter, push_pull, sort_first_axis
 from pipelines.matting.registration import register
 from pipelines.matting.stabilise import stabilise, unstretch
 
@@ -97,6 +97,13 @@ def test_push_pull_keeps_what_is_known_and_continues_it() -> None:
     assert np.allclose(filled[:, :20], values[:, :20], atol=1e-3)
     assert np.allclose(filled, np.float32([200, 100, 50]), atol=1e-2)
     assert not push_pull(values, np.zeros_like(weight)).any()
+
+
+def test_the_sorting_network_sorts() -> None:
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 2, 3, 7, 16, 24, 37):
+        stack = rng.integers(-300, 300, (count, 3, 4)).astype(np.int16)
+        assert np.array_equal(sort_first_axis(stack.copy()), np.sort(stack, axis=0))
 
 
 @pytest.mark.parametrize(("pan", "speed"), [(3.0, 5.0), (0.0, 5.0), (0.0, 0.7)])

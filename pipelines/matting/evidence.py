@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from pipelines.matting.numerics import sort_first_axis
 from pipelines.matting.registration import Registration, project, warp
 
 _CANVAS_LIMIT = 3.0  # the plate's canvas is at most this many frames wide and high
@@ -189,7 +190,7 @@ def _canvas(
 def _median_and_spread(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masked median u8 [h, w, 3], its number of looks u8 [h, w] and spread [h, w] (robust sd)."""
     number = (stack[..., 0] != 32767).sum(0)
-    ordered = np.sort(stack, axis=0)
+    ordered = sort_first_axis(stack)
     last = np.maximum(number - 1, 0)
 
     def at(fraction: float) -> np.ndarray:

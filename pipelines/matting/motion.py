@@ -25,8 +25,9 @@ from pipelines.matting.evidence import (
     residual_motion,
 )
 from pipelines.matting.graph import Graph, build_graph
-from pipelines.matting.numerics import dilate, guided_filter, single_thread
+from pipelines.matting.numerics import dilate, guided_affine, single_thread
 from pipelines.matting.registration import Registration, Tracks, register, track
+from pipelines.matting.stabilise import average_along_flow
 from pipelines.matting.subject import (
     Hypothesis,
     best_hypothesis,
@@ -38,15 +39,19 @@ from pipelines.matting.subject import (
 
 _STATIC = 0.7  # share of frame pairs without camera motion that makes a camera static
 _SETTLED = 0.985  # passes stop when a mask and the one before overlap this much
+_CLEAR_MOTION = 3.0  # residual motion in pixels at which a mover is unmistakable
+_FARTHEST = 6  # frames over which flow is tried for slow subjects
 _CUT_ITERATIONS = 60
 _CUT_STRENGTH = 2.0
+_SOFT_RADIUS = 5
 
 
 @dataclass(frozen=True)
 class _Clip:
     """A clip at work size and what does not change between passes.
 
-    ``lab8`` is uint8 Lab; ``guide`` is RGB in [0, 1]; ``texture`` says where flow can be trusted.
+    ``lab8`` is uint8 Lab; ``guide`` is RGB in [0, 1]; ``texture`` says where flow can be trusted;
+    ``matches`` join neighbouring frames, ``far`` those by whose flow motion is judged.
     """
 
     gray: np.ndarray
@@ -55,6 +60,7 @@ class _Clip:
     texture: np.ndarray
     tracks: list[Tracks]
     matches: list[Matches]
+    far: list[Matches]
     graph: Graph
     colours: ColourModel
     contrast: list[tuple[np.ndarray, np.ndarray]]
@@ -123,7 +129,7 @@ class MotionMatter:
             confidence = _confidence(clip, found)
             confidence["matte_stability"] = stability
             mask = warp_vote(found.subject, clip.matches)
-            return Matte(_soften(clip, mask, (width, height)), confidence)
+            return Matte(_soften(clip, mask, frames), confidence)
 
     def _iterate(self, clip: _Clip) -> tuple[_Pass | None, float]:
         """Run passes until the mask settles: the last pass and its IoU with the one before."""
@@ -155,7 +161,8 @@ def _prepare(frames: np.ndarray, work_area: int, segments: int) -> _Clip:
     lab8 = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2LAB) for f in rgb])
     lab = lab8.astype(np.float32) * np.array([100 / 255, 1, 1], np.float32)
     tracks = track(gray)
-    matches = match(gray, register(gray, None, tracks), 1)
+    registration = register(gray, None, tracks)
+    matches = match(gray, registration, 1)
     # Small pictures get fewer superpixels: below about 100 pixels they stop following outlines.
     graph = build_graph(lab, matches, min(segments, max(16, size[0] * size[1] // 100)))
     return _Clip(
@@ -165,10 +172,21 @@ def _prepare(frames: np.ndarray, work_area: int, segments: int) -> _Clip:
         np.stack([_texture(g) for g in gray]),
         tracks,
         matches,
+        _far_matches(gray, registration, matches),
         graph,
         ColourModel(lab8),
         [contrast_weights(f, _CUT_STRENGTH) for f in lab],
     )
+
+
+def _far_matches(
+    gray: np.ndarray, registration: Registration, matches: list[Matches]
+) -> list[Matches]:
+    """Flow over several frames if the fastest 2 % of the clip are slow, else ``matches``."""
+    length, _ = residual_motion(matches, registration, gray.shape)
+    fast = float(np.mean(np.sort(length[:, ::4, ::4].ravel())[-max(1, length.size // 800) :]))
+    step = min(_FARTHEST, round(_CLEAR_MOTION / max(fast, 0.1)), (len(gray) - 1) // 2)
+    return match(gray, registration, step) if step > 1 else matches
 
 
 def _texture(gray: np.ndarray) -> np.ndarray:
@@ -182,7 +200,7 @@ def _one_pass(clip: _Clip, last: _Pass | None) -> _Pass | None:
     graph, shape = clip.graph, clip.gray.shape
     exclude = None if last is None else _excluded(last.movers)
     registration = register(clip.gray, exclude, clip.tracks)
-    length, noise = residual_motion(clip.matches, registration, shape, exclude)
+    length, noise = residual_motion(clip.far, registration, shape, exclude)
     motion = length / (0.25 + 2 * noise[:, None, None])
     plate = plate_evidence(clip.lab8, registration, exclude)
 
@@ -249,13 +267,17 @@ def _confidence(clip: _Clip, found: _Pass) -> dict[str, float]:
     }
 
 
-def _soften(clip: _Clip, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A soft matte at the frames' (width, height), float32 [T, H, W]."""
-    soft = []
-    for guide, one in zip(clip.guide, mask, strict=True):
-        matte = one.astype(np.float32)
-        if one.any():
-            matte = guided_filter(guide, matte, 5, 1e-3)
-            matte = np.clip((matte - 0.5) * 1.5 + 0.5, 0, 1)
-        soft.append(cv2.resize(matte, size, interpolation=cv2.INTER_LINEAR))
-    return np.stack(soft)
+def _soften(clip: _Clip, mask: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """A soft matte with the detail of the full frames, float32 [T, H, W], steady along the flow.
+
+    The guided filter halves the contrast of a matte's edge; 1.5 restores it.
+    """
+    height, width = frames.shape[1:3]
+    firm = average_along_flow(mask.astype(np.float32), clip.gray, clip.matches)
+    soft = np.zeros(frames.shape[:3], np.float32)
+    for t in np.flatnonzero(mask.any((1, 2))):
+        slope, offset = guided_affine(clip.guide[t], firm[t], _SOFT_RADIUS, 1e-3)
+        model = cv2.resize(cv2.merge([slope, offset]), (width, height))
+        matte = (model[..., :3] * (frames[t] * np.float32(1 / 255))).sum(-1) + model[..., 3]
+        soft[t] = np.clip((matte - 0.5) * 1.5 + 0.5, 0, 1)
+    return soft

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipelines.matting.numerics import dilate, single_thread
+from pipelines.matting.numerics import dilate, single_thread, sort_first_axis
 from pipelines.matting.registration import Registration, register, visible, warp
 
 _MAX_SOURCES = 24  # frames that one frame's background is gathered from
@@ -154,15 +154,16 @@ def _gather(
         sources = [sources[i] for i in pick]
     stack = np.full((len(sources), height, width, 3), 32767, np.int16)
     for i, s in enumerate(sources):
-        matrix = shift @ registration.between(s, t)
-        size = (width, height)
-        look = warp(frames[s], matrix, size=size, interpolation=cv2.INTER_CUBIC)
-        blocked = warp(hole[s].astype(np.uint8) * 255, matrix, size=size, fill=255) > 0
-        covered = warp(np.full(hole[s].shape, 255, np.uint8), matrix, size=size) == 255
+        matrix = registration.between(s, t)
+        if np.array_equal(matrix, np.eye(3)):
+            look, clean = frames[s][window], ~hole[s][window]
+        else:
+            size = (width, height)
+            look = warp(frames[s], shift @ matrix, size=size, interpolation=cv2.INTER_CUBIC)
+            clean = warp(~hole[s] * np.uint8(255), shift @ matrix, size=size) == 255
         gain = (gains[t] / gains[s]).astype(np.float32)
         if np.abs(gain - 1).max() > 0.004:
             look = np.clip(np.rint(look * gain), 0, 255)
-        clean = covered & ~blocked
         stack[i][clean] = look[clean]
     number = (stack[..., 0] != 32767).sum(0)
     return _median(stack, number), number
@@ -172,7 +173,7 @@ def _median(stack: np.ndarray, number: np.ndarray) -> np.ndarray:
     """Median over the first ``number`` sorted entries of int16 [N, h, w, 3] -> uint8 [h, w, 3]."""
     if len(stack) == 0:
         return np.zeros((*stack.shape[1:3], 3), np.uint8)
-    ordered = np.sort(stack, axis=0)
+    ordered = sort_first_axis(stack)
     low = np.maximum((number - 1) // 2, 0)[None, ..., None]
     high = np.minimum(number // 2, len(stack) - 1)[None, ..., None]
     first = np.take_along_axis(ordered, np.broadcast_to(low, (1, *stack.shape[1:])), 0)[0]
