@@ -110,7 +110,7 @@ def _first(pair: tuple[float, Cut]) -> float:
 
 
 def _beyond(counts: NDArray[np.int64], sign: int) -> NDArray[np.int64]:
-    """Counts of bins ``[N, Q+1]`` -> of pixels above (+1) or not (-1) each threshold ``[N, Q]``."""
+    """Counts ``[N, Q+1]`` of bins -> of pixels above (+1) or not above (-1) each threshold."""
     below = counts.cumsum(1)
     return below[:, -1:] - below[:, :-1] if sign > 0 else below[:, :-1]
 
