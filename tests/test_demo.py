@@ -173,7 +173,7 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     assert set(result["motion"]["rows"]) >= {"base", "motion LoRA, gate 1", "content LoRA, gate 0"}
     assert json.loads((tmp_path / "out" / "demo.json").read_text())["peak_gib"] > 0.2
     page = demo_page.write_page(demo, result).read_text()
-    assert page.count("data:image/png") >= 4 + 5 and "http" not in page.split("<body>")[1]
+    assert page.count("data:image/png") == 4 + 7 + 5 and "http" not in page.split("<body>")[1]
     for task in demo_measure.TASKS:
         assert (tmp_path / "out" / "samples" / task / task / "alpha.mkv").is_file()
     again = demo_steps.run_demo(demo)  # everything is there already

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 LOSS_STEPS = 50  # steps that a first or last loss is the mean of
+SHOWN = 6  # samples on a contact sheet
 STAGES = ("base", "motion", "content")
 
 
@@ -138,6 +139,23 @@ def complete(
     return out
 
 
+def show(demo: Demo, name: str, made: Sequence[dict[str, U8]], texts: Sequence[str]) -> None:
+    """A contact sheet of the first samples: ``OUT/sheets/NAME.png``."""
+    from layerflow.sheet import save_sheet
+
+    clips = [
+        LayeredClip(
+            np.ascontiguousarray(m["foreground"][..., :3]),
+            m["alpha"],
+            m["background"],
+            m["blended"],
+        )
+        for m in made[:SHOWN]
+    ]
+    path = demo.out / "sheets" / f"{name}.png"
+    save_sheet(path, clips, texts[:SHOWN], columns_per_layer=4, height=64)
+
+
 def shape_of(demo: Demo) -> tuple[int, int, int]:
     """Height, width and frames that the network works at."""
     said = demo.manifest.encode
@@ -160,6 +178,8 @@ def decomposition(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]
             size=shape_of(demo),
         )
         pairs = list(zip(made, held_out, strict=True))
+        texts = [f"IoU {metrics.alpha_iou(m['alpha'], c.alpha):.3f}" for m, c in pairs]
+        show(demo, f"decomposed after {stage}", made, texts)
         behind = [
             metrics.masked_psnr(m["background"], clip.background, clip.alpha > 127)
             for m, clip in pairs
@@ -209,6 +229,8 @@ def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
             motion_gate=gate,
         )
         rows[name] = look([(m["foreground"][..., :3], m["alpha"]) for m in made])
+        texts = [f"drift {metrics.drift(m['alpha']):.2f} px/frame" for m in made]
+        show(demo, f"generated with {name}", made, texts)
     kept = None
     if "base" in rows and "content LoRA, gate 0" in rows:
         kept = rows["content LoRA, gate 0"]["drift"] / max(rows["base"]["drift"], 1e-6)

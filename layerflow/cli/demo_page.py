@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerflow import baselines
+from layerflow.cli.demo_measure import TASKS
 
 if TYPE_CHECKING:
     from layerflow.cli.demo_steps import Demo
@@ -104,6 +105,7 @@ def motion_rows(said: dict[str, Any]) -> Rows:
 
 def cost_rows(result: dict[str, Any]) -> Rows:
     rows = [(name, f"{seconds:.1f} s") for name, seconds in result["seconds"].items()]
+    rows.append(("", "of this run: what an earlier one had done takes no time"))
     if result["peak_gib"]:
         rows.append(("most memory, all processes", f"{result['peak_gib']:.2f} GiB"))
     return rows
@@ -118,9 +120,13 @@ def write_page(demo: Demo, result: dict[str, Any]) -> Path:
             parts.append(curves({k: v["curve"] for k, v in result["losses"].items()}))
         if title.startswith("Decomposition"):
             parts.append(all_baselines(result["decomposition"]["baselines"]))
-    parts.append("<h2>Samples of the finished model</h2>")
-    for contact in sorted((demo.out / "samples").glob("*/contact.png")):
-        parts.append(picture(contact.read_bytes(), contact.parent.name))
+    parts.append("<h2>Samples of the finished model: one held-out clip, four tasks</h2>")
+    for task in TASKS:
+        contact = demo.out / "samples" / task / "contact.png"
+        parts.append(picture(contact.read_bytes(), task))
+    parts.append("<h2>Stage by stage</h2>")
+    for sheet in sorted((demo.out / "sheets").glob("*.png")):
+        parts.append(picture(sheet.read_bytes(), sheet.stem))
     parts.append("<h2>Clips</h2>")
     for name in ("mined", "pasted", "held-out", "stills", "neutral"):
         if data := corpus_sheet(demo.corpus(name)):
@@ -189,5 +195,6 @@ def corpus_sheet(path: Path) -> bytes:
     from layerflow.sheet import contact_sheet
 
     corpus = Corpus.open(path)
-    clips: list[LayeredClip] = [corpus.clip(i) for i in range(min(SHEET_CLIPS, len(corpus)))]
+    indices = sorted({int(i) for i in np.linspace(0, len(corpus) - 1, SHEET_CLIPS)})
+    clips: list[LayeredClip] = [corpus.clip(i) for i in indices] if len(corpus) else []
     return encode_png(contact_sheet(clips, height=72)) if clips else b""
