@@ -40,23 +40,19 @@ def seeds(
     it speaks for background; ``ignored``: [N] in [0, 1], movers that are not the subject.
     """
     moving = graph.mean(motion)
-    free = moving[ignored < 0.5]
-    high = float(np.mean(np.sort(free)[-max(1, len(free) // 50) :])) if len(free) else 0.0
-    low, full = max(1.0, 0.22 * high), max(3.0, 0.5 * high)
-    front = np.clip((moving - low) / (full - low), 0, 1)
     textured = graph.mean(texture)
-    still = 1 - np.clip(moving / low, 0, 1)
-    back = 0.4 * still * (0.2 + 0.8 * textured)
-    differs = np.clip((plate.difference - 1.2) / 2.5, 0, 1) * plate.steady
-    changed = graph.mean(differs.astype(np.float32))
     known = graph.mean((plate.seen * plate.steady).astype(np.float32))
     if static:
-        evidence = np.clip((graph.mean(plate.difference) - 0.5) / 1.0, 0, 1)
-        front *= np.where(known > 0.3, evidence, 0.6)
-        front = np.maximum(front, 0.8 * changed)
-    else:
-        some = np.clip(moving / low, 0, 1)
-        front = np.maximum(front, 0.7 * changed * some)
+        # Flow on blank walls is invented: it counts where the picture changes or has structure.
+        evidence = np.clip(graph.mean(plate.difference) - 0.5, 0, 1)
+        moving = moving * np.maximum(np.where(known > 0.3, evidence, 0.6), textured)
+    high = _high(moving[(ignored < 0.5) & (textured > 0.1)])
+    low, full = max(1.0, 0.22 * high), max(3.0, 0.5 * high)
+    front = np.clip((moving - low) / (full - low), 0, 1)
+    some = np.clip(moving / low, 0, 1)
+    back = 0.4 * (1 - some) * (0.2 + 0.8 * textured)
+    changed = graph.mean(np.clip((plate.difference - 1.2) / 2.5, 0, 1) * plate.steady)
+    front = np.maximum(front, 0.8 * changed if static else 0.7 * changed * some)
     if trust_plate:
         equal = graph.mean(np.clip(1 - plate.difference / 1.2, 0, 1) * plate.steady)
         back += 0.8 * equal * (0.15 + 0.85 * textured)
@@ -64,6 +60,11 @@ def seeds(
     back = np.maximum(back, 0.3 * ignored)
     back += 0.15 * np.clip(graph.border, 0, 2)
     return Seeds(front, back * (1 - front))
+
+
+def _high(values: np.ndarray) -> float:
+    """The mean of the highest 2 %, 0 if there are no values."""
+    return float(np.sort(values)[-max(1, len(values) // 50) :].mean()) if len(values) else 0.0
 
 
 def sweep(graph: Graph, p: np.ndarray, front: np.ndarray) -> tuple[float, float]:

@@ -161,6 +161,7 @@ def _prepare(frames: np.ndarray, work_area: int, segments: int) -> _Clip:
     lab8 = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2LAB) for f in rgb])
     lab = lab8.astype(np.float32) * np.array([100 / 255, 1, 1], np.float32)
     tracks = track(gray)
+    texture = np.stack([_texture(g) for g in gray])
     registration = register(gray, None, tracks)
     matches = match(gray, registration, 1)
     # Small pictures get fewer superpixels: below about 100 pixels they stop following outlines.
@@ -169,10 +170,10 @@ def _prepare(frames: np.ndarray, work_area: int, segments: int) -> _Clip:
         gray,
         lab8,
         rgb.astype(np.float32) / np.float32(255),
-        np.stack([_texture(g) for g in gray]),
+        texture,
         tracks,
         matches,
-        _far_matches(gray, registration, matches),
+        _far_matches(gray, texture, registration, matches),
         graph,
         ColourModel(lab8),
         [contrast_weights(f, _CUT_STRENGTH) for f in lab],
@@ -180,11 +181,12 @@ def _prepare(frames: np.ndarray, work_area: int, segments: int) -> _Clip:
 
 
 def _far_matches(
-    gray: np.ndarray, registration: Registration, matches: list[Matches]
+    gray: np.ndarray, texture: np.ndarray, registration: Registration, matches: list[Matches]
 ) -> list[Matches]:
-    """Flow over several frames if the fastest 2 % of the clip are slow, else ``matches``."""
+    """Flow over several frames if the fastest 2 % of what has texture is slow, else ``matches``."""
     length, _ = residual_motion(matches, registration, gray.shape)
-    fast = float(np.mean(np.sort(length[:, ::4, ::4].ravel())[-max(1, length.size // 800) :]))
+    known = np.sort(length[:, ::4, ::4][texture[:, ::4, ::4] > 0.2])
+    fast = float(known[-max(1, len(known) // 50) :].mean()) if len(known) else 0.0
     step = min(_FARTHEST, round(_CLEAR_MOTION / max(fast, 0.1)), (len(gray) - 1) // 2)
     return match(gray, registration, step) if step > 1 else matches
 
