@@ -72,7 +72,7 @@ def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = 
     if options.layout not in LAYOUTS:
         raise ValueError(f"unknown layout {options.layout!r}; layouts are {', '.join(LAYOUTS)}")
     if options.layout == "psd" and importlib.util.find_spec("psd_tools") is None:
-        raise ValueError("--layout psd needs the package psd-tools: pip install psd-tools")
+        raise ValueError("--layout psd needs psd-tools: pip install 'layerflow-toolkit[psd]'")
     recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION)
     plan = make_plan(options)
     work = partial(pack_unit, plan=plan, options=options, recipe=recipe)

@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import layerflow  # noqa: F401  (first: a torchvision that does not fit torch breaks diffusers)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -33,7 +33,7 @@ def read_document(path: Path) -> tuple[U8, U8 | None]:
     try:
         from psd_tools import PSDImage
     except ImportError as error:
-        raise MediaError("layered documents need the package psd-tools") from error
+        raise MediaError("layered documents need psd-tools: the extra 'psd'") from error
     try:
         document = PSDImage.open(path)
         return _layers_of(document)
