@@ -3,18 +3,19 @@
     python bench/publish.py [--megabytes 600] [--folder DIR]
 
 Media cells are random bytes of realistic sizes (conversion does not decode). Both the copy and the
-conversion read from the page cache and end with an fsync. Peak memory is measured in processes of
-their own, on two sizes.
+conversion read from the page cache and end with an fsync; they run in pairs, and the ratio is the
+median of the pairs' ratios. Peak memory (anonymous: mapped corpus pages belong to the page cache)
+is measured in processes of their own, on three sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipelines.publish_card import ConfigInfo
 from pipelines.publish_tables import features_of
 
 CELL_BYTES = {"foreground": 900_000, "alpha": 160_000, "background": 900_000, "blended": 900_000}
-REPEATS = 5
+REPEATS = 7
 
 
 def make_corpus(path: Path, megabytes: int) -> int:
@@ -82,10 +83,46 @@ def timed(work: Callable[[Plan, Path], None], plan: Plan, folder: Path) -> float
         return time.perf_counter() - started
 
 
-def peak_memory(corpus: Path, folder: Path) -> float:
-    """Greatest resident memory of a conversion in a process of its own, in megabytes."""
+class PeakMemory:
+    """Greatest anonymous resident memory of this process while the block runs, in megabytes."""
+
+    def __init__(self) -> None:
+        self.megabytes = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.002):
+            self.megabytes = max(self.megabytes, anonymous_memory())
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def anonymous_memory() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def peak_memory(corpus: Path, folder: Path) -> list[float]:
+    """Anonymous memory in megabytes before a conversion, and its peak, in a process of its own."""
     command = [sys.executable, __file__, "--convert", str(corpus), "--folder", str(folder)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [float(number) for number in answer.split()]
+
+
+def print_memory(corpus: Path, folder: Path) -> None:
+    plan = planned(corpus)
+    features_of({"mined"})  # imports datasets
+    before = anonymous_memory()
+    with PeakMemory() as peak:
+        timed(convert, plan, folder)
+    print(before, peak.megabytes)
 
 
 def main() -> None:
@@ -95,24 +132,30 @@ def main() -> None:
     parser.add_argument("--convert", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.convert:
-        timed(convert, planned(arguments.convert), arguments.folder)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print_memory(arguments.convert, arguments.folder)
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         folder = Path(place)
-        size = make_corpus(folder / "large", arguments.megabytes)
-        make_corpus(folder / "small", arguments.megabytes // 4)
-        plan = planned(folder / "large")  # its checks read all: the page cache is warm
-        timed(convert, planned(folder / "small"), folder)
+        size = make_corpus(folder / "whole", arguments.megabytes)
+        make_corpus(folder / "quarter", arguments.megabytes // 4)
+        plan = planned(folder / "whole")  # its checks read all: the page cache is warm
+        timed(convert, planned(folder / "quarter"), folder)
         pairs = [(timed(copy, plan, folder), timed(convert, plan, folder)) for _ in range(REPEATS)]
+        ratios = sorted(copying / converting for copying, converting in pairs)
         copying, converting = (sorted(times)[REPEATS // 2] for times in zip(*pairs, strict=True))
-        print(f"{size / 1e6:.0f} MB, median of {REPEATS} runs, {os.cpu_count()} CPUs")
-        print(f"copy        {size / 1e6 / copying:7.0f} MB/s")
         print(
-            f"conversion  {size / 1e6 / converting:7.0f} MB/s  ({copying / converting:.2f} of copy)"
+            f"{size / 1e6:.0f} MB, {REPEATS} pairs, {os.cpu_count()} CPUs, load {os.getloadavg()}"
         )
-        memory = [peak_memory(folder / name, folder) for name in ("small", "large")]
-        print(f"peak memory {memory[0]:7.0f} MB of a quarter, {memory[1]:.0f} MB of all")
+        print(f"copy        {size / 1e6 / copying:7.0f} MB/s (median)")
+        print(f"conversion  {size / 1e6 / converting:7.0f} MB/s (median)")
+        print(
+            f"ratio       {ratios[REPEATS // 2]:7.2f} of copy (median of pairs; "
+            f"{ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+        make_corpus(folder / "double", 2 * arguments.megabytes)
+        for name in ("quarter", "whole", "double"):
+            before, peak = peak_memory(folder / name, folder)
+            print(f"memory      {before:7.0f} MB before, {peak:.0f} MB at most: {name}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 6
 LONGEST_WAIT = 120.0
+REGULAR_BYTES = 16 << 20
 AGAIN = "run the same command again: what is already there is not sent again"
 PASSING = frozenset({408, 409, 412, 422, 425, 429, 500, 502, 503, 504})
 Result = TypeVar("Result")
@@ -32,11 +33,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Sent:
-    """What was sent for one file; sha1 is git's, of ``blob <size>\\0`` and the bytes."""
+    """What was sent for one file; sha1 is git's, of ``blob <size>\\0`` and the bytes, of files
+    that may be stored without LFS (the Hub's limit for those is 10 MB)."""
 
     size: int
     sha256: str
-    sha1: str
+    sha1: str | None
 
 
 def push(plan: Plan, *, quiet: bool = False) -> list[str]:
@@ -163,7 +165,6 @@ def _upload(
     for name, large in make_files(plan, folder, existing_card=card, quiet=quiet):
         path = folder / name
         operation = CommitOperationAdd(name, path)
-        sent[name] = _hashes(path)
         if large:
             steadily(
                 api.preupload_lfs_files,
@@ -172,20 +173,20 @@ def _upload(
                 repo_type="dataset",
                 revision=revision,
             )
-            if operation.path_or_fileobj == b"":  # it is up: the client let go of the file
-                path.unlink()
+        sent[name] = _sent(operation, path)  # after the upload, which hashes as it reads
+        if operation.path_or_fileobj == b"":  # it is up: the client let go of the file
+            path.unlink()
         operations.append(operation)
     return operations, sent
 
 
-def _hashes(path: Path) -> Sent:
+def _sent(operation: Any, path: Path) -> Sent:
+    """Checksums of a file; its sha256 is the one that the client has computed already."""
     size = path.stat().st_size
-    sha256, sha1 = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-            sha1.update(block)
-    return Sent(size, sha256.hexdigest(), sha1.hexdigest())
+    sha1 = None
+    if size <= REGULAR_BYTES:
+        sha1 = hashlib.sha1(f"blob {size}\0".encode() + path.read_bytes()).hexdigest()
+    return Sent(size, operation.upload_info.sha256.hex(), sha1)
 
 
 def _stale(api: HfApi, plan: Plan, revision: str, sent: dict[str, Sent]) -> list[Any]:

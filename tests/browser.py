@@ -1,15 +1,11 @@
-"""A small WebDriver client for chromedriver: pages are tested in a real browser."""
+"""A headless Chromium for tests of pages, driven by Selenium; skipped where there is none."""
 
 from __future__ import annotations
 
 import base64
 import json
 import shutil
-import socket
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,43 +18,22 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio"),
 )
-KEYS = {"Escape": "\ue00c", "Enter": "\ue007", "ArrowRight": "\ue014", "ArrowDown": "\ue015"}
 
 
 class Browser:
     """One session of a headless Chromium."""
 
-    def __init__(self, port: int, profile: Path, size: tuple[int, int]) -> None:
-        self._base = f"http://127.0.0.1:{port}"
-        arguments = [*FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
-        options = {"args": arguments, "binary": shutil.which("chromium")}
-        capabilities = {
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"performance": "ALL", "browser": "ALL"},
-        }
-        opened = self._call("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
-        self._session = f"/session/{opened['sessionId']}"
-
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        data = json.dumps(body).encode() if body is not None else None
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._base + path, data, headers, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=60) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(json.load(error)["value"]["message"]) from error
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
 
     def open(self, url: str) -> None:
-        self._call("POST", f"{self._session}/url", {"url": url})
+        self.driver.get(url)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """The value of a script that ends with ``return``."""
-        body = {"script": script, "args": list(arguments)}
-        return self._call("POST", f"{self._session}/execute/sync", body)
+        return self.driver.execute_script(script, *arguments)
 
-    def wait(self, script: str, seconds: float = 15.0) -> None:
+    def wait(self, script: str, seconds: float = 30.0) -> None:
         """Run a script again and again until it returns something true."""
         until = time.monotonic() + seconds
         while not self.run(f"return Boolean((() => {{ {script} }})())"):
@@ -67,25 +42,25 @@ class Browser:
             time.sleep(0.05)
 
     def press(self, *keys: str) -> None:
-        actions = []
+        """Keys by their character, or by their name in Selenium (``ARROW_RIGHT``)."""
+        from selenium.webdriver import ActionChains, Keys
+
+        actions = ActionChains(self.driver, duration=0)
         for key in keys:
-            value = KEYS.get(key, key)
-            actions += [{"type": "keyDown", "value": value}, {"type": "keyUp", "value": value}]
-        source = {"type": "key", "id": "keyboard", "actions": actions}
-        self._call("POST", f"{self._session}/actions", {"actions": [source]})
+            actions.send_keys(getattr(Keys, key) if len(key) > 1 else key)
+        actions.perform()
 
     def resize(self, width: int, height: int) -> None:
         """The size of the page itself: phone widths are below a window's smallest."""
         values = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        body = {"cmd": "Emulation.setDeviceMetricsOverride", "params": values}
-        self._call("POST", f"{self._session}/goog/cdp/execute", body)
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", values)
 
     def screenshot(self, path: Path) -> Path:
-        path.write_bytes(base64.b64decode(self._call("GET", f"{self._session}/screenshot")))
+        path.write_bytes(base64.b64decode(self.driver.get_screenshot_as_base64()))
         return path
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._call("POST", f"{self._session}/se/log", {"type": kind})
+        found: list[dict[str, Any]] = self.driver.get_log(kind)
         return found
 
     def requested(self) -> list[str]:
@@ -98,32 +73,27 @@ class Browser:
         own = ("data:", "blob:", "chrome:", "chrome-untrusted:")  # the new-tab page is Chromium's
         return [url for url in urls if not url.startswith(own)]
 
-    def close(self) -> None:
-        self._call("DELETE", self._session)
-
 
 @contextmanager
 def browser(folder: Path, size: tuple[int, int] = (1280, 900)) -> Iterator[Browser]:
     """A browser with a profile of its own; skips the test where there is no Chromium."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and chromedriver):
         pytest.skip("no chromium with chromedriver (apt-get install chromium chromium-driver)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    driver = subprocess.Popen(
-        ["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        *FLAGS,
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={size[0]},{size[1]}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=chromedriver)  # nothing is downloaded
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_script_timeout(60)
     try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        opened = Browser(port, folder / "profile", size)
-        try:
-            yield opened
-        finally:
-            opened.close()
+        yield Browser(driver)
     finally:
-        driver.terminate()
-        driver.wait(20)
+        driver.quit()

@@ -313,9 +313,9 @@ def test_browser_filters_sorts_and_shows_text_as_text(page: Browser, report: Pat
 
 def test_browser_works_with_the_keyboard_alone(page: Browser, report: Path) -> None:
     load(page, report)
-    page.press("ArrowRight")
+    page.press("ARROW_RIGHT")
     assert page.run("return document.activeElement.clip.index") == 0
-    page.press("ArrowRight", "Enter")
+    page.press("ARROW_RIGHT", "ENTER")
     page.wait("return document.getElementById('detail').open && opened.player.shot")
     assert "mined" in page.run("return document.getElementById('detail-title').textContent")
     assert page.run("return document.querySelectorAll('#panels canvas').length") == 6
@@ -323,10 +323,10 @@ def test_browser_works_with_the_keyboard_alone(page: Browser, report: Path) -> N
     assert page.run("return document.querySelectorAll('#panels canvas').length") == 1
     page.press("0", ".")
     page.wait("return document.getElementById('detail-play').textContent === 'Play'")
-    page.press("ArrowRight")
+    page.press("ARROW_RIGHT")
     page.wait("return document.getElementById('detail-title').textContent.startsWith('image')")
     assert page.run("return document.getElementById('time').hidden")
-    page.press("Escape")
+    page.press("ESCAPE")
     page.wait("return !document.getElementById('detail').open && opened === null")
 
 
@@ -338,7 +338,7 @@ def test_browser_narrow_screen(page: Browser, report: Path, tmp_path: Path) -> N
     for _ in range(2):  # with the clip open, and the grid alone
         page_width = page.run("return document.documentElement.scrollWidth")
         assert page_width <= page.run("return document.documentElement.clientWidth") == 390
-        page.press("Escape")
+        page.press("ESCAPE")
     assert page.screenshot(tmp_path / "narrow.png").stat().st_size > 20_000
     page.resize(1280, 900)
 
