@@ -26,10 +26,11 @@ from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job,
 from pipelines.matting import Matter, make_matter
 from pipelines.stages.colour import straight_foreground
 from pipelines.stages.frames import find_bars, trim_fades
+from pipelines.stages.gates import judge
 from pipelines.stages.listing import Source, list_sources, local_copy
 from pipelines.stages.plate import clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
-from pipelines.stages.score import judge, score_clip
+from pipelines.stages.score import score_clip
 from pipelines.stages.shots import Window, cut_windows, find_shots, why_no_window
 
 FORMAT_VERSION = 2

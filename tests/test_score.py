@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from matting_clips import Truth, moving_disc
 
+from layerflow.corpus import QUALITY_FIELDS
 from pipelines.stages.colour import straight_foreground
+from pipelines.stages.gates import GATES, judge
 from pipelines.stages.plate import Plate, clean_plate
-from pipelines.stages.score import GATES, QUALITY_NAMES, judge, score_clip, score_frames
+from pipelines.stages.score import score_clip, score_frames
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def scores_of(clip: Truth, alpha: np.ndarray, plate: Plate) -> dict[str, float]:
 
 def test_a_true_matte_scores_well(clip: Truth, plate: Plate) -> None:
     scores = scores_of(clip, clip.alpha, plate)
-    assert set(scores) <= set(QUALITY_NAMES)
+    assert set(scores) <= set(QUALITY_FIELDS)
     assert scores["matte_confidence"] == 0.9
     assert scores["recomposition_error"] < 0.3
     assert scores["outside_fidelity"] == 0
@@ -91,7 +93,7 @@ def test_gates_grow_stricter_and_name_known_scores() -> None:
     assert list(GATES) == ["off", "loose", "standard", "strict"]
     for weak, strong in (("loose", "standard"), ("standard", "strict")):
         for name, (low, high) in GATES[weak].items():
-            assert name in QUALITY_NAMES
+            assert name in QUALITY_FIELDS
             assert GATES[strong][name][0] >= low and GATES[strong][name][1] <= high
 
 

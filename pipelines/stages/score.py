@@ -1,4 +1,4 @@
-"""Scores of a layered clip that need no ground truth, and the quality gate that reads them.
+"""Scores of a layered clip that need no ground truth. The quality gate reads them.
 
 All scores are plain floats; what cannot be known for a clip is absent. Lengths are pixels at the
 clip's own size unless a docstring says otherwise, colours are levels of 0..255, areas are shares of
@@ -15,8 +15,9 @@ import numpy as np
 
 from pipelines.matting.numerics import dilate, single_thread
 from pipelines.stages.plate import Plate
+from pipelines.stages.text import text_share
 
-FRAME_SCORES = ("motion", "blur", "exposure_low", "exposure_high")
+FRAME_SCORES = ("motion", "blur", "exposure_low", "exposure_high", "text")
 CLIP_SCORES = (
     "recomposition_error",
     "outside_fidelity",
@@ -43,48 +44,8 @@ CONFIDENCE_SCORES = (
     "motion_contrast",
     "colour_separation",
 )
-QUALITY_NAMES: tuple[str, ...] = CLIP_SCORES + CONFIDENCE_SCORES + FRAME_SCORES
 
-Gate = Mapping[str, tuple[float, float]]
-GATES: dict[str, dict[str, tuple[float, float]]] = {
-    "off": {},
-    "loose": {
-        "area_mean": (0.005, 0.8),
-        "area_min": (0.001, 1.0),
-        "recomposition_error": (0.0, 4.0),
-        "unseen_fraction": (0.0, 0.9),
-        "matte_confidence": (0.35, 1.0),
-    },
-    "standard": {
-        "area_mean": (0.01, 0.65),
-        "area_min": (0.004, 1.0),
-        "area_cv": (0.0, 0.6),
-        "border_contact": (0.0, 0.35),
-        "recomposition_error": (0.0, 2.0),
-        "outside_fidelity": (0.0, 0.5),
-        "soft_fraction": (0.0, 0.6),
-        "warp_iou": (0.7, 1.0),
-        "ghost": (0.0, 0.5),
-        "unseen_fraction": (0.0, 0.5),
-        "matte_confidence": (0.6, 1.0),
-        "matte_stability": (0.8, 1.0),
-    },
-    "strict": {
-        "area_mean": (0.02, 0.6),
-        "area_min": (0.01, 1.0),
-        "area_cv": (0.0, 0.4),
-        "border_contact": (0.0, 0.25),
-        "recomposition_error": (0.0, 1.5),
-        "outside_fidelity": (0.0, 0.1),
-        "soft_fraction": (0.0, 0.4),
-        "warp_iou": (0.85, 1.0),
-        "ghost": (0.0, 0.35),
-        "unseen_fraction": (0.0, 0.25),
-        "registration_residual": (0.0, 1.0),
-        "matte_confidence": (0.7, 1.0),
-        "matte_stability": (0.85, 1.0),
-    },
-}
+Flows = list[tuple[np.ndarray, np.ndarray]]
 
 _FLOW_AREA = 320 * 212  # optical flow for scores is computed at about this many pixels
 
@@ -95,6 +56,9 @@ def score_clip(
     alpha: np.ndarray,
     plate: Plate,
     confidence: Mapping[str, float] | None = None,
+    *,
+    flows: Flows | None = None,
+    frame_scores: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """All scores of a mined clip, before encoding.
 
@@ -117,7 +81,9 @@ def score_clip(
     - ``registration_residual``: median reprojection error of the camera motion, pixels at a frame
       of 480 lines; ``camera_static``: share of frame pairs without camera motion;
       ``feature_survival``: share of features that tracked consistently.
-    - the scores of ``score_frames``.
+    - the scores of ``score_frames``, which may come in as ``frame_scores``.
+
+    ``flows``: of ``neighbour_flows``, if they are known already.
     """
     if not frames.shape == foreground.shape == plate.background.shape:
         raise ValueError(
@@ -128,8 +94,8 @@ def score_clip(
         raise ValueError(f"alpha {list(alpha.shape)} does not fit frames {list(frames.shape)}")
     matte = alpha.astype(np.float32) / np.float32(255) if alpha.dtype == np.uint8 else alpha
     with single_thread():
-        flows = _flows(frames)
-        scores = _motion_and_exposure(frames, flows)
+        flows = neighbour_flows(frames) if flows is None else flows
+        scores = dict(score_frames(frames, flows) if frame_scores is None else frame_scores)
         scores.update(_layers(frames, foreground, matte, plate))
         scores.update(_shape(matte))
         scores.update(_stability(matte, flows))
@@ -140,11 +106,11 @@ def score_clip(
         camera_static=registration.static,
         feature_survival=registration.survival,
     )
-    scores.update({k: float(v) for k, v in (confidence or {}).items() if k in QUALITY_NAMES})
+    scores.update({k: float(v) for k, v in (confidence or {}).items() if k in CONFIDENCE_SCORES})
     return {k: float(v) for k, v in scores.items() if math.isfinite(v)}
 
 
-def score_frames(frames: np.ndarray) -> dict[str, float]:
+def score_frames(frames: np.ndarray, flows: Flows | None = None) -> dict[str, float]:
     """The cheap scores of uint8 [T, H, W, 3] frames alone, for filters before matting.
 
     - ``motion``: mean length of the optical flow between neighbouring frames, in pixels at a frame
@@ -152,38 +118,14 @@ def score_frames(frames: np.ndarray) -> dict[str, float]:
     - ``blur``: variance of the Laplacian of the grey picture at 480 lines at most, mean over
       frames; below about 50 a picture looks blurred.
     - ``exposure_low|high``: share of pixels with a luma of at most 5 | at least 250.
+    - ``text``: share of the picture that looks like burnt-in text, see ``text.text_share``.
     """
     with single_thread():
-        return _motion_and_exposure(frames, _flows(frames))
+        scores = _motion_and_exposure(frames, neighbour_flows(frames) if flows is None else flows)
+        return {**scores, "text": text_share(frames)}
 
 
-def judge(scores: Mapping[str, float | None], gate: str | Gate) -> str | None:
-    """Why a clip fails the quality gate, or None if it passes.
-
-    ``gate``: a preset of ``GATES`` or a mapping score -> (minimum, maximum), both inclusive. A
-    score that is absent or None is not judged: not every backend knows its own confidence.
-    Raises ValueError for an unknown preset or score name.
-    """
-    if isinstance(gate, str):
-        if gate not in GATES:
-            raise ValueError(f"unknown quality gate {gate!r}; choose one of {', '.join(GATES)}")
-        gate = GATES[gate]
-    for name, (low, high) in gate.items():
-        if name not in QUALITY_NAMES:
-            raise ValueError(
-                f"quality gate names an unknown score {name!r}; known: {', '.join(QUALITY_NAMES)}"
-            )
-        value = scores.get(name)
-        if value is None or math.isnan(value):
-            continue
-        if value < low:
-            return f"{name} {value:.4g} below {low:g}"
-        if value > high:
-            return f"{name} {value:.4g} above {high:g}"
-    return None
-
-
-def _flows(frames: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def neighbour_flows(frames: np.ndarray) -> Flows:
     """Small optical flow of neighbours: (t -> t-1, t-1 -> t) for t = 1.., float32 [h, w, 2]."""
     height, width = frames.shape[1:3]
     factor = min(1.0, (_FLOW_AREA / (height * width)) ** 0.5)
@@ -197,9 +139,7 @@ def _flows(frames: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
-def _motion_and_exposure(
-    frames: np.ndarray, flows: list[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, float]:
+def _motion_and_exposure(frames: np.ndarray, flows: Flows) -> dict[str, float]:
     height, width = frames.shape[1:3]
     factor = min(1.0, 480 / height)
     blur, low, high = [], [], []
@@ -293,7 +233,7 @@ def _shape(matte: np.ndarray) -> dict[str, float]:
     }
 
 
-def _stability(matte: np.ndarray, flows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+def _stability(matte: np.ndarray, flows: Flows) -> dict[str, float]:
     """Flicker and IoU of the matte against itself carried along the flow."""
     if not flows:
         return {"flicker": 0.0, "warp_iou": 1.0}

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from layerflow.clip import U8
 from layerflow.corpus import Corpus
+from pipelines.stages.gates import judge
 from pipelines.stages.layouts import Film, Group, group_files, split_films, words_of
 from pipelines.stages.prompts import TEMPLATE, sidecar_prompts
-from pipelines.stages.score import judge
 
 F64 = NDArray[np.float64]
 _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
