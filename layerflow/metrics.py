@@ -10,6 +10,7 @@ MAD and MSE times 1000, SAD, Grad and Conn divided by 1000 and averaged over fra
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -192,6 +193,58 @@ def masked_psnr(predicted: U8, truth: U8, mask: NDArray[np.bool_] | None = None)
         return float("nan")
     mean = float(chosen.mean())
     return float("inf") if mean == 0 else float(10 * np.log10(255.0**2 / mean))
+
+
+def masked_ssim(predicted: U8, truth: U8, mask: NDArray[np.bool_] | None = None) -> float:
+    """Mean structural similarity over ``mask`` ``[T, H, W]`` (None: all); 1 for equal pictures.
+
+    Wang et al. 2004, per channel: with Gaussian means m, variances v and covariance c of sigma
+    1.5, ``(2 m_p m_t + C1)(2 c + C2) / ((m_p^2 + m_t^2 + C1)(v_p + v_t + C2))``, where
+    C1 = (0.01 * 255)^2 and C2 = (0.03 * 255)^2. NaN for an empty mask.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"shapes differ: {list(predicted.shape)} and {list(truth.shape)}")
+    maps = np.stack([_ssim_map(p, t) for p, t in zip(predicted, truth, strict=True)])
+    chosen = maps if mask is None else maps[mask]
+    return float(chosen.mean()) if chosen.size else float("nan")
+
+
+def _ssim_map(left: U8, right: U8) -> F64:
+    def blur(image: F64) -> F64:
+        return cv2.GaussianBlur(image, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT)
+
+    x, y = left.astype(np.float64), right.astype(np.float64)
+    mx, my = blur(x), blur(y)
+    vx, vy, c = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return (2 * mx * my + c1) * (2 * c + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+
+
+def dynamic_from_flows(flows: NDArray[np.floating], fps: float = 8.0) -> bool:
+    """Whether a clip moves much, by VBench's rule, from flows ``[T-1, H, W, 2]`` in pixels.
+
+    A pair of frames moves when the mean speed of its fastest 5 % of pixels is above
+    ``6 * min(H, W) / 256``; a clip is dynamic when at least ``round(4 * T / 16)`` pairs move. The
+    rule is for 8 frames a second; speeds are brought to that rate.
+    """
+    pairs, height, width = flows.shape[:3]
+    speeds = np.sort(np.hypot(flows[..., 0], flows[..., 1]).reshape(pairs, -1), axis=1)[:, ::-1]
+    fastest = speeds[:, : max(1, int(0.05 * height * width))].mean(1) * (fps / 8.0)
+    moving = int((fastest > 6.0 * min(height, width) / 256.0).sum())
+    return moving >= max(1, round(4 * (pairs + 1) / 16))
+
+
+def dynamic_degree(frames: U8, fps: float = 8.0) -> float:
+    """1 for a clip ``[T, H, W, 3]`` that moves much, else 0 (`dynamic_from_flows`).
+
+    VBench takes its flow from RAFT, this from OpenCV's DIS, so figures compare among themselves.
+    """
+    if len(frames) < 2:
+        return 0.0
+    finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    flows = [finder.calc(a, b, None) for a, b in itertools.pairwise(grey)]
+    return float(dynamic_from_flows(np.stack(flows), fps))
 
 
 def centroids(alpha: Alpha) -> F64:

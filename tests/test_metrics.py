@@ -99,6 +99,60 @@ def test_masked_psnr_by_hand() -> None:
     assert np.isnan(metrics.masked_psnr(predicted, truth, mask & ~mask))
 
 
+def test_ssim_by_hand() -> None:
+    """Of constant pictures only the means remain: (2ab + C1) / (a^2 + b^2 + C1)."""
+    a, b, c1 = 100.0, 140.0, (0.01 * 255) ** 2
+    left = np.full((2, 16, 16, 3), 100, np.uint8)
+    right = np.full((2, 16, 16, 3), 140, np.uint8)
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    assert metrics.masked_ssim(left, right) == pytest.approx(expected)
+    assert metrics.masked_ssim(left, left) == pytest.approx(1.0)
+    hole = np.zeros((2, 16, 16), bool)
+    assert np.isnan(metrics.masked_ssim(left, right, hole))
+    hole[0, 2, 2] = True
+    right[1] = 0  # not in the hole
+    assert metrics.masked_ssim(left, right, hole) == pytest.approx(expected)
+
+
+def test_ssim_equals_an_independent_one() -> None:
+    from skimage.metrics import structural_similarity
+
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(0, 256, (2, 1, 24, 24, 3)).astype(np.uint8)
+    right = (0.7 * left + 0.3 * right).astype(np.uint8)
+    theirs = structural_similarity(
+        left[0], right[0], channel_axis=2, data_range=255, gaussian_weights=True,
+        use_sample_covariance=False, full=True,
+    )[1]  # fmt: skip
+    inner = np.zeros((1, 24, 24), bool)
+    inner[:, 6:18, 6:18] = True  # borders are extended differently
+    assert metrics.masked_ssim(left, right, inner) == pytest.approx(
+        theirs[6:18, 6:18].mean(), abs=1e-6
+    )
+
+
+def test_dynamic_degree_by_hand() -> None:
+    """64x64: a pair moves above 6 * 64 / 256 = 1.5 px; of 16 frames 4 pairs must move."""
+    flows = np.zeros((15, 64, 64, 2))
+    fastest = flows.reshape(15, -1, 2)
+    fastest[:4, :204, 0] = 1.6  # 5 % of 4096 pixels is 204
+    assert metrics.dynamic_from_flows(flows)
+    assert not metrics.dynamic_from_flows(flows, fps=4.0)  # 0.8 px at 8 frames a second
+    fastest[3] = 0
+    assert not metrics.dynamic_from_flows(flows)
+    fastest[3, :100, 1] = 1.6  # half of the fastest 5 %
+    assert not metrics.dynamic_from_flows(flows)
+
+
+def test_dynamic_degree_of_pictures() -> None:
+    texture = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    texture = np.repeat(np.repeat(texture, 4, 0), 4, 1)[:64]
+    moving = np.stack([texture[:, 4 * t : 4 * t + 64] for t in range(8)])
+    assert metrics.dynamic_degree(moving) == 1.0
+    assert metrics.dynamic_degree(moving[:1].repeat(8, 0)) == 0.0
+    assert metrics.dynamic_degree(moving[:1]) == 0.0
+
+
 def test_drift_is_net_motion() -> None:
     alpha = np.zeros((4, 8, 16), np.uint8)
     for t, x in enumerate((2, 9, 3, 8)):  # jitters, and ends 6 pixels to the right

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-GROUPS = ("data", "care", "model", "train", "publish", "demo")
+GROUPS = ("data", "care", "model", "train", "evaluate", "publish", "demo")
 
 
 def build_app() -> typer.Typer:
