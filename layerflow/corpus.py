@@ -72,6 +72,26 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Columns that a corpus may have beyond SCHEMA; their values may be null. See layerflow.extras.
+OBJECT = pa.struct(
+    [
+        ("order", pa.int32()),
+        ("prompt", pa.string()),
+        ("visible_alpha", pa.large_binary()),
+        ("amodal_alpha", pa.large_binary()),
+        ("origin", ORIGIN),
+    ]
+)
+EXTRAS = pa.schema(
+    [
+        ("shadow", pa.string()),
+        ("plate", pa.large_binary()),
+        ("objects", pa.list_(OBJECT)),
+        ("draw", pa.string()),
+    ]
+)
+EXTENDED_SCHEMA = pa.schema([*SCHEMA, *EXTRAS])
+
 REJECTED_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
@@ -138,7 +158,7 @@ def encode_row(
     origin: Mapping[str, Any],
     quality: Mapping[str, float] | None,
     recipe: str,
-    crf: int = 12,
+    crf: int = 10,
 ) -> dict[str, Any]:
     """A corpus row: the layers encoded as media cells, and all that is known of the clip."""
     if clip.kind == "image":

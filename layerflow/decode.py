@@ -43,7 +43,7 @@ class Decoder:
         memory: int = MEMORY_BYTES,
     ) -> None:
         self._limits = limits or Limits()
-        self._deadline = deadline
+        self.deadline = deadline
         self._memory = memory
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -108,14 +108,14 @@ class Decoder:
         try:
             child.stdin.write(message.encode())
             child.stdin.flush()
-            head, body = self._answer(child, time.monotonic() + self._deadline)
+            head, body = self._answer(child, time.monotonic() + self.deadline)
         except (BrokenPipeError, EOFError) as error:
             code = child.wait()
             self.close()
             raise MediaError(f"the decoder {_how_it_died(code)}") from error
         except TimeoutError as error:
             self.close()
-            raise MediaError(f"decoding took longer than {self._deadline:.0f} s") from error
+            raise MediaError(f"decoding took longer than {self.deadline:.0f} s") from error
         if "error" in head:
             raise MediaError(head["error"])
         return head, body
@@ -157,6 +157,22 @@ class Decoder:
             while len(body) < head.get("bytes", 0):
                 body += read(1 << 20)
             return head, body
+
+
+_shared: Decoder | None = None
+
+
+def shared_decoder(deadline: float) -> Decoder:
+    """This process' decoder, kept for the next caller: starting a child takes a second.
+
+    The child ends with this process. Not thread-safe.
+    """
+    global _shared
+    if _shared is None or _shared.deadline != deadline:
+        if _shared is not None:
+            _shared.close()
+        _shared = Decoder(deadline=deadline)
+    return _shared
 
 
 def _how_it_died(code: int) -> str:

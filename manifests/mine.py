@@ -22,9 +22,12 @@ class MineOptions(Strict):
     matting: str = Field("motion", description="matting backend")
     weights: str | None = Field(None, description="the backend's weights, a local path")
     gate: Gate = Field("standard", description="quality gate")
+    thresholds: dict[str, tuple[float, float]] = Field(
+        {}, description="score -> (minimum, maximum), in place of the gate's own"
+    )
     prompts: str | None = Field(None, description="CSV, JSONL or Parquet table of prompts")
     span: float = Field(60.0, gt=1, description="seconds of video that one unit of work takes")
     deadline: float = Field(180.0, gt=0, description="seconds that one decoding request may take")
-    crf: int = Field(12, ge=0, le=40, description="H.264 quality of colour layers")
+    crf: int = Field(10, ge=0, le=40, description="H.264 quality of colour layers")
     licence: str | None = Field(None, description="licence of all inputs, for the record")
     attribution: str | None = Field(None, description="whom to name for all inputs")

@@ -19,6 +19,7 @@ def start_ray(workers: int | None = None) -> None:
         options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not os.environ.get("RAY_ADDRESS"):
             options |= {
+                "address": "local",  # never somebody else's cluster that happens to run here
                 "num_cpus": max(workers or 0, os.cpu_count() or 1),
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,

@@ -10,15 +10,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
+import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
+from pipelines.staging import commit_unit, read_stream, write_json
 
 ATTEMPTS = 2
 
@@ -47,13 +48,30 @@ class Unit:
 
 @dataclass
 class Outcome:
-    """What a unit gave: corpus rows in time order, and rejected rows."""
+    """What a unit gave: corpus rows in time order, and rejected rows.
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    ``rows`` may be a generator, so that memory holds one row; ``rejected`` is read after it.
+    """
+
+    rows: Iterable[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FirstPass:
+    """A cheap look at every unit before any of them does its work.
+
+    look: payload -> JSON-able findings, run like the work itself. plan: sees all findings in the
+    order of the units, one at a time, and returns what to add to the payloads of some units, by
+    key. Every payload also gets ``look``: the path of the unit's own findings.
+    """
+
+    look: Callable[[dict[str, Any]], dict[str, Any]]
+    plan: Callable[[Iterable[tuple[Unit, dict[str, Any]]]], Mapping[str, dict[str, Any]]]
+
+
 Work = Callable[[dict[str, Any]], Outcome]
+Refuse = Callable[[dict[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -107,10 +125,15 @@ def run_job(
     recipe: Recipe,
     workers: int | None = None,
     quiet: bool = False,
+    schema: pa.Schema = SCHEMA,
+    refuse: Refuse | None = None,
+    first_pass: FirstPass | None = None,
 ) -> Summary:
     """Run every unit that is not staged yet, then compact into the corpus ``out``.
 
-    workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray.
+    workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
+    corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
+    one is left out as a near-duplicate. first_pass: before the work.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe.
     """
     started = time.monotonic()
@@ -124,14 +147,17 @@ def run_job(
         staging.mkdir(exist_ok=True)
         missing = [unit for unit in units if not (staging / unit.key).is_dir()]
         resumed = len(units) - len(missing)
-        for _ in range(ATTEMPTS):
-            _run_units(missing, work, staging, workers, quiet)
-            missing = [unit for unit in missing if not (staging / unit.key).is_dir()]
-            if not missing:
-                break
-        for unit in missing:
-            _commit(staging, unit.key, Outcome(rejected=[_lost(unit, recipe)]))
-        return _compact(out, units, recipe, plan, started, resumed)
+        if first_pass is not None and missing:
+            additions = _look_first(units, first_pass, staging / "looks", workers, quiet)
+            missing = [replace(u, payload=u.payload | additions(u)) for u in missing]
+
+        def do(key: str, payload: dict[str, Any]) -> dict[str, int]:
+            return commit_unit(staging.resolve(), key, work(payload), schema)
+
+        for unit in _run_units(missing, do, lambda key: (staging / key).is_dir(), workers, quiet):
+            commit_unit(staging, unit.key, Outcome(rejected=[_lost(unit, recipe)]), schema)
+        summary = _compact(out, units, recipe, plan, schema, refuse)
+        return replace(summary, seconds=time.monotonic() - started, resumed=resumed)
 
 
 def _lost(unit: Unit, recipe: Recipe) -> dict[str, Any]:
@@ -154,13 +180,13 @@ def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
     """Start or continue; a Summary when the same job is already complete."""
     info_path = out / "corpus.json"
     if not info_path.is_file():
-        others = [p.name for p in out.iterdir() if p.name not in {".lock", "staging"}]
+        others = [p.name for p in out.iterdir() if p.name[0] != "." and p.name != "staging"]
         if others:
             raise ValueError(
                 f"{out} is not empty and holds no corpus of ours (found {sorted(others)[:3]}); "
                 "choose another --out"
             )
-        _write_json(info_path, _info(recipe, plan, "running"))
+        write_json(info_path, _info(recipe, plan, "running"))
         return None
     info = json.loads(info_path.read_text())
     if info.get("recipe") != recipe.hash:
@@ -202,59 +228,50 @@ def _difference(info: dict[str, Any], recipe: Recipe) -> str:
     return "\n".join(lines) or "  (only the format version differs)"
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _look_first(
+    units: Sequence[Unit], first_pass: FirstPass, folder: Path, workers: int | None, quiet: bool
+) -> Callable[[Unit], dict[str, Any]]:
+    """Take the looks that are missing; returns what each unit's payload gets."""
+    folder.mkdir(exist_ok=True)
+    found = {unit.key: folder.resolve() / f"{unit.key}.json" for unit in units}
 
+    def look(key: str, payload: dict[str, Any]) -> dict[str, int]:
+        write_json(found[key], first_pass.look(payload))
+        return {}
 
-def _write_stream(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    with path.open("wb") as file:
-        with pa.ipc.new_stream(file, schema) as writer:
-            for row in rows:
-                writer.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_stream(path: Path) -> Iterator[dict[str, Any]]:
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-        for batch in reader:
-            yield from batch.to_pylist()
-
-
-def _commit(staging: Path, key: str, outcome: Outcome) -> None:
-    """A unit's folder appears whole or not at all."""
-    temporary = staging / f".{key}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _write_stream(temporary / "rows.arrow", outcome.rows, SCHEMA)
-    _write_stream(temporary / "rejected.arrow", outcome.rejected, REJECTED_SCHEMA)
-    try:
-        temporary.rename(staging / key)
-    except OSError:  # another attempt of the same unit was first: equal content
-        shutil.rmtree(temporary)
+    missing = [unit for unit in units if not found[unit.key].is_file()]
+    lost = {u.key for u in _run_units(missing, look, lambda k: found[k].is_file(), workers, quiet)}
+    seen = [unit for unit in units if unit.key not in lost]
+    plan = first_pass.plan((unit, json.loads(found[unit.key].read_text())) for unit in seen)
+    return lambda unit: {
+        **plan.get(unit.key, {}),
+        "look": None if unit.key in lost else str(found[unit.key]),
+    }
 
 
 def _run_units(
-    units: Sequence[Unit], work: Work, staging: Path, workers: int | None, quiet: bool
-) -> None:
-    if not units:
-        return
-    if workers == 0:
-        for unit in _progress(units, len(units), quiet):
-            _commit(staging, unit.key, work(unit.payload))
-        return
-    for _ in _progress(_ray_rows(units, work, staging.resolve(), workers), len(units), quiet):
-        pass
+    units: Sequence[Unit],
+    do: Callable[[str, dict[str, Any]], dict[str, int]],
+    is_done: Callable[[str], bool],
+    workers: int | None,
+    quiet: bool,
+) -> list[Unit]:
+    """Do what is not done, again where a worker died. Returns the units that killed theirs."""
+    for _ in range(ATTEMPTS):
+        if not units:
+            break
+        if workers == 0:
+            for unit in _progress(units, len(units), quiet):
+                do(unit.key, unit.payload)
+        else:
+            for _row in _progress(_ray_rows(units, do, workers), len(units), quiet):
+                pass
+        units = [unit for unit in units if not is_done(unit.key)]
+    return list(units)
 
 
 def _ray_rows(
-    units: Sequence[Unit], work: Work, staging: Path, workers: int | None
+    units: Sequence[Unit], do: Callable[[str, dict[str, Any]], dict[str, int]], workers: int | None
 ) -> Iterator[dict[str, Any]]:
     """Run units as a Ray Data pipeline; yields a small row as each unit commits."""
     import ray
@@ -265,9 +282,7 @@ def _ray_rows(
     items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
 
     def run(item: dict[str, Any]) -> dict[str, Any]:
-        outcome = work(json.loads(item["payload"]))
-        _commit(staging, item["key"], outcome)
-        return {"kept": len(outcome.rows), "rejected": len(outcome.rejected)}
+        return {"key": item["key"], **do(item["key"], json.loads(item["payload"]))}
 
     blocks = min(len(items), 2000)
     with warnings.catch_warnings():
@@ -294,8 +309,8 @@ def _compact(
     units: Sequence[Unit],
     recipe: Recipe,
     plan: str,
-    started: float,
-    resumed: int,
+    schema: pa.Schema,
+    refuse: Refuse | None,
 ) -> Summary:
     """Stream staged rows, in unit order, into shards; publish them; drop the staging files."""
     staging, building = out / "staging", out / ".building"
@@ -303,20 +318,26 @@ def _compact(
     ordered = sorted(units, key=lambda unit: unit.order)
     reasons: Counter[str] = Counter()
     duplicates: list[dict[str, Any]] = []
-    seen: dict[str, str] = {}
+    seen: dict[int, str] = {}  # ids as numbers and shared names: some 100 bytes a row
 
     def rows() -> Iterator[dict[str, Any]]:
         for unit in ordered:
-            for row in _read_stream(staging / unit.key / "rows.arrow"):
-                if row["id"] in seen:
-                    duplicates.append(_duplicate(row, seen[row["id"]], recipe))
-                else:
-                    seen[row["id"]] = row["origin"]["uri"]
-                    yield row
+            for row in read_stream(staging / unit.key / "rows.arrow"):
+                number = int(row["id"], 16)
+                if number in seen:
+                    text = f"the same content as {seen[number]}"
+                    duplicates.append(_duplicate(row, text, recipe))
+                    continue
+                reason = refuse(row) if refuse is not None else None
+                if reason is not None:
+                    duplicates.append(_duplicate(row, reason, recipe))
+                    continue
+                seen[number] = sys.intern(row["origin"]["uri"])
+                yield row
 
     def rejected() -> Iterator[dict[str, Any]]:
         for unit in ordered:
-            yield from _read_stream(staging / unit.key / "rejected.arrow")
+            yield from read_stream(staging / unit.key / "rejected.arrow")
         yield from duplicates
 
     def counted(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -324,30 +345,28 @@ def _compact(
             reasons[f"{row['stage']}: {re.sub(r'-?[0-9][0-9.]*', 'N', row['reason'])}"] += 1
             yield row
 
-    kept = write_table(building, rows(), SCHEMA)
+    kept = write_table(building, rows(), schema)
     refused = write_table(building / "rejected", counted(rejected()), REJECTED_SCHEMA)
-    _publish(building, out)
+    _publish(building, out, schema)
     counts = {"rows": kept, "rejected": refused, "reasons": dict(reasons), "units": len(units)}
-    _write_json(out / "corpus.json", _info(recipe, plan, "complete", **counts))
+    write_json(out / "corpus.json", _info(recipe, plan, "complete", **counts))
     shutil.rmtree(staging)
-    seconds = time.monotonic() - started
-    return Summary(out, kept, refused, dict(reasons), seconds, resumed)
+    return Summary(out, kept, refused, dict(reasons), 0.0)
 
 
-def _duplicate(row: dict[str, Any], first: str, recipe: Recipe) -> dict[str, Any]:
+def _duplicate(row: dict[str, Any], reason: str, recipe: Recipe) -> dict[str, Any]:
     source = row["origin"]
-    reason = f"the same content as {first}"
     return rejected_row(
         source["uri"], "duplicates", reason, kind=row["kind"], recipe=recipe.hash,
         start=source["start"], end=source["end"],
     )  # fmt: skip
 
 
-def _publish(building: Path, out: Path) -> None:
+def _publish(building: Path, out: Path, schema: pa.Schema) -> None:
     """Move finished files into place, the one that makes them a corpus last."""
     shutil.rmtree(out / "rejected", ignore_errors=True)
     (building / "rejected").rename(out / "rejected")
     for path in sorted(building.iterdir(), key=lambda p: p.name == "state.json"):
         path.replace(out / path.name)
     building.rmdir()
-    assert Table(out).schema.equals(SCHEMA)
+    assert Table(out).schema.equals(schema)

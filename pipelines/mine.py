@@ -1,14 +1,14 @@
 """Mine: real video -> layered clips.
 
-list videos -> time spans -> shots -> windows -> matting -> foreground colour -> clean background
--> prompts -> scores -> quality gate -> corpus. One unit of work is one time span of one video; a
-bad input becomes a rejected row and the job goes on.
+list videos -> time spans -> survey (shots, windows, duplicates) -> frames -> cheap filters ->
+matting -> foreground colour -> clean background -> scores -> quality gate -> corpus. One unit of
+work is one time span of one video; a bad input becomes a rejected row and the job goes on.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,24 +17,36 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import PROMPTED, U8, LayeredClip
-from layerflow.corpus import clip_id, encode_row, file_sha256, origin, rejected_row
-from layerflow.decode import Decoder
+from layerflow.corpus import clip_id, encode_row, origin, rejected_row
+from layerflow.decode import Decoder, shared_decoder
 from layerflow.media import MediaError
 from layerflow.video import Limits
 from manifests.mine import MineOptions
-from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
+from pipelines.jobs import (
+    FirstPass,
+    Outcome,
+    Recipe,
+    Summary,
+    Unit,
+    make_recipe,
+    run_job,
+    unit_key,
+)
 from pipelines.matting import Matter, make_matter
 from pipelines.stages.colour import straight_foreground
-from pipelines.stages.frames import find_bars, trim_fades
-from pipelines.stages.gates import judge
+from pipelines.stages.gates import judge, resolve_gate
 from pipelines.stages.listing import Source, list_sources, local_copy
 from pipelines.stages.plate import clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
-from pipelines.stages.score import score_clip
-from pipelines.stages.shots import Window, cut_windows, find_shots, why_no_window
+from pipelines.stages.score import Flows, neighbour_flows, score_clip, score_frames
+from pipelines.stages.shots import Window
+from pipelines.stages.spans import WHOLE, time_spans
+from pipelines.survey import plan_duplicates, survey_unit
 
-FORMAT_VERSION = 2
-WHOLE = 1e12  # an end that no video reaches
+FORMAT_VERSION = 3
+
+Twin = tuple[str, float, float]
+"""The earlier window that one resembles: uri, start in seconds, duplicate_distance."""
 
 
 def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = False) -> Summary:
@@ -45,10 +57,18 @@ def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = 
     """
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
+    resolve_gate(options.gate, options.thresholds)
     _matter(options.matting, options.weights)
     units = plan_units(list_sources(options.inputs), options, table)
-    work = partial(mine_unit, options=options, recipe=recipe)
-    return run_job(units, work, out=Path(options.out), recipe=recipe, workers=workers, quiet=quiet)
+    return run_job(
+        units,
+        partial(mine_unit, options=options, recipe=recipe),
+        first_pass=FirstPass(partial(survey_unit, options=options), plan_duplicates),
+        out=Path(options.out),
+        recipe=recipe,
+        workers=workers,
+        quiet=quiet,
+    )
 
 
 def plan_units(
@@ -92,13 +112,6 @@ def _prompts(source: Source, table: Mapping[str, Mapping[str, str]] | None) -> d
     return prompts_for(Path(path), source.uri, table)[0]
 
 
-def time_spans(seconds: float, span: float) -> list[tuple[float, float]]:
-    """Time spans of ``span`` seconds; the last one has no end and may be a quarter longer."""
-    count = max(1, math.ceil(seconds / span - 0.25))
-    ends = [*((index + 1) * span for index in range(count - 1)), WHOLE]
-    return [(index * span, end) for index, end in enumerate(ends)]
-
-
 @lru_cache(maxsize=1)
 def _matter(name: str, weights: str | None) -> Matter:
     """One backend a process: weights are loaded once, not once a unit."""
@@ -140,94 +153,104 @@ class _Job:
 
 
 def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) -> Outcome:
-    """All clips of one time span of one video."""
+    """All clips of one unit, by what the survey found in it (``payload["look"]``, a JSON file)."""
     outcome = Outcome()
-    with Decoder(deadline=options.deadline) as decoder:
-        job = _Job(options, recipe, payload, Path(), decoder, outcome)
-        if payload["problem"]:
-            job.reject("read", payload["problem"])
-            return outcome
-        try:
-            with local_copy(payload["location"], Limits().max_bytes) as path:
-                job.path = path
-                _mine_file(job)
-        except ValueError as error:  # the file itself: fetching, probing, hashing
-            job.reject("read", str(error))
+    job = _Job(options, recipe, payload, Path(), shared_decoder(options.deadline), outcome)
+    outcome.rows = _rows(job)
     return outcome
 
 
-def _mine_file(job: _Job) -> None:
-    sha256 = file_sha256(job.path)
-    spans = [(job.payload["start"], job.payload["end"])]
-    if "://" in job.payload["location"]:
-        spans = time_spans(job.decoder.probe(job.path).seconds, job.options.span)
-    for span in spans:
-        for window in _windows(job, *span):
-            try:
-                _mine_window(job, window, sha256)
-            except MediaError as error:
-                job.reject("decode", str(error), window)
-            except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-                job.reject("layers", f"{type(error).__name__}: {error}", window)
-
-
-def _windows(job: _Job, start: float, end: float) -> list[Window]:
-    """Shots and windows of a span; what is wrong with it goes to the rejected rows."""
-    options = job.options
-    damage: list[str] = []
+def _rows(job: _Job) -> Iterator[dict[str, Any]]:
+    """Corpus rows, one in memory at a time; rejected rows go to the job's outcome."""
+    payload = job.payload
+    if payload["look"] is None:
+        job.reject("worker", "the worker died while looking at this input")
+        return
+    survey = json.loads(Path(payload["look"]).read_text())
+    for stage, reason in survey["problems"]:
+        job.reject(stage, reason)
+    if not survey["windows"]:
+        return
     try:
-        times, thumbs = job.decoder.scan(job.path, start, end, damage=damage)
+        with local_copy(payload["location"], Limits().max_bytes) as path:
+            job.path = path
+            for index, found in enumerate(survey["windows"]):
+                window = Window(tuple(found["times"]), found["box"] and tuple(found["box"]))
+                twin = payload.get("duplicates", {}).get(str(index))
+                row = _try_window(job, window, survey["sha256"], twin)
+                if row is not None:
+                    yield row
+    except ValueError as error:
+        job.reject("read", str(error))
+
+
+def _try_window(job: _Job, window: Window, sha256: str, twin: Twin | None) -> dict[str, Any] | None:
+    try:
+        return _mine_window(job, window, sha256, twin)
     except MediaError as error:
-        job.reject("decode", str(error))
-        return []
-    if damage:  # what can be saved is used; what cannot is on record
-        job.reject("decode", f"{len(damage)} damaged packets: {damage[0]}")
-    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps
-    shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate)]
-    windows: list[Window] = []
-    for shot in shots:
-        bars = find_bars(thumbs[shot[0] : shot[1]])
-        windows += cut_windows(times, shot, options.frames, options.fps, bars)
-    if not windows:
-        job.reject("windows", why_no_window(times, shots, options.frames, options.fps))
-    return windows
+        job.reject("decode", str(error), window)
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        job.reject("layers", f"{type(error).__name__}: {error}", window)
+    return None
 
 
-def _mine_window(job: _Job, window: Window, sha256: str) -> None:
-    """Layers, scores and the gate for one window."""
+def _mine_window(
+    job: _Job, window: Window, sha256: str, twin: Twin | None
+) -> dict[str, Any] | None:
+    """Cheap filters, layers, scores and the gate for one window: its row, if it passes."""
     options, payload = job.options, job.payload
+    gate = resolve_gate(options.gate, options.thresholds)
+    early: dict[str, float] = {}
+    if twin is not None:
+        early["duplicate_distance"] = twin[2]
+        if judge(early, gate) is not None:
+            reason = f"nearly the same as {twin[0]} at {twin[1]:.2f} s"
+            job.reject("duplicates", reason, window, early)
+            return None
     frames = job.decoder.fetch(job.path, window.times, *options.size, box=window.box)
-    layers, scores = make_layers(frames, _matter(options.matting, options.weights), options.fps)
-    verdict = judge(scores, options.gate)
+    flows = neighbour_flows(frames)
+    early |= score_frames(frames, flows)
+    verdict = judge(early, gate)
+    if verdict is not None:
+        job.reject("filters", verdict, window, early)
+        return None
+    matter = _matter(options.matting, options.weights)
+    layers, scores = make_layers(frames, matter, options.fps, flows, early)
+    verdict = judge(scores, gate)
     if verdict is not None:
         job.reject("gate", verdict, window, scores)
-        return
-    job.outcome.rows.append(
-        encode_row(
-            LayeredClip(**layers, prompts=payload["prompts"]),
-            id=clip_id("mined", [sha256], [window.start, window.end], job.recipe.hash),
-            origin=origin(
-                payload["uri"],
-                sha256,
-                start=window.start,
-                end=window.end,
-                licence=payload["licence"],
-                attribution=payload["attribution"],
-            ),
-            quality=scores,
-            recipe=job.recipe.hash,
-            crf=options.crf,
-        )
+        return None
+    return encode_row(
+        LayeredClip(**layers, prompts=payload["prompts"]),
+        id=clip_id("mined", [sha256], [window.start, window.end], job.recipe.hash),
+        origin=origin(
+            payload["uri"],
+            sha256,
+            start=window.start,
+            end=window.end,
+            licence=payload["licence"],
+            attribution=payload["attribution"],
+        ),
+        quality=scores,
+        recipe=job.recipe.hash,
+        crf=options.crf,
     )
 
 
-def make_layers(frames: U8, matter: Matter, fps: float) -> tuple[dict[str, Any], dict[str, float]]:
-    """Layers of one window uint8 ``[T, H, W, 3]``: LayeredClip fields, and the scores."""
+def make_layers(
+    frames: U8, matter: Matter, fps: float, flows: Flows, early: Mapping[str, float]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Layers of one window uint8 ``[T, H, W, 3]``: LayeredClip fields, and the scores.
+
+    flows: of ``neighbour_flows``; early: scores that are known already.
+    """
     matte = matter(frames)
     alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
     plate = clean_plate(frames, alpha)
     foreground = straight_foreground(frames, alpha, plate.background)
-    scores = score_clip(frames, foreground, alpha, plate, matte.confidence)
+    scores = score_clip(
+        frames, foreground, alpha, plate, matte.confidence, flows=flows, frame_scores=early
+    )
     layers = {
         "foreground": foreground,
         "alpha": alpha,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -26,12 +27,7 @@ def green_screen(path: Path, seed: int, frames: int = 20, fps: int = 10) -> U8:
         disc = np.stack([stripes, np.full_like(stripes, 40), 255 - stripes], axis=-1)
         pictures.append(np.where(inside[..., None], disc, (20, 200, 40)).astype(np.uint8))
         mattes.append(np.where(inside, 255, 0).astype(np.uint8))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "8"})
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    film(path, pictures, fps, crf=8)
     return np.stack(mattes)
 
 
@@ -104,21 +100,65 @@ def test_every_bad_file_is_a_rejected_row_and_the_job_goes_on(videos: Path, tmp_
     assert summary.rejected == len(corpus.rejected())
 
 
-def test_the_gate_moves_clips_to_rejected_with_their_scores(videos: Path, tmp_path: Path) -> None:
-    still = tmp_path / "still"
-    still.mkdir()
-    with av.open(str(still / "s.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        for _ in range(16):
-            picture = np.full((96, 128, 3), (20, 200, 40), np.uint8)
+def film(path: Path, pictures: list[U8], fps: int = 10, crf: int = 18) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+def test_cheap_filters_come_before_matting(tmp_path: Path) -> None:
+    still = tmp_path / "still"
+    still.mkdir()
+    film(still / "s.mp4", [np.full((96, 128, 3), (20, 200, 40), np.uint8)] * 16)
     summary = run_mine(options(still, tmp_path / "c", gate="standard"), workers=0, quiet=True)
     assert summary.kept == 0
     rows = Corpus.open(tmp_path / "c").rejected()
-    assert rows and all(row["stage"] == "gate" for row in rows)
-    assert rows[0]["quality"]["area_mean"] is not None
+    assert rows and all(row["stage"] == "filters" for row in rows)
+    assert rows[0]["quality"]["motion"] is not None and rows[0]["quality"]["area_mean"] is None
+
+
+def test_the_gate_moves_clips_to_rejected_with_their_scores(videos: Path, tmp_path: Path) -> None:
+    limits = {"thresholds": {"area_mean": [0.5, 1.0]}}
+    summary = run_mine(options(videos, tmp_path / "c", **limits), workers=0, quiet=True)
+    assert summary.kept == 0 and summary.reasons == {"gate: area_mean N below N": 6}
+    rows = Corpus.open(tmp_path / "c").rejected()
+    assert all(row["stage"] == "gate" and row["quality"]["area_mean"] < 0.5 for row in rows)
+    with pytest.raises(ValueError, match="unknown score 'beauty'"):
+        run_mine(options(videos, tmp_path / "d", thresholds={"beauty": [0, 1]}), workers=0)
+
+
+def test_of_near_duplicates_the_first_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, seed in (("b.mp4", 5), ("c.mp4", 6)):
+        green_screen(folder / name, seed, frames=10)
+    rng = np.random.default_rng(0)
+    texture = cv2.resize(rng.integers(0, 255, (12, 40, 3), np.uint8), (426, 128))
+    pan = [np.ascontiguousarray(texture[16:112, 9 * t : 9 * t + 128]) for t in range(10)]
+    film(folder / "a.mp4", pan)
+    softer = [cv2.resize(np.clip(p * 0.95 + 12, 0, 255).astype(np.uint8), (192, 144)) for p in pan]
+    film(folder / "twin.mp4", softer, crf=30)
+    film(folder / "reverse.mp4", pan[::-1])
+    for gate in ("off", "loose"):
+        out = tmp_path / gate
+        loose = {"thresholds": {"matte_confidence": [0, 1], "area_min": [0, 1]}, "gate": gate}
+        run_mine(options(folder, out, **loose), workers=0, quiet=True)
+        corpus = Corpus.open(out)
+        rows = {r["origin"]["uri"]: r["quality"] for r in corpus.rows(["origin", "quality"])}
+        turned_down = {r["uri"]: r for r in corpus.rejected()}
+        if gate == "off":
+            assert len(rows) == 5 and rows["twin.mp4"]["duplicate_distance"] < 0.5
+            assert rows["a.mp4"]["duplicate_distance"] is None
+        else:
+            assert turned_down["twin.mp4"]["stage"] == "duplicates"
+            assert turned_down["twin.mp4"]["reason"] == "nearly the same as a.mp4 at 0.00 s"
+            assert {"b.mp4", "c.mp4", "reverse.mp4"}.isdisjoint(
+                uri for uri, r in turned_down.items() if r["stage"] == "duplicates"
+            )
 
 
 def test_ray_workers_give_the_same_files(videos: Path, tmp_path: Path) -> None:

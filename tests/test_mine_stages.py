@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.mine import time_spans
 from pipelines.stages.listing import list_sources
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table, sidecar_prompts
 from pipelines.stages.shots import cut_windows, find_shots, why_no_window
+from pipelines.stages.spans import time_spans
 
 
 def test_listing_is_sorted_relative_and_stays_inside(tmp_path: Path) -> None:
