@@ -8,7 +8,8 @@ parameters, 4 frames of 32x32, clips of `bench/blobs.py`), with `manifests/sched
 
 - base: generates and decomposes moving clips;
 - with: the motion stage on frozen clips, then the content stage on stills, both at gate 1;
-- without: the same content stage straight on the base.
+- without: the same content stage straight on the base;
+- one frame: the same again, but stills are not repeated in time.
 
 All are sampled at gate 0 from the same noise. About 5 minutes a seed on an idle core. What was
 interrupted goes on where it was. Figures go to OUT/schedule.json, pictures to OUT/plot.png and
@@ -45,15 +46,28 @@ MANIFEST = Path(__file__).parents[1] / "manifests" / "schedule-check.yaml"
 BATCH = 32
 SHOWN = 4  # clips of each arm on the contact sheet
 
+RUNS: dict[str, tuple[str, str, int | None]] = {
+    "base": ("base", "model", None),
+    "motion": ("motion", "base/export", None),
+    "with": ("content", "motion/export", None),
+    "without": ("content", "base/export", None),
+    "one-frame": ("content", "base/export", 1),
+}
+"""What is trained: run -> stage of the manifest, model that it starts from, and the frames to which
+stills are repeated where that differs from the manifest."""
+
 ARMS: dict[str, tuple[str, float]] = {
     "base": ("base", 0.0),
-    "motion LoRA, gate 1": ("with/motion", 1.0),
-    "motion LoRA, gate 0": ("with/motion", 0.0),
-    "with motion LoRA": ("with/content", 0.0),
-    "with motion LoRA, gate left at 1": ("with/content", 1.0),
+    "motion LoRA, gate 1": ("motion", 1.0),
+    "motion LoRA, gate 0": ("motion", 0.0),
+    "with motion LoRA": ("with", 0.0),
+    "with motion LoRA, gate left at 1": ("with", 1.0),
     "without motion LoRA": ("without", 0.0),
+    "without, stills as one frame": ("one-frame", 0.0),
 }
 """What is sampled: name -> run, and the motion gate."""
+
+CONTENT_ARMS = list(ARMS)[3:]
 
 
 def main() -> None:
@@ -83,7 +97,7 @@ def run_seed(folder: Path, seed: int, clips: int, samples: int, shorten: int) ->
     train_arms(folder, seed, shorten)
     arms, shown, base = {}, {}, {}
     for arm, (run, gate) in ARMS.items():
-        latents, made = sample(export_of(folder, run), samples, gate)
+        latents, made = sample(folder / run / "export", samples, gate)
         arms[arm] = scores(made)
         shown[arm] = made[:SHOWN]
         base.setdefault("latents", latents)
@@ -143,43 +157,28 @@ def write_latents(folder: Path, name: str, family: Family, count: int, seed: int
 
 
 def train_arms(folder: Path, seed: int, shorten: int) -> None:
-    """Base, then both arms from its export: three runs of the trainer, each resumable."""
-    whole = load(MANIFEST)
-    for run, model, stages in (
-        ("base", folder / "model", ["base"]),
-        ("with", folder / "base" / "export", ["motion", "content"]),
-        ("without", folder / "base" / "export", ["content"]),
-    ):
-        manifest = arm_manifest(whole, folder, seed, shorten, run, model, stages)
+    """All `RUNS`, each a run of the trainer that goes on where it was."""
+    for run in RUNS:
+        manifest = arm_manifest(folder, seed, shorten, run)
         say = lambda text, run=run: print(f"seed {seed} {run}: {text}", flush=True)  # noqa: E731
         if not launch(manifest, log=say):
             raise SystemExit(143)
 
 
-def arm_manifest(
-    whole: TrainManifest,
-    folder: Path,
-    seed: int,
-    shorten: int,
-    run: str,
-    model: Path,
-    stages: Sequence[str],
-) -> TrainManifest:
-    """The manifest of one arm: some of the stages, from another model, all else equal."""
-    document = whole.model_dump(mode="json")
-    chosen = [stage for stage in document["stages"] if stage["name"] in stages]
-    for stage in chosen:
-        stage["steps"] = max(1, stage["steps"] // shorten)
-        stage["schedule"]["warmup"] //= shorten
+def arm_manifest(folder: Path, seed: int, shorten: int, run: str) -> TrainManifest:
+    """The manifest of one run: one of the stages, from another model, all else equal."""
+    name, model, frames = RUNS[run]
+    whole = load(MANIFEST)
+    stage = whole.stage(name).model_dump(mode="json")
+    stage["steps"] = max(1, stage["steps"] // shorten)
+    stage["schedule"]["warmup"] //= shorten
+    if frames is not None:
+        for component in stage["mixture"]:
+            component["frames"] = frames
     latents = {name: str(folder / "latents" / name) for name in whole.latents}
-    changes = {"model": str(model), "out": str(folder / run), "seed": seed, "latents": latents}
-    return parse(document | changes | {"stages": chosen, "keep_exports": True})
-
-
-def export_of(folder: Path, run: str) -> Path:
-    """Where an arm's pipeline lies; `with/motion` is a stage of the run `with`."""
-    run, _, stage = run.partition("/")
-    return folder / run / "stages" / stage / "export" if stage else folder / run / "export"
+    changes = {"model": str(folder / model), "out": str(folder / run), "seed": seed}
+    document = whole.model_dump(mode="json") | changes
+    return parse(document | {"latents": latents, "stages": [stage]})
 
 
 def sample(model: Path, count: int, gate: float) -> tuple[torch.Tensor, list[LayeredClip]]:
@@ -254,7 +253,7 @@ def summarise(out: Path) -> dict[str, Any]:
     found = sorted(out.glob("seed-*/result.json"))
     seeds = [json.loads(path.read_text()) for path in found]
     summary: dict[str, Any] = {"seeds": seeds, "kept": {}, "look": {}}
-    for arm in ("with motion LoRA", "with motion LoRA, gate left at 1", "without motion LoRA"):
+    for arm in CONTENT_ARMS:
         arms = [seed["arms"] for seed in seeds]
         summary["kept"][arm] = [a[arm]["drift"] / a["base"]["drift"] for a in arms]
         summary["look"][arm] = [

@@ -10,9 +10,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, FAINT = (255, 255, 255), (30, 34, 40), (150, 156, 166)
-COLOURS = ((88, 96, 110), (38, 120, 178), (126, 178, 214), (208, 110, 52))
-LABELS = ("base", "with motion LoRA", "with, gate left at 1", "without motion LoRA")
-WIDTH, HEIGHT, TOP, BOTTOM = 420, 330, 56, 250
+COLOURS = ((88, 96, 110), (38, 120, 178), (126, 178, 214), (208, 110, 52), (226, 168, 120))
+LABELS = (
+    "base",
+    "with motion LoRA",
+    "with, gate left at 1",
+    "without motion LoRA",
+    "without, stills as one frame",
+)
+WIDTH, HEIGHT, TOP, BOTTOM = 500, 330, 56, 250
 
 
 def draw_plot(path: Path, summary: Mapping[str, Any]) -> None:

@@ -29,192 +29,69 @@ Every field below is checked before anything is loaded; an unknown key is an err
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from manifests.train_stage import (
+    LAYERS,
+    TASKS,
+    BlockRule,
+    Blocks,
+    Component,
+    Dropout,
+    Kind,
+    Lora,
+    Optimizer,
+    Schedule,
+    Stage,
+    Strict,
+    block_indices,
+    given_layers,
 )
 
-LAYERS = ("foreground", "alpha", "background", "blended")
-TASKS: dict[str, tuple[str, ...]] = {
-    "generate": (),
-    "decompose": ("blended",),
-    "fg2bg": ("foreground", "alpha"),
-    "bg2fg": ("background",),
-}
-"""Task name -> the layers that are given. Other subsets are written `foreground+blended`."""
-
-MAX_BYTES = 1 << 20  # a manifest is untrusted input; no honest one comes near this
-_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-
-Kind = Literal["mined", "pasted", "image"]
-
-
-def _check_rule(value: Any) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"all|every [1-9][0-9]{0,3}", value):
-        return value
-    if isinstance(value, list) and value and all(type(index) is int for index in value):
-        return value
-    raise ValueError("blocks are `all`, `every N`, or a list of indices")
-
-
-BlockRule = Annotated[str | list[int], BeforeValidator(_check_rule)]
-"""`all`; `every N` (the last block of each N: every 6 of 30 is 5, 11, 17, 23, 29); or indices."""
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Blocks(_Model):
-    """Trains whole transformer blocks, and the parameters whose names match `also`."""
-
-    blocks: BlockRule
-    also: list[str] = []
-    """Shell patterns of further parameter names, e.g. `layer_embedding*`."""
-
-
-class Lora(_Model):
-    """Trains one LoRA adapter; everything else, other adapters included, is frozen."""
-
-    lora: str = Field(pattern=_NAME)
-    """`motion` (multiplied by each sample's motion gate) or `content` (always on)."""
-    rank: int = Field(8, ge=1, le=4096)
-    alpha: float | None = Field(None, gt=0)
-    """Scale of the adapter is alpha / rank. Left out: alpha = rank, that is scale 1."""
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
-    blocks: BlockRule = "all"
-    also: list[str] = []
-
-
-def _trains_tag(value: Any) -> str:
-    if isinstance(value, (Lora, Blocks)):
-        return type(value).__name__.lower()
-    if isinstance(value, Mapping):
-        return "lora" if "lora" in value else "blocks"
-    return "full"
-
-
-Trains = Annotated[
-    Annotated[Literal["full"], Tag("full")]
-    | Annotated[Lora, Tag("lora")]
-    | Annotated[Blocks, Tag("blocks")],
-    Discriminator(_trains_tag),
+__all__ = [
+    "LAYERS",
+    "TASKS",
+    "BlockRule",
+    "Blocks",
+    "Component",
+    "Dropout",
+    "Kind",
+    "Lora",
+    "Optimizer",
+    "Schedule",
+    "Stage",
+    "TrainManifest",
+    "Validation",
+    "block_indices",
+    "given_layers",
+    "load",
+    "parse",
 ]
 
-
-class Component(_Model):
-    """One part of a stage's mixture: rows of one latents folder, drawn with one weight."""
-
-    latents: str
-    """A name of the manifest's `latents`, or a folder."""
-    weight: float = Field(1.0, gt=0)
-    """Share of the draws, relative to the other components of the stage."""
-    kinds: list[Kind] = []
-    """Only rows of these kinds; empty: all."""
-    alpha_kinds: list[Literal["binary", "soft"]] = []
-    """Only rows with such a matte; empty: all."""
-    motion_gate: Literal[0, 1] = 0
-    """1 for static clips (stills, frozen video), 0 for moving ones."""
-    freeze: bool = False
-    """Show one random latent frame of the clip, repeated: what the motion stage trains on. Where
-    the autoencoder compresses time, encode with `--freeze` instead: a true still differs."""
-    frames: int | None = Field(None, ge=1)
-    """Latent frames to which a still (or a frozen frame) is repeated. Left out: a frozen clip
-    keeps its length, and a still gets the most that any row of the stage's mixture has.
-    1 feeds stills as one-frame clips, which is many times cheaper."""
+MAX_BYTES = 1 << 20  # a manifest is untrusted input; no honest one comes near this
 
 
-class Schedule(_Model):
-    """Learning rate over a stage: linear warm-up to `lr`, then decay to `final` * `lr`."""
-
-    warmup: int = Field(0, ge=0)
-    """Steps."""
-    decay: Literal["constant", "linear", "cosine", "power"] = "constant"
-    power: float = Field(1.0, gt=0)
-    """Exponent of `decay: power`: (1 - progress) ** power."""
-    final: float = Field(0.0, ge=0, le=1)
-
-
-class Optimizer(_Model):
-    """AdamW."""
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    clip: float = Field(1.0, gt=0)
-    """Greatest norm of the gradient; larger ones are scaled down to it."""
-
-    @field_validator("betas")
-    @classmethod
-    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("each beta must be in [0, 1)")
-        return value
-
-
-class Dropout(_Model):
-    """Chances that prompts are replaced by zeros, for classifier-free guidance."""
-
-    joint: float = Field(0.1, ge=0, le=1)
-    """All prompts of the sample at once."""
-    layer: float = Field(0.05, ge=0, le=1)
-    """Each prompt by itself."""
-
-
-class Stage(_Model):
-    """One stage of the schedule. `None` means: as the manifest says for all stages."""
-
-    name: str = Field(pattern=_NAME)
-    steps: int = Field(ge=1)
-    lr: float = Field(gt=0)
-    trains: Trains
-    mixture: list[Component] = Field(min_length=1)
-    tasks: dict[str, float] = {"generate": 1.0}
-    """Task -> weight. Tasks: generate, decompose, fg2bg, bg2fg, or given layers joined by +."""
-    schedule: Schedule = Schedule.model_validate({})
-    ema: float | None = Field(None, ge=0, lt=1)
-    """Decay of the moving average of the trained weights. When set, the average is what the
-    stage hands on: it is exported, validated and trained further by the next stage."""
-    batch: int | None = Field(None, ge=1)
-    accumulate: int | None = Field(None, ge=1)
-    optimizer: Optimizer | None = None
-    dropout: Dropout | None = None
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, weight in value.items():
-            given_layers(name)
-            if weight < 0:
-                raise ValueError(f"task {name!r} has a negative weight")
-        if not sum(value.values()) > 0:
-            raise ValueError("at least one task needs a weight above 0")
-        return value
-
-
-class Validation(_Model):
+class Validation(Strict):
     """Loss on held-out clips at fixed timesteps and noise, so that runs can be compared."""
 
     latents: str
     every: int = Field(200, ge=1)
     """Steps between two validations; one also runs at the end of each stage."""
     clips: int = Field(32, ge=1)
-    timesteps: list[int] = [99, 299, 499, 699, 899]
-    tasks: list[str] = ["generate", "decompose"]
-    kinds: list[Kind] = []
+    timesteps: list[int] = Field([99, 299, 499, 699, 899])
+    tasks: list[str] = Field(["generate", "decompose"])
+    kinds: list[Kind] = Field([])
+    samples: int = Field(0, ge=0)
+    """Clips to sample at each validation, of the first `clips`, for each of `tasks`: files and
+    layer metrics in `OUT/samples`, pictures in TensorBoard. Under Ray in a task of its own."""
+    sample_steps: int = Field(16, ge=1)
+    keep_best: bool = False
+    """Keep the pipeline of each stage's lowest held-out loss in `OUT/best/STAGE`."""
 
     @field_validator("tasks")
     @classmethod
@@ -231,7 +108,7 @@ class Validation(_Model):
         return value
 
 
-class TrainManifest(_Model):
+class TrainManifest(Strict):
     """A whole run: model, data, stages and everything they share."""
 
     model: str
@@ -248,21 +125,27 @@ class TrainManifest(_Model):
     make the same sums, so their loss curves are equal to the last bit."""
     workers: int = Field(1, ge=0)
     """1 (or 0) trains in the calling process; more start that many through Ray Train."""
+    min_workers: int | None = Field(None, ge=1)
+    """Through Ray: when a node is lost, go on with as few workers as this, and grow back to
+    `workers` when there are nodes again. The global batch stays what it is."""
     gpus: bool | None = None
     """Use GPUs. Left out: when there are any."""
     threads: int | None = Field(None, ge=1)
     """CPU threads a worker. Left out: the machine's cores divided by the workers on it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the network under autocast; weights that train stay fp32."""
-    checkpointing: Literal["none", "full"] = "none"
-    """`full` recomputes each block in the backward pass: less memory, about a third slower."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """`full` recomputes each block in the backward pass: less memory, about a third slower.
+    `selective` keeps the results of matrix products and attention, and recomputes the rest."""
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    """Which of torch's attention kernels to use; `auto` leaves it to torch."""
     compile: bool = False
     """torch.compile, block by block."""
     prefetch: int = Field(2, ge=0)
     """Batches prepared ahead in a thread; 0 prepares them in line."""
     optimizer: Optimizer = Optimizer.model_validate({})
     dropout: Dropout = Dropout.model_validate({})
-    latents: dict[str, str] = {}
+    latents: dict[str, str] = Field({})
     """Name -> folder, for use in the mixtures."""
     stages: list[Stage] = Field(min_length=1)
     validation: Validation | None = None
@@ -270,6 +153,9 @@ class TrainManifest(_Model):
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage and on SIGTERM."""
     keep_last: int = Field(2, ge=1)
+    upload: str | None = None
+    """Folder or URL (`s3://bucket/run`, through fsspec) to which every checkpoint, finished stage
+    and export is copied in the background."""
     keep_exports: bool = False
     """Keep an export after every stage (`OUT/stages/NAME/export`), not only the last one's."""
     tensorboard: bool = True
@@ -281,13 +167,22 @@ class TrainManifest(_Model):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ, got {names}")
+        if self.min_workers is not None and self.min_workers > max(1, self.workers):
+            raise ValueError(f"min_workers is {self.min_workers}, workers only {self.workers}")
         for stage in self.stages:
             self.passes(stage, 1)
         return self
 
     def passes(self, stage: Stage, workers: int) -> int:
-        """Forward passes of one worker in a step. ValueError when the batch does not divide."""
+        """Forward passes of one worker in a step. ValueError when the batch does not divide.
+
+        With `min_workers`, fewer workers than `workers` make more passes of the size that all
+        of them would make; then the batch need not divide.
+        """
         batch, size = stage.batch or self.batch, self.micro_batch
+        if self.min_workers is not None and workers < self.workers:
+            whole = batch // (self.workers * self.passes(stage, self.workers))
+            return -(-batch // (workers * whole))
         if size is not None:
             count, rest = divmod(batch, workers * size)
             what = f"micro-batches of {size}"
@@ -317,48 +212,23 @@ class TrainManifest(_Model):
 FREE_FIELDS = (
     "out",
     "workers",
+    "min_workers",
     "gpus",
     "threads",
     "prefetch",
     "log_every",
     "save_every",
     "keep_last",
+    "upload",
     "keep_exports",
     "tensorboard",
     "wandb",
     "validation",
     "compile",
     "checkpointing",
+    "attention",
 )
 """What may change between a run and its continuation: none of it changes the result."""
-
-
-def given_layers(task: str) -> tuple[str, ...]:
-    """The layers that a task gives, in layer order. ValueError if the task is unknown."""
-    if task in TASKS:
-        return TASKS[task]
-    layers = task.split("+")
-    unknown = [layer for layer in layers if layer not in LAYERS]
-    if unknown or len(set(layers)) != len(layers) or len(layers) == len(LAYERS):
-        raise ValueError(
-            f"unknown task {task!r}; use one of {', '.join(TASKS)}, or some (not all) of "
-            f"{', '.join(LAYERS)} joined by '+'"
-        )
-    return tuple(layer for layer in LAYERS if layer in layers)
-
-
-def block_indices(rule: BlockRule, num_blocks: int) -> list[int]:
-    """The blocks that a rule names. ValueError if it names none, or one that does not exist."""
-    if rule == "all":
-        return list(range(num_blocks))
-    if isinstance(rule, str):
-        every = int(rule.split()[1])
-        found = list(range(every - 1, num_blocks, every))
-    else:
-        found = sorted(set(rule))
-    if not found or found[0] < 0 or found[-1] >= num_blocks:
-        raise ValueError(f"blocks {rule!r}: the model has blocks 0 to {num_blocks - 1}")
-    return found
 
 
 def parse(document: Any, source: str = "manifest") -> TrainManifest:

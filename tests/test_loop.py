@@ -233,8 +233,9 @@ def test_accumulation_and_prefetch_change_nothing(unbroken: TrainManifest, tmp_p
     assert losses(manifest) == pytest.approx(losses(unbroken), rel=1e-5)
 
 
-def test_checkpointing_changes_nothing(unbroken: TrainManifest, tmp_path: Path) -> None:
-    manifest = change(unbroken, out=str(tmp_path / "out"), checkpointing="full")
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_checkpointing_changes_nothing(unbroken: TrainManifest, tmp_path: Path, how: str) -> None:
+    manifest = change(unbroken, out=str(tmp_path / "out"), checkpointing=how, attention="math")
     assert run(manifest)
     assert losses(manifest) == pytest.approx(losses(unbroken), rel=1e-5)
 
@@ -268,6 +269,15 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(
         load_file(path / "state.safetensors") for path in checkpoints(tmp_path / "out", "base")
     )
     assert same(first, second) and not same(second, third)
+
+
+def test_rows_of_figures_are_never_younger_than_the_checkpoint(
+    unbroken: TrainManifest, tmp_path: Path
+) -> None:
+    manifest = change(unbroken, out=str(tmp_path / "out"), save_every=1, log_every=100)
+    with pytest.raises(Killed):
+        run(manifest, report=kill_at(3))
+    assert len(losses(manifest)) == 3
 
 
 def test_held_out_loss_is_written_and_the_same_every_time(tmp_path: Path) -> None:

@@ -137,3 +137,17 @@ def test_folders_by_name_or_path() -> None:
     assert manifest.folder("video") == "data/v" and manifest.folder("x/y") == "x/y"
     with pytest.raises(ValueError, match="no stage 'x'"):
         manifest.stage("x")
+
+
+def test_fewer_workers_make_more_passes_of_the_same_size() -> None:
+    from manifests.train import TrainManifest
+
+    stage = {"name": "a", "steps": 1, "lr": 1.0, "trains": "full", "mixture": [{"latents": "x"}]}
+    fields = {"model": "m", "batch": 8, "accumulate": 2, "stages": [stage], "workers": 4}
+    manifest = TrainManifest.model_validate(fields | {"min_workers": 1})
+    assert [manifest.passes(manifest.stages[0], n) for n in (4, 3, 2, 1)] == [2, 3, 4, 8]
+    rigid = TrainManifest.model_validate(fields)
+    with pytest.raises(ValueError, match="among 3 workers"):
+        rigid.passes(rigid.stages[0], 3)
+    with pytest.raises(ValueError, match="min_workers is 5, workers only 4"):
+        TrainManifest.model_validate(fields | {"min_workers": 5})

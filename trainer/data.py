@@ -120,7 +120,10 @@ def make_part(component: Component, source: Any, rows: Sequence[int], longest: i
 
 
 class Batches:
-    """All batches of one stage, for one rank."""
+    """All batches of one stage, for one rank.
+
+    uneven: the batch need not divide among the ranks and passes; some then get a sample less.
+    """
 
     def __init__(
         self,
@@ -130,8 +133,9 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
+        uneven: bool = False,
     ) -> None:
-        if order.batch % (world * accumulate):
+        if order.batch % (world * accumulate) and not uneven:
             raise ValueError(
                 f"stage {order.stage!r}: a batch of {order.batch} does not divide among {world} "
                 f"workers x {accumulate} accumulation steps; change one of them"

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from trainer.check import check
 
 MAX_FAILURES = 3
 FOLLOW_SECONDS = 1.0
+STOP = "stop"  # file in the run's scratch folder: the workers save and end when it appears
+RESIZE_SECONDS = 30.0  # how often an elastic run looks for nodes to grow onto
 
 Log = Callable[[str], None]
 
@@ -67,16 +70,24 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
                     "manifest": manifest.model_dump_json(),
                     "only": only,
                     "folder": os.getcwd(),
-                    "verdict": str(scratch / "verdict.json"),
+                    "scratch": str(scratch.resolve()),
                 },
-                scaling_config=ScalingConfig(num_workers=manifest.workers, use_gpu=gpus),
+                scaling_config=ScalingConfig(
+                    num_workers=(
+                        (manifest.min_workers, manifest.workers)
+                        if manifest.min_workers
+                        else manifest.workers
+                    ),
+                    use_gpu=gpus,
+                    elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+                ),
                 run_config=RunConfig(
                     name="train",
                     storage_path=str(scratch.resolve()),
                     failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 ),
             )
-            with following(out / "metrics.csv", manifest, log):
+            with following(out / "metrics.csv", manifest, log), passing_on_sigterm(scratch):
                 trainer.fit()
             verdict = json.loads((scratch / "verdict.json").read_text())
         finally:
@@ -94,19 +105,54 @@ def run_worker(config: dict[str, Any]) -> None:
     from trainer.loop import train
 
     manifest = parse(json.loads(config["manifest"]))
+    scratch = Path(config["scratch"])
     verdict = {"error": "", "finished": False}
     try:
-        verdict["finished"] = train(
-            manifest,
-            manifest.out,
-            only=config["only"],
-            log=lambda line: None,
-            report=ray.train.report,
-        )
+        with noticing(scratch / STOP) as stop:
+            verdict["finished"] = train(
+                manifest,
+                manifest.out,
+                only=config["only"],
+                log=lambda line: None,
+                report=ray.train.report,
+                stop=stop,
+            )
     except ValueError as error:
         verdict["error"] = str(error)
     if ray.train.get_context().get_world_rank() == 0:
-        checkpoint.write_json(Path(config["verdict"]), verdict)
+        checkpoint.write_json(scratch / "verdict.json", verdict)
+
+
+@contextmanager
+def passing_on_sigterm(scratch: Path) -> Iterator[None]:
+    """SIGTERM here reaches the workers: they run in threads of other processes, maybe elsewhere,
+    and all of them see the scratch folder."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: (scratch / STOP).touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def noticing(path: Path) -> Iterator[threading.Event]:
+    """An event that is set soon after the file appears."""
+    seen, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(FOLLOW_SECONDS):
+            if path.exists():
+                seen.set()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
 
 
 @contextmanager

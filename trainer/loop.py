@@ -30,6 +30,7 @@ from trainer.checkpoint import Position
 from trainer.data import Batches, open_parts
 from trainer.export import export, load_model
 from trainer.metrics import Metrics, line, step_costs
+from trainer.network import attention_kernel, prepare
 from trainer.order import Order
 from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
 from trainer.world import World, join_world, until_terminated
@@ -60,26 +61,26 @@ def train(
     fresh: bool = False,
     log: Log = print,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
+    stop: threading.Event | None = None,
 ) -> bool:
     """Train the manifest's stages into `out`, from wherever an earlier call left off.
 
     only: train this stage and no other. fresh: start over. report: called on every rank after
-    each checkpoint. Returns False when SIGTERM ended it early (after saving).
+    each checkpoint. stop: when set, or on SIGTERM, it saves, ends early and returns False.
     ValueError when `out` belongs to another run, or `only` needs a stage that is not done.
     """
     out = Path(out)
-    with join_world(manifest) as world, until_terminated() as terminated:
+    with (
+        join_world(manifest) as world,
+        until_terminated(stop) as terminated,
+        attention_kernel(manifest, world.device),  # around backward too, which may recompute
+    ):
         if world.rank == 0:
             check(manifest)
             checkpoint.claim(out, manifest, fresh=fresh)
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)
-        transformer.train()
-        if manifest.checkpointing == "full":
-            transformer.enable_gradient_checkpointing()
-        if manifest.compile:
-            for block in transformer.transformer_blocks:
-                block.compile()
+        prepare(transformer, manifest)
         held_out = validation.held_out(manifest)
         log_here: Log = log if world.rank == 0 else lambda line: None
         run = Run(
@@ -118,9 +119,14 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         layer=dropout.layer,
         num_timesteps=run.scheduler.config.num_train_timesteps,
     )
-    world = run.world
-    accumulate = manifest.passes(stage, world.size)
-    return Batches(parts, order, rank=world.rank, world=world.size, accumulate=accumulate)
+    return Batches(
+        parts,
+        order,
+        rank=run.world.rank,
+        world=run.world.size,
+        accumulate=manifest.passes(stage, run.world.size),
+        uneven=manifest.min_workers is not None,
+    )
 
 
 def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
@@ -144,11 +150,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         prepared = next(stream)
         waited = time.perf_counter() - clock
 
-        trained.buffer.zero_()  # gradients, and the loss beside them
+        trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
-            with torch.autocast(
-                world.device.type, torch.bfloat16, enabled=manifest.precision == "bf16"
-            ):
+            with torch.autocast(world.device.type, torch.bfloat16, manifest.precision == "bf16"):
                 losses = layer_loss(
                     transformer,
                     run.scheduler,
@@ -163,10 +167,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             loss.backward()
             trained.loss += loss.detach()
         trained.stop.fill_(float(run.terminated.is_set()))
-        world.add_up(trained.buffer)
+        trained.reduce(world)
 
-        norm = trained.grads.norm()
-        trained.grads.mul_((options.clip / (norm + 1e-6)).clamp(max=1.0))
+        norm = trained.clip(options.clip)
         bad = (~norm.isfinite()).float()  # such a step changes nothing, and is counted
         optimizer.found_inf = bad  # type: ignore[attr-defined]
         optimizer.param_groups[0]["lr"] = rate = learning_rate(stage, step)
@@ -189,13 +192,15 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         )
         stopped = stop_now(run, trained, done)
         last = stopped or done == stage.steps
-        if last or done % manifest.log_every == 0:
+        saving = last or done % manifest.save_every == 0
+        logging = last or done % manifest.log_every == 0
+        if logging or saving:  # rows must not be younger than the checkpoint
             row = metrics.flush()
-            if row:
+            if row and logging:
                 run.log(line(row, stage.steps))
         if run.held_out and (last or done % run.held_out.options.every == 0):
             validate(run, stage, trained, metrics, first_step + done)
-        if last or done % manifest.save_every == 0:
+        if saving:
             if world.rank == 0:
                 now = Position(done, int(skipped.item()))
                 keep = manifest.keep_last

@@ -152,8 +152,4 @@ def _systematic(weights: Sequence[float], batch: int, offset: float) -> NDArray[
 
 def share(draws: Sequence[Draw], rank: int, world: int) -> list[Draw]:
     """The draws of one rank: every world-th, so that shapes sorted together spread evenly."""
-    if len(draws) % world:
-        raise ValueError(
-            f"a batch of {len(draws)} does not divide among {world} workers; change one of them"
-        )
     return list(draws[rank::world])

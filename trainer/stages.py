@@ -14,6 +14,7 @@ from torch import nn
 from layerflow import adapters
 from manifests.train import Lora, Optimizer, Stage, block_indices
 from trainer.order import generator
+from trainer.world import World
 
 
 def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
@@ -136,6 +137,20 @@ class Trained:
         """One step of the moving average; none when the optimizer's step was skipped."""
         if self.average is not None and self.ema is not None:
             self.average.lerp_(self.values, (1.0 - self.ema) * (1.0 - skipped))
+
+    def zero_grad(self) -> None:
+        """Start of a step: gradients and the loss beside them."""
+        self.buffer.zero_()
+
+    def reduce(self, world: World) -> None:
+        """Sum gradients, loss and the wish to stop over all ranks: one message."""
+        world.add_up(self.buffer)
+
+    def clip(self, limit: float) -> torch.Tensor:
+        """Scale the gradient down to the norm `limit`; returns its norm before, on the device."""
+        norm = self.grads.norm()
+        self.grads.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

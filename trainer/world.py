@@ -63,9 +63,10 @@ def join_world(manifest: TrainManifest) -> Iterator[World]:
 
 
 @contextmanager
-def until_terminated() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop saves and ends. Main thread only."""
-    event = threading.Event()
+def until_terminated(event: threading.Event | None = None) -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that the loop saves and ends. Outside the main thread, where
+    Python takes no signals, it is whoever passed the event that sets it."""
+    event = event or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

@@ -1,0 +1,202 @@
+"""The stages of a train manifest: what each trains, on which mixture of latents, for how long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+)
+
+LAYERS = ("foreground", "alpha", "background", "blended")
+TASKS: dict[str, tuple[str, ...]] = {
+    "generate": (),
+    "decompose": ("blended",),
+    "fg2bg": ("foreground", "alpha"),
+    "bg2fg": ("background",),
+}
+"""Task name -> the layers that are given. Other subsets are written `foreground+blended`."""
+
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+
+Kind = Literal["mined", "pasted", "image"]
+
+
+def _check_rule(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"all|every [1-9][0-9]{0,3}", value):
+        return value
+    if isinstance(value, list) and value and all(type(index) is int for index in value):
+        return value
+    raise ValueError("blocks are `all`, `every N`, or a list of indices")
+
+
+BlockRule = Annotated[str | list[int], BeforeValidator(_check_rule)]
+"""`all`; `every N` (the last block of each N: every 6 of 30 is 5, 11, 17, 23, 29); or indices."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Blocks(Strict):
+    """Trains whole transformer blocks, and the parameters whose names match `also`."""
+
+    blocks: BlockRule
+    also: list[str] = []
+    """Shell patterns of further parameter names, e.g. `layer_embedding*`."""
+
+
+class Lora(Strict):
+    """Trains one LoRA adapter; everything else, other adapters included, is frozen."""
+
+    lora: str = Field(pattern=_NAME)
+    """`motion` (multiplied by each sample's motion gate) or `content` (always on)."""
+    rank: int = Field(8, ge=1, le=4096)
+    alpha: float | None = Field(None, gt=0)
+    """Scale of the adapter is alpha / rank. Left out: alpha = rank, that is scale 1."""
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    blocks: BlockRule = "all"
+    also: list[str] = []
+
+
+def _trains_tag(value: Any) -> str:
+    if isinstance(value, (Lora, Blocks)):
+        return type(value).__name__.lower()
+    if isinstance(value, Mapping):
+        return "lora" if "lora" in value else "blocks"
+    return "full"
+
+
+Trains = Annotated[
+    Annotated[Literal["full"], Tag("full")]
+    | Annotated[Lora, Tag("lora")]
+    | Annotated[Blocks, Tag("blocks")],
+    Discriminator(_trains_tag),
+]
+
+
+class Component(Strict):
+    """One part of a stage's mixture: rows of one latents folder, drawn with one weight."""
+
+    latents: str
+    """A name of the manifest's `latents`, or a folder."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the draws, relative to the other components of the stage."""
+    kinds: list[Kind] = []
+    """Only rows of these kinds; empty: all."""
+    alpha_kinds: list[Literal["binary", "soft"]] = []
+    """Only rows with such a matte; empty: all."""
+    motion_gate: Literal[0, 1] = 0
+    """1 for static clips (stills, frozen video), 0 for moving ones."""
+    freeze: bool = False
+    """Show one random latent frame of the clip, repeated: what the motion stage trains on. Where
+    the autoencoder compresses time, encode with `--freeze` instead: a true still differs."""
+    frames: int | None = Field(None, ge=1)
+    """Latent frames to which a still (or a frozen frame) is repeated. Left out: a frozen clip
+    keeps its length, and a still gets the most that any row of the stage's mixture has (in a
+    stage of stills alone: 1).
+    1 feeds stills as one-frame clips, which is many times cheaper."""
+
+
+class Schedule(Strict):
+    """Learning rate over a stage: linear warm-up to `lr`, then decay to `final` * `lr`."""
+
+    warmup: int = Field(0, ge=0)
+    """Steps."""
+    decay: Literal["constant", "linear", "cosine", "power"] = "constant"
+    power: float = Field(1.0, gt=0)
+    """Exponent of `decay: power`: (1 - progress) ** power."""
+    final: float = Field(0.0, ge=0, le=1)
+
+
+class Optimizer(Strict):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Greatest norm of the gradient; larger ones are scaled down to it."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("each beta must be in [0, 1)")
+        return value
+
+
+class Dropout(Strict):
+    """Chances that prompts are replaced by zeros, for classifier-free guidance."""
+
+    joint: float = Field(0.1, ge=0, le=1)
+    """All prompts of the sample at once."""
+    layer: float = Field(0.05, ge=0, le=1)
+    """Each prompt by itself."""
+
+
+class Stage(Strict):
+    """One stage of the schedule. `None` means: as the manifest says for all stages."""
+
+    name: str = Field(pattern=_NAME)
+    steps: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    trains: Trains
+    mixture: list[Component] = Field(min_length=1)
+    tasks: dict[str, float] = {"generate": 1.0}
+    """Task -> weight. Tasks: generate, decompose, fg2bg, bg2fg, or given layers joined by +."""
+    schedule: Schedule = Schedule.model_validate({})
+    ema: float | None = Field(None, ge=0, lt=1)
+    """Decay of the moving average of the trained weights. When set, the average is what the
+    stage hands on: it is exported, validated and trained further by the next stage."""
+    batch: int | None = Field(None, ge=1)
+    accumulate: int | None = Field(None, ge=1)
+    optimizer: Optimizer | None = None
+    dropout: Dropout | None = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            given_layers(name)
+            if weight < 0:
+                raise ValueError(f"task {name!r} has a negative weight")
+        if not sum(value.values()) > 0:
+            raise ValueError("at least one task needs a weight above 0")
+        return value
+
+
+def given_layers(task: str) -> tuple[str, ...]:
+    """The layers that a task gives, in layer order. ValueError if the task is unknown."""
+    if task in TASKS:
+        return TASKS[task]
+    layers = task.split("+")
+    unknown = [layer for layer in layers if layer not in LAYERS]
+    if unknown or len(set(layers)) != len(layers) or len(layers) == len(LAYERS):
+        raise ValueError(
+            f"unknown task {task!r}; use one of {', '.join(TASKS)}, or some (not all) of "
+            f"{', '.join(LAYERS)} joined by '+'"
+        )
+    return tuple(layer for layer in LAYERS if layer in layers)
+
+
+def block_indices(rule: BlockRule, num_blocks: int) -> list[int]:
+    """The blocks that a rule names. ValueError if it names none, or one that does not exist."""
+    if rule == "all":
+        return list(range(num_blocks))
+    if isinstance(rule, str):
+        every = int(rule.split()[1])
+        found = list(range(every - 1, num_blocks, every))
+    else:
+        found = sorted(set(rule))
+    if not found or found[0] < 0 or found[-1] >= num_blocks:
+        raise ValueError(f"blocks {rule!r}: the model has blocks 0 to {num_blocks - 1}")
+    return found

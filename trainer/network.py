@@ -1,0 +1,65 @@
+"""How the network runs, whatever it computes: recomputation, compilation, attention kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from manifests.train import TrainManifest
+
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+COSTLY = ("mm.default", "addmm.default", "bmm.default", "_scaled_dot_product")
+"""Operations whose results `checkpointing: selective` keeps: nearly all of the FLOPs."""
+
+
+def prepare(transformer: Any, manifest: TrainManifest) -> Any:
+    """Set the network up for training as the manifest says; returns it."""
+    transformer.train()
+    if manifest.checkpointing == "full":
+        transformer.enable_gradient_checkpointing()
+    elif manifest.checkpointing == "selective":
+        transformer.enable_gradient_checkpointing(run_selectively)
+    if manifest.compile:
+        for block in transformer.transformer_blocks:
+            block.compile()
+    return transformer
+
+
+def run_selectively(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a block so that its backward pass recomputes all but `COSTLY` operations."""
+    contexts = partial(create_selective_checkpoint_contexts, policy)
+    return checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
+
+
+def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    name = str(operation).removeprefix("aten.")
+    keep = name.startswith(COSTLY)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def attention_kernel(manifest: TrainManifest, device: torch.device) -> AbstractContextManager[None]:
+    """Within the block, attention runs on the manifest's kernel, and on no other.
+
+    ValueError for a kernel that the device does not have.
+    """
+    if manifest.attention == "auto":
+        return nullcontext()
+    if device.type == "cpu" and manifest.attention not in ("flash", "math"):
+        raise ValueError(f"attention: {manifest.attention} needs a GPU; use auto, flash or math")
+    kernel: AbstractContextManager[None] = sdpa_kernel(KERNELS[manifest.attention])
+    return kernel
