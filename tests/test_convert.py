@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 from safetensors import safe_open
 
 from layerflow import adapters
@@ -74,6 +75,24 @@ def test_adapters_say_rank_alpha_and_skip_untrained_blocks(tmp_path):
     assert {key.split(".")[1] for key in state} == {"1"}
     model = LayerFlowPipeline.from_pretrained(out).transformer
     assert len(adapters.lora_layers(model, "content")) == 4
+
+
+def test_a_base_gives_the_other_parts(tmp_path):
+    base = tmp_path / "base"
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
+    )
+    vae.save_pretrained(base / "vae")
+    (base / "transformer").mkdir()
+    (base / "transformer" / "config.json").write_text("{}")
+    (base / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKLCogVideoX"]}')
+    out = convert(checkpoint(tmp_path / "in"), tmp_path / "out", base=base)
+    pipe = LayerFlowPipeline.from_pretrained(out)
+    own = pipe.vae.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in vae.state_dict().items())
+    with pytest.raises(ValueError, match="no model in diffusers format"):
+        convert(tmp_path / "in", tmp_path / "other", base=tmp_path / "in")
+    assert not (tmp_path / "other").exists()
 
 
 def test_dtype_option(tmp_path):

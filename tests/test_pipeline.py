@@ -291,11 +291,27 @@ def test_wrong_requests(pipe, options, message):
         call(pipe, **options)
 
 
-def test_half_precision_and_offload_options(folder):
-    pipe = LayerFlowPipeline.from_pretrained(folder, dtype=torch.bfloat16)
-    pipe.set_progress_bar_config(disable=True)
-    out = call(pipe, given=given_of("blended"), prompt={"blended": "x"}, guidance_scale=2.0)
-    assert out.alpha.dtype == np.float32 and np.isfinite(out.alpha).all()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(folder, pipe, dtype):
+    request = {"given": given_of("blended"), "prompt": {"blended": "x"}, "guidance_scale": 2.0}
+    exact = call(pipe, generator=seeded(0), **request)
+    half = LayerFlowPipeline.from_pretrained(folder, dtype=dtype)
+    half.set_progress_bar_config(disable=True)
+    out = call(half, generator=seeded(0), **request)
+    assert out.alpha.dtype == np.float32 and np.isfinite(out.foreground).all()
+    assert np.abs(out.background - exact.background).mean() < 0.02
+
+
+def test_cpu_offload_gives_the_same(folder, pipe):
+    if not torch.cuda.is_available():
+        pytest.skip("CPU offload needs a GPU")
+    moved = LayerFlowPipeline.from_pretrained(folder)
+    moved.set_progress_bar_config(disable=True)
+    moved.enable_model_cpu_offload()
+    request = {"given": given_of("blended"), "prompt": {"blended": "x"}}
+    both = [call(p, generator=seeded(0), **request).background for p in (moved, pipe)]
+    assert np.abs(both[0] - both[1]).max() < 1e-2
+    assert next(moved.transformer.parameters()).device.type == "cpu"
 
 
 def test_straight_colour_of_soft_and_empty_alpha():
