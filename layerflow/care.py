@@ -19,6 +19,7 @@ from layerflow.check import Problem, RowReport, check_row
 from layerflow.contained import contained_map
 from layerflow.corpus import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
 from layerflow.media import MediaError
+from layerflow.published import PublishedCorpus, open_corpus
 from layerflow.stats import stats
 
 __all__ = ["check_folder", "check_rows", "stats", "validate"]
@@ -29,13 +30,14 @@ FIX_FOLDER = "copy the corpus again from a sound copy, or run its job again with
 def validate(corpus: Corpus | str | Path, *, workers: int = 0) -> list[Problem]:
     """Every problem of a corpus folder and its rows; an empty list means that it is sound.
 
-    workers: child processes that decode; 0 decodes in this process (for trusted corpora).
+    A published folder is a corpus too. workers: child processes that decode; 0 decodes in this
+    process (for trusted corpora).
     """
     path = corpus.path if isinstance(corpus, Corpus) else Path(corpus)
     problems = check_folder(path)
     if any(problem.field != "corpus.json" for problem in problems):
         return problems
-    for report in check_rows(Corpus.open(path), workers=workers):
+    for report in check_rows(open_corpus(path), workers=workers):
         problems.extend(report.problems)
     return problems
 
@@ -43,9 +45,11 @@ def validate(corpus: Corpus | str | Path, *, workers: int = 0) -> list[Problem]:
 def check_folder(path: Path) -> list[Problem]:
     """Schema, sidecars, shards and their checksum, unique ids, the rejected table."""
     try:
-        corpus = Corpus.open(path)
+        corpus = open_corpus(path)
     except (ValueError, KeyError, OSError, pa.ArrowInvalid) as error:
         return [Problem(None, "state.json", str(error), FIX_FOLDER)]
+    if isinstance(corpus, PublishedCorpus):  # the Hub holds its checksums
+        return list(_ids(corpus))
     problems = [*_schema(path, corpus), *_info(corpus), *_fingerprint(path), *_ids(corpus)]
     if (path / "rejected").exists():
         try:
@@ -111,7 +115,7 @@ def _fingerprint(path: Path) -> Iterator[Problem]:
         yield Problem(None, "state.json", text, "remove them if they are left over")
 
 
-def _ids(corpus: Corpus) -> Iterator[Problem]:
+def _ids(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
     repeated = [id for id, count in Counter(corpus.ids()).items() if count > 1]
     if repeated:
         text = f"{len(repeated)} ids are there more than once, the first is {repeated[0]!r}"
@@ -119,12 +123,12 @@ def _ids(corpus: Corpus) -> Iterator[Problem]:
 
 
 def check_rows(
-    corpus: Corpus, *, workers: int = 0, indices: Sequence[int] | None = None
+    corpus: Corpus | PublishedCorpus, *, workers: int = 0, indices: Sequence[int] | None = None
 ) -> Iterator[RowReport]:
     """``check_row`` of every row, or of those given, in order; workers as of ``validate``."""
     chosen = range(len(corpus)) if indices is None else indices
     requests = [json.dumps(index).encode() for index in chosen]
-    answers = contained_map(row_checker, corpus.path, requests, workers)
+    answers = contained_map(row_checker, Path(corpus.path), requests, workers)
     for index, answer in zip(chosen, answers, strict=True):
         if isinstance(answer, MediaError):
             yield RowReport((Problem(index, "media cells", str(answer)),))
@@ -136,7 +140,7 @@ def check_rows(
 
 def row_checker(path: Path) -> Callable[[bytes], bytes]:
     """The handler of ``check_rows``: a row's index in, its report out, as JSON."""
-    corpus = Corpus.open(path)
+    corpus = open_corpus(path)
 
     def check(request: bytes) -> bytes:
         index = json.loads(request)

@@ -32,10 +32,12 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
+from layerflow.published import PublishedCorpus, is_remote
 from layerflow.splits import Assignment, assign
-from layerflow.stats import SMALL, general_reason, read_batches, small_rows
+from layerflow.stats import SMALL, chunks, general_reason, read_batches, small_rows
 
 Rows = Iterator[dict[str, Any]]
+AnyCorpus = Corpus | PublishedCorpus
 
 OPERATORS = {
     "<": operator.lt,
@@ -121,7 +123,7 @@ class Derived:
 
 
 def filter_corpus(
-    corpus: Corpus,
+    corpus: AnyCorpus,
     out: Path,
     *,
     where: Sequence[str] = (),
@@ -130,6 +132,7 @@ def filter_corpus(
 ) -> Derived:
     """The rows for which every condition holds; the others go to ``OUT/rejected`` with the reason.
 
+    Of a published corpus only row groups with a row that stays are read whole.
     kinds: also only these kinds. keep_unknown: keep rows that have no such score.
     """
     conditions = [condition for text in where for condition in parse_where(text)]
@@ -164,7 +167,7 @@ def filter_corpus(
     return _write(out, "filter", options, [corpus], corpus.schema, kept(), left_out())
 
 
-def merge_corpora(corpora: Sequence[Corpus], out: Path) -> Derived:
+def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
     """All rows in the order given; of rows with one id the first stays. Rejected tables are joined.
 
     Raises ValueError when the corpora have different columns.
@@ -174,7 +177,7 @@ def merge_corpora(corpora: Sequence[Corpus], out: Path) -> Derived:
     for corpus in corpora[1:]:
         if not corpus.schema.equals(corpora[0].schema):
             raise ValueError(f"{corpus.path} and {corpora[0].path} have different columns")
-    seen: dict[str, Path] = {}
+    seen: set[str] = set()
     repeated: list[dict[str, Any]] = []
 
     def kept() -> Rows:
@@ -184,20 +187,20 @@ def merge_corpora(corpora: Sequence[Corpus], out: Path) -> Derived:
                     text = f"id {row['id']} is also in an earlier row"
                     repeated.append(_left_out(row, "merge", text))
                 else:
-                    seen[row["id"]] = corpus.path
+                    seen.add(row["id"])
                     yield row
 
     def left_out() -> Rows:
         for corpus in corpora:
-            if (corpus.path / "rejected" / "state.json").is_file():
-                yield from Table(corpus.path / "rejected").rows()
+            if (Path(corpus.path) / "rejected" / "state.json").is_file():
+                yield from Table(Path(corpus.path) / "rejected").rows()
         yield from repeated
 
     return _write(out, "merge", {}, corpora, corpora[0].schema, kept(), left_out())
 
 
 def split_corpus(
-    corpus: Corpus, out: Path, fractions: Mapping[str, float], *, seed: int = 0
+    corpus: AnyCorpus, out: Path, fractions: Mapping[str, float], *, seed: int = 0
 ) -> tuple[dict[str, Derived], Assignment]:
     """``OUT/<split>`` for every split; see ``layerflow.splits.assign``."""
     assignment = assign(list(small_rows(corpus)), fractions, seed)
@@ -210,15 +213,26 @@ def split_corpus(
     return made, assignment
 
 
-def _selected(corpus: Corpus, wanted: Any) -> Rows:
-    """Whole rows for which ``wanted(index, row without media)``; media of others stay on disk."""
+def _selected(corpus: AnyCorpus, wanted: Any) -> Rows:
+    """Whole rows for which ``wanted(index, row without media)``; media of others stay where they
+    are: of a published corpus, in row groups that are not read."""
     index = 0
-    for batch in read_batches(corpus):
-        small = batch.select(list(SMALL)).to_pylist()
+    for chunk in chunks(corpus):
+        small = chunk(SMALL).to_pylist()
         places = [i for i, row in enumerate(small) if wanted(index + i, row)]
         index += len(small)
         if places:
-            yield from batch.take(pa.array(places)).to_pylist()
+            yield from chunk(None).take(pa.array(places)).to_pylist()
+
+
+def _identity(corpus: AnyCorpus) -> str:
+    if isinstance(corpus, PublishedCorpus):
+        return corpus.identity()
+    return (corpus.path / "state.json").read_text()
+
+
+def _name(corpus: AnyCorpus) -> str:
+    return str(corpus.path) if is_remote(corpus.path) else Path(corpus.path).resolve().name
 
 
 def _left_out(row: Mapping[str, Any], stage: str, reason: str) -> dict[str, Any]:
@@ -234,12 +248,12 @@ def _write(
     out: Path,
     kind: str,
     options: dict[str, Any],
-    corpora: Sequence[Corpus],
+    corpora: Sequence[AnyCorpus],
     schema: pa.Schema,
     rows: Rows,
     rejected: Rows,
 ) -> Derived:
-    parents = [(c.path / "state.json").read_text() for c in corpora]
+    parents = [_identity(c) for c in corpora]
     recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
     if out.exists():
         return _finished(out, recipe)
@@ -265,7 +279,7 @@ def _write(
         "rows": kept,
         "rejected": left_out,
         "reasons": dict(reasons),
-        "made_from": [{"name": c.path.resolve().name, **c.info} for c in corpora],
+        "made_from": [{"name": _name(c), **c.info} for c in corpora],
     }
     with (building / "corpus.json").open("w") as file:
         json.dump(info, file, indent=2, sort_keys=True)

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus import QUALITY_FIELDS, SCHEMA, Corpus, Table
+from layerflow.published import Chunk, PublishedCorpus
 
 NO_LICENCE = "not stated"
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -43,13 +45,30 @@ def arrow_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[
             yield batch if columns is None else batch.select(list(columns))
 
 
-def read_batches(table: Table, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of a table on disk, in order; see ``arrow_batches``."""
+def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
+    """A table piece by piece: functions from column names (None: all) to a record batch, so that
+    the small columns of a piece can be looked at before its media are read."""
+    if isinstance(table, PublishedCorpus):
+        yield from table.chunks()
+        return
     for file in arrow_files(table):
-        yield from arrow_batches(file, columns)
+        for batch in arrow_batches(file):
+            yield partial(_columns, batch)
 
 
-def small_rows(table: Table) -> Iterator[dict[str, Any]]:
+def _columns(batch: pa.RecordBatch, names: Sequence[str] | None) -> pa.RecordBatch:
+    return batch if names is None else batch.select(list(names))
+
+
+def read_batches(
+    table: Table | PublishedCorpus, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of a table, in order; columns that are not wanted are not read."""
+    for chunk in chunks(table):
+        yield chunk(columns)
+
+
+def small_rows(table: Table | PublishedCorpus) -> Iterator[dict[str, Any]]:
     """Every row without its media cells, in order."""
     for batch in read_batches(table, SMALL):
         yield from batch.to_pylist()
@@ -60,7 +79,7 @@ def general_reason(stage: str | None, reason: str | None) -> str:
     return f"{stage}: {re.sub(r'-?[0-9][0-9.]*', 'N', reason or '')}"
 
 
-def stats(corpus: Corpus) -> dict[str, Any]:
+def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     """Counts, seconds, bytes, score percentiles, licences, duplicates and rejection reasons.
 
     Everything is a plain JSON value. Seconds are ``num_frames / fps``, of a still 0. Bytes are
@@ -143,7 +162,7 @@ class _Share:
         return out
 
 
-def cell_bytes(corpus: Corpus) -> np.ndarray:
+def cell_bytes(corpus: Corpus | PublishedCorpus) -> np.ndarray:
     """int64 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
     parts = [
         np.stack(
@@ -155,7 +174,7 @@ def cell_bytes(corpus: Corpus) -> np.ndarray:
     return np.concatenate([np.zeros((0, 4), np.int64), *parts]).astype(np.int64)
 
 
-def duplicates(corpus: Corpus, sizes: np.ndarray) -> dict[str, Any]:
+def duplicates(corpus: Corpus | PublishedCorpus, sizes: np.ndarray) -> dict[str, Any]:
     """Rows whose ``blended`` cell equals that of an earlier row, byte for byte.
 
     sizes: from ``cell_bytes``. Only cells of equal length are read.
@@ -194,9 +213,9 @@ def _prompts(counter: Counter[str]) -> dict[str, Any]:
     return {"empty": counter[""], "distinct": len(filled), "mean_letters": mean}
 
 
-def _rejected(corpus: Corpus) -> dict[str, Any]:
+def _rejected(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
-    folder = corpus.path / "rejected"
+    folder = Path(corpus.path) / "rejected"
     if (folder / "state.json").is_file():
         for batch in read_batches(Table(folder), ("stage", "reason")):
             for row in batch.to_pylist():

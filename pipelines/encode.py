@@ -33,6 +33,7 @@ from layerflow.latents import (
     LatentsWriter,
     prompt_key,
 )
+from layerflow.published import PublishedCorpus, fetched, open_corpus
 from layerflow.streams import read_stream, write_stream
 from pipelines.stages.latent import Augment, Encoder, Options, text_shape, variants
 
@@ -79,6 +80,7 @@ def run_encode(
 ) -> Summary:
     """Encode corpora into the latents folder `out`.
 
+    corpora: corpus folders, published folders, `hf://datasets/...` (see `layerflow.published`).
     size: height and width; None: as the clips are. frames: how many of each clip's frames to
     take, evenly spread and distinct; None: all; stills stay single. augment: variants of each
     clip. workers: Ray tasks at a time; None: all CPUs (or GPUs); 0: this process, without Ray.
@@ -156,7 +158,8 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
 
     seen: set[str] = set()
     for path in corpora:
-        corpus = Corpus.open(path)
+        folder = fetched(path)
+        corpus = open_corpus(folder)
         for index in range(len(corpus)):
             row = corpus.row(index)
             if row["id"] in seen:
@@ -167,7 +170,7 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
             for layer in LAYERS:
                 digest.update(hashlib.sha256(row[layer]).digest())
             yield _Row(
-                corpus=str(Path(path).resolve()),
+                corpus=str(folder),
                 index=index,
                 id=row["id"],
                 content=digest.hexdigest()[:32],
@@ -304,8 +307,8 @@ def encode_unit(unit: Mapping[str, Any], options: Options, staging: Path) -> Non
 
 
 @lru_cache(maxsize=8)
-def _open(corpus: str) -> Corpus:
-    return Corpus.open(corpus)
+def _open(corpus: str) -> Corpus | PublishedCorpus:
+    return open_corpus(corpus)
 
 
 # ---- putting them together --------------------------------------------------------------------

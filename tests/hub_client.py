@@ -12,10 +12,11 @@ from typing import Any
 
 
 def digest(rows: Any) -> list[str]:
-    """A checksum of each row, every column included."""
+    """A checksum of each row, every column included that has a value: a column of the toolkit that
+    no row fills is not published."""
     found = []
     for row in rows:
-        plain = repr(dict(sorted(row.items())))
+        plain = repr(sorted((name, value) for name, value in row.items() if value is not None))
         found.append(hashlib.sha256(plain.encode()).hexdigest())
     return found
 
@@ -27,6 +28,23 @@ def answer(request: dict[str, Any]) -> Any:
         publish.SHARD_BYTES = request["shard"]
         options = publish.PublishOptions(**request["options"])
         return publish.run_publish(Path(request["publish"]), options, workers=0, quiet=True)
+    if "open" in request:
+        from layerflow.published import open_corpus
+
+        return digest(open_corpus(request["open"]).rows(request.get("columns")))
+    if "encode" in request:
+        from pipelines.encode import run_encode
+
+        summary = run_encode(request["encode"], **request["options"], workers=0, quiet=True)
+        return [summary.clips, summary.encoded, summary.rejected]
+    if "filter" in request:
+        from layerflow.derive import filter_corpus
+        from layerflow.published import open_corpus
+
+        made = filter_corpus(
+            open_corpus(request["filter"]), Path(request["out"]), where=request["where"]
+        )
+        return [made.rows, made.left_out]
     import datasets
 
     from layerflow.published import local_row

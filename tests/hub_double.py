@@ -76,6 +76,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.calls: list[str] = []
         self.uploads: Counter[str] = Counter()  # complete uploads by sha256
+        self.served = 0  # bytes of files that were sent to clients
         self.rotten: set[str] = set()  # files whose checksum the tree reports wrong
         self.block = threading.Event()
         self.blocked = threading.Event()
@@ -305,6 +306,7 @@ class Handler(BaseHTTPRequestHandler):
             start, end = int(ranged[1]), min(len(data), int(ranged[2] or len(data)) + 1)
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
             data, status = data[start:end], 206
+        self.hub.served += len(data) if self.command == "GET" else 0
         self._send(status, data, mime="application/octet-stream", headers=headers)
 
     # --- answers

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,60 +12,10 @@ from browser import browser
 from corpora import make_rows, write_corpus
 from hub_client import digest
 from hub_double import TOKEN, Fault, Hub, hub_double
+from hub_kit import Client, kill_and_restart, publication, shards
 
 from layerflow.corpus import Corpus
 from pipelines.publish_card import read_metadata
-
-CLIENT = Path(__file__).with_name("hub_client.py")
-ROOT = CLIENT.parents[1]
-
-
-class Client:
-    """A process that publishes and loads; see ``hub_client``."""
-
-    def __init__(self, hub: Hub, home: Path) -> None:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_TOKEN": TOKEN,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "*",
-            "PYTHONPATH": str(ROOT),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, str(CLIENT)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, request: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-
-    def call(self, request: dict[str, Any]) -> Any:
-        self.ask(request)
-        assert self.process.stdout is not None
-        answer = json.loads(self.process.stdout.readline())
-        if "error" in answer:
-            raise ValueError(answer["error"])
-        return answer["value"]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-def publication(corpus: Path, repo_id: str, **options: Any) -> dict[str, Any]:
-    shard = options.pop("shard", 10_000)
-    return {"publish": str(corpus), "options": {"repo_id": repo_id, **options}, "shard": shard}
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +34,6 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
     opened = Client(hub, tmp_path_factory.mktemp("home"))
     yield opened
     opened.close()
-
-
-def shards(hub: Hub, repo_id: str, folder: str = "data") -> list[str]:
-    return sorted(name for name in hub.files(repo_id) if name.startswith(f"{folder}/"))
 
 
 def test_published_and_loaded_back(hub: Hub, client: Client, corpus: Path) -> None:
@@ -193,22 +134,9 @@ def test_killed_and_started_again(
     hub: Hub, client: Client, corpus: Path, tmp_path: Path, method: str, path: str, skip: int
 ) -> None:
     name = f"me/killed-{skip}"
-    hub.blobs.clear()
-    hub.uploads.clear()
-    hub.block.clear()
-    hub.blocked.clear()
-    hub.faults[:] = [Fault(method, path, "none", times=skip), Fault(method, path, "hang")]
-    victim = Client(hub, tmp_path / "home")
-    victim.ask(publication(corpus, name))
-    assert hub.blocked.wait(120), hub.calls[-5:]
-    victim.process.kill()
-    victim.close()
-    hub.block.set()
-    before = dict(hub.uploads)
-    assert len(hub.repos[name].commits) == 1  # nothing is half there
-    lines = client.call(publication(corpus, name))
+    request = publication(corpus, name)
+    lines = kill_and_restart(hub, client, tmp_path / "home", request, method, path, skip)
     assert "verified" in lines[1]
-    assert all(hub.uploads[oid] == count for oid, count in before.items())  # none sent twice
     assert client.call({"load": name, "streaming": False}) == digest(Corpus.open(corpus).rows())
 
 

@@ -15,7 +15,10 @@ def register(app: typer.Typer) -> None:
 
 
 def encode(
-    corpora: Annotated[list[str], typer.Argument(help="corpus folders", metavar="CORPUS...")],
+    corpora: Annotated[
+        list[str],
+        typer.Argument(help="corpus folders, or hf://datasets/NAMESPACE/NAME", metavar="CORPUS..."),
+    ],
     model: Annotated[str, typer.Option(help="model folder, made by init")],
     out: Annotated[str, typer.Option(help="latents folder to make or bring up to date")],
     size: Annotated[

@@ -20,6 +20,7 @@ from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
 from layerflow.latents import clip_row, prompt_key, prompt_row
 from layerflow.media import PNG_MAGIC, MediaError, decode_cell
 
+MAX_FRAMES = 10_000  # of one clip
 AUTOENCODERS = {
     "BlockDCTAutoencoder": "layerflow.autoencoder",
     "AutoencoderKLCogVideoX": "diffusers",
@@ -221,6 +222,8 @@ def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
     for damaged media and for a clip with fewer frames.
     """
     count = row["num_frames"]
+    if not 1 <= count <= MAX_FRAMES:
+        raise MediaError(f"clip {row['id']} says that it has {count} frames")
     if row["kind"] == "image":
         keep = [0]
     elif frames is None:
@@ -235,7 +238,7 @@ def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
 def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
     """Which frames of a clip to show frozen: random ones that follow from its id."""
     rng = _random(f"{row['id']}-frozen")
-    return [int(frame) for frame in rng.integers(0, row["num_frames"], wanted)]
+    return [int(frame) for frame in rng.integers(0, max(1, row["num_frames"]), wanted)]
 
 
 def _random(key: str) -> np.random.Generator:
