@@ -32,7 +32,7 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
-from pipelines.staging import commit_unit, read_stream, write_json
+from pipelines.staging import FULL, commit_unit, read_stream, write_json
 
 ATTEMPTS = 2
 
@@ -134,7 +134,8 @@ def run_job(
     workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
     corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
     one is left out as a near-duplicate. first_pass: before the work.
-    Raises ValueError when ``out`` holds something else or a corpus of another recipe.
+    Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
+    the disk is full; what was done by then is kept, and the same call goes on from there.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,11 @@ def run_job(
 
         for unit in _run_units(missing, do, lambda key: (staging / key).is_dir(), workers, quiet):
             commit_unit(staging, unit.key, Outcome(rejected=[_lost(unit, recipe)]), schema)
-        summary = _compact(out, units, recipe, plan, schema, refuse)
+        try:
+            summary = _compact(out, units, recipe, plan, schema, refuse)
+        except OSError:
+            shutil.rmtree(out / ".building", ignore_errors=True)
+            raise
         return replace(summary, seconds=time.monotonic() - started, resumed=resumed)
 
 
@@ -264,8 +269,9 @@ def _run_units(
             for unit in _progress(units, len(units), quiet):
                 do(unit.key, unit.payload)
         else:
-            for _row in _progress(_ray_rows(units, do, workers), len(units), quiet):
-                pass
+            for row in _progress(_ray_rows(units, do, workers), len(units), quiet):
+                if row["full"]:
+                    raise OSError(row["full"])
         units = [unit for unit in units if not is_done(unit.key)]
     return list(units)
 
@@ -282,7 +288,12 @@ def _ray_rows(
     items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
 
     def run(item: dict[str, Any]) -> dict[str, Any]:
-        return {"key": item["key"], **do(item["key"], json.loads(item["payload"]))}
+        try:
+            return {"full": "", **do(item["key"], json.loads(item["payload"]))}
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return {"full": str(error)}
 
     blocks = min(len(items), 2000)
     with warnings.catch_warnings():

@@ -180,7 +180,7 @@ def _rows(job: _Job) -> Iterator[dict[str, Any]]:
                 row = _try_window(job, window, survey["sha256"], twin)
                 if row is not None:
                     yield row
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, PermissionError) as error:
         job.reject("read", str(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from layerflow.corpus import REJECTED_SCHEMA
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Errors that another attempt on the same disk will meet again."""
 
 
 class Rows(Protocol):
@@ -56,8 +60,12 @@ def commit_unit(staging: Path, key: str, outcome: Rows, schema: pa.Schema) -> di
     temporary = staging / f".{key}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    kept = _write_stream(temporary / "rows.arrow", outcome.rows, schema)
-    refused = _write_stream(temporary / "rejected.arrow", outcome.rejected, REJECTED_SCHEMA)
+    try:
+        kept = _write_stream(temporary / "rows.arrow", outcome.rows, schema)
+        refused = _write_stream(temporary / "rejected.arrow", outcome.rejected, REJECTED_SCHEMA)
+    except OSError:  # a full disk: leave nothing behind that fills it
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     try:
         temporary.rename(staging / key)
     except OSError:  # another attempt of the same unit was first: equal content

@@ -42,7 +42,7 @@ def survey_unit(payload: dict[str, Any], *, options: MineOptions) -> Findings:
                 spans = time_spans(decoder.probe(path).seconds, options.span)
             for span in spans:
                 _survey_span(decoder, path, span, options, findings)
-    except ValueError as error:  # the file itself: fetching, probing, hashing
+    except (ValueError, OSError) as error:  # the file itself: fetching, probing, hashing
         findings["problems"].append(["read", str(error)])
     return findings
 

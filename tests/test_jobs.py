@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,103 @@ def test_kill_9_of_the_driver_and_again_gives_the_same_rows(tmp_path: Path) -> N
     assert summary.resumed >= 3
     run_job(units(8), work, out=tmp_path / "quiet", recipe=RECIPE, workers=0, quiet=True)
     assert files(out) == files(tmp_path / "quiet")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("when", ["in a unit", "in the last step"])
+def test_a_full_disk_stops_the_job_and_nothing_is_lost(
+    when: str, small_disk: Path, tmp_path: Path
+) -> None:
+    out, ballast = small_disk / "c", small_disk / "ballast"
+    quiet = tmp_path / "quiet"
+    run_job(units(6), work, out=quiet, recipe=RECIPE, workers=0, quiet=True)
+    calls = 0
+
+    def filling(payload: dict) -> Outcome:
+        nonlocal calls
+        calls += 1
+        if calls == (3 if when == "in a unit" else 6):
+            outcome = work(payload)
+            free = os.statvfs(small_disk)
+            left = 4096 if when == "in a unit" else 40960
+            ballast.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - left)))
+            return outcome
+        return work(payload)
+
+    with pytest.raises(OSError, match="No space left"):
+        run_job(units(6), filling, out=out, recipe=RECIPE, workers=0, quiet=True)
+    assert json.loads((out / "corpus.json").read_text())["state"] == "running"
+    ballast.unlink()
+    summary = run_job(units(6), work, out=out, recipe=RECIPE, workers=0, quiet=True)
+    assert summary.resumed == (2 if when == "in a unit" else 6)
+    assert files(out) == files(quiet)
+
+
+def test_a_full_disk_is_told_through_ray(small_disk: Path) -> None:
+    from pipelines.cluster import stop_ray
+
+    def bulky(payload: dict) -> Outcome:
+        reason = "x" * 1_500_000
+        row = rejected_row(payload["uri"], "gate", reason, kind="pasted", recipe="r")
+        return Outcome(rejected=[row])
+
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            run_job(units(4), bulky, out=small_disk / "c", recipe=RECIPE, workers=2, quiet=True)
+    finally:
+        stop_ray()
+    assert not list((small_disk / "c" / "staging").glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_away_in_mid_job_loses_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from pipelines.cluster import stop_ray
+
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parent}")  # of the cluster's workers
+
+    def slow(payload: dict) -> Outcome:
+        time.sleep(0.5)
+        return work(payload)
+
+    quiet = tmp_path / "quiet"
+    run_job(units(12), work, out=quiet, recipe=RECIPE, workers=0, quiet=True)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    out = tmp_path / "c"
+    try:
+        doomed = cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, log_to_driver=False)
+
+        def remove() -> None:
+            while len(list((out / "staging").glob("[0-9a-f]*"))) < 2:
+                time.sleep(0.05)
+            cluster.remove_node(doomed, allow_graceful=False)
+
+        thread = threading.Thread(target=remove)
+        thread.start()
+        summary = run_job(units(12), slow, out=out, recipe=RECIPE, workers=3, quiet=True)
+        thread.join()
+        assert sum(node["Alive"] for node in ray.nodes()) == 1
+    finally:
+        stop_ray()
+        cluster.shutdown()
+    assert files(out) == files(quiet) and summary.kept == 16
