@@ -31,7 +31,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         build_app()()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("LAYERFLOW_TRACEBACK"):
             raise
         print(f"layerflow: {error}", file=sys.stderr)
