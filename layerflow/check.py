@@ -18,11 +18,12 @@ import av
 import numpy as np
 
 from layerflow.clip import ALPHA_KINDS, BACKGROUND_KINDS, KINDS, LAYERS, composite
-from layerflow.corpus import decode_row
-from layerflow.media import PNG_MAGIC, MediaError
+from layerflow.corpus import EXTRAS, decode_row
+from layerflow.extras import SHADOWS, cells, decode_objects
+from layerflow.media import PNG_MAGIC, MediaError, decode_alpha, decode_color
 
 MAX_DECODED_BYTES = 4 << 30
-# 4:4:4 H.264 at crf 12 keeps each layer above 40 dB (2.6 levels rms). Recomposing adds the errors
+# 4:4:4 H.264 at crf 10 keeps each layer above 40 dB (2.6 levels rms). Recomposing adds the errors
 # of three coded layers; this leaves room for hard textures, and a wrong layer is far above it.
 CODED_RMS_LIMIT = 8.0
 EXACT_LEVELS = 1
@@ -103,6 +104,7 @@ def check_row(row: Mapping[str, Any], index: int) -> RowReport:
     if found:
         return report(found)
     try:
+        _decode_extras(row)
         rms, worst = equation_error(row)
     except (MediaError, ValueError) as error:
         return report([("media cells", str(error))])
@@ -110,7 +112,8 @@ def check_row(row: Mapping[str, Any], index: int) -> RowReport:
 
 
 def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    nulls = [name for name in row if name not in LAYERS and row[name] is None]
+    free = {*LAYERS, *EXTRAS.names}
+    nulls = [name for name in row if name not in free and row[name] is None]
     if nulls:
         yield nulls[0], "there is no value"
         return
@@ -132,9 +135,22 @@ def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     if row["num_frames"] * row["height"] * row["width"] * 10 > MAX_DECODED_BYTES:
         yield "num_frames", f"the decoded layers would take over {MAX_DECODED_BYTES >> 30} GiB"
     yield from _origin(row["origin"])
+    yield from _extras(row)
     bad = [n for n, value in row["quality"].items() if value is not None and math.isnan(value)]
     if bad:
         yield f"quality.{bad[0]}", "the score is NaN"
+
+
+def _extras(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    shadow = row.get("shadow")
+    if shadow is not None and shadow not in SHADOWS:
+        yield "shadow", f"{str(shadow)[:40]!r} is none of {', '.join(SHADOWS)}"
+    if shadow == "background" and row.get("plate") is None:
+        yield "plate", "there is no background without the shadow"
+    for place, item in enumerate(row.get("objects") or ()):
+        if item is None or item["order"] != place or item["origin"] is None:
+            yield "objects", f"object {place} has another order, or no origin"
+            return
 
 
 def _origin(origin: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -160,12 +176,12 @@ def uri_escapes(uri: str) -> bool:
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for layer in LAYERS:
-        if not row[layer]:
+    for layer, data in [*((layer, row[layer]) for layer in LAYERS), *cells(row)]:
+        if not data:
             yield layer, "the media cell is empty"
             continue
         try:
-            cell = probe_cell(row[layer])
+            cell = probe_cell(data)
         except MediaError as error:
             yield layer, str(error)
             continue
@@ -177,11 +193,22 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield layer, f"the media cell holds {frames}"
         elif row["kind"] == "image" and cell.codec != "png":
             yield layer, f"an image clip holds PNG, not {cell.codec}"
-        elif layer == "alpha" and (cell.codec, cell.pixel_format) not in (
+        elif layer.endswith("alpha") and (cell.codec, cell.pixel_format) not in (
             ("ffv1", "gray"),
             ("png", "gray"),
         ):
             yield layer, f"alpha must be lossless 8-bit grey, not {cell.codec} {cell.pixel_format}"
+
+
+def _decode_extras(row: Mapping[str, Any]) -> None:
+    if row.get("plate") is not None:
+        decode_color(row["plate"])
+    objects = decode_objects(row)
+    if objects:
+        seen = sum(item.visible.astype(np.int32) for item in objects)
+        worst = int(np.abs(seen - decode_alpha(row["alpha"])).max())
+        if worst > len(objects) + EXACT_LEVELS:
+            raise MediaError(f"the visible alphas of its objects miss alpha by {worst} levels")
 
 
 def equation_error(row: Mapping[str, Any]) -> tuple[float, int]:

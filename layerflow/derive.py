@@ -32,6 +32,7 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
+from layerflow.extras import joined_schema
 from layerflow.published import PublishedCorpus, is_remote
 from layerflow.splits import Assignment, assign
 from layerflow.stats import SMALL, chunks, general_reason, read_batches, small_rows
@@ -174,9 +175,12 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
     """
     if not corpora:
         raise ValueError("nothing to merge")
+    schema = corpora[0].schema
     for corpus in corpora[1:]:
-        if not corpus.schema.equals(corpora[0].schema):
+        joined = joined_schema([schema, corpus.schema])
+        if joined is None:
             raise ValueError(f"{corpus.path} and {corpora[0].path} have different columns")
+        schema = joined
     seen: set[str] = set()
     repeated: list[dict[str, Any]] = []
 
@@ -196,7 +200,7 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
                 yield from Table(Path(corpus.path) / "rejected").rows()
         yield from repeated
 
-    return _write(out, "merge", {}, corpora, corpora[0].schema, kept(), left_out())
+    return _write(out, "merge", {}, corpora, schema, kept(), left_out())
 
 
 def split_corpus(

@@ -26,7 +26,13 @@ class PackOptions(Strict):
     frames: int = Field(16, ge=2, le=512, description="frames of a clip of a layered film")
     fps: float = Field(8.0, gt=0, le=240, description="rate of clips of layered films")
     fill: Fill = Field("blurred", description="background of a still that has none")
-    crf: int = Field(12, ge=0, le=40, description="H.264 quality of colour layers")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="layer or prompt -> column, for tables"
+    )
+    crf: int = Field(10, ge=0, le=40, description="H.264 quality of colour layers")
+    min_psnr: float = Field(
+        40.0, ge=0, le=60, description="dB; a moving clip below it is encoded again, finer"
+    )
     deadline: float = Field(180.0, gt=0, description="seconds that one decoding request may take")
     prompts: str | None = Field(None, description="CSV, JSONL or Parquet table of prompts")
     licence: str | None = Field(None, description="licence of all inputs, for the record")

@@ -10,6 +10,7 @@ from manifests.common import Size, Strict
 from manifests.mine import Gate
 
 Placement = Literal["auto", "ground", "source", "free"]
+Shadow = Literal["none", "background"]
 
 
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
@@ -40,7 +41,7 @@ class PasteOptions(Strict):
     area: Range = Field((0.05, 0.35), description="drawn size of a foreground, even on a log scale")
     area_limits: Range = Field((0.02, 0.60), description="visible area that is accepted")
     min_visible: float = Field(0.5, ge=0, le=1, description="least visible share, any frame")
-    max_upscale: float = Field(1.25, gt=0, le=4, description="largest enlargement of a source")
+    max_upscale: float = Field(1.0, gt=0, le=4, description="largest enlargement of a source")
     placement: Placement = Field("auto", description="where a foreground stands")
     objects: tuple[int, int] = Field((1, 1), description="foreground objects of a clip, range")
     flip: bool = Field(True, description="mirror foregrounds and backgrounds at random")
@@ -59,10 +60,23 @@ class PasteOptions(Strict):
     match_grain: bool = Field(True, description="as noisy as the background")
     shutter: float = Field(180.0, ge=0, le=360, description="motion blur, degrees; 0 is none")
 
+    shadow: Shadow = Field("none", description="who owns the contact shadow, if there is one")
+    shadow_strength: Range = Field((0.2, 0.45), description="light that a shadow takes")
+
     gate: Gate = Field("standard", description="quality gate on foregrounds of mined corpora")
+    max_clipped: float = Field(
+        0.05, ge=0, le=1, description="share of the object that the colour match may clip"
+    )
+    max_exposure: float = Field(
+        0.6, ge=0, le=1, description="share of a layer that may be pure black or white"
+    )
+    repeats: bool = Field(False, description="keep clips that nearly repeat an earlier one")
     attempts: int = Field(8, ge=1, le=100, description="draws before a clip is given up")
     encoded_check: int = Field(1, ge=0, description="score each Nth clip after encoding; 0: none")
-    crf: int = Field(12, ge=0, le=40, description="H.264 quality of colour layers")
+    crf: int = Field(10, ge=0, le=40, description="H.264 quality of colour layers")
+    min_psnr: float = Field(
+        40.0, ge=0, le=60, description="dB; a checked clip below it is encoded again, finer"
+    )
     deadline: float = Field(180.0, gt=0, description="seconds that one decoding request may take")
     licence: str | None = Field(None, description="licence of all folders, for the record")
     attribution: str | None = Field(None, description="whom to name for all folders")

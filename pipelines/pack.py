@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, U8, resize_cover
-from layerflow.corpus import clip_id, encode_row, file_sha256, origin, rejected_row
+from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
+from layerflow.corpus import (
+    EXTENDED_SCHEMA,
+    clip_id,
+    encode_row,
+    file_sha256,
+    origin,
+    rejected_row,
+)
 from layerflow.decode import Decoder
+from layerflow.extras import SingleObject, encode_objects, visible_alphas
 from layerflow.media import MediaError
 from manifests.pack import PackOptions
 from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.draws import generator
 from pipelines.stages.films import make_film_clip, read_film, windows
-from pipelines.stages.layouts import Film, Group, group_files, split_films, words_of
-from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
-from pipelines.stages.metadata import film_prompts, folder_prompts, layered_images
+from pipelines.stages.importers import LAYOUTS, Listing, importer_of
+from pipelines.stages.layouts import Film, Group, words_of
+from pipelines.stages.metadata import folder_prompts
 from pipelines.stages.packing import (
     FILLED_PROMPT,
     Parts,
@@ -36,31 +45,35 @@ from pipelines.stages.packing import (
     read_parts,
     still_prompts,
 )
-from pipelines.stages.paste_scores import recomposition_error, score_layers
-from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
-from pipelines.stages.prompts import Table, read_prompt_table
+from pipelines.stages.paste_scores import encode_checked, recomposition_error, score_layers
+from pipelines.stages.prompts import MAX_PROMPT_CHARS, Table, read_prompt_table
 from pipelines.stages.stills import load_opaque
+from pipelines.stages.tables import (
+    PICTURES,
+    TEXTS,
+    Part,
+    list_parts,
+    mapping_of,
+    picture_bytes,
+    read_cells,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 UNIT_STILLS = 32
-LAYOUTS = ("auto", "stills", "films", "layerflow-images", "psd")
-SUFFIXES = {
-    "auto": STILL_SUFFIXES | VIDEO_SUFFIXES | DOCUMENT_SUFFIXES,
-    "psd": DOCUMENT_SUFFIXES,
-    "stills": STILL_SUFFIXES,
-    "films": STILL_SUFFIXES | VIDEO_SUFFIXES,
-    "layerflow-images": STILL_SUFFIXES,
-}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all units share: stills and films in order, backgrounds to draw from, prompts by uri."""
+    """What all units share: stills, films and tables in order, backgrounds to draw from, prompts by
+    uri, column mappings of the tables; lacking: what a still or film misses, by uri."""
 
     groups: tuple[Group, ...]
     films: tuple[Film, ...]
     pool: tuple[Group, ...]
     table: Table
+    parts: tuple[Part, ...] = ()
+    mappings: tuple[Mapping[str, str], ...] = ()
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = False) -> Summary:
@@ -76,37 +89,49 @@ def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = 
     recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION)
     plan = make_plan(options)
     work = partial(pack_unit, plan=plan, options=options, recipe=recipe)
-    units = plan_units(plan)
-    return run_job(units, work, out=Path(options.out), recipe=recipe, workers=workers, quiet=quiet)
+    return run_job(
+        plan_units(plan),
+        work,
+        out=Path(options.out),
+        recipe=recipe,
+        workers=workers,
+        quiet=quiet,
+        schema=EXTENDED_SCHEMA,
+    )
 
 
 def make_plan(options: PackOptions) -> Plan:
     """List all inputs. A group that is only a background is one to draw from."""
-    stills: list[Group] = []
-    films: list[Film] = []
-    table: dict[str, Mapping[str, str]] = {}
+    found = Listing()
+    lacking: dict[str, str] = {}
     for item in options.inputs:
+        if "://" in item:
+            found.parts += list_parts(item)
+            continue
         root = Path(item).resolve()
         if not root.is_dir():
             raise ValueError(f"{item}: no such folder")
-        listed = layered_images(root) if options.layout in ("auto", "layerflow-images") else None
-        if listed is not None:
-            stills += listed[0]
-            table |= listed[1]
-            continue
-        found, rest = split_films(group_files(root, SUFFIXES[options.layout]))
-        if options.layout == "stills":
-            found, rest = [], group_files(root, SUFFIXES[options.layout])
-        films += found
-        stills += rest if options.layout != "films" else []
-        table |= film_prompts(root)
-    pool = tuple(group for group in stills if set(group.roles) == {"background"})
-    layered = tuple(group for group in stills if set(group.roles) != {"background"})
-    if not layered and not films:
+        importer = importer_of(options.layout, root)
+        listed = importer.list(root)
+        found.stills += listed.stills
+        found.films += listed.films
+        found.parts += listed.parts
+        found.prompts |= listed.prompts
+        entries: list[Group | Film] = [*listed.stills, *listed.films]
+        for entry in entries:
+            reason = importer.lacks(entry.roles)
+            if reason is not None:
+                lacking[entry.uri] = reason
+    pool = tuple(group for group in found.stills if set(group.roles) == {"background"})
+    layered = tuple(group for group in found.stills if set(group.roles) != {"background"})
+    if not layered and not found.films and not found.parts:
         raise ValueError(f"no layered still or film in {', '.join(options.inputs)}")
+    table = {**found.prompts}
     if options.prompts:
         table |= read_prompt_table(Path(options.prompts))
-    return Plan(layered, tuple(films), pool, table)
+    mappings = tuple(mapping_of(part.columns, options.columns) for part in found.parts)
+    films, parts = tuple(found.films), tuple(found.parts)
+    return Plan(layered, films, pool, table, parts, mappings, lacking)
 
 
 def plan_units(plan: Plan, size: int = UNIT_STILLS) -> list[Unit]:
@@ -122,6 +147,15 @@ def plan_units(plan: Plan, size: int = UNIT_STILLS) -> list[Unit]:
         sizes = [path.stat().st_size for _, paths in film.layers for path in paths]
         key = unit_key(pool, place, film.uri, sizes)
         units.append(Unit(key, len(plan.groups) + place, {"uri": film.uri, "film": place}))
+    order = len(plan.groups) + len(plan.films)
+    for place, part in enumerate(plan.parts):
+        mapping = sorted(plan.mappings[place].items())
+        for start in range(0, part.rows, size):
+            stop = min(part.rows, start + size)
+            payload = {"uri": part.uri, "table": place, "start": start, "stop": stop}
+            key = unit_key(pool, place, part.uri, part.rows, mapping, start)
+            units.append(Unit(key, order, payload))
+            order += 1
     return units
 
 
@@ -132,12 +166,14 @@ def _bytes(group: Group) -> list[int]:
 def pack_unit(
     payload: dict[str, Any], *, plan: Plan, options: PackOptions, recipe: Recipe
 ) -> Outcome:
-    """The clips of a range of stills, or of one film; what cannot be used is a rejected row."""
-    outcome = Outcome()
+    """The clips of a range of stills or table rows, or of one film; what cannot be used is a
+    rejected row."""
+    rows: list[dict[str, Any]] = []
+    outcome = Outcome(rows)
 
     def attempt(uri: str, make: Callable[[], list[dict[str, Any]]]) -> None:
         try:
-            outcome.rows.extend(make())
+            rows.extend(make())
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
             row = rejected_row(uri, "read", reason or str(error), kind="image", recipe=recipe.hash)
@@ -148,13 +184,49 @@ def pack_unit(
             film = plan.films[payload["film"]]
             attempt(film.uri, partial(pack_film, film, plan, options, recipe))
             return outcome
+        if "table" in payload:
+            pack_table(payload, plan, options, recipe, attempt)
+            return outcome
         for group in plan.groups[payload["start"] : payload["stop"]]:
             attempt(group.uri, partial(pack_still, group, plan, options, recipe))
     return outcome
 
 
+def pack_table(
+    payload: dict[str, Any],
+    plan: Plan,
+    options: PackOptions,
+    recipe: Recipe,
+    attempt: Callable[[str, Callable[[], list[dict[str, Any]]]], None],
+) -> None:
+    """The rows of a range of a table, each through files of its own for as long as it takes."""
+    part, mapping = plan.parts[payload["table"]], plan.mappings[payload["table"]]
+    for number, cells in read_cells(part, mapping, payload["start"], payload["stop"]):
+        uri = f"{part.uri}#{number}"
+        with tempfile.TemporaryDirectory(prefix="layerflow-") as folder:
+
+            def make(
+                cells: dict[str, Any] = cells, uri: str = uri, folder: str = folder
+            ) -> list[dict[str, Any]]:
+                files = []
+                for role in PICTURES:
+                    if cells.get(role) is not None:
+                        path = Path(folder) / f"{role}.png"
+                        path.write_bytes(picture_bytes(cells[role], part))
+                        files.append((role, path))
+                texts = {k.removesuffix("_prompt"): v for k, v in cells.items() if k in TEXTS}
+                known = {k: v[:MAX_PROMPT_CHARS] for k, v in texts.items() if isinstance(v, str)}
+                group = Group(uri, "", tuple(sorted(files)))
+                shown = replace(plan, table={uri: known}) if known else plan
+                return pack_still(group, shown, options, recipe)
+
+            attempt(uri, make)
+
+
 def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> list[dict[str, Any]]:
     """The corpus rows of one film, window by window. Raises MediaError or ValueError."""
+    if film.uri in plan.lacking:
+        raise MediaError(plan.lacking[film.uri])
     with Decoder(deadline=options.deadline) as decoder:
         layers = read_film(film.roles, decoder)
     first = (
@@ -181,7 +253,7 @@ def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> l
             del scores["equation_error"]
         span = (chosen[0] / rate, (chosen[-1] + 1) / rate)
         rows.append(
-            encode_row(
+            encode_checked(
                 clip,
                 id=clip_id(clip.kind, [sha256, film.uri], span, recipe.hash),
                 origin=origin(
@@ -196,6 +268,7 @@ def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> l
                 quality=scores,
                 recipe=recipe.hash,
                 crf=options.crf,
+                min_psnr=options.min_psnr,
             )
         )
     return rows
@@ -205,6 +278,8 @@ def pack_still(
     group: Group, plan: Plan, options: PackOptions, recipe: Recipe
 ) -> list[dict[str, Any]]:
     """The corpus row of one group of stills. Raises MediaError or ValueError."""
+    if group.uri in plan.lacking:
+        raise MediaError(plan.lacking[group.uri])
     parts = read_parts(group.roles)
     files = [path for _, path in group.files]
     parents = [group.uri]
@@ -215,25 +290,43 @@ def pack_still(
             files.append(drawn.files[0][1])
             parents.append(drawn.uri)
     assert background is not None and behind is not None
-    prompts = still_prompts(group, scene, plan.table)
+    prompts = still_prompts(group, scene, plan.table, parts.prompts)
     clip = make_clip(parts, background, behind, prompts, options.size)
     digests = [file_sha256(path) for path in files]
     sha256 = digests[0] if len(digests) == 1 else _joined(digests)
     layers = {name: clip.layer(name) for name in LAYERS}
+    source = origin(
+        group.uri,
+        sha256,
+        licence=options.licence,
+        attribution=options.attribution,
+        parents=parents,
+    )
     row = encode_row(
         clip,
         id=clip_id("image", [*digests, group.uri], [0], recipe.hash),
-        origin=origin(
-            group.uri,
-            sha256,
-            licence=options.licence,
-            attribution=options.attribution,
-            parents=parents,
-        ),
+        origin=source,
         quality=score_layers(layers),
         recipe=recipe.hash,
     )
+    if len(parts.objects) > 1:
+        row["objects"] = encode_objects(_singles(parts, clip, source), clip.fps, still=True)
     return [row]
+
+
+def _singles(parts: Parts, clip: LayeredClip, source: dict[str, Any]) -> list[SingleObject]:
+    """The single objects of a still at the clip's size."""
+    amodal = [
+        np.ascontiguousarray(resize_cover(rgba[None, ..., 3], *clip.size))
+        for _, rgba in parts.objects
+    ]
+    seen = visible_alphas(amodal)
+    return [
+        SingleObject(order, caption, visible, whole, source)
+        for order, ((caption, _), visible, whole) in enumerate(
+            zip(parts.objects, seen, amodal, strict=True)
+        )
+    ]
 
 
 def _draw_background(

@@ -7,41 +7,27 @@ function of (seed, index), so the rows do not depend on units, workers or order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from layerflow.clip import U8, LayeredClip
-from layerflow.corpus import clip_id, encode_row, origin, rejected_row
-from layerflow.media import MediaError
+from layerflow.clip import LayeredClip
+from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
+from layerflow.extras import SingleObject, encode_objects
+from layerflow.media import MediaError, encode_color
 from manifests.paste import PasteOptions
 from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
-from pipelines.stages.appearance import Look, apply_curve, clipped, make_grain, match_look
-from pipelines.stages.composite import Sprite, compose, prefilter, reduced
-from pipelines.stages.draws import (
-    choose_frames,
-    first_of_block,
-    generator,
-    in_blocks,
-    in_turns,
-)
+from pipelines.stages.draws import first_of_block, generator, in_blocks, in_turns
 from pipelines.stages.load import Loader, UnluckyDrawError
-from pipelines.stages.paste_scores import Facts, check_rules, encoded_scores, score_layers
-from pipelines.stages.path import draw_path, mean_step
-from pipelines.stages.sources import (
-    Background,
-    Foreground,
-    Source,
-    list_backgrounds,
-    list_foregrounds,
-)
+from pipelines.stages.paste_scores import check_rules, encode_checked, score_layers
+from pipelines.stages.repeats import Repeats
+from pipelines.stages.scene import Draw, Scene, mirrored, notes_text, render_scene
+from pipelines.stages.sources import Source, list_backgrounds, list_foregrounds
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 UNIT_PIXELS = 24_000_000  # of all frames of a unit's clips: some seconds of work
 MAX_UNIT = 48
 MAX_UNITS = 5000  # so that the plan of a million clips stays small
@@ -71,7 +57,16 @@ def run_paste(options: PasteOptions, *, workers: int | None = None, quiet: bool 
     )
     units = plan_units(plan, options)
     work = partial(paste_unit, plan=plan, options=options, recipe=recipe)
-    return run_job(units, work, out=Path(options.out), recipe=recipe, workers=workers, quiet=quiet)
+    return run_job(
+        units,
+        work,
+        out=Path(options.out),
+        recipe=recipe,
+        workers=workers,
+        quiet=quiet,
+        schema=EXTENDED_SCHEMA,
+        refuse=None if options.repeats else Repeats(),
+    )
 
 
 def plan_units(plan: Plan, options: PasteOptions, size: int | None = None) -> list[Unit]:
@@ -97,23 +92,19 @@ def _loader(size: tuple[int, int], frames: int, fps: float, deadline: float) -> 
 def paste_unit(
     payload: dict[str, Any], *, plan: Plan, options: PasteOptions, recipe: Recipe
 ) -> Outcome:
-    """The clips of a range of draws."""
+    """The clips of a range of draws, one after the other as they are taken."""
     loader = _loader(options.size, options.frames, options.fps, options.deadline)
     outcome = Outcome()
-    with single_thread():
-        for index in range(payload["start"], payload["stop"]):
-            paste_one(index, plan, options, recipe.hash, loader, outcome)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with single_thread():
+            for index in range(payload["start"], payload["stop"]):
+                row = paste_one(index, plan, options, recipe.hash, loader, outcome)
+                if row is not None:
+                    yield row
+
+    outcome.rows = rows()
     return outcome
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Sources and pictures of one attempt at one clip."""
-
-    index: int
-    attempt: int
-    objects: tuple[Foreground, ...]
-    background: Background
 
 
 def paste_one(
@@ -123,18 +114,19 @@ def paste_one(
     recipe: str,
     loader: Loader,
     outcome: Outcome,
-) -> None:
-    """One clip: up to ``options.attempts`` draws until one passes the rules."""
+) -> dict[str, Any] | None:
+    """One clip: up to ``options.attempts`` draws until one passes the rules; None (and a rejected
+    row) when none does."""
     reason = ""
     scores: dict[str, float] = {}
     for attempt in range(options.attempts):
         try:
             draw = load_draw(index, attempt, plan, options, loader, outcome, recipe)
-            layers, scores, facts = make_layers(draw, options)
-            refusal = check_rules(scores, facts, options)
+            scene = make_scene(draw, options)
+            scores = scene.scores
+            refusal = check_rules(scores, scene.facts, options)
             if refusal is None:
-                outcome.rows.append(make_row(draw, layers, scores, options, recipe))
-                return
+                return make_row(draw, scene, options, recipe)
             reason = refusal
         except (MediaError, UnluckyDrawError) as error:
             reason = str(error)
@@ -143,6 +135,7 @@ def paste_one(
     outcome.rejected.append(
         rejected_row(uri, "draw", text, kind="pasted", recipe=recipe, quality=scores)
     )
+    return None
 
 
 def load_draw(
@@ -200,112 +193,21 @@ def load_draw(
     )
     report = attempt == 0 and index < len(plan.backgrounds)
     background = usable(plan.backgrounds, behind, film, "background" if report else None)
-    if options.flip and rng.random() < 0.5:
+    flipped = bool(options.flip and rng.random() < 0.5)
+    if flipped:
         background = mirrored(background)
-    return Draw(index, attempt, tuple(objects), background)
+    return Draw(index, attempt, tuple(objects), background, flipped)
 
 
-def mirrored(background: Background) -> Background:
-    """Left and right swapped, the camera's motion too."""
-    width = background.frames.shape[2]
-    flip = np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]])
-    frames = np.ascontiguousarray(background.frames[:, :, ::-1])
-    return replace(background, frames=frames, camera=flip @ background.camera @ flip)
-
-
-def make_layers(draw: Draw, options: PasteOptions) -> tuple[dict[str, U8], dict[str, float], Facts]:
-    """The layers of one draw (LayeredClip fields), its scores before encoding, other facts."""
-    layers, scores, facts = render_layers(draw, options)
-    return layers, score_layers(layers) | scores, facts
-
-
-def render_layers(
-    draw: Draw, options: PasteOptions
-) -> tuple[dict[str, U8], dict[str, float], Facts]:
-    """The compositor: paths, appearance, warping, compositing.
-
-    Scores of the draw itself: least ``visible_fraction`` of any frame, ``path_speed`` (share of
-    the width per frame, without the camera), ``motion`` (pixels a frame, with it), ``scale``
-    (clip pixels per source pixel), ``harmonise_strength``, and of the background
-    ``camera_static`` and ``registration_residual``.
-    """
-    background = draw.background
-    built = [_sprite(draw, place, options) for place in range(len(draw.objects))]
-    looks = [look for _, look, _ in built]
-    grain, noise = max(look.grain for look in looks), None
-    if grain > 0:
-        noise = make_grain(options.seed, draw.index, background.frames.shape[:3], grain)
-    foreground, alpha, blended, visible = compose(
-        [sprite for sprite, _, _ in built],
-        background.frames,
-        shutter=options.shutter / 360,
-        grain=noise,
-    )
-    layers = {
-        "foreground": foreground,
-        "alpha": alpha,
-        "background": background.frames,
-        "blended": blended,
-    }
-    main = built[-1][0].path
-    scores = {
-        "visible_fraction": min(visible),
-        "path_speed": main.way / options.size[1],
-        "motion": mean_step(main),
-        "scale": float(main.poses[:, 2].mean()) * draw.objects[-1].scale,
-        "harmonise_strength": max(look.strength for look in looks),
-        "camera_static": background.static,
-        "registration_residual": background.residual,
-    }
-    moving = any(item.moving for item in draw.objects) or background.static < 1
-    return layers, scores, Facts(moving, max(extra for _, _, extra in built))
-
-
-def _sprite(draw: Draw, place: int, options: PasteOptions) -> tuple[Sprite, Look, float]:
-    """One object on its path, with the look of its background; what clipping that added."""
-    item, background = draw.objects[place], draw.background
-    rng = generator(options.seed, draw.index, f"path{place}", draw.attempt)
-    path = draw_path(rng, item, options, background.camera)
-    picked = [0]
-    if item.moving:
-        picked = choose_frames(len(item.rgba), item.fps, options.frames, options.fps, rng)
-    middle = item.rgba[picked[len(picked) // 2]]
-    scale = float(path.poses[:, 2].max())
-    look = match_look(
-        middle,
-        scale,
-        background.frames,
-        _around(path.poses[len(path.poses) // 2], middle.shape, options.size),
-        strength=rng.uniform(*options.harmonise),
-        blur=options.match_blur,
-        grain=options.match_grain,
-    )
-    frames, extra = [], 0.0
-    for index in picked:
-        rgba = reduced(item.rgba[index], scale)
-        if look.curve is not None:
-            before = clipped(rgba)
-            rgba = apply_curve(rgba, look.curve)
-            extra = max(extra, clipped(rgba) - before)
-        frames.append(prefilter(rgba, scale * middle.shape[1] / rgba.shape[1], look.sigma))
-    return Sprite(frames, path, middle.shape[:2]), look, extra
-
-
-def _around(
-    pose: np.ndarray, shape: Sequence[int], size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """y0, y1, x0, x1: twice the object's box at a pose, inside the picture, not empty."""
-    half = np.array([shape[1], shape[0]]) * pose[2]
-    low, high = pose[:2] - half, pose[:2] + half
-    x0, y0 = (int(np.clip(low[k], 0, size[1 - k] - 8)) for k in (0, 1))
-    x1, y1 = (int(np.clip(high[k], (x0, y0)[k] + 8, size[1 - k])) for k in (0, 1))
-    return y0, y1, x0, x1
+def make_scene(draw: Draw, options: PasteOptions) -> Scene:
+    """A rendered draw with all its scores before encoding."""
+    scene = render_scene(draw, options)
+    return replace(scene, scores=score_layers(scene.layers) | scene.scores)
 
 
 def make_row(
     draw: Draw,
-    layers: Mapping[str, U8],
-    scores: dict[str, float],
+    scene: Scene,
     options: PasteOptions,
     recipe: str,
 ) -> dict[str, Any]:
@@ -314,7 +216,7 @@ def make_row(
     records = [*(item.record for item in reversed(draw.objects)), background.record]
     subject = ", ".join(dict.fromkeys(item.prompt for item in reversed(draw.objects)))
     clip = LayeredClip(
-        **layers,
+        **scene.layers,
         prompts={
             "foreground": subject,
             "background": background.prompt,
@@ -325,26 +227,51 @@ def make_row(
         alpha_kind=main.alpha_kind if len(draw.objects) == 1 else "soft",
         background_kind=background.kind,
     )
-    first = records[0]
-    row = encode_row(
-        clip,
-        id=clip_id("pasted", [r.get("key") or r["sha256"] for r in records], [draw.index], recipe),
-        origin=origin(
-            first["uri"].split("#")[0],
-            first["sha256"],
-            start=first["start"],
-            end=first["end"],
-            licence=_joined(records, "licence", options.licence),
-            attribution=_joined(records, "attribution", options.attribution),
-            parents=[r["uri"] for r in records],
-        ),
-        quality=scores,
-        recipe=recipe,
-        crf=options.crf,
-    )
+    first, keys = records[0], [r.get("key") or r["sha256"] for r in records]
+    parts: dict[str, Any] = {
+        "id": clip_id("pasted", keys, [draw.index], recipe),
+        "origin": _origin(first, options)
+        | {
+            "licence": _joined(records, "licence", options.licence),
+            "attribution": _joined(records, "attribution", options.attribution),
+            "parents": [r["uri"] for r in records],
+        },
+        "recipe": recipe,
+    }
     if options.encoded_check and draw.index % options.encoded_check == 0:
-        row["quality"] |= encoded_scores(row, clip)
-    return row
+        psnr = options.min_psnr
+        row = encode_checked(clip, scene.scores, crf=options.crf, min_psnr=psnr, **parts)
+    else:
+        row = encode_row(clip, quality=scene.scores, crf=options.crf, **parts)
+    return row | extra_cells(draw, scene, options)
+
+
+def extra_cells(draw: Draw, scene: Scene, options: PasteOptions) -> dict[str, Any]:
+    """The columns beyond those of every corpus: see ``layerflow.extras``."""
+    singles = [
+        SingleObject(order, item.prompt, visible, amodal, _origin(item.record, options))
+        for order, (item, visible, amodal) in enumerate(
+            zip(draw.objects, scene.visible, scene.amodal, strict=False)
+        )
+    ]
+    plate = scene.plate
+    return {
+        "shadow": "none" if plate is None else "background",
+        "plate": None if plate is None else encode_color(plate, options.fps, crf=options.crf),
+        "objects": encode_objects(singles, options.fps) or None,
+        "draw": notes_text(scene.notes),
+    }
+
+
+def _origin(record: Mapping[str, Any], options: PasteOptions) -> dict[str, Any]:
+    return origin(
+        record["uri"].split("#")[0],
+        record["sha256"],
+        start=record["start"],
+        end=record["end"],
+        licence=record["licence"] or options.licence,
+        attribution=record["attribution"] or options.attribution,
+    )
 
 
 def _joined(records: Sequence[Mapping[str, Any]], name: str, default: str | None) -> str | None:

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerflow.care import check_folder, check_rows
-from layerflow.clip import LAYERS
 from layerflow.corpus import REJECTED_SCHEMA, Corpus, Table
 from layerflow.splits import Assignment, assign, parse_fractions
 from layerflow.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
@@ -45,8 +44,10 @@ from pipelines.publish_tables import (
     SHARD_BYTES,
     Shards,
     features_of,
+    media_columns,
     published,
     shard_rows,
+    table_schema,
     write_parquet,
 )
 from pipelines.report import make_sheet
@@ -186,7 +187,7 @@ def make_files(
     main, preview, rejected = plan.options.names()
     data_folder, preview_folder, rejected_folder = plan.options.folders()
     kinds = set(counted["kinds"])
-    configs = [ConfigInfo(main, data_folder, features_of(kinds), {})]
+    configs = [ConfigInfo(main, data_folder, features_of(kinds, table_schema(plan.corpus)), {})]
     yield from data_files(plan, folder, configs[0])
     schema = preview_schema(list(counted["scores"]))
     configs.append(ConfigInfo(preview, preview_folder, preview_features(schema), {}))
@@ -238,7 +239,7 @@ def data_files(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[s
         _, name, piece = job
         if not (folder / name).is_file():
             batches = (published(batch, schema) for batch in shards.read(piece))
-            write_parquet(folder / name, schema, batches, LAYERS)
+            write_parquet(folder / name, schema, batches, media_columns(schema))
         return (folder / name).stat().st_size
 
     for (split, name, piece), size in _side_by_side(jobs, convert):

@@ -208,6 +208,14 @@ def _contents(facts: CardFacts) -> str:
     return "\n".join(text)
 
 
+EXTRA_COLUMNS = (
+    ("shadow", "none, or background: the foreground's contact shadow lies in the background layer"),
+    ("plate", "the background without that shadow"),
+    ("objects", "single objects of the foreground, back to front, with visible and amodal alpha"),
+    ("draw", "JSON of every random draw and measured match of a pasted clip"),
+)
+
+
 def _columns(facts: CardFacts) -> str:
     rows = (
         ("id", "16 hex digits of a hash of the kind, the sources, the span and the recipe"),
@@ -223,7 +231,8 @@ def _columns(facts: CardFacts) -> str:
         ("quality", "all scores, null where a job does not know one"),
         ("recipe", "hash of the options that the clip was made with"),
     )  # fmt: skip
-    return "## Columns\n\n" + table(("column", "holds"), rows)
+    extras = [row for row in EXTRA_COLUMNS if row[0] in facts.configs[0].features]
+    return "## Columns\n\n" + table(("column", "holds"), [*rows, *extras])
 
 
 def _scores(facts: CardFacts) -> str:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS
-from layerflow.corpus import SCHEMA, Corpus
+from layerflow.corpus import EXTRAS, SCHEMA, Corpus
 from layerflow.stats import arrow_batches, arrow_files
 
 SHARD_BYTES = 300 << 20
@@ -36,13 +36,31 @@ def media_feature(kinds: set[str]) -> str:
     return "Image" if kinds == {"image"} else "Video"
 
 
-def features_of(kinds: set[str]) -> Any:
+def table_schema(corpus: Corpus) -> pa.Schema:
+    """The corpus' columns that are published: all, but extra ones only where a row fills them."""
+    extras = [field for field in EXTRAS if field.name in corpus.schema.names]
+    filled = {
+        field.name
+        for file in (arrow_files(corpus) if extras else ())
+        for batch in arrow_batches(file, [field.name for field in extras])
+        for field in extras
+        if batch.column(field.name).null_count < batch.num_rows
+    }
+    return pa.schema([*SCHEMA, *(field for field in extras if field.name in filled)])
+
+
+def media_columns(schema: pa.Schema) -> list[str]:
+    """The columns of a table that hold one media file a row."""
+    return [*LAYERS, *(["plate"] if "plate" in schema.names else [])]
+
+
+def features_of(kinds: set[str], schema: pa.Schema = SCHEMA) -> Any:
     """The ``datasets.Features`` of the published table."""
     import datasets
 
-    features = datasets.Features.from_arrow_schema(SCHEMA)
+    features = datasets.Features.from_arrow_schema(schema)
     media = getattr(datasets, media_feature(kinds))
-    for layer in LAYERS:
+    for layer in media_columns(schema):
         features[layer] = media(decode=False)
     return features
 
@@ -74,7 +92,7 @@ class Shards:
 
 def _picked(file: Path, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
     first = 0
-    for batch in arrow_batches(file, SCHEMA.names):
+    for batch in arrow_batches(file):
         inside = indices[(indices >= first) & (indices < first + batch.num_rows)] - first
         first += batch.num_rows
         if len(inside) == batch.num_rows:
@@ -88,16 +106,18 @@ def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     ids = batch.column("id").to_pylist()
     still = [kind == "image" for kind in batch.column("kind").to_pylist()]
     columns = []
-    for name in SCHEMA.names:
+    media = media_columns(schema)
+    for name in schema.names:
         column = batch.column(name)
-        if name in LAYERS:
+        if name in media:
             moving = "mkv" if name == "alpha" else "mp4"
             names = [
                 f"{id}.{name}.{'png' if one else moving}"
                 for id, one in zip(ids, still, strict=True)
             ]
             cells = [pc.cast(column, pa.binary()), pa.array(names, pa.string())]
-            column = pa.StructArray.from_arrays(cells, fields=list(MEDIA))
+            empty = pc.is_null(column)
+            column = pa.StructArray.from_arrays(cells, fields=list(MEDIA), mask=empty)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -20,7 +20,14 @@ MAX_GAIN = 1.35
 GRAIN_SHAPE = 0.7  # sigma of the noise's correlation, pixels
 MAX_GRAIN = 6.0  # levels
 GRAIN_SLACK = 64  # pixels by which the field of noise is larger than a frame
-_BLURS = (0.0, 0.4, 0.6, 0.9, 1.3, 1.8, 2.4)
+GRAIN_BLOCK = 8  # coefficients, so 16 pixels
+SMOOTHEST = 0.05  # share of the blocks that show noise rather than texture
+SMOOTHEST_BIAS = 1.15  # such a quantile of white noise is that much too low
+EDGE_BLUR = 0.7  # pixels, against noise
+SOBEL_BLUR = 0.6  # pixels, what the Sobel operator and the pixels themselves add
+MIN_EDGE = 3.0  # levels per pixel
+IN_FOCUS = 0.4
+MAX_DEFOCUS = 3.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -76,50 +83,71 @@ def clipped(rgba: U8) -> float:
     return float(((colour == 0) | (colour == 255)).any(axis=1).mean())
 
 
-def sharpness(grey: F32, weight: F32, noise: float) -> float:
-    """How crisp a picture is: energy of its finest band against the next one, without contrast.
+def edge_blur(grey: F32, weight: F32, noise: float = 0.0) -> float | None:
+    """How soft a picture's edges are: sigma in pixels of the Gaussian that blurred a step to them.
 
-    ``sqrt(mean(w (I - G1 I)^2) - n) / sqrt(mean(w (G1 I - G2 I)^2))`` with Gaussians of 1 and 2
-    pixels and n the finest band's share of white noise of standard deviation ``noise`` (0.76).
-    Float32 grey levels ``[h, w]``.
+    From the loss of gradient when a Gaussian of 1 pixel is added (Zhuo and Sim 2011, equation 4):
+    ``R = |g1| / |g2|``, ``sigma^2 = 1 / (R^2 - 1)`` at the stronger edges, less what measuring
+    adds. Their ``IN_FOCUS`` quantile counts, since a picture is as sharp as where it is in focus.
+    Float32 grey levels ``[h, w]`` where ``weight`` (0..1) is 1; None with too few edges to tell.
     """
-    one = cv2.GaussianBlur(grey, (0, 0), 1.0)
-    two = cv2.GaussianBlur(one, (0, 0), 1.73)
-    total = max(float(weight.sum()), 1e-6)
-    fine = float((weight * (grey - one) ** 2).sum()) / total - 0.76 * noise**2
-    coarse = float((weight * (one - two) ** 2).sum()) / total
-    return float(np.sqrt(max(fine, 0.0) / max(coarse, 1e-3)))
+    base = cv2.GaussianBlur(grey, (0, 0), EDGE_BLUR)
+    one, two = _gradient(base), _gradient(cv2.GaussianBlur(base, (0, 0), 1.0))
+    box = np.ones((3, 3), np.uint8)
+    ridge = (one >= cv2.dilate(one, box)) & (one > max(MIN_EDGE, 2 * noise))
+    ridge &= cv2.erode(weight, np.ones((5, 5), np.uint8)) > 0.9
+    strength, reduced = one[ridge], two[ridge]
+    if len(strength) < 30:
+        return None
+    strong = strength >= np.quantile(strength, 0.6)
+    ratio = np.maximum(strength[strong] / np.maximum(reduced[strong], 1e-3), 1.01)
+    variance = float(np.quantile(1 / (ratio**2 - 1), IN_FOCUS)) - EDGE_BLUR**2 - SOBEL_BLUR**2
+    return float(np.sqrt(max(0.0, variance)))
+
+
+def _gradient(grey: F32) -> F32:
+    """Levels per pixel."""
+    x, y = (cv2.Sobel(grey, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1)))
+    size: F32 = cv2.magnitude(x, y)
+    return size
 
 
 def grain_level(grey: F32, weight: F32) -> float:
     """Standard deviation of the noise in float32 grey levels ``[h, w]``.
 
-    Median absolute diagonal Haar coefficient / 0.6745 (Donoho 1994), where ``weight`` is above
+    Median absolute diagonal Haar coefficient / 0.6745 (Donoho 1994) of blocks of 16 x 16 pixels,
+    of the smoothest blocks: in the others texture counts as noise. Only where ``weight`` is above
     0.9 and the picture is neither black nor white.
     """
     a, b = grey[:-1:2, :-1:2], grey[:-1:2, 1::2]
     c, d = grey[1::2, :-1:2], grey[1::2, 1::2]
-    h, w = min(a.shape[0], d.shape[0]), min(a.shape[1], d.shape[1])
-    diagonal = (a[:h, :w] - b[:h, :w] - c[:h, :w] + d[:h, :w]) / 2
-    use = (weight[:-1:2, :-1:2][:h, :w] > 0.9) & (a[:h, :w] > 8) & (a[:h, :w] < 247)
-    if use.sum() < 50:
+    h, w = (min(a.shape[k], d.shape[k]) // GRAIN_BLOCK * GRAIN_BLOCK for k in (0, 1))
+    if h == 0 or w == 0:
         return 0.0
-    return float(np.median(np.abs(diagonal[use])) / 0.6745)
+    diagonal = np.abs(a[:h, :w] - b[:h, :w] - c[:h, :w] + d[:h, :w]) / 2
+    use = (weight[:-1:2, :-1:2][:h, :w] > 0.9) & (a[:h, :w] > 8) & (a[:h, :w] < 247)
+    whole = _blocks(use).all(axis=1)
+    if whole.sum() < 4:
+        return 0.0
+    medians = np.median(_blocks(diagonal)[whole], axis=1) / 0.6745
+    return float(np.quantile(medians, SMOOTHEST) * SMOOTHEST_BIAS)
+
+
+def _blocks(values: NDArray) -> NDArray:
+    """``[h, w]`` -> ``[blocks, values of one]``."""
+    h, w = (side // GRAIN_BLOCK for side in values.shape)
+    cut = values.reshape(h, GRAIN_BLOCK, w, GRAIN_BLOCK)
+    return cut.swapaxes(1, 2).reshape(h * w, -1)
 
 
 def defocus(grey: F32, weight: F32, target: float) -> float:
-    """The least Gaussian sigma (pixels) that makes a picture no crisper than ``target``.
+    """The Gaussian sigma (pixels) that makes a picture's edges as soft as ``target``; 0 if so.
 
-    grey: float32 ``[h, w]`` of the foreground on its own mean; weight: its alpha in 0..1.
+    grey: float32 ``[h, w]`` of the foreground; weight: its alpha in 0..1.
     """
-    inner = cv2.erode(weight, np.ones((5, 5), np.uint8))
-    if float(inner.sum()) < 60:
-        return 0.0
-    for sigma in _BLURS:
-        soft = cv2.GaussianBlur(grey, (0, 0), sigma) if sigma > 0 else grey
-        if sharpness(soft, inner, 0.0) <= target:
-            return sigma
-    return _BLURS[-1]
+    own = edge_blur(grey, weight)
+    missing = target**2 - (0.5 if own is None else own) ** 2
+    return min(MAX_DEFOCUS, float(np.sqrt(missing))) if missing > 0.05 else 0.0
 
 
 def make_grain(
@@ -153,12 +181,12 @@ class Look:
     grain: float
 
 
-def background_look(background: U8) -> tuple[F32, float, float]:
-    """Grey middle frame of uint8 ``[T, H, W, 3]``, its noise and its sharpness."""
+def background_look(background: U8) -> tuple[float, float]:
+    """Noise and softness of edges of the middle frame of uint8 ``[T, H, W, 3]``."""
     grey = cv2.cvtColor(background[len(background) // 2], cv2.COLOR_RGB2GRAY).astype(np.float32)
     ones = np.ones_like(grey)
     noise = grain_level(grey, ones)
-    return grey, noise, sharpness(grey, ones, noise)
+    return noise, edge_blur(grey, ones, noise) or 0.0
 
 
 def match_look(
@@ -192,12 +220,12 @@ def match_look(
         curve = match_curve(lab_statistics(shown, weight), around, strength)
     sigma = level = 0.0
     if blur or grain:
-        _, noise, crisp = background_look(background)
+        noise, soft = background_look(background)
         mean = (colour * weight[..., None]).sum((0, 1)) / max(float(weight.sum()), 1e-6)
         filled = colour * weight[..., None] + mean * (1 - weight[..., None])
         grey = cv2.cvtColor(filled.astype(np.float32), cv2.COLOR_RGB2GRAY)
         if blur:
-            sigma = defocus(grey, weight, crisp * 1.1)
+            sigma = defocus(grey, weight, soft)
         if grain:
             own = 0.0 if sigma > 0.5 else grain_level(grey, weight)
             level = float(np.sqrt(max(0.0, min(noise, MAX_GRAIN) ** 2 - own**2)))

@@ -91,13 +91,19 @@ def shrink_straight(rgba: U8, factor: float) -> U8:
 
 
 def compose(
-    sprites: Sequence[Sprite], background: U8, *, shutter: float = 0.0, grain: F32 | None = None
+    sprites: Sequence[Sprite],
+    background: U8,
+    *,
+    shutter: float = 0.0,
+    grain: F32 | None = None,
+    own: Sequence[U8] = (),
 ) -> tuple[U8, U8, U8, list[float]]:
     """Layers of a clip: foreground, alpha, blended, and each frame's least visible share.
 
     sprites: back to front. background: uint8 ``[T, H, W, 3]``. shutter: share of a frame's time
     (0..1) over which motion blurs. grain: float32 ``[T, H, W]``, luma noise that goes into the
-    foreground layer, in levels.
+    foreground layer, in levels. own: one zeroed uint8 ``[T, H, W]`` a sprite, or none, that its
+    alpha alone is written to.
     """
     count, height, width = background.shape[:3]
     foreground = np.empty_like(background)
@@ -113,6 +119,8 @@ def compose(
         ]
         seen = zip(layers, maps, masses, strict=True)
         visible.append(min(_visible(layer, found[t], mass[t]) for layer, found, mass in seen))
+        for alone, (at, part) in zip(own, layers, strict=bool(own)):
+            alone[t, at[0] : at[1], at[2] : at[3]] = cv2.convertScaleAbs(part[..., 3])
         roi, ink = merge(layers)
         noise = grain[t] if grain is not None else None
         _fill_layers(foreground[t], alpha[t], roi, ink, noise)

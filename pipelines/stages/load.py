@@ -22,7 +22,13 @@ from pipelines.stages.films import cut_out, read_layer
 from pipelines.stages.listing import VIDEO_SUFFIXES
 from pipelines.stages.shots import cut_windows, find_shots
 from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
-from pipelines.stages.stills import check_alpha, load_cutout, load_opaque, load_pair
+from pipelines.stages.stills import (
+    check_alpha,
+    load_cutout,
+    load_opaque,
+    load_pair,
+    smooth_outline,
+)
 
 CACHE_BYTES = 192 << 20
 VISIBLE = 12  # alpha from which a pixel counts for the crop
@@ -116,7 +122,7 @@ class Loader:
                 raise MediaError(
                     "has no picture with an alpha channel and no pair of picture and matte"
                 )
-            rgba = load_cutout(path)
+            rgba = smooth_outline(load_cutout(path))
         return rgba[None], 0.0, _prompt(source, "foreground"), record_of(source, _sha256(source))
 
     def _video(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:

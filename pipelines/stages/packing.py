@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -14,6 +14,7 @@ from layerflow.media import MediaError
 from pipelines.matting.numerics import push_pull
 from pipelines.stages.composite import continued
 from pipelines.stages.layouts import Group, words_of
+from pipelines.stages.mulan import merged, read_decomposed
 from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 from pipelines.stages.photoshop import read_document
 from pipelines.stages.prompts import TEMPLATE, Table, sidecar_prompts
@@ -28,12 +29,16 @@ ASPECT_TOLERANCE = 0.02
 class Parts:
     """What was found of a still: straight uint8 ``[H, W, 4]``; background ``[H, W, 3]`` if known.
 
-    behind: what ``background`` is (real | filled), None when there is none yet.
+    behind: what ``background`` is (real | filled | inpainted), None when there is none yet.
+    objects: single objects of the foreground, back to front, each with its caption. prompts: those
+    that came with the layers.
     """
 
     rgba: U8
     background: U8 | None
     behind: str | None
+    objects: tuple[tuple[str, U8], ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_parts(roles: Mapping[str, Path]) -> Parts:
@@ -46,6 +51,12 @@ def read_parts(roles: Mapping[str, Path]) -> Parts:
         rgba, below = read_document(roles["file"])
         check_alpha(rgba[..., 3])
         return Parts(rgba, below, None if below is None else "real")
+    if "annotation" in roles:
+        found = read_decomposed(roles["annotation"], roles["blended"])
+        rgba = found.instances[0] if len(found.instances) == 1 else merged(found.instances)
+        check_alpha(rgba[..., 3])
+        objects = tuple(zip(found.captions, found.instances, strict=True))
+        return Parts(rgba, found.background, "inpainted", objects, found.prompts)
     own = load_opaque(roles["background"]) if "background" in roles else None
     colour = roles.get("foreground", roles.get("blended"))
     alone = roles.get("file", roles.get("foreground", roles.get("blended")))
@@ -162,8 +173,10 @@ def make_clip(
     )
 
 
-def still_prompts(group: Group, behind: str, table: Table) -> dict[str, str]:
-    """Prompts of a still: from the table, a sidecar, or its file name.
+def still_prompts(
+    group: Group, behind: str, table: Table, own: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Prompts of a still: from the table, a sidecar, its own annotation, or its file name.
 
     behind: what the background shows, if nothing better is known. Raises ValueError for a broken
     sidecar.
@@ -180,9 +193,13 @@ def still_prompts(group: Group, behind: str, table: Table) -> dict[str, str]:
     for path in shown:
         for layer, text in _beside(path).items():
             given.setdefault(layer, text)
-    own = _beside(roles.get("background"))  # speaks of the background alone
-    if own:
-        given.setdefault("background", own.get("background") or own.get("blended") or behind)
+    scenery = _beside(roles.get("background"))  # speaks of the background alone
+    if scenery:
+        alone = scenery.get("background") or scenery.get("blended")
+        given.setdefault("background", alone or behind)
+    for layer, text in (own or {}).items():
+        if text:
+            given.setdefault(layer, text)
     subject = given.get("foreground") or given.get("blended") or words_of(group.name) or "an object"
     scene = given.get("background") or behind
     whole = given.get("blended") or f"{subject}, {scene}"

@@ -10,12 +10,10 @@ import cv2
 import numpy as np
 
 from layerflow.clip import COLOUR_LAYERS, U8, LayeredClip
-from layerflow.corpus import decode_row
+from layerflow.corpus import decode_row, encode_row
 
 if TYPE_CHECKING:
     from manifests.paste import PasteOptions
-
-MAX_CLIPPED = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,19 @@ class Facts:
     """What the rules need beside the scores.
 
     moving: whether something moves by itself. clipped: share of the object's pixels that the
-    colour match drives to 0 or 255.
+    colour match drives to 0 or 255. background: share of its pixels that are black or white.
     """
 
     moving: bool
     clipped: float
+    background: float = 0.0
+
+
+def exposure(frames: U8) -> float:
+    """Share of pure black or white pixels (all channels <= 5 or >= 250) of the middle frame of
+    uint8 ``[T, H, W, 3]``, every fourth row and column."""
+    middle = frames[len(frames) // 2, ::4, ::4]
+    return float(((middle <= 5).all(axis=2) | (middle >= 250).all(axis=2)).mean())
 
 
 def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
@@ -93,9 +99,35 @@ def check_rules(scores: Mapping[str, float], facts: Facts, options: PasteOptions
         return f"only {scores['visible_fraction']:.2f} of the object is visible in some frame"
     if not facts.moving and scores["motion"] < options.min_motion:
         return f"{scores['motion']:.2f} pixels a frame is nearly no motion"
-    if facts.clipped > MAX_CLIPPED:
+    if facts.clipped > options.max_clipped:
         return f"matching colours would clip {facts.clipped:.2f} of the object"
+    lost = {
+        "the background": facts.background,
+        "the object": scores["exposure_low"] + scores["exposure_high"],
+    }
+    for what, share in lost.items():
+        if share > options.max_exposure:
+            return f"{share:.2f} of {what} is pure black or white"
     return None
+
+
+def encode_checked(
+    clip: LayeredClip, quality: Mapping[str, float], *, crf: int, min_psnr: float, **rest: Any
+) -> dict[str, Any]:
+    """``encode_row`` with the scores after encoding; finer than ``crf`` where a layer needs it.
+
+    A clip whose worst colour layer is below ``min_psnr`` dB is encoded again, 3 steps finer each
+    time.
+    """
+    while True:
+        row = encode_row(clip, quality=quality, crf=crf, **rest)
+        if clip.kind == "image":
+            return row
+        scores = encoded_scores(row, clip)
+        if scores["encoded_psnr"] >= min_psnr or crf <= 1:
+            row["quality"] |= scores
+            return row
+        crf = max(1, crf - 3)
 
 
 def encoded_scores(row: Mapping[str, Any], clip: LayeredClip) -> dict[str, float]:

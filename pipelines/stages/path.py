@@ -27,11 +27,13 @@ OWN_MOTION_SPEED = 0.35  # a foreground that moves by itself is moved less
 
 @dataclass(frozen=True)
 class Path:
-    """Poses of one foreground. way: own motion without the camera, mean pixels a frame."""
+    """Poses of one foreground. way: own motion without the camera, mean pixels a frame. mode: how
+    it was placed (``ground``, ``source``, ``free``)."""
 
     poses: F64
     way: float
     mirrored: bool
+    mode: str = "free"
 
     def at(self, times: F64) -> F64:
         """Poses at fractional frame times, linear between frames and beyond the ends."""
@@ -79,7 +81,7 @@ def draw_path(
     if options.follow_camera:
         poses = follow(poses, camera, anchor=options.frames // 2)
         poses = keep_cuts_outside(poses, extent / scale, cut, (width, height))
-    return Path(poses, way, mirrored)
+    return Path(poses, way, mirrored, mode)
 
 
 def mirrored_sides(sides: frozenset[str]) -> frozenset[str]:

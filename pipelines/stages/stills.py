@@ -20,6 +20,7 @@ from layerflow.media import MAX_STILL_PIXELS, MediaError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_STILL_BYTES = 512 << 20
+BINARY_SHARE = 0.002  # soft pixels below which a matte counts as binary
 LEAST_ALPHA = 8  # a still whose alpha never exceeds it shows nothing
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -201,7 +202,8 @@ def is_premultiplied(rgba: U8) -> bool:
     """Whether the colours of uint8 ``[H, W, 4]`` are multiplied by alpha already.
 
     Premultiplied colour never exceeds alpha. Dark straight colour may not exceed it either, so
-    that in addition the soft pixels must resemble the opaque ones more after undoing than before.
+    that in addition colour must grow with alpha among the soft pixels; where there are too few to
+    tell, they must resemble the opaque ones more after undoing than before.
     """
     alpha = rgba[..., 3]
     peak = rgba[..., :3].max(axis=2)
@@ -213,6 +215,9 @@ def is_premultiplied(rgba: U8) -> bool:
         return False  # nothing to undo
     if not sure.any():
         return True
+    growth = _growth(alpha, peak)
+    if growth is not None:
+        return growth > 0.5
     size = (31, 31)
     weight = cv2.blur(sure.astype(np.float32), size)[..., None]
     near = cv2.blur(rgba[..., :3].astype(np.float32) * sure[..., None], size)
@@ -223,6 +228,35 @@ def is_premultiplied(rgba: U8) -> bool:
     stored = rgba[..., :3][known].astype(np.float32)
     undone = stored * (255.0 / alpha[known].astype(np.float32))[:, None]
     return bool(np.abs(undone - inside).mean() <= np.abs(stored - inside).mean())
+
+
+def _growth(alpha: U8, peak: U8) -> float | None:
+    """The power of alpha with which colour grows from faint to nearly opaque pixels: 0 for straight
+    colour, 1 for premultiplied; None without enough of both."""
+    faint, strong = (alpha > 15) & (alpha < 97), (alpha > 150) & (alpha < 241)
+    if min(int(faint.sum()), int(strong.sum())) < 32:
+        return None
+    (a0, c0), (a1, c1) = (
+        (float(alpha[part].mean()), float(peak[part].mean())) for part in (faint, strong)
+    )
+    if c1 < 2:
+        return None
+    return float(np.log(max(c1, 0.5) / max(c0, 0.5)) / np.log(a1 / a0))
+
+
+def smooth_outline(rgba: U8) -> U8:
+    """A matte of two values gets an edge of a pixel or so, inside its outline; else the same array.
+
+    Such an outline is a staircase, and its pixels are mixed with what was behind the object.
+    """
+    alpha = rgba[..., 3]
+    touched = alpha > 12
+    if np.count_nonzero(touched & (alpha < 243)) > BINARY_SHARE * np.count_nonzero(touched):
+        return rgba
+    wide = cv2.GaussianBlur(touched.astype(np.float32), (0, 0), 1.2)
+    edge = np.clip((wide - 0.5) * 2.0, 0, 1)
+    inner = np.minimum(np.rint(edge * 255), alpha).astype(np.uint8)
+    return np.dstack([rgba[..., :3], inner]) if inner.max() >= 250 else rgba
 
 
 def straighten(rgba: U8) -> U8:
