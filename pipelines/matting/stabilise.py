@@ -20,10 +20,14 @@ _FLOW_AREA = 320 * 240
 
 
 def unstretch(mask: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Undo a min-max stretch: uint8 [H, W] of the range low..high -> float32 probabilities."""
+    """Undo a min-max stretch: uint8 [H, W] of the range low..high -> float32 probabilities.
+
+    A level below 255 was truncated from somewhere up to the next one, so its middle is taken.
+    """
     if not (np.isfinite(low) and np.isfinite(high)) or high - low < 1e-6:
         return np.full(mask.shape, low if np.isfinite(low) else 0.0, np.float32)
-    return mask.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+    middle = np.minimum(mask.astype(np.float32) + np.float32(0.5), np.float32(255))
+    return middle * np.float32((high - low) / 255) + np.float32(low)
 
 
 def matte_from_predictions(
