@@ -1,10 +1,13 @@
-"""Measure the matting backends on annotated video: IoU, MAD, dtSSD and seconds a frame.
+"""Measure matting and everything behind it on clips whose mattes are known.
 
-    python bench/matting.py FOLDER... [--matting NAME] [--weights PATH] [--save DIR]
+    python bench/matting.py SOURCE... [--matting NAME[=WEIGHTS]]... [--limit N] [--save DIR]
 
-Every FOLDER holds ``NAME.mp4`` (or another video) beside ``NAME.mask.mkv``, one grey channel. IoU
-is at one half, the mean over frames. MAD is 1000 x mean |a - a*|. dtSSD is 100 x sqrt(mean((da -
-da*)^2)) over differences of neighbouring frames, the first frame counted as 0.
+A SOURCE is a folder with ``NAME.mp4`` (or another video) beside ``NAME.mask.mkv``, or a corpus of
+pasted clips. Per clip and backend: IoU at one half, mean over frames; MAD, 1000 x mean |a - a*|;
+dtSSD, 100 x sqrt(mean((da - da*)^2)) over neighbouring frames; CPU seconds a frame of the matting
+alone; the recomposition error before encoding and, where the true background is known, the PSNR of
+the clean plate inside the hole (and of what was seen of it). The last columns say whether the gates
+``standard`` and ``strict`` take the clip.
 """
 
 from __future__ import annotations
@@ -12,77 +15,153 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from layerflow.corpus import Corpus
 from layerflow.video import read_frames
-from pipelines.matting import MATTERS, make_matter
+from pipelines.matting import MATTERS, Matter, make_matter
+from pipelines.stages.colour import straight_foreground
+from pipelines.stages.gates import judge
+from pipelines.stages.plate import clean_plate
+from pipelines.stages.score import score_clip
 
 
-def measure(alpha: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """IoU, MAD and dtSSD of two float [T, H, W] mattes."""
-    a, b = alpha >= 0.5, truth >= 0.5
-    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
-    change = np.diff(alpha, axis=0) - np.diff(truth, axis=0)
-    return {
-        "IoU": float(np.where(either > 0, both / np.maximum(either, 1), 1).mean()),
-        "MAD": 1000 * float(np.abs(alpha - truth).mean()),
-        "dtSSD": 100 * float(np.sqrt((change**2).sum() / max(1, alpha.size))),
-    }
+@dataclass(frozen=True)
+class Known:
+    """A clip with its truth: frames uint8 [T, H, W, 3], alpha float32 [T, H, W]."""
+
+    name: str
+    frames: np.ndarray
+    alpha: np.ndarray
+    background: np.ndarray | None = None
 
 
-def annotated(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, frames uint8 [T, H, W, 3] and true alpha float32 [T, H, W] of each clip of a folder."""
-    for mask_path in sorted(folder.glob("*.mask.mkv")):
+@dataclass(frozen=True)
+class Result:
+    """The figures of one clip; psnr in dB, NaN where no true background is known."""
+
+    iou: float
+    mad: float
+    dtssd: float
+    seconds: float
+    recomposition: float
+    psnr: float
+    psnr_seen: float
+    standard: bool
+    strict: bool
+
+
+def known_clips(source: Path, limit: int | None) -> Iterator[Known]:
+    if (source / "state.json").is_file():
+        corpus = Corpus.open(source)
+        for index in range(min(limit or len(corpus), len(corpus))):
+            clip = corpus.clip(index)
+            alpha = clip.alpha.astype(np.float32) / 255
+            yield Known(corpus.ids()[index], clip.blended, alpha, clip.background)
+        return
+    for mask_path in sorted(source.glob("*.mask.mkv"))[:limit]:
         name = mask_path.name.removesuffix(".mask.mkv")
-        video = next(p for p in sorted(folder.glob(f"{name}.*")) if p != mask_path)
+        video = next(p for p in sorted(source.glob(f"{name}.*")) if p != mask_path)
         mask = read_frames(mask_path)[0]
-        yield name, read_frames(video)[0][..., :3], mask[..., 0].astype(np.float32) / 255
+        yield Known(name, read_frames(video)[0][..., :3], mask[..., 0].astype(np.float32) / 255)
 
 
-def save_sheet(path: Path, frames: np.ndarray, truth: np.ndarray, alpha: np.ndarray) -> None:
+def measure(clip: Known, matter: Matter) -> tuple[Result, np.ndarray]:
+    """The figures, and the matte float32 [T, H, W]."""
+    start = time.process_time()
+    matte = matter(clip.frames)
+    seconds = (time.process_time() - start) / len(clip.frames)
+    alpha = np.rint(np.clip(matte.alpha, 0, 1) * 255).astype(np.uint8)
+    plate = clean_plate(clip.frames, alpha)
+    foreground = straight_foreground(clip.frames, alpha, plate.background)
+    scores = score_clip(clip.frames, foreground, alpha, plate, matte.confidence)
+    a, b = matte.alpha >= 0.5, clip.alpha >= 0.5
+    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
+    change = np.diff(matte.alpha, axis=0) - np.diff(clip.alpha, axis=0)
+    result = Result(
+        iou=float(np.where(either > 0, both / np.maximum(either, 1), 1).mean()),
+        mad=1000 * float(np.abs(matte.alpha - clip.alpha).mean()),
+        dtssd=100 * float(np.sqrt((change**2).sum() / max(1, clip.alpha.size))),
+        seconds=seconds,
+        recomposition=scores["recomposition_error"],
+        psnr=_psnr(plate.background, clip.background, plate.hole),
+        psnr_seen=_psnr(plate.background, clip.background, plate.hole & plate.seen),
+        standard=judge(scores, "standard") is None,
+        strict=judge(scores, "strict") is None,
+    )
+    return result, matte.alpha
+
+
+def _psnr(made: np.ndarray, true: np.ndarray | None, where: np.ndarray) -> float:
+    if true is None or not where.any():
+        return float("nan")
+    error = (made[where].astype(np.float64) - true[where]) ** 2
+    return float(10 * np.log10(255**2 / max(float(error.mean()), 1e-9)))
+
+
+def save_sheet(path: Path, clip: Known, alpha: np.ndarray) -> None:
     """Three moments of a clip: the frame, the true matte, ours, ours on green; a PNG."""
     from PIL import Image
 
     rows = []
-    for t in (0, len(frames) // 2, len(frames) - 1):
+    for t in (0, len(clip.frames) // 2, len(clip.frames) - 1):
         a = alpha[t][..., None]
-        keyed = a * frames[t] + (1 - a) * np.array([0, 200, 80])
-        grey = [np.repeat(m[t][..., None] * 255, 3, axis=-1) for m in (truth, alpha)]
-        rows.append(np.concatenate([frames[t], *grey, keyed], axis=1))
-    sheet = np.concatenate(rows).astype(np.uint8)
-    Image.fromarray(sheet[::2, ::2]).save(path)
+        keyed = a * clip.frames[t] + (1 - a) * np.array([0, 200, 80])
+        grey = [np.repeat(m[t][..., None] * 255, 3, axis=-1) for m in (clip.alpha, alpha)]
+        rows.append(np.concatenate([clip.frames[t], *grey, keyed], axis=1))
+    Image.fromarray(np.concatenate(rows).astype(np.uint8)[::2, ::2]).save(path)
+
+
+COLUMNS = ("IoU", "MAD", "dtSSD", "s/frame", "recomp.", "plate dB", "seen dB")
+DIGITS = (3, 1, 1, 2, 2, 1, 1)
+
+
+def line(name: str, values: list[float], rest: str = "") -> str:
+    numbers = " ".join(
+        f"{v:8.{digits}f}" if np.isfinite(v) else f"{'-':>8}"
+        for v, digits in zip(values, DIGITS, strict=True)
+    )
+    return f"{name:24.24} {numbers}  {rest}"
+
+
+def summary(title: str, results: list[Result]) -> str:
+    if not results:
+        return f"{title:24} no clip"
+    table = [[getattr(r, field.name) for field in fields(r)][: len(COLUMNS)] for r in results]
+    columns = [[v for v in column if np.isfinite(v)] for column in zip(*table, strict=True)]
+    means = [float(np.mean(c)) if c else float("nan") for c in columns]
+    return line(title, means, f"{len(results)} clips, least IoU {min(r.iou for r in results):.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--matting", choices=MATTERS, default="motion")
-    parser.add_argument("--weights", type=Path)
+    parser.add_argument("sources", nargs="+", type=Path)
+    parser.add_argument("--matting", action="append", help=f"one of {', '.join(MATTERS)}[=WEIGHTS]")
+    parser.add_argument("--limit", type=int, help="clips of each source")
     parser.add_argument("--save", type=Path, help="write a contact sheet per clip here")
     options = parser.parse_args()
-    matter = make_matter(options.matting, weights=options.weights)
-    print(f"{matter.name} {matter.version} ({matter.licence})")
-    print(f"{'clip':24} {'IoU':>6} {'MAD':>6} {'dtSSD':>6} {'cpu s/f':>8}  confidence")
-    found = []
-    for folder in options.folders:
-        for name, frames, truth in annotated(folder):
-            start = time.process_time()
-            matte = matter(frames)
-            seconds = (time.process_time() - start) / len(frames)
-            score = measure(matte.alpha, truth)
-            found.append([*score.values(), seconds])
-            confidence = ", ".join(f"{k} {v:.2f}" for k, v in matte.confidence.items())
-            numbers = f"{score['IoU']:6.3f} {score['MAD']:6.1f} {score['dtSSD']:6.1f}"
-            print(f"{name:24} {numbers} {seconds:8.2f}  {confidence}", flush=True)
-            if options.save is not None:
-                options.save.mkdir(parents=True, exist_ok=True)
-                save_sheet(options.save / f"{name}.png", frames, truth, matte.alpha)
-    if not found:
-        raise SystemExit("no NAME.mask.mkv with its video found")
-    mean = np.mean(found, axis=0)
-    print(f"{'mean':24} {mean[0]:6.3f} {mean[1]:6.1f} {mean[2]:6.1f} {mean[3]:8.2f}")
+    for chosen in options.matting or ["motion"]:
+        backend, _, weights = chosen.partition("=")
+        matter = make_matter(backend, weights=weights or None)
+        print(f"\n{matter.name} {matter.version} ({matter.licence})")
+        print(f"{'clip':24} " + " ".join(f"{name:>8}" for name in COLUMNS))
+        for source in options.sources:
+            results = []
+            for clip in known_clips(source, options.limit):
+                result, alpha = measure(clip, matter)
+                results.append(result)
+                gates = [name for name in ("standard", "strict") if getattr(result, name)]
+                values = [getattr(result, f.name) for f in fields(result)][: len(COLUMNS)]
+                print(line(clip.name, values, " ".join(gates) or "rejected"), flush=True)
+                if options.save is not None:
+                    options.save.mkdir(parents=True, exist_ok=True)
+                    save_sheet(options.save / f"{backend}-{clip.name}.png", clip, alpha)
+            print(summary(f"{source.name}, all", results))
+            for gate in ("standard", "strict"):
+                print(summary(f"{source.name}, {gate}", [r for r in results if getattr(r, gate)]))
 
 
 if __name__ == "__main__":

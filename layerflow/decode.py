@@ -23,7 +23,7 @@ import numpy as np
 
 from layerflow.clip import U8
 from layerflow.media import MediaError
-from layerflow.video import F64, Box, Limits, VideoInfo, fetch, probe, read_frames, scan
+from layerflow.video import F64, Box, Limits, VideoInfo, duration, fetch, probe, read_frames, scan
 
 DEADLINE_SECONDS = 180.0
 MEMORY_BYTES = 8 << 30
@@ -67,6 +67,11 @@ class Decoder:
         """See ``layerflow.video.probe``."""
         head, _ = self._ask({"op": "probe", "path": str(path)})
         return VideoInfo(**head["info"])
+
+    def duration(self, path: Path) -> float:
+        """See ``layerflow.video.duration``."""
+        head, _ = self._ask({"op": "duration", "path": str(path)})
+        return float(head["seconds"])
 
     def scan(
         self,
@@ -189,6 +194,8 @@ def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
     path, limits = Path(request["path"]), Limits(**request["limits"])
     if request["op"] == "probe":
         return {"info": asdict(probe(path, limits))}, None
+    if request["op"] == "duration":
+        return {"seconds": duration(path, limits)}, None
     if request["op"] == "scan":
         damage: list[str] = []
         times, thumbs = scan(path, request["start"], request["end"], limits, damage=damage)

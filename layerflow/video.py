@@ -28,6 +28,7 @@ Box = tuple[float, float, float, float]
 DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4"})
 ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
 THUMB_WIDTH = 128
+LEAST_BYTES_A_SECOND = 2000  # below it a header is not believed
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,22 @@ def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
             num_frames=len(times),
             has_alpha=_has_alpha(stream),
         )
+
+
+def duration(path: Path, limits: Limits | None = None) -> float:
+    """Seconds that the first video stream lasts, by its header; MediaError as ``probe``.
+
+    By its packets where the header is silent, or claims more than the file's size makes likely.
+    """
+    limits = limits or Limits()
+    with _open(path, limits) as container:
+        stream = _video_stream(container, limits)
+        seconds = float((stream.duration or 0) * (stream.time_base or 0))
+        seconds = seconds or (container.duration or 0) / 1e6
+        if 0 < seconds < os.path.getsize(path) / LEAST_BYTES_A_SECOND:
+            return seconds
+        times = _packet_times(container, stream, limits)
+        return float(times[-1] - times[0])
 
 
 def _open(path: Path, limits: Limits) -> Any:

@@ -8,7 +8,9 @@ work is one time span of one video; a bad input becomes a rejected row and the j
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -81,28 +83,55 @@ def plan_units(
     A video that cannot be probed, or whose sidecar is broken, is one unit that reports it.
     """
     units: list[Unit] = []
-    with Decoder(deadline=options.deadline) as decoder:
-        for source in sources:
-            payload: dict[str, Any] = {
-                "location": source.location if source.remote else str(source.path.resolve()),
-                "uri": source.uri,
-                "licence": source.row.get("licence", options.licence),
-                "attribution": source.row.get("attribution", options.attribution),
-                "prompts": None,
-                "problem": None,
-            }
-            size, spans = 0, [(0.0, WHOLE)]
-            try:
-                payload["prompts"] = _prompts(source, table)
-                if not source.remote:
-                    size = source.path.stat().st_size
-                    spans = time_spans(decoder.probe(source.path).seconds, options.span)
-            except (ValueError, OSError) as error:
-                payload["problem"] = str(error)
-            for start, end in spans:
-                key = unit_key(source.uri, size, start, end)
-                units.append(Unit(key, len(units), {**payload, "start": start, "end": end}))
+    local = [source.path for source in sources if not source.remote]
+    lengths = iter(_durations(local, options.deadline))
+    for source in sources:
+        payload: dict[str, Any] = {
+            "location": source.location if source.remote else str(source.path.resolve()),
+            "uri": source.uri,
+            "licence": source.row.get("licence", options.licence),
+            "attribution": source.row.get("attribution", options.attribution),
+            "prompts": None,
+            "problem": None,
+        }
+        size, spans = 0, [(0.0, WHOLE)]
+        try:
+            length = 0.0 if source.remote else next(lengths)
+            payload["prompts"] = _prompts(source, table)
+            if isinstance(length, str):
+                raise ValueError(length)
+            if not source.remote:
+                size = source.path.stat().st_size
+                spans = time_spans(length, options.span)
+        except (ValueError, OSError) as error:
+            payload["problem"] = str(error)
+        for start, end in spans:
+            key = unit_key(source.uri, size, start, end)
+            units.append(Unit(key, len(units), {**payload, "start": start, "end": end}))
     return units
+
+
+def _durations(paths: Sequence[Path], deadline: float) -> list[float | str]:
+    """Seconds of each file, or what is wrong with it; a few decoders at a time."""
+    count = min(8, os.cpu_count() or 1, len(paths))
+
+    def look(own: Sequence[Path]) -> list[float | str]:
+        found: list[float | str] = []
+        with Decoder(deadline=deadline) as decoder:
+            for path in own:
+                try:
+                    found.append(decoder.duration(path))
+                except MediaError as error:
+                    found.append(str(error))
+        return found
+
+    lengths: list[float | str] = [""] * len(paths)
+    if paths:
+        with ThreadPoolExecutor(count) as pool:
+            shares = pool.map(look, [paths[i::count] for i in range(count)])
+            for i, share in enumerate(shares):
+                lengths[i::count] = share
+    return lengths
 
 
 def _prompts(source: Source, table: Mapping[str, Mapping[str, str]] | None) -> dict[str, str]:
