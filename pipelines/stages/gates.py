@@ -45,6 +45,7 @@ GATES: dict[str, dict[str, tuple[float, float]]] = {
         "ghost": (0.0, 0.5),
         "unseen_fraction": (0.0, 0.5),
         "matte_confidence": (0.6, 1.0),
+        "matte_agreement": (0.65, 1.0),
         "matte_stability": (0.8, 1.0),
     },
     "strict": {
@@ -66,6 +67,7 @@ GATES: dict[str, dict[str, tuple[float, float]]] = {
         "unseen_fraction": (0.0, 0.25),
         "registration_residual": (0.0, 1.0),
         "matte_confidence": (0.7, 1.0),
+        "matte_agreement": (0.7, 1.0),
         "matte_stability": (0.85, 1.0),
     },
 }
