@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from manifests.common import Size, Strict
 
 Gate = Literal["off", "loose", "standard", "strict"]
+LocalFile = Annotated[str, PlainSerializer(lambda path: Path(path).name, return_type=str)]
+"""A local path of which recipes and corpora record the last part only."""
+
+
+class Captions(Strict):
+    """Prompts by a vision-language model: a local folder, or with ``url`` an endpoint.
+
+    What only says where and how fast is not part of the recipe.
+    """
+
+    model: LocalFile = Field(description="model folder; with url the endpoint's name of the model")
+    url: str | None = Field(
+        None, exclude=True, description="base address of an OpenAI-compatible endpoint, .../v1"
+    )
+    key_env: str | None = Field(
+        None,
+        exclude=True,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the environment variable that holds the endpoint's key; never the key itself",
+    )
+    frames: int = Field(4, ge=1, le=32, description="moments of a clip that are shown")
+    side: int = Field(512, ge=32, le=2048, description="their longer side at most, pixels")
+    max_tokens: int = Field(200, ge=16, le=226, description="longest prompt, in T5 tokens")
+    retries: int = Field(2, ge=0, le=10, description="times to ask again for a bad prompt")
+    attempts: int = Field(6, ge=1, le=20, exclude=True, description="tries of one request")
+    concurrency: int = Field(
+        3, ge=1, le=64, exclude=True, description="requests at a time of each worker"
+    )
+    timeout: float = Field(120.0, gt=0, le=3600, exclude=True, description="seconds a request")
+    device: str = Field("cpu", exclude=True, description="torch device of a local model")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if not url.startswith(("http://", "https://")) or "@" in url or "?" in url:
+            raise ValueError("url is http(s)://HOST[:PORT]/PATH without user, password or query")
+        return url
 
 
 class MineOptions(Strict):
@@ -25,9 +65,23 @@ class MineOptions(Strict):
     thresholds: dict[str, tuple[float, float]] = Field(
         {}, description="score -> (minimum, maximum), in place of the gate's own"
     )
+    device: str = Field("cpu", exclude=True, description="of the backend and the inpainter")
+    inpaint: Literal["opencv", "lama"] = Field(
+        "opencv", description="what fills background that no frame showed"
+    )
+    inpaint_weights: LocalFile | None = Field(None, description="lama: a TorchScript file")
+    captions: Captions | None = Field(None, description="prompts where no sidecar or table has any")
     prompts: str | None = Field(None, description="CSV, JSONL or Parquet table of prompts")
     span: float = Field(60.0, gt=1, description="seconds of video that one unit of work takes")
     deadline: float = Field(180.0, gt=0, description="seconds that one decoding request may take")
     crf: int = Field(10, ge=0, le=40, description="H.264 quality of colour layers")
     licence: str | None = Field(None, description="licence of all inputs, for the record")
     attribution: str | None = Field(None, description="whom to name for all inputs")
+
+    @model_validator(mode="after")
+    def _weights_of_the_inpainter(self) -> MineOptions:
+        if (self.inpaint == "lama") != (self.inpaint_weights is not None):
+            raise ValueError(
+                "inpaint: lama and inpaint_weights (a TorchScript file) are given together"
+            )
+        return self

@@ -47,7 +47,8 @@ def load_build(path: Path) -> BuildManifest:
 
 def options_of(job: MineJob | PasteJob | PackJob) -> MineOptions | PasteOptions | PackOptions:
     """A job's options without its ``job`` key, as the job functions take them."""
-    content = job.model_dump(exclude={"job"})
+    # Not by dumping: that leaves out what is not part of a recipe.
+    content = {name: getattr(job, name) for name in type(job).model_fields if name != "job"}
     if isinstance(job, MineJob):
         return MineOptions(**content)
     return PasteOptions(**content) if isinstance(job, PasteJob) else PackOptions(**content)

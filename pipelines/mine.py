@@ -35,8 +35,10 @@ from pipelines.jobs import (
     unit_key,
 )
 from pipelines.matting import Matter, make_matter
+from pipelines.stages.caption import caption_clip, make_captioner
 from pipelines.stages.colour import straight_foreground
 from pipelines.stages.gates import judge, resolve_gate
+from pipelines.stages.inpaint import Inpainter, make_inpainter
 from pipelines.stages.listing import Source, list_sources, local_copy
 from pipelines.stages.plate import clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
@@ -60,7 +62,10 @@ def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = 
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     resolve_gate(options.gate, options.thresholds)
-    _matter(options.matting, options.weights)
+    _matter(options.matting, options.weights, options.device)
+    make_inpainter(options.inpaint, options.inpaint_weights, options.device)
+    if options.captions is not None:
+        make_captioner(options.captions).check()
     units = plan_units(list_sources(options.inputs), options, table)
     return run_job(
         units,
@@ -142,9 +147,9 @@ def _prompts(source: Source, table: Mapping[str, Mapping[str, str]] | None) -> d
 
 
 @lru_cache(maxsize=1)
-def _matter(name: str, weights: str | None) -> Matter:
+def _matter(name: str, weights: str | None, device: str) -> Matter:
     """One backend a process: weights are loaded once, not once a unit."""
-    return make_matter(name, weights=weights)
+    return make_matter(name, weights=weights, device=device)
 
 
 @dataclass
@@ -243,14 +248,17 @@ def _mine_window(
     if verdict is not None:
         job.reject("filters", verdict, window, early)
         return None
-    matter = _matter(options.matting, options.weights)
-    layers, scores = make_layers(frames, matter, options.fps, flows, early)
+    matter = _matter(options.matting, options.weights, options.device)
+    inpainter = make_inpainter(options.inpaint, options.inpaint_weights, options.device)
+    layers, scores = make_layers(frames, matter, options.fps, flows, early, inpainter)
     verdict = judge(scores, gate)
     if verdict is not None:
         job.reject("gate", verdict, window, scores)
         return None
+    prompts, flags = caption_clip(options.captions, layers, payload["prompts"])
+    scores |= flags
     return encode_row(
-        LayeredClip(**layers, prompts=payload["prompts"]),
+        LayeredClip(**layers, prompts=prompts),
         id=clip_id("mined", [sha256], [window.start, window.end], job.recipe.hash),
         origin=origin(
             payload["uri"],
@@ -267,15 +275,21 @@ def _mine_window(
 
 
 def make_layers(
-    frames: U8, matter: Matter, fps: float, flows: Flows, early: Mapping[str, float]
+    frames: U8,
+    matter: Matter,
+    fps: float,
+    flows: Flows,
+    early: Mapping[str, float],
+    inpainter: Inpainter | None = None,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Layers of one window uint8 ``[T, H, W, 3]``: LayeredClip fields, and the scores.
 
-    flows: of ``neighbour_flows``; early: scores that are known already.
+    flows: of ``neighbour_flows``; early: scores that are known already; inpainter: by default
+    OpenCV's.
     """
     matte = matter(frames)
     alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
-    plate = clean_plate(frames, alpha)
+    plate = clean_plate(frames, alpha, inpainter=inpainter)
     foreground = straight_foreground(frames, alpha, plate.background)
     scores = score_clip(
         frames, foreground, alpha, plate, matte.confidence, flows=flows, frame_scores=early

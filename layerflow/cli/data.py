@@ -40,7 +40,19 @@ def mine(
     gate: Annotated[str, typer.Option(help="quality gate: off, loose, standard, strict")] = (
         "standard"
     ),
+    device: Annotated[str, typer.Option(help="cpu or cuda: of backend and inpainter")] = "cpu",
+    inpaint: Annotated[str, typer.Option(help="fills unseen background: opencv, lama")] = "opencv",
+    inpaint_weights: Annotated[str | None, typer.Option(help="lama: a TorchScript file")] = None,
     prompts: Annotated[str | None, typer.Option(help="CSV, JSONL or Parquet of prompts")] = None,
+    caption_model: Annotated[
+        str | None, typer.Option(help="vision-language model: a folder, or its name at the url")
+    ] = None,
+    caption_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint, http(s)://.../v1")
+    ] = None,
+    caption_key_env: Annotated[
+        str | None, typer.Option(help="environment variable with the endpoint's key")
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="licence of the inputs")] = None,
     attribution: Annotated[str | None, typer.Option(help="whom to name")] = None,
     workers: Workers = None,
@@ -48,6 +60,10 @@ def mine(
 ) -> None:
     """Real video -> mined clips: matte, straight foreground, clean background, scores."""
     content = _given(locals())
+    names = {"caption_model": "model", "caption_url": "url", "caption_key_env": "key_env"}
+    captions = {names[k]: content.pop(k) for k in names if k in content}
+    if captions:
+        content["captions"] = captions
     from manifests.common import check
     from manifests.mine import MineOptions
     from pipelines.mine import run_mine

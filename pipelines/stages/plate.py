@@ -1,8 +1,9 @@
 """The clean plate: what the camera would have seen without the subject.
 
 Behind the subject, the background is gathered from the clip's other frames, moved into place by the
-camera motion, as a per-pixel median; what no frame ever showed is inpainted. Outside the dilated
-matte the background is the video itself, bit for bit.
+camera motion, as a per-pixel median; what no frame ever showed is inpainted by OpenCV or a network
+(``pipelines.stages.inpaint``). Outside the dilated matte the background is the video itself, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy as np
 
 from pipelines.matting.numerics import dilate, single_thread, sort_first_axis
 from pipelines.matting.registration import Registration, register, visible, warp
+from pipelines.stages.inpaint import Hole, Inpainter, OpenCvInpainter
 
 _MAX_SOURCES = 24  # frames that one frame's background is gathered from
 _WORK_AREA = 432 * 288  # camera motion is estimated at about this many pixels
-_FILL_SIDE = 320  # inpainting works on a hole scaled to at most this size
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,16 @@ def clean_plate(
     radius: int | None = None,
     min_samples: int = 3,
     registration: Registration | None = None,
+    inpainter: Inpainter | None = None,
 ) -> Plate:
     """Remove the subject from a clip.
 
     ``frames``: uint8 [T, H, W, 3]; ``alpha``: float32 [T, H, W] in [0, 1] or uint8; ``radius``: by
     how many pixels the matte is dilated, by default 2.5 % of the short side; ``min_samples``: how
     many clean looks a pixel needs to count as seen (fewer for clips of fewer than ``2 *
-    min_samples`` frames); ``registration``: the camera motion if it is known already. Raises
-    ValueError for shapes that do not fit.
+    min_samples`` frames); ``registration``: the camera motion if it is known already;
+    ``inpainter``: fills what was never seen, by default ``OpenCvInpainter``. Raises ValueError for
+    shapes that do not fit.
     """
     if frames.ndim != 4 or alpha.shape != frames.shape[:3]:
         raise ValueError(f"alpha {list(alpha.shape)} does not fit frames {list(frames.shape)}")
@@ -65,7 +68,8 @@ def clean_plate(
         hole = dilate(support, radius)
         if registration is None:
             registration = camera_motion(frames, hole)
-        background, seen = _fill_all(frames, support, hole, registration, radius, min_samples)
+        fill = inpainter or OpenCvInpainter()
+        background, seen = _fill_all(frames, support, hole, registration, radius, min_samples, fill)
     size = int(hole.sum())
     unseen = float((hole & ~seen).sum()) / size if size else 0.0
     kind = "real" if size == 0 else "inpainted" if unseen > 0 else "filled"
@@ -99,39 +103,56 @@ def _fill_all(
     registration: Registration,
     radius: int,
     min_samples: int,
+    fill: Inpainter,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Background and seen-mask of all frames; the middle frame first, so that others may copy."""
     count = len(frames)
     gains = _gains(frames, hole, registration)
-    background = frames.copy()
+    filled = frames.copy()
     seen = np.ones(hole.shape, bool)
     middle = registration.reference
-    invented = frames[middle].copy()  # the middle frame's background before its seam is blended
     needed = max(1, min(min_samples, count // 2))
+    rest: list[int] = []
+    todo = np.zeros_like(hole)
     for t in sorted(range(count), key=lambda i: abs(i - middle)):
         if not hole[t].any():
             continue
-        top, left, bottom, right = _bounds(hole[t])
-        window = (slice(top, bottom), slice(left, right))
+        window = _window(hole[t])
         gathered, number = _gather(frames, hole, registration, gains, t, window)
         inside = hole[t][window]
         unseen = inside & (number < needed)
         patch = np.where(inside[..., None], gathered, frames[t][window])
-        todo = unseen.copy()
+        left = unseen
         if t != middle and not seen[middle].all():
-            patch, todo = _copy_middle(
-                patch, todo, invented, ~seen[middle], registration, t, window
+            patch, left = _copy_middle(
+                patch, left, filled[middle], ~seen[middle], registration, t, window
             )
-        if todo.any():
-            patch = _inpaint(patch, todo)
-        if t == middle:
-            invented[window] = patch
+        filled[t][window] = patch
         seen[t][window] &= ~unseen
+        todo[t][window] = left
+        if t == middle and left.any():
+            (filled[t],) = fill([Hole(filled[t], todo[t], window)])
+        elif left.any():
+            rest.append(t)
+    holes = [Hole(filled[t], todo[t], _window(hole[t])) for t in rest]
+    for t, picture in zip(rest, fill(holes) if holes else [], strict=True):
+        filled[t] = picture
+    return _blend_seams(frames, filled, support, hole, radius), seen
+
+
+def _blend_seams(
+    frames: np.ndarray, filled: np.ndarray, support: np.ndarray, hole: np.ndarray, radius: int
+) -> np.ndarray:
+    """The video with its holes filled, softly at their edges; bit for bit the video elsewhere."""
+    background = frames.copy()
+    for t in np.flatnonzero(hole.any((1, 2))):
+        window = _window(hole[t])
         weight = _seam(hole[t], support[t], radius)[window][..., None]
-        blended = weight * patch.astype(np.float32) + (1 - weight) * frames[t][window]
-        result = np.rint(blended).astype(np.uint8)
-        background[t][window] = np.where(inside[..., None], result, frames[t][window])
-    return background, seen
+        patch = filled[t][window].astype(np.float32)
+        result = np.rint(weight * patch + (1 - weight) * frames[t][window]).astype(np.uint8)
+        inside = hole[t][window][..., None]
+        background[t][window] = np.where(inside, result, frames[t][window])
+    return background
 
 
 def _gather(
@@ -200,24 +221,6 @@ def _copy_middle(
     return np.where(use[..., None], source, patch), todo & ~use
 
 
-def _inpaint(patch: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Fill ``hole`` of uint8 [h, w, 3] by Telea's method, at a reduced size if it is large."""
-    if hole.all():
-        return np.full_like(patch, 128)
-    height, width = hole.shape
-    factor = min(1.0, _FILL_SIDE / max(height, width))
-    if factor == 1.0:
-        return cv2.inpaint(patch, hole.astype(np.uint8), 4, cv2.INPAINT_TELEA)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small_hole = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-    if small_hole.all():
-        return cv2.inpaint(patch, hole.astype(np.uint8), 4, cv2.INPAINT_TELEA)
-    small = cv2.resize(patch, size, interpolation=cv2.INTER_AREA)
-    small = cv2.inpaint(small, small_hole.astype(np.uint8), 4, cv2.INPAINT_TELEA)
-    filled = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.where(hole[..., None], filled, patch)
-
-
 def _seam(hole: np.ndarray, support: np.ndarray, radius: int) -> np.ndarray:
     """float32 [H, W]: 1 on the matte and near it, falling to 0 at the edge of the hole."""
     distance = cv2.distanceTransform(hole.astype(np.uint8), cv2.DIST_L2, 3)
@@ -225,16 +228,14 @@ def _seam(hole: np.ndarray, support: np.ndarray, radius: int) -> np.ndarray:
     return np.where(support, 1, weight).astype(np.float32)
 
 
-def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The mask's bounding box with a margin for inpainting: top, left, bottom, right."""
+def _window(mask: np.ndarray) -> tuple[slice, slice]:
+    """The mask's bounding box with a margin for inpainting, as rows and columns."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = mask.shape
     margin = 8
     return (
-        max(0, int(rows[0]) - margin),
-        max(0, int(columns[0]) - margin),
-        min(height, int(rows[-1]) + 1 + margin),
-        min(width, int(columns[-1]) + 1 + margin),
+        slice(max(0, int(rows[0]) - margin), min(height, int(rows[-1]) + 1 + margin)),
+        slice(max(0, int(columns[0]) - margin), min(width, int(columns[-1]) + 1 + margin)),
     )
 
 
