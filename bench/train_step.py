@@ -1,22 +1,28 @@
-"""What the loop costs over the bare step: `python bench/train_step.py [--steps 60] [--threads 1]`.
+"""What the loop costs over the bare step, and what the loader could feed.
+
+    python bench/train_step.py [--steps 200] [--threads 1] [--rounds 5]
 
 On the tiny preset (0.94 M parameters, batch 8, 4 frames of 32x32), in one run:
 
 - the bare step: forward, backward and optimizer of the same network on one batch in memory;
 - the loop: `trainer.loop` with loader, metrics, average and checks, as `layerflow train` runs it;
-- the loader: clips a second in one process, alone, and as plain `datasets` rows of the same store.
+- the loader: clips a second in one process, ours, `datasets` and WebDataset (`pip install
+  webdataset`; left out where absent) on the same latents, each up to float32 arrays of moments and
+  prompt embeddings.
 
-Wall seconds are medians; CPU seconds are less touched by whatever else the machine does.
+Blocks of steps of the loop and of the bare step take turns, and so do the loaders, so that a busy
+machine disturbs all alike. Printed are medians, and the medians of the paired ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import importlib.util
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +41,21 @@ from layerflow.latents import (
 from layerflow.objective import layer_loss
 from layerflow.presets import init_directory
 from manifests.train import TrainManifest, parse
-from trainer import loop
+from trainer import loop, metrics
 from trainer.data import Batch, Batches, open_parts
 from trainer.export import load_model
 from trainer.order import Order
 
 CPU = torch.device("cpu")
+EVERY = 10  # steps of a block
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -56,16 +64,25 @@ def main() -> None:
         write_latents(folder / "latents", options.clips)
         manifest = make_manifest(folder, options.steps)
         batches = make_batches(manifest)
-        bare = bare_steps(manifest, batches.step(0)[0], options.steps)
-        full = loop_steps(manifest, options.steps)
+        blocks = step_blocks(manifest, batches.step(0)[0])
+        bare = statistics.median(block.bare_wall for block in blocks)
         print(f"{'':22}{'wall s':>10}{'CPU s':>10}")
-        for label, (wall, cpu) in (("bare step", bare), ("loop step", full)):
-            print(f"{label:22}{wall:10.4f}{cpu:10.4f}")
-        print(f"{'loop / bare':22}{full[0] / bare[0]:10.3f}{full[1] / bare[1]:10.3f}")
-        used = manifest.batch / bare[0]
+        for kind in ("bare", "loop"):
+            wall, cpu = (
+                statistics.median(getattr(block, f"{kind}_{clock}") for block in blocks)
+                for clock in ("wall", "cpu")
+            )
+            print(f"{kind + ' step':22}{wall:10.4f}{cpu:10.4f}")
+        wall = statistics.median(block.loop_wall / block.bare_wall for block in blocks)
+        cpu = statistics.median(block.loop_cpu / block.bare_cpu for block in blocks)
+        print(f"{'loop / bare, paired':22}{wall:10.3f}{cpu:10.3f}   ({len(blocks)} blocks)")
+        rows = metrics.read(Path(manifest.out) / "metrics.csv")[EVERY:]
+        wait = sum(row["data_wait"] for row in rows) / sum(row["seconds"] for row in rows)
+        print(f"data wait {100 * wait:.2f} % of the step")
+        used = manifest.batch / bare
         print(f"the bare step takes {used:.0f} clips/s")
-        for label, rate in loader_rates(manifest, batches, folder / "latents").items():
-            print(f"{label:22}{rate:10.0f} clips/s, {rate / used:.1f} x the bare step")
+        for label, rate in loader_rates(batches, folder, options.rounds).items():
+            print(f"{label:34}{rate:10.0f} clips/s, {rate / used:.1f} x the bare step")
 
 
 def write_latents(folder: Path, clips: int) -> None:
@@ -105,7 +122,7 @@ def make_manifest(folder: Path, steps: int) -> TrainManifest:
     }
     return parse(
         {"model": str(folder / "model"), "out": str(folder / "out"), "stages": [stage]}
-        | {"log_every": 10, "save_every": 10**6}
+        | {"log_every": EVERY, "save_every": 10**6}
     )
 
 
@@ -117,8 +134,43 @@ def make_batches(manifest: TrainManifest) -> Batches:
     return Batches(parts, order)
 
 
-def bare_steps(manifest: TrainManifest, batch: Batch, steps: int) -> tuple[float, float]:
-    """Median wall and CPU seconds of forward + backward + AdamW on one batch."""
+@dataclass(frozen=True)
+class Block:
+    """Seconds a step of one block of the loop and of the block of bare steps after it."""
+
+    loop_wall: float
+    loop_cpu: float
+    bare_wall: float
+    bare_cpu: float
+
+
+def step_blocks(manifest: TrainManifest, batch: Batch) -> list[Block]:
+    """The loop, interrupted at each of its log lines for as many bare steps."""
+    step = bare_step(manifest, batch)
+    blocks: list[Block] = []
+    clock = now()
+
+    def interrupt(line: str) -> None:
+        nonlocal clock
+        after_loop = now()
+        for _ in range(EVERY):
+            step()
+        after_bare = now()
+        loop_wall, loop_cpu = ((b - a) / EVERY for a, b in zip(clock, after_loop, strict=True))
+        bare_wall, bare_cpu = ((b - a) / EVERY for a, b in zip(after_loop, after_bare, strict=True))
+        blocks.append(Block(loop_wall, loop_cpu, bare_wall, bare_cpu))
+        clock = now()
+
+    loop.train(manifest, manifest.out, log=interrupt)
+    return blocks[1:]  # the first one warms up
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def bare_step(manifest: TrainManifest, batch: Batch) -> Callable[[], None]:
+    """Forward + backward + AdamW on one batch, nothing else."""
     model, scheduler = load_model(manifest.model, CPU)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
@@ -138,64 +190,92 @@ def bare_steps(manifest: TrainManifest, batch: Batch, steps: int) -> tuple[float
         losses.mean().backward()
         optimizer.step()
 
-    return medians(step, steps)
+    return step
 
 
-def medians(step: Callable[[], object], steps: int) -> tuple[float, float]:
-    walls, cpus = [], []
-    for index in range(steps + 5):
-        wall, cpu = time.perf_counter(), time.process_time()
-        step()
-        if index >= 5:  # the first ones warm up
-            walls.append(time.perf_counter() - wall)
-            cpus.append(time.process_time() - cpu)
-    return statistics.median(walls), statistics.median(cpus)
+# ---- loaders ----------------------------------------------------------------------------------
 
 
-def loop_steps(manifest: TrainManifest, steps: int) -> tuple[float, float]:
-    """Median wall and mean CPU seconds a step of the real loop, between its log lines."""
-    marks: list[tuple[float, float]] = []
-    loop.train(
-        manifest,
-        manifest.out,
-        log=lambda line: marks.append((time.perf_counter(), time.process_time())),
-    )
-    pairs = list(itertools.pairwise(marks))
-    every = manifest.log_every
-    walls = [(b[0] - a[0]) / every for a, b in pairs]
-    cpus = [(b[1] - a[1]) / every for a, b in pairs]
-    return statistics.median(walls), statistics.median(cpus)
-
-
-def loader_rates(manifest: TrainManifest, batches: Batches, folder: Path) -> dict[str, float]:
-    """Clips a second: our batches; our rows; the same Arrow files through `datasets`."""
-    count = 400
-
-    def rate(run: Callable[[], object], clips: int) -> float:
-        run()
-        start = time.perf_counter()
-        run()
-        return clips / (time.perf_counter() - start)
-
-    store = Latents.open(folder)
-    chosen = np.random.default_rng(0).integers(0, len(store), count).tolist()
-    steps = count // manifest.batch
-    rates = {
-        "loader, batches": rate(
-            lambda: [batches.step(step) for step in range(steps)], steps * manifest.batch
-        ),
-        "loader, rows": rate(lambda: [store.item(i) for i in chosen], count),
+def loader_rates(batches: Batches, folder: Path, rounds: int) -> dict[str, float]:
+    """Clips a second of each loader, the median of `rounds` rounds in which all take turns."""
+    store = Latents.open(folder / "latents")
+    order = np.random.default_rng(0).permutation(len(store)).tolist()
+    steps = len(store) // batches.order.batch
+    loaders: dict[str, Callable[[], int]] = {
+        "ours, noised batches": lambda: sum(b.size for s in range(steps) for b in batches.step(s)),
+        "ours, rows in random order": lambda: len([store.item(i) for i in order]),
+        **datasets_loaders(store, folder / "latents", order),
+        **webdataset_loaders(store, folder / "shards"),
     }
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(rounds + 1):
+        for name, run in loaders.items():
+            start = time.perf_counter()
+            count = run()
+            rates[name].append(count / (time.perf_counter() - start))
+    return {name: statistics.median(values[1:]) for name, values in rates.items()}
+
+
+def prompt_table(store: Latents) -> dict[str, np.ndarray]:
+    """Key -> embedding, as a training script would keep it in memory."""
+    return {
+        row["key"]: np.frombuffer(row["embedding"], "<f4").reshape(row["tokens"], row["width"])
+        for row in store.prompt_rows()
+    }
+
+
+def decode(row: dict[str, Any], table: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What `Latents.item` makes of a row, from plain columns."""
+    shape = (
+        2 * row["latent_channels"],
+        row["latent_frames"],
+        row["latent_height"],
+        row["latent_width"],
+    )
+    moments = np.stack([np.frombuffer(row[layer], "<f4").reshape(shape) for layer in LAYERS])
+    return moments, np.stack([table[row[f"{layer}_prompt"]] for layer in PROMPTED])
+
+
+def datasets_loaders(
+    store: Latents, folder: Path, order: list[int]
+) -> dict[str, Callable[[], int]]:
     from datasets import Dataset, concatenate_datasets
 
     shards = [Dataset.from_file(str(path)) for path in sorted((folder / "clips").iterdir())]
-    plain = concatenate_datasets(shards)
+    plain, table = concatenate_datasets(shards), prompt_table(store)
+    return {
+        "datasets, iterated in order": lambda: len([decode(row, table) for row in plain]),
+        "datasets, rows in random order": lambda: len([decode(plain[i], table) for i in order]),
+    }
 
-    def decode(row: dict[str, Any]) -> list[np.ndarray]:
-        return [np.frombuffer(row[layer], "<f4").reshape(54, 4, 4, 4) for layer in LAYERS]
 
-    rates["datasets, rows"] = rate(lambda: [np.stack(decode(plain[i])) for i in chosen], count)
-    return rates
+def webdataset_loaders(store: Latents, folder: Path) -> dict[str, Callable[[], int]]:
+    """Tar shards of one .npy a clip and its prompts, streamed with a shuffle buffer."""
+    if importlib.util.find_spec("webdataset") is None:
+        print("webdataset is not installed: left out")
+        return {}
+    import webdataset
+
+    folder.mkdir()
+    with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=500, verbose=0) as writer:
+        for i in range(len(store)):
+            item = store.item(i)
+            prompts = [item["prompts"][layer] for layer in PROMPTED]
+            cells = {"moments.npy": item["moments"], "prompts.json": prompts}
+            writer.write({"__key__": f"{i:08d}", **cells})
+    table = prompt_table(store)
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+
+    def run() -> int:
+        stream = webdataset.WebDataset(urls, shardshuffle=False).shuffle(200).decode()
+        return len(
+            [
+                (s["moments.npy"], np.stack([table[key] for key in s["prompts.json"]]))
+                for s in stream
+            ]
+        )
+
+    return {"WebDataset, shuffle buffer of 200": run}
 
 
 if __name__ == "__main__":

@@ -144,15 +144,20 @@ def complete(
     steps: int,
     guidance: float,
     seeds: Sequence[int],
+    prompt_embeds: Any = None,
 ) -> list[LayeredClip]:
-    """Each clip's missing layers from its given `layers` and prompts, in one batch."""
+    """Each clip's missing layers from its given `layers` and prompts, in one batch.
+
+    prompt_embeds: ``[N, P, L, D]`` instead of the clips' prompts.
+    """
     import torch
 
     if not clips:
         return []
     height, width = clips[0].size
     made = pipe(
-        prompt=[dict(clip.prompts) for clip in clips],
+        prompt=None if prompt_embeds is not None else [dict(clip.prompts) for clip in clips],
+        prompt_embeds=prompt_embeds,
         given=[{layer: clip.layer(layer) for layer in layers} for clip in clips],
         height=height,
         width=width,

@@ -171,6 +171,11 @@ class TrainManifest(Strict):
             raise ValueError(f"min_workers is {self.min_workers}, workers only {self.workers}")
         for stage in self.stages:
             self.passes(stage, 1)
+        if any(stage.parallel == "fsdp" for stage in self.stages):
+            if self.min_workers is not None:
+                raise ValueError("min_workers: an fsdp stage needs all of its workers")
+            if self.validation is not None and self.validation.keep_best:
+                raise ValueError("validation.keep_best: not while a stage has parallel: fsdp")
         return self
 
     def passes(self, stage: Stage, workers: int) -> int:

@@ -120,6 +120,8 @@ class Schedule(Strict):
 class Optimizer(Strict):
     """AdamW."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """`adamw8bit` keeps both moments in 8 bits (bitsandbytes, which must be installed)."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
@@ -157,6 +159,9 @@ class Stage(Strict):
     ema: float | None = Field(None, ge=0, lt=1)
     """Decay of the moving average of the trained weights. When set, the average is what the
     stage hands on: it is exported, validated and trained further by the next stage."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """`fsdp` shards weights, gradients and moments over the workers: for whole networks that one
+    device cannot hold. Its clips must have one shape."""
     batch: int | None = Field(None, ge=1)
     accumulate: int | None = Field(None, ge=1)
     optimizer: Optimizer | None = None

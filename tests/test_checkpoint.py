@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from trainer_kit import make_latents, make_manifest, make_model, same
 
 from manifests.train import Optimizer, TrainManifest
-from trainer import checkpoint, metrics
+from trainer import checkpoint, loop, metrics
 from trainer.checkpoint import Position, claim, differences, identity
 from trainer.export import copy_tree, load_model
 from trainer.stages import Trained, make_optimizer
+from trainer.upload import MARKER
 
 CPU = torch.device("cpu")
 
@@ -135,7 +138,7 @@ def test_a_finished_stage_comes_back(tmp_path: Path) -> None:
     trained, _ = setup(tmp_path)
     trained.values.normal_()
     assert checkpoint.stage_steps(tmp_path, "base") == 0
-    checkpoint.save_stage(tmp_path, "base", trained, 5)
+    checkpoint.save_stage(tmp_path, "base", trained.tensors(), 5)
     assert checkpoint.stage_steps(tmp_path, "base") == 5
     model, _ = load_model(tmp_path / "m", CPU)
     checkpoint.load_stage(tmp_path, "base", model)
@@ -157,3 +160,77 @@ def test_metrics_are_cut_at_the_step_and_torn_rows_go(tmp_path: Path) -> None:
     assert rows[0] == {"step": 1, "stage": "base", "loss": 0.5} and rows[1]["loss"] != 0.5
     metrics.rewind(path, ("step", "stage", "loss"), 0)
     assert metrics.read(path) == []
+
+
+# ---- optimizers, uploads ----------------------------------------------------------------------
+
+
+def test_eight_bit_optimizer_without_its_package_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    trained, _ = setup(tmp_path)
+    with pytest.raises(ValueError, match="needs bitsandbytes"):
+        make_optimizer(trained, Optimizer.model_validate({"kind": "adamw8bit"}))
+
+
+class Odd(torch.optim.Optimizer):
+    """An optimizer with a state of other shape than its parameters, as 8-bit ones have."""
+
+    def __init__(self, parameters: Any, lr: float, **_: Any) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["step"] = state.get("step", 0) + 1
+            state["absmax1"] = torch.full((3,), float(state["step"]))
+            parameter.data -= self.param_groups[0]["lr"] * parameter.grad
+
+
+def test_eight_bit_state_comes_back_and_bad_steps_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("bitsandbytes.optim")
+    module.AdamW8bit = Odd  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", module)
+    options = Optimizer.model_validate({"kind": "adamw8bit"})
+    trained, _ = setup(tmp_path)
+    optimizer: Any = make_optimizer(trained, options)
+    trained.grads.fill_(1.0)
+    before = trained.values.clone()
+    for bad in (0.0, 1.0, 0.0):
+        optimizer.found_inf = torch.tensor(bad)
+        optimizer.step()
+    torch.testing.assert_close(trained.values, before - 2e-3)
+    checkpoint.save(tmp_path, "base", trained, optimizer, Position(3), keep=1)
+    again, _ = setup(tmp_path)
+    other: Any = make_optimizer(again, options)
+    checkpoint.restore(tmp_path, "base", again, other)
+    state = next(iter(other.state.values()))
+    assert state["step"] == 2 and state["absmax1"].tolist() == [2.0] * 3
+
+
+def test_uploads_follow_the_run_and_old_checkpoints_go_there_too(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, upload=f"file://{tmp_path}/bucket/run", save_every=1)
+    said: list[str] = []
+    assert loop.train(manifest, manifest.out, only="base", log=said.append)
+    there = tmp_path / "bucket/run"
+    names = sorted(path.name for path in (there / "checkpoints").iterdir())
+    assert names == ["base-00000004", "base-00000005"]
+    for folder in ("checkpoints/base-00000005", "stages/base", "export"):
+        here = {p.relative_to(tmp_path / "out" / folder): p.read_bytes()
+                for p in (tmp_path / "out" / folder).rglob("*") if p.is_file()}  # fmt: skip
+        copied = {p.relative_to(there / folder): p.read_bytes()
+                  for p in (there / folder).rglob("*") if p.is_file()}  # fmt: skip
+        assert copied.pop(Path(MARKER)) == b"" and copied == here
+    assert not any("failed" in line for line in said)
+
+
+def test_an_upload_that_fails_is_said_and_does_not_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    manifest = make_manifest(tmp_path, upload=f"{tmp_path}/file/run")
+    said: list[str] = []
+    assert loop.train(manifest, manifest.out, only="base", log=said.append)
+    assert any("upload of base-00000005 to" in line and "failed" in line for line in said)

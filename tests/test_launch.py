@@ -125,6 +125,25 @@ def test_the_export_is_a_pipeline_with_both_adapters(tmp_path: Path) -> None:
     ]
     assert np.shape(pictures[0])[1:] == (4, 32, 32, 3)
     assert not np.allclose(pictures[0], pictures[1])
+    run_the_card(tmp_path / "out/export")
+
+
+def run_the_card(export: Path) -> None:
+    """The model card's Python runs in the export as it stands, and its figures are the run's."""
+    text = (export / "README.md").read_text()
+    assert "| motion | LoRA `motion`, rank 2, alpha 2 | 2 | 4 | 0.005 | generate 1 |" in text
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "diffusers" and "lora" in head["tags"]
+    snippet = text.split("```python\n")[1].split("```")[0]
+    before = Path.cwd()
+    os.chdir(export)
+    try:
+        exec(compile(snippet, "README.md", "exec"), {})
+    finally:
+        os.chdir(before)
+    assert (export / "foreground.png").is_file()
+    comfy = export / "transformer/adapters/content/comfyui_lora_weights.safetensors"
+    assert comfy.is_file()
 
 
 def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:

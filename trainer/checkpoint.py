@@ -4,6 +4,8 @@
     OUT/checkpoints/STAGE-00000500/     where a stage stands: weights, optimizer, average
     OUT/stages/STAGE/                   what a finished stage trained
     OUT/export/                         the pipeline with all of it, for use (trainer/export.py)
+    OUT/best/STAGE/                     the same at the lowest held-out loss, when asked for
+    OUT/samples/                        clips sampled at validations, when asked for
 
 Tensors are safetensors, the rest is JSON; nothing is pickled. A folder is written under a
 temporary name, synced, and renamed.
@@ -18,7 +20,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,8 +29,13 @@ from layerflow.fingerprint import folder_hash, model_fingerprint
 from manifests.train import FREE_FIELDS, TrainManifest
 from trainer.data import open_latents
 from trainer.stages import Trained
+from trainer.world import ALONE, World
 
-OWN = ("run.json", "checkpoints", "stages", "export", "tensorboard")
+if TYPE_CHECKING:
+    from trainer.sharded import Sharded
+
+OWN = ("run.json", "checkpoints", "stages", "export", "best", "samples", "tensorboard")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, one number each for a parameter's number
 OWN_FILES = ("metrics.csv", "validation.csv")
 
 
@@ -69,10 +76,14 @@ def publish(temporary: Path, path: Path) -> None:
 
 def staging(path: Path) -> Path:
     """An empty folder beside `path`, to fill and then `publish`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = staging_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary
+
+
+def staging_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 # ---- whose run it is --------------------------------------------------------------------------
@@ -155,34 +166,53 @@ def claim(out: Path, manifest: TrainManifest, *, fresh: bool = False) -> bool:
 def save(
     out: Path,
     stage: str,
-    trained: Trained,
-    optimizer: torch.optim.AdamW,
+    trained: Trained | Sharded,
+    optimizer: torch.optim.Optimizer,
     position: Position,
     *,
     keep: int,
+    world: World = ALONE,
 ) -> Path:
-    """Write a checkpoint and drop all but the stage's `keep` newest."""
+    """Write a checkpoint and drop all but the stage's `keep` newest. Call on every worker."""
+    path = out / "checkpoints" / f"{stage}-{position.step:08d}"
+    temporary, main = staging_path(path), world.rank == 0
+    if main:
+        staging(path)
+    if isinstance(trained, Trained):
+        updates = save_flat(trained, optimizer, temporary) if main else 0
+    else:
+        world.wait()
+        updates = trained.save(temporary, optimizer)
+        world.wait()
+    if main:
+        about = {"stage": stage, "step": position.step, "skipped": position.skipped}
+        write_json(temporary / "position.json", about | {"updates": updates})
+        publish(temporary, path)
+        for old in checkpoints(out, stage)[:-keep]:
+            shutil.rmtree(old)
+    world.wait()
+    return path
+
+
+def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) -> int:
+    """One file of everything; returns how many updates the moments have seen."""
     state = optimizer.state_dict()["state"].get(0, {})
     flats = {"values": trained.values, "average": trained.average}
-    flats |= {name: state.get(name) for name in ("exp_avg", "exp_avg_sq")}
+    flats |= {name: state.get(name) for name in MOMENTS}
     tensors = {
         f"{kind}/{name}": view.detach().clone().cpu()
         for kind, flat in flats.items()
         if flat is not None
         for name, view in trained.views(flat).items()
     }
-    path = out / "checkpoints" / f"{stage}-{position.step:08d}"
-    temporary = staging(path)
-    save_file(tensors, temporary / "state.safetensors")
-    updates = int(state["step"].item()) if state else 0
-    write_json(
-        temporary / "position.json",
-        {"stage": stage, "step": position.step, "skipped": position.skipped, "updates": updates},
-    )
-    publish(temporary, path)
-    for old in checkpoints(out, stage)[:-keep]:
-        shutil.rmtree(old)
-    return path
+    own = {name: value for name, value in state.items() if name not in (*MOMENTS, "step")}
+    tensors |= {  # of optimizers that keep other things than one number a parameter
+        f"optimizer/{name}": value.detach().clone().cpu()
+        for name, value in own.items()
+        if isinstance(value, torch.Tensor)
+    }
+    save_file(tensors, folder / "state.safetensors")
+    return int(state["step"]) if state else 0
 
 
 def checkpoints(out: Path, stage: str) -> list[Path]:
@@ -194,13 +224,16 @@ def checkpoints(out: Path, stage: str) -> list[Path]:
 
 
 def restore(
-    out: Path, stage: str, trained: Trained, optimizer: torch.optim.AdamW
+    out: Path, stage: str, trained: Trained | Sharded, optimizer: torch.optim.Optimizer
 ) -> Position | None:
     """Load the stage's newest checkpoint into place; None if there is none."""
     found = checkpoints(out, stage)
     if not found:
         return None
     about = json.loads((found[-1] / "position.json").read_text())
+    if not isinstance(trained, Trained):
+        trained.restore(found[-1], optimizer, about["updates"])
+        return Position(about["step"], about["skipped"])
     tensors = load_file(found[-1] / "state.safetensors")
     kinds: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -210,11 +243,15 @@ def restore(
     if trained.average is not None:
         trained.load(trained.average, kinds["average"])
     if "exp_avg" in kinds:
-        moments = {name: torch.zeros_like(trained.values) for name in ("exp_avg", "exp_avg_sq")}
+        moments = {name: torch.zeros_like(trained.values) for name in MOMENTS}
         for name, flat in moments.items():
             trained.load(flat, kinds[name])
         loaded = optimizer.state_dict()
         loaded["state"] = {0: {"step": torch.tensor(float(about["updates"])), **moments}}
+        optimizer.load_state_dict(loaded)
+    elif "optimizer" in kinds:
+        loaded = optimizer.state_dict()
+        loaded["state"] = {0: {"step": about["updates"], **kinds["optimizer"]}}
         optimizer.load_state_dict(loaded)
     return Position(about["step"], about["skipped"])
 
@@ -222,12 +259,8 @@ def restore(
 # ---- after a stage ----------------------------------------------------------------------------
 
 
-def save_stage(out: Path, stage: str, trained: Trained, steps: int) -> None:
+def save_stage(out: Path, stage: str, tensors: dict[str, torch.Tensor], steps: int) -> None:
     """Keep what a finished stage trained (its average, if it has one), and mark it as done."""
-    tensors = {
-        name: parameter.detach().clone().contiguous().cpu()
-        for name, parameter in trained.parameters.items()
-    }
     path = out / "stages" / stage
     path.mkdir(parents=True, exist_ok=True)
     temporary = path / ".trained.tmp"
@@ -246,11 +279,15 @@ def stage_steps(out: Path, stage: str) -> int:
 
 def load_stage(out: Path, stage: str, transformer: torch.nn.Module) -> None:
     """Put what a finished stage trained back into the model (its adapter must be attached)."""
-    tensors = load_file(out / "stages" / stage / "trained.safetensors")
+    fill(transformer, load_file(out / "stages" / stage / "trained.safetensors"), f"stage {stage!r}")
+
+
+def fill(transformer: torch.nn.Module, tensors: Mapping[str, torch.Tensor], whose: str) -> None:
+    """Copy tensors into the model's parameters. ValueError for one that it does not have."""
     parameters = dict(transformer.named_parameters())
     absent = sorted(tensors.keys() - parameters.keys())
     if absent:
-        raise ValueError(f"{out}: stage {stage!r} trained {absent[0]}, which the model lacks")
+        raise ValueError(f"{whose} trained {absent[0]}, which the model lacks")
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)

@@ -119,6 +119,17 @@ def make_part(component: Component, source: Any, rows: Sequence[int], longest: i
     return Part(source, rows, shapes, component.motion_gate, component.freeze)
 
 
+def check_alike(parts: Sequence[Part], stage: str) -> None:
+    """ValueError unless all clips have one shape, as a sharded stage needs it: workers that see
+    different numbers of shapes make different numbers of passes, and wait for ever."""
+    shapes = sorted({shape for part in parts for shape in part.shapes})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"stage {stage!r}: parallel fsdp needs clips of one shape, not {shapes}; "
+            "set `frames`, or encode at one size"
+        )
+
+
 class Batches:
     """All batches of one stage, for one rank.
 

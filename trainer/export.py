@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from layerflow import adapters
 from manifests.train import TrainManifest
-from trainer.checkpoint import publish, staging
+from trainer.card import write_card
+from trainer.checkpoint import fill, load_stage, publish, staging, write_json
+from trainer.stages import attach
 
 SCHEDULERS = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 LINK_BYTES = 64 << 20  # larger files of the model (text encoders) are hard-linked, not copied
@@ -34,25 +38,67 @@ def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
     return transformer.to(device), scheduler
 
 
-def export(out: Path, manifest: TrainManifest, stage: str, transformer: Any) -> Path:
-    """Write `OUT/export`: the pipeline with the weights and adapters as they are now."""
-    source, target = Path(manifest.model), out / "export"
+def model_after(
+    manifest: TrainManifest,
+    out: Path,
+    stage: str,
+    tensors: Mapping[str, torch.Tensor],
+    device: torch.device,
+) -> tuple[Any, Any]:
+    """Transformer and scheduler within or after a stage: earlier stages as they ended, and what
+    this one trained as `tensors`."""
+    transformer, scheduler = load_model(manifest.model, device)
+    for each in manifest.stages:
+        attach(transformer, each, manifest.seed)
+        if each.name == stage:
+            break
+        load_stage(out, each.name, transformer)
+    fill(transformer, tensors, f"stage {stage!r}")
+    return transformer, scheduler
+
+
+def export(
+    out: Path,
+    manifest: TrainManifest,
+    stage: str,
+    transformer: Any,
+    *,
+    target: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `OUT/export`: the pipeline with the weights and adapters as they are now.
+
+    target: write there instead, with `best.json` that holds `about`.
+    """
+    source, best = Path(manifest.model), target is not None
+    target = target or out / "export"
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = staging(target)
-    copy_tree(source, temporary, leave={"transformer"})
+    copy_tree(source, temporary, leave={"transformer", "README.md", "training.json"})
     transformer.save_pretrained(temporary / "transformer")
-    about = {
+    write_comfy(transformer, temporary / "transformer")
+    write_card(temporary, manifest, stage, adapters.adapter_names(transformer))
+    training = {
         "stage": stage,
         "stages": [s.name for s in manifest.stages],
         "manifest": json.loads(manifest.model_dump_json()),
     }
-    (temporary / "training.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    (temporary / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n")
+    if best:
+        write_json(temporary / "best.json", about or {})
     publish(temporary, target)
-    if manifest.keep_exports:
+    if manifest.keep_exports and not best:
         kept = out / "stages" / stage / "export"
         temporary = staging(kept)
         copy_tree(target, temporary)
         publish(temporary, kept)
     return target
+
+
+def write_comfy(transformer: Any, folder: Path) -> None:
+    """Each adapter again under ComfyUI's names, beside diffusers' file."""
+    for name in adapters.adapter_names(transformer):
+        adapters.save_adapter(transformer, name, folder / "adapters" / name, comfyui=True)
 
 
 def copy_tree(source: Path, target: Path, leave: set[str] | None = None) -> None:

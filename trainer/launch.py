@@ -21,10 +21,12 @@ from typing import Any
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint, metrics
 from trainer.check import check
+from trainer.sampling import SampleJob, run_job
 
 MAX_FAILURES = 3
 FOLLOW_SECONDS = 1.0
 STOP = "stop"  # file in the run's scratch folder: the workers save and end when it appears
+SAMPLE_SECONDS = 3600.0  # to wait at the end for clips that are still being sampled
 RESIZE_SECONDS = 30.0  # how often an elastic run looks for nodes to grow onto
 
 Log = Callable[[str], None]
@@ -46,8 +48,6 @@ def launch(
 
 def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log: Log) -> bool:
     """The loop on `manifest.workers` workers of a Ray cluster, or of a local one made for it."""
-    import torch
-
     out = Path(manifest.out)
     if only is not None:
         manifest.stage(only)
@@ -57,7 +57,7 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
     if all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted):
         log("all stages are done")
         return True
-    gpus = torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
+    gpus = torch_gpus(manifest)
     with ray_session(manifest.workers):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
@@ -108,19 +108,52 @@ def run_worker(config: dict[str, Any]) -> None:
     scratch = Path(config["scratch"])
     verdict = {"error": "", "finished": False}
     try:
-        with noticing(scratch / STOP) as stop:
+        with noticing(scratch / STOP) as stop, sampling_beside(manifest, scratch) as sample:
             verdict["finished"] = train(
                 manifest,
                 manifest.out,
                 only=config["only"],
                 log=lambda line: None,
                 report=ray.train.report,
+                sample=sample,
                 stop=stop,
             )
     except ValueError as error:
         verdict["error"] = str(error)
     if ray.train.get_context().get_world_rank() == 0:
         checkpoint.write_json(scratch / "verdict.json", verdict)
+
+
+@contextmanager
+def sampling_beside(
+    manifest: TrainManifest, scratch: Path
+) -> Iterator[Callable[[SampleJob], None]]:
+    """Runs sample jobs in Ray tasks of their own, so that no rank waits; waits for them at the
+    end. Without a free GPU on a GPU run, rank 0 samples itself."""
+    import ray
+
+    gpus = torch_gpus(manifest)
+    if gpus and ray.cluster_resources().get("GPU", 0) <= manifest.workers:
+        yield run_job
+        return
+    task = ray.remote(num_cpus=0 if not gpus else 1, num_gpus=int(gpus), max_retries=1)(sample_task)
+    started: list[Any] = []
+    try:
+        yield lambda job: started.append(task.remote(job, os.getcwd()))
+    finally:
+        if started:
+            ray.wait(started, num_returns=len(started), timeout=SAMPLE_SECONDS)
+
+
+def sample_task(job: SampleJob, folder: str) -> None:
+    os.chdir(folder)
+    run_job(job)
+
+
+def torch_gpus(manifest: TrainManifest) -> bool:
+    import torch
+
+    return torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
 
 
 @contextmanager
@@ -168,6 +201,7 @@ def ray_session(workers: int) -> Iterator[None]:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not os.environ.get("RAY_ADDRESS"):
             options |= {
+                "address": "local",
                 "num_cpus": max(workers, os.cpu_count() or 1),
                 "include_dashboard": False,
                 "object_store_memory": 256 << 20,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,13 +27,18 @@ from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
 from trainer.check import check
 from trainer.checkpoint import Position
-from trainer.data import Batches, open_parts
-from trainer.export import export, load_model
+from trainer.data import Batches, check_alike, open_parts
+from trainer.export import export, load_model, model_after
 from trainer.metrics import Metrics, line, step_costs
 from trainer.network import attention_kernel, prepare
 from trainer.order import Order
-from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
+from trainer.sampling import SampleJob, run_job
+from trainer.stages import Trained, attach, lay_out, learning_rate
+from trainer.upload import Uploader, uploading
 from trainer.world import World, join_world, until_terminated
+
+if TYPE_CHECKING:
+    from trainer.sharded import Sharded
 
 Log = Callable[[str], None]
 
@@ -51,6 +56,8 @@ class Run:
     terminated: threading.Event
     log: Log
     report: Callable[[dict[str, Any]], None]
+    sample: Callable[[SampleJob], None]
+    uploader: Uploader | None
 
 
 def train(
@@ -61,12 +68,14 @@ def train(
     fresh: bool = False,
     log: Log = print,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
+    sample: Callable[[SampleJob], None] = run_job,
     stop: threading.Event | None = None,
 ) -> bool:
     """Train the manifest's stages into `out`, from wherever an earlier call left off.
 
     only: train this stage and no other. fresh: start over. report: called on every rank after
-    each checkpoint. stop: when set, or on SIGTERM, it saves, ends early and returns False.
+    each checkpoint. sample: called on rank 0 with clips to sample. stop: when set, or on SIGTERM,
+    it saves, ends early and returns False.
     ValueError when `out` belongs to another run, or `only` needs a stage that is not done.
     """
     out = Path(out)
@@ -74,25 +83,35 @@ def train(
         join_world(manifest) as world,
         until_terminated(stop) as terminated,
         attention_kernel(manifest, world.device),  # around backward too, which may recompute
+        uploading(out, manifest.upload if world.rank == 0 else None, log) as uploader,
     ):
         if world.rank == 0:
             check(manifest)
             checkpoint.claim(out, manifest, fresh=fresh)
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)
-        prepare(transformer, manifest)
         held_out = validation.held_out(manifest)
         log_here: Log = log if world.rank == 0 else lambda line: None
         run = Run(
-            manifest, out, world, transformer, scheduler, held_out, terminated, log_here, report
+            manifest=manifest,
+            out=out,
+            world=world,
+            transformer=prepare(transformer, manifest),
+            scheduler=scheduler,
+            held_out=held_out,
+            terminated=terminated,
+            log=log_here,
+            report=report,
+            sample=sample,
+            uploader=uploader,
         )
         first_step = 0
         if only is not None:
             manifest.stage(only)  # raises for a name that is not there
         for stage in manifest.stages:
-            attach(transformer, stage, manifest.seed)
+            attach(run.transformer, stage, manifest.seed)
             if checkpoint.stage_steps(out, stage.name) >= stage.steps:
-                checkpoint.load_stage(out, stage.name, transformer)
+                checkpoint.load_stage(out, stage.name, run.transformer)
                 log_here(f"{stage.name}: done before, {stage.steps} steps")
             elif only is not None and stage.name != only:
                 raise ValueError(f"stage {only!r} needs stage {stage.name!r}, which is not done")
@@ -107,6 +126,8 @@ def train(
 def make_batches(run: Run, stage: Stage) -> Batches:
     """The stage's batches for this rank. ValueError for what does not fit the manifest."""
     manifest, parts = run.manifest, open_parts(run.manifest, stage)
+    if stage.parallel == "fsdp":
+        check_alike(parts, stage.name)
     dropout = stage.dropout or manifest.dropout
     order = Order(
         seed=manifest.seed,
@@ -133,9 +154,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     """Train one stage, from its newest checkpoint if it has one; False when told to stop."""
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
-    trained = Trained(transformer, trainable_names(transformer, stage), stage.ema)
+    trained = lay_out(transformer, stage, world, bf16=manifest.precision == "bf16")
     options = stage.optimizer or manifest.optimizer
-    optimizer = make_optimizer(trained, options)
+    optimizer = trained.optimizer(options)
     position = checkpoint.restore(run.out, stage.name, trained, optimizer)
     if position is not None:
         run.log(f"{stage.name}: goes on after step {position.step} of {stage.steps}")
@@ -199,13 +220,14 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             if row and logging:
                 run.log(line(row, stage.steps))
         if run.held_out and (last or done % run.held_out.options.every == 0):
-            validate(run, stage, trained, metrics, first_step + done)
+            validation.validate(run, stage, trained, metrics, first_step + done)
         if saving:
-            if world.rank == 0:
-                now = Position(done, int(skipped.item()))
-                keep = manifest.keep_last
-                checkpoint.save(run.out, stage.name, trained, optimizer, now, keep=keep)
-            world.wait()
+            now, keep = Position(done, int(skipped.item())), manifest.keep_last
+            saved = checkpoint.save(
+                run.out, stage.name, trained, optimizer, now, keep=keep, world=world
+            )
+            if run.uploader:
+                run.uploader.put(saved, replaces=f"{stage.name}-")
             run.report({"stage": stage.name, "step": first_step + done})
         if stopped:
             run.log(f"{stage.name}: stopped after step {done}, saved")
@@ -216,14 +238,21 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     if stopped:
         return False
     trained.hand_on()
+    tensors = trained.tensors()
+    if stage.parallel == "fsdp":  # the network is in parts for good: the next stage gets a new one
+        whole, _ = model_after(manifest, run.out, stage.name, tensors, world.device)
+        run.transformer = prepare(whole, manifest)
     if world.rank == 0:
-        export(run.out, manifest, stage.name, transformer)
-        checkpoint.save_stage(run.out, stage.name, trained, stage.steps)
+        export(run.out, manifest, stage.name, run.transformer)
+        checkpoint.save_stage(run.out, stage.name, tensors, stage.steps)
+        if run.uploader:
+            run.uploader.put(run.out / "stages" / stage.name)
+            run.uploader.put(run.out / "export")
     world.wait()
     return True
 
 
-def make_metrics(run: Run, trained: Trained, resume_at: int) -> Metrics:
+def make_metrics(run: Run, trained: Trained | Sharded, resume_at: int) -> Metrics:
     return Metrics(
         run.out,
         costs=cache(lambda shape: step_costs(run.transformer, shape, trained.parameters)),
@@ -236,30 +265,12 @@ def make_metrics(run: Run, trained: Trained, resume_at: int) -> Metrics:
     )
 
 
-def stop_now(run: Run, trained: Trained, done: int) -> bool:
+def stop_now(run: Run, trained: Trained | Sharded, done: int) -> bool:
     """Whether any rank was told to stop. Reading that from the device makes it wait, so several
     ranks look only when they log."""
     if run.world.size == 1:
         return run.terminated.is_set()
     return done % run.manifest.log_every == 0 and bool(trained.stop.item() > 0)
-
-
-def validate(run: Run, stage: Stage, trained: Trained, metrics: Metrics, step: int) -> None:
-    """Held-out losses of the averaged weights, to validation.csv and the trackers."""
-    assert run.held_out is not None
-    with trained.averaged():
-        losses = run.held_out.losses(
-            run.transformer,
-            run.scheduler,
-            device=run.world.device,
-            rank=run.world.rank,
-            world=run.world.size,
-            reduce=run.world.add_up,
-        )
-    if run.world.rank == 0:
-        validation.write(run.out / "validation.csv", step, stage.name, losses)
-        metrics.scalars("held_out", step, losses)
-    run.log(f"{stage.name}: held-out loss " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from layerflow import adapters
 from manifests.train import Lora, Optimizer, Stage, block_indices
 from trainer.order import generator
 from trainer.world import World
+
+if TYPE_CHECKING:
+    from trainer.sharded import Sharded
 
 
 def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
@@ -165,6 +169,13 @@ class Trained:
         finally:
             self.values.copy_(kept)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All trained tensors, copied to the CPU."""
+        return {n: p.detach().clone().contiguous().cpu() for n, p in self.parameters.items()}
+
+    def optimizer(self, options: Optimizer) -> torch.optim.Optimizer:
+        return make_optimizer(self, options)
+
     def hand_on(self) -> None:
         """End of the stage: the model keeps the average, and views, gradients and flags go."""
         if self.average is not None:
@@ -175,14 +186,48 @@ class Trained:
             parameter.requires_grad_(False)
 
 
-def make_optimizer(trained: Trained, options: Optimizer) -> torch.optim.AdamW:
+def lay_out(transformer: nn.Module, stage: Stage, world: World, *, bf16: bool) -> Trained | Sharded:
+    """The stage's parameters, whole on every worker or in parts."""
+    names = trainable_names(transformer, stage)
+    if stage.parallel == "ddp":
+        return Trained(transformer, names, stage.ema)
+    from trainer.sharded import Sharded
+
+    return Sharded(transformer, names, stage.ema, world, bf16=bf16)
+
+
+def make_optimizer(trained: Trained, options: Optimizer) -> torch.optim.Optimizer:
     """AdamW over the flat parameters. Fused: it can skip a step on the device (`found_inf`)."""
     flat = nn.Parameter(trained.values)
     flat.grad = trained.grads
-    return torch.optim.AdamW(
-        [flat],
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    if options.kind == "adamw8bit":
+        return eight_bit_optimizer(flat, adamw_settings(options))
+    return torch.optim.AdamW([flat], **adamw_settings(options), fused=True)
+
+
+def adamw_settings(options: Optimizer) -> dict[str, Any]:
+    return {
+        "lr": 1e-3,  # set before each step
+        "betas": options.betas,
+        "eps": options.eps,
+        "weight_decay": options.weight_decay,
+    }
+
+
+def eight_bit_optimizer(flat: nn.Parameter, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """bitsandbytes' AdamW8bit. It knows no `found_inf`, so a bad step waits for the device."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise ValueError(
+            "optimizer kind adamw8bit needs bitsandbytes: pip install bitsandbytes, or use adamw"
+        ) from None
+
+    class Skipping(AdamW8bit):  # type: ignore[misc, valid-type]
+        found_inf: torch.Tensor | None = None
+
+        def step(self, closure: Any = None) -> Any:
+            if self.found_inf is None or not bool(self.found_inf):
+                return super().step(closure)
+
+    return Skipping([flat], **settings)

@@ -1,23 +1,32 @@
 """Held-out loss at fixed clips, timesteps and noise, so that figures of one or more runs compare.
 
-Every rank takes its share of the clips and the sums are added up, so no rank waits for another
-to sample, and the figure does not depend on the number of workers.
+Every rank takes its share of the clips and the sums are added up, so the figure does not depend on
+the number of workers. Sampling, which takes long, is handed on: see `trainer.sampling`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from layerflow.objective import layer_loss
-from manifests.train import LAYERS, Component, TrainManifest, Validation, given_layers
+from manifests.train import LAYERS, Component, Stage, TrainManifest, Validation, given_layers
 from trainer.data import draw_posterior, make_part, open_latents, select_rows
-from trainer.metrics import rewind
+from trainer.export import export
+from trainer.metrics import Metrics, rewind
 from trainer.order import generator
+from trainer.sampling import snapshot
+from trainer.stages import Trained
+
+if TYPE_CHECKING:
+    from trainer.loop import Run
+    from trainer.sharded import Sharded
 
 COLUMNS = ("step", "stage", "task", "loss")
 
@@ -52,10 +61,12 @@ class HeldOut:
         result = {}
         with torch.no_grad():
             for task in self.options.tasks:
-                total = torch.zeros(2, dtype=torch.float64)
-                for index in range(rank, len(self.part.rows), world):
-                    losses = self._clip(transformer, scheduler, index, task, device)
-                    total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
+                total, count = torch.zeros(2, dtype=torch.float64), len(self.part.rows)
+                for turn in range(rank, count + -count % world, world):
+                    # all ranks take as many turns: sharded weights are gathered together
+                    losses = self._clip(transformer, scheduler, turn % count, task, device)
+                    if turn < count:
+                        total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
                 total = total.to(device)
                 reduce(total)
                 result[task] = float(total[0] / total[1])
@@ -93,6 +104,52 @@ def held_out(manifest: TrainManifest) -> HeldOut | None:
     """The manifest's held-out clips; None if it asks for no validation."""
     options = manifest.validation
     return HeldOut(options, manifest.folder(options.latents)) if options else None
+
+
+def held_out_changed(options: Validation) -> str:
+    """What makes two losses comparable, as text."""
+    return options.model_dump_json(include={"clips", "timesteps", "tasks", "kinds"})
+
+
+def validate(
+    run: Run, stage: Stage, trained: Trained | Sharded, metrics: Metrics, step: int
+) -> None:
+    """Held-out losses of the averaged weights, to validation.csv and the trackers; the best
+    pipeline kept and sampling asked for, as the manifest says."""
+    assert run.held_out is not None
+    options, main = run.held_out.options, run.world.rank == 0
+    with trained.averaged():
+        losses = run.held_out.losses(
+            run.transformer,
+            run.scheduler,
+            device=run.world.device,
+            rank=run.world.rank,
+            world=run.world.size,
+            reduce=run.world.add_up,
+        )
+        if main and options.keep_best:
+            keep_best(run, stage, step, losses)
+        if options.samples:
+            tensors = trained.tensors()  # on all ranks: sharded weights are gathered together
+            if main:
+                run.sample(snapshot(run.out, run.manifest, stage, tensors, step, run.world.device))
+    if main:
+        write(run.out / "validation.csv", step, stage.name, losses)
+        metrics.scalars("held_out", step, losses)
+    run.log(f"{stage.name}: held-out loss " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+
+def keep_best(run: Run, stage: Stage, step: int, losses: dict[str, float]) -> None:
+    """Export to OUT/best/STAGE when the mean loss is lower than what is there."""
+    assert run.held_out is not None
+    folder = run.out / "best" / stage.name
+    record, loss = folder / "best.json", sum(losses.values()) / len(losses)
+    measured = held_out_changed(run.held_out.options)
+    said = json.loads(record.read_text()) if record.is_file() else {}
+    if said.get("measured") == measured and not loss < said["loss"]:
+        return
+    about = {"step": step, "loss": loss, "losses": losses, "measured": measured}
+    export(run.out, run.manifest, stage.name, run.transformer, target=folder, about=about)
 
 
 def write(path: Path, step: int, stage: str, losses: dict[str, float]) -> None:

@@ -33,11 +33,16 @@ class World:
             dist.barrier()
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+
+
 @contextmanager
 def join_world(manifest: TrainManifest) -> Iterator[World]:
     """The process group that is there (Ray Train's), or torchrun's, or none for one process."""
     gpus = torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
-    started = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    sharded = any(stage.parallel == "fsdp" for stage in manifest.stages)
+    started = not dist.is_initialized() and (several or sharded)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = (
@@ -51,7 +56,11 @@ def join_world(manifest: TrainManifest) -> Iterator[World]:
     if threads is not None:
         torch.set_num_threads(threads)
     if started:
-        dist.init_process_group("nccl" if gpus else "gloo")
+        backend = "nccl" if gpus else "gloo"
+        if several:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         if dist.is_initialized():
             yield World(dist.get_rank(), dist.get_world_size(), device)

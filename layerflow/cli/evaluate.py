@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     corpus: Annotated[Path, typer.Option(help="corpus with the true layers")],
-    out: Annotated[Path, typer.Option(help="folder for tables, figures and pictures")],
+    out: Annotated[Path, typer.Option(help="folder for tables, figures and pictures")] = Path(
+        "evaluation"
+    ),
     model: Annotated[Path | None, typer.Option(help="model folder to sample from")] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="instead: DIR/<id>/ as sample writes them, or a corpus")

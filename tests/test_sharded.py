@@ -1,0 +1,71 @@
+"""FSDP2 through the same loop: the curve of one process, resumed by another number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_resume import spawn
+from trainer_kit import make_manifest, weights
+
+from manifests.train import TrainManifest, parse
+from trainer import loop, metrics
+from trainer.checkpoint import checkpoints
+from trainer.data import check_alike, open_parts
+
+
+def losses(manifest: TrainManifest) -> list[float]:
+    return [row["loss"] for row in metrics.read(Path(manifest.out) / "metrics.csv")]
+
+
+def sharded(folder: Path, name: str, **changes: Any) -> TrainManifest:
+    """The kit's stages, the first one sharded (and with frozen blocks in it)."""
+    kit = make_manifest(folder)
+    trains = {"blocks": [1], "also": ["proj_out.*"]}
+    base = kit.stages[0].model_dump() | {"parallel": "fsdp", "trains": trains}
+    stages = [base, *(stage.model_dump() for stage in kit.stages[1:])]
+    return parse(kit.model_dump() | {"stages": stages, "out": str(folder / name)} | changes)
+
+
+def whole(manifest: TrainManifest, name: str) -> TrainManifest:
+    stages = [stage.model_copy(update={"parallel": "ddp"}) for stage in manifest.stages]
+    out = str(Path(manifest.out).parent / name)
+    return manifest.model_copy(update={"stages": stages, "out": out})
+
+
+def test_one_worker_has_all_shards(tmp_path: Path) -> None:
+    manifest = sharded(tmp_path, "sharded")
+    assert loop.train(manifest, manifest.out, log=lambda line: None)
+    plain = whole(manifest, "plain")
+    assert loop.train(plain, plain.out, log=lambda line: None)
+    assert losses(manifest) == pytest.approx(losses(plain), rel=1e-5)
+    ours, theirs = weights(tmp_path / "sharded/export"), weights(tmp_path / "plain/export")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+    (last, *_) = reversed(checkpoints(tmp_path / "sharded", "base"))
+    assert {path.suffix for path in last.iterdir()} == {".safetensors", ".json"}  # no pickles
+
+
+def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:
+    manifest = sharded(tmp_path, "x")
+    parts = open_parts(manifest, manifest.stages[2])
+    odd = [*parts[:1], parts[1].__class__(parts[1].source, parts[1].rows, [(1, 2, 2)] * 10)]
+    with pytest.raises(ValueError, match="clips of one shape"):
+        check_alike(odd, "content")
+    with pytest.raises(ValueError, match="needs all of its workers"):
+        sharded(tmp_path, "x", workers=2, min_workers=1)
+
+
+@pytest.mark.slow
+def test_two_workers_killed_and_continued_by_one(tmp_path: Path) -> None:
+    manifest = sharded(tmp_path, "sharded", save_every=2)
+    plain = whole(manifest, "plain")
+    spawn(plain, 1)
+    spawn(manifest, 2, die_at=4)  # in step 4 of base, which two workers hold
+    assert [path.name for path in checkpoints(tmp_path / "sharded", "base")] == ["base-00000002"]
+    spawn(manifest, 1, die_at=3)  # base 3 and 4 on one worker
+    spawn(manifest, 2)
+    assert losses(manifest) == pytest.approx(losses(plain), rel=1e-4)

@@ -1,0 +1,199 @@
+"""Clips sampled at a validation: fixed held-out clips, fixed seeds, from the weights of that step.
+
+The loop leaves a `SampleJob`, which says where the weights of that step lie, and goes on. Where the
+job runs is the launcher's choice: by default there and then in the process of rank 0; under Ray in
+a task of its own, so that no rank waits. Results lie in `OUT/samples/STEP`, and in TensorBoard.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from layerflow.clip import U8, LayeredClip
+from manifests.train import Stage, TrainManifest, given_layers, parse
+from trainer import checkpoint
+from trainer.export import model_after
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Plain values only: the job may run in another process, on another machine that sees `out`.
+
+    folder: of this step's results; its `weights.safetensors` goes when they are there.
+    """
+
+    manifest: str
+    out: str
+    folder: str
+    stage: str
+    step: int
+    device: str = "cpu"
+
+
+def snapshot(
+    out: Path,
+    manifest: TrainManifest,
+    stage: Stage,
+    tensors: dict[str, torch.Tensor],
+    step: int,
+    device: torch.device,
+) -> SampleJob:
+    """Put this step's trained weights aside for a job."""
+    folder = out / "samples" / f"{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    text = manifest.model_dump_json()
+    return SampleJob(text, str(out), str(folder), stage.name, step, device.type)
+
+
+def run_job(job: SampleJob) -> None:
+    """Sample, score and write. A job whose weights are gone has been done before."""
+    from layerflow.evaluate import score_clip, summarise
+    from layerflow.media import encode_preview
+    from layerflow.predictions import complete
+    from layerflow.sheet import four_up, save_sheet
+
+    manifest, folder = parse(json.loads(job.manifest)), Path(job.folder)
+    assert manifest.validation is not None
+    if not (folder / WEIGHTS).is_file():
+        return
+    options = manifest.validation
+    pipe = build_pipeline(job, manifest)
+    clips, embeds = held_out_clips(manifest, pipe)
+    rows: list[dict[str, Any]] = []
+    pictures: dict[str, tuple[U8, bytes]] = {}
+    for task in options.tasks:
+        layers = given_layers(task)
+        made: list[LayeredClip] = []
+        for index, clip in enumerate(clips):
+            made += complete(
+                pipe,
+                [clip],
+                layers,
+                steps=options.sample_steps,
+                guidance=1.0,
+                seeds=[index],
+                prompt_embeds=embeds[index : index + 1],
+            )
+            rows.append({"task": task, "id": index, **score_clip(made[-1], clip, layers)})
+            mosaic = four_up(made[-1])
+            (folder / f"{task}-{index}.mp4").write_bytes(encode_preview(mosaic, clip.fps))
+        shown = [c for pair in zip(clips, made, strict=True) for c in pair]
+        labels = [f"{what} {i}" for i in range(len(clips)) for what in ("held out", "sampled")]
+        sheet = save_sheet(folder / f"{task}.png", shown, labels, columns_per_layer=4, height=96)
+        moving = np.concatenate([four_up(clip) for clip in made], axis=2)
+        pictures[task] = read_picture(sheet), as_gif(moving, clips[0].fps)
+    scores = summarise(rows)
+    checkpoint.write_json(folder / "metrics.json", {"step": job.step, "tasks": scores})
+    if manifest.tensorboard:
+        to_tensorboard(Path(job.out) / "tensorboard" / "samples", job.step, pictures, scores)
+    (folder / WEIGHTS).unlink()
+
+
+def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
+    """The pipeline of that step: finished stages, then the job's own weights."""
+    from layerflow.pipeline import LayerFlowPipeline
+
+    device = torch.device(job.device)
+    weights = load_file(Path(job.folder) / WEIGHTS)
+    transformer, scheduler = model_after(manifest, Path(job.out), job.stage, weights, device)
+    vae = load_autoencoder(Path(manifest.model)).to(device)
+    pipe = LayerFlowPipeline(None, None, vae, transformer.eval(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_autoencoder(model: Path) -> Any:
+    import diffusers
+
+    from layerflow.autoencoder import BlockDCTAutoencoder
+
+    kinds = {
+        "BlockDCTAutoencoder": BlockDCTAutoencoder,
+        "AutoencoderKLCogVideoX": diffusers.AutoencoderKLCogVideoX,
+    }
+    said = json.loads((model / "vae" / "config.json").read_text())["_class_name"]
+    if said not in kinds:
+        raise ValueError(f"{model}/vae: unknown autoencoder {said!r}; not {sorted(kinds)}")
+    return kinds[said].from_pretrained(model / "vae").eval()
+
+
+def held_out_clips(manifest: TrainManifest, pipe: Any) -> tuple[list[LayeredClip], torch.Tensor]:
+    """The first held-out clips as the autoencoder shows them, and prompts `[N, P, L, D]`."""
+    from layerflow import frames
+    from layerflow.autoencoder import decode_layers
+    from trainer.validation import HeldOut
+
+    options = manifest.validation
+    assert options is not None
+    part = HeldOut(options, manifest.folder(options.latents)).part
+    clips, embeds = [], []
+    for row, shape in list(zip(part.rows, part.shapes, strict=True))[: options.samples]:
+        item = part.source.item(row)
+        latents = item["moments"][:, : item["moments"].shape[1] // 2].swapaxes(1, 2)
+        if len(latents[0]) != shape[0]:
+            latents = np.repeat(latents, shape[0], axis=1)
+        pixels = decode_layers(pipe.vae, torch.from_numpy(np.ascontiguousarray(latents)))
+        done = frames.finish({name: value[None] for name, value in pixels.items()}, None)
+        layers = {name: frames.convert(value, "uint8")[0] for name, value in done.items()}
+        colour = np.ascontiguousarray(layers.pop("foreground")[..., :3])
+        clips.append(LayeredClip(colour, **layers, fps=float(item["fps"])))
+        embeds.append(torch.from_numpy(item["prompt_embeds"]))
+    return clips, torch.stack(embeds)
+
+
+# ---- pictures ---------------------------------------------------------------------------------
+
+
+def read_picture(path: Path) -> U8:
+    from layerflow.media import decode_png
+
+    return decode_png(path.read_bytes())
+
+
+def as_gif(frames: U8, fps: float) -> bytes:
+    """``[T, H, W, 3]`` as an endless GIF: what TensorBoard plays."""
+    from PIL import Image
+
+    images = [Image.fromarray(frame) for frame in frames]
+    file = io.BytesIO()
+    spacing = round(1000 / fps)
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=spacing, loop=0)
+    return file.getvalue()
+
+
+def to_tensorboard(
+    folder: Path, step: int, pictures: dict[str, tuple[U8, bytes]], scores: dict[str, Any]
+) -> None:
+    """Contact sheets, moving clips and scores, as a run of their own beside the curves."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    from layerflow.media import encode_png
+
+    values = []
+    for task, (sheet, gif) in pictures.items():
+        for kind, data, size in (("sheet", encode_png(sheet), sheet.shape), ("clips", gif, None)):
+            height, width = size[:2] if size else (0, 0)
+            picture = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=data
+            )
+            values.append(Summary.Value(tag=f"{task}/{kind}", image=picture))
+    for task, measures in scores.items():
+        for name, measure in measures.items():
+            values.append(Summary.Value(tag=f"{task}/{name}", simple_value=measure["mean"]))
+    writer = EventFileWriter(str(folder))
+    writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    writer.close()
