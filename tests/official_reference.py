@@ -39,8 +39,8 @@ LAYOUT = {
 }
 
 
-def random_weights(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Official names without prefix, random values, of a tiny network."""
+def weight_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Official names without prefix and the shapes of their tensors."""
     _, frames, prompts, _, _, embedded = LAYOUT[name]
     shapes = {
         "time_embed.0.weight": (TIME, DIM),
@@ -67,9 +67,14 @@ def random_weights(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
             shapes[f"mixins.pos_embed.txt_embedder.{key}"] = (DIM,)
     for i in range(LAYERS):
         shapes |= _block_shapes(i)
+    return shapes
+
+
+def random_weights(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Official names without prefix, random values, of a tiny network."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for key, shape in shapes.items():
+    for key, shape in weight_shapes(name).items():
         scale = 0.3 if len(shape) == 1 else 1.0 / shape[-1] ** 0.5
         if "matrix_" in key:
             scale = 0.5
