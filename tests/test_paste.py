@@ -178,24 +178,6 @@ def test_rows_do_not_depend_on_the_split_into_units(tmp_path: Path) -> None:
     assert whole == single
 
 
-@pytest.mark.slow
-def test_corpora_of_one_two_and_four_workers_are_byte_equal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipelines.paste.MAX_UNIT", 2)
-    fg, bg = stills(tmp_path / "fg"), backdrops(tmp_path / "bg")
-    seen = set()
-    for workers in (0, 1, 2, 4):
-        said = options(tmp_path, fg, bg, out=str(tmp_path / f"out{workers}"), count=12, fps=7.5)
-        run_paste(said, workers=workers, quiet=True)
-        files = sorted(Path(said.out).glob("data-*.arrow"))
-        seen.add(b"".join(file.read_bytes() for file in files))
-    from pipelines.cluster import stop_ray
-
-    stop_ray()
-    assert len(seen) == 1
-
-
 def test_a_second_run_does_nothing_and_another_seed_is_refused(tmp_path: Path) -> None:
     said = options(tmp_path, stills(tmp_path / "fg"), backdrops(tmp_path / "bg"), encoded_check=0)
     first = run_paste(said, workers=0, quiet=True)

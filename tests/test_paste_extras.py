@@ -27,6 +27,8 @@ from pipelines.stages.shadow import Shadow, shade
 from tests.corpora import make_rows, write_corpus
 from tests.test_paste import FRAMES, SIZE, backdrops, disc, run, stills, write
 
+PLAIN: dict[str, Any] = {"foregrounds": ["f"], "backgrounds": ["b"], "out": "o", "count": 1}
+
 
 def standing_box(height: int = 96, width: int = 128) -> Sprite:
     rgba = np.full((40, 20, 4), 255, np.uint8)
@@ -153,7 +155,7 @@ def test_repeated_clips_are_left_out_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_clipped_histograms_are_refused() -> None:
-    said = PasteOptions(foregrounds=["f"], backgrounds=["b"], out="o", count=1)
+    said = PasteOptions.model_validate(PLAIN)
     scores = {"area_mean": 0.2, "visible_fraction": 1.0, "motion": 3.0}
     fine = scores | {"exposure_low": 0.1, "exposure_high": 0.1}
     assert check_rules(fine, Facts(False, 0.0, 0.1), said) is None
@@ -252,4 +254,28 @@ def test_binary_mattes_get_a_soft_edge_inside_their_outline(tmp_path: Path) -> N
 @pytest.mark.parametrize("field", ["max_clipped", "max_exposure"])
 def test_limits_are_shares(field: str) -> None:
     with pytest.raises(ValueError, match=field):
-        PasteOptions(foregrounds=["f"], backgrounds=["b"], out="o", count=1, **{field: 1.5})
+        PasteOptions.model_validate(PLAIN | {field: 1.5})
+
+
+def test_the_commands_take_what_a_manifest_can_say(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from layerflow.cli.main import build_app
+
+    fg, bg = stills(tmp_path / "fg", 1), backdrops(tmp_path / "bg", 1)
+    common = ["--workers", "0", "--quiet", "--crf", "20", "--min-psnr", "0", "--licence", "CC0-1.0"]
+    said = ["--size", "48x64", "--frames", "4", "--shadow", "background", "--placement", "ground"]
+    said += ["--set", "shutter=0", "--set", "area=0.1,0.2", "--deadline", "20"]
+    call = ["paste", "--foregrounds", str(fg), "--backgrounds", str(bg), "--count", "1"]
+    done = CliRunner().invoke(build_app(), [*call, "--out", str(tmp_path / "c"), *said, *common])
+    assert done.exit_code == 0, done.output
+    options = Corpus.open(tmp_path / "c").info["options"]
+    assert (options["crf"], options["shadow"], options["shutter"]) == (20, "background", 0)
+    assert options["area"] == [0.1, 0.2] and options["licence"] == "CC0-1.0"
+    call = ["pack", str(fg), "--fill", "plain", "--layout", "rgba", "--seed", "3"]
+    done = CliRunner().invoke(build_app(), [*call, "--out", str(tmp_path / "p"), *common])
+    assert done.exit_code == 0, done.output
+    assert Corpus.open(tmp_path / "p").info["options"]["fill"] == "plain"
+    wrong = [*call, "--column", "nonsense", "--out", str(tmp_path / "q")]
+    failed = CliRunner().invoke(build_app(), wrong)
+    assert failed.exit_code != 0 and "NAME=VALUE" in str(failed.exception or failed.output)

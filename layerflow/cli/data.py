@@ -18,6 +18,13 @@ Fps = Annotated[float, typer.Option(help="frames a second of a clip")]
 Workers = Annotated[
     int | None, typer.Option(help="tasks at a time; default: all CPUs; 0: no Ray, this process")
 ]
+Crf = Annotated[int | None, typer.Option(help="H.264 quality of colour layers, default 10")]
+MinPsnr = Annotated[
+    float | None, typer.Option("--min-psnr", help="dB below which a clip is encoded again, finer")
+]
+Deadline = Annotated[float | None, typer.Option(help="seconds that decoding a source may take")]
+Licence = Annotated[str | None, typer.Option(help="licence of the inputs")]
+Attribution = Annotated[str | None, typer.Option(help="whom to name")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 
@@ -81,11 +88,30 @@ def paste(
     size: SizeOption = "480x720",
     frames: Frames = 16,
     fps: Fps = 8.0,
+    placement: Annotated[
+        str | None, typer.Option(help="where it stands: auto, ground, source, free")
+    ] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="who owns the contact shadow: none, background")
+    ] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="quality gate on foregrounds of mined corpora")
+    ] = None,
+    crf: Crf = None,
+    min_psnr: MinPsnr = None,
+    deadline: Deadline = None,
+    licence: Licence = None,
+    attribution: Attribution = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="any other key of the manifest: objects=1,2 shutter=0"),
+    ] = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Matted foregrounds over other backgrounds -> pasted clips, exact by construction."""
     content = _given(locals())
+    content |= _assignments(content.pop("set_", []), "--set")
     from manifests.common import check
     from manifests.paste import PasteOptions
     from pipelines.paste import run_paste
@@ -100,11 +126,28 @@ def pack(
     layout: Annotated[str, typer.Option(help="auto, or the layout's name")] = "auto",
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH; default: as is")] = None,
     seed: Annotated[int, typer.Option(help="draws of backgrounds follow from it")] = 0,
+    frames: Annotated[int | None, typer.Option(help="frames of a clip of a layered film")] = None,
+    fps: Annotated[float | None, typer.Option(help="rate of clips of layered films")] = None,
+    fill: Annotated[
+        str | None, typer.Option(help="background of a still without one: blurred, plain")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="a table's column: foreground=rgba (or alpha, background, blended, ...)"),
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="CSV, JSONL or Parquet of prompts")] = None,
+    crf: Crf = None,
+    min_psnr: MinPsnr = None,
+    deadline: Deadline = None,
+    licence: Licence = None,
+    attribution: Attribution = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Layered stills -> image clips."""
+    """Layered stills -> image clips, layered films -> moving clips."""
     content = _given(locals())
+    columns = _assignments(content.pop("column", []), "--column")
+    content |= {"columns": columns} if columns else {}
     from manifests.common import check
     from manifests.pack import PackOptions
     from pipelines.pack import run_pack
@@ -143,6 +186,20 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """A command's arguments as manifest keys: no run-time ones, none that was left out."""
     runtime = ("workers", "quiet")
     return {k: v for k, v in arguments.items() if k not in runtime and v is not None}
+
+
+def _assignments(items: list[str], option: str) -> dict[str, Any]:
+    """``["a=1", "b=x,y"]`` -> ``{"a": 1, "b": ["x", "y"]}``; values as YAML, commas make lists."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for item in items:
+        name, sign, text = item.partition("=")
+        if not sign or not name.isidentifier():
+            raise ValueError(f"{option} {item!r}: write it as NAME=VALUE")
+        values = [yaml.safe_load(part) for part in text.split(",")]
+        found[name] = values if len(values) > 1 else values[0]
+    return found
 
 
 def _finish(summary: Summary) -> None:

@@ -126,10 +126,7 @@ def read_cells(
     part: Part, mapping: Mapping[str, str], start: int, stop: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, layer or prompt -> cell) of rows ``start`` to ``stop``."""
-    first = 0
-    for batch in _batches(part, sorted(set(mapping.values())), start, stop):
-        number, batch = batch
-        first = number
+    for first, batch in _batches(part, sorted(set(mapping.values())), start, stop):
         for offset in range(batch.num_rows):
             if start <= first + offset < stop:
                 row = batch.slice(offset, 1).to_pylist()[0]
