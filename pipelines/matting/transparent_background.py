@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -91,6 +92,8 @@ def _make_remover(weights: Path | None, device: str, mode: str) -> Any:
             # Its home holds a configuration that would win over the package's own: use a fresh one.
             stack.enter_context(_home(stack.enter_context(tempfile.TemporaryDirectory())))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         path = None if weights is None else str(weights.resolve())
         try:
             return Remover(mode=mode, device=device, ckpt=path)
@@ -107,7 +110,9 @@ def _quiet_import() -> Iterator[None]:
     path, root = list(sys.path), logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parts that nobody here uses
+            yield
     finally:
         sys.path[:] = path
         root.handlers[:] = handlers
