@@ -31,7 +31,10 @@ def document(**changes: Any) -> dict[str, Any]:
     return {"model": "m", "stages": [stage]} | changes
 
 
-@pytest.mark.parametrize("name", ["demo-train", "overfit-one-clip", "layerflow-2b"])
+READY = ["demo-train", "overfit-one-clip", "schedule-check", "layerflow-2b", "layerflow-2b-one-gpu"]
+
+
+@pytest.mark.parametrize("name", READY)
 def test_ready_manifests_are_valid(name: str) -> None:
     manifest = load(FOLDER / f"{name}.yaml")
     assert manifest.stages
