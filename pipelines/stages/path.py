@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 F64 = NDArray[np.float64]
 Generator = np.random.Generator
-GROUND = (0.68, 0.98)  # where feet stand, as a share of the height
+GROUND = (0.76, 0.98)  # where feet stand, as a share of the height
 OWN_MOTION_SPEED = 0.35  # a foreground that moves by itself is moved less
 
 
