@@ -157,6 +157,9 @@ def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
     assert content.rows == [6, 10] and base.shapes == [(2, 2, 2)]
     assert base.costs.tokens == 4 * 2 * 4 + 6
     text = "\n".join(lines(manifest, plans))
+    assert base.memory == base.choices["fp32 none"]
+    assert base.choices["bf16 full"] < base.choices["bf16 selective"] < base.choices["bf16 none"]
+    assert "GiB by choice: fp32 none" in text and "free now:" in text
     assert "motion: 4 steps of 4 clips" in text and "transformer_blocks.1" in text
     result = command("train", write(manifest, tmp_path / "m.yaml"), "--plan")
     assert result.exit_code == 0 and "content: 4 steps" in result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainer.stages import attach, trainable_names
 # Of the peak that training reaches: on GPUs what is published for video transformers (30 to 38 %),
 # on CPUs what the tiny preset reached of a large matrix product.
 EFFICIENCY = {"cuda": 0.35, "cpu": 0.3}
+KEPT = 11  # of them, results of matrix products and attention: qkv 3, out 1, feed-forward 5, sums
 ACTIVATIONS = 16  # values of width d that a block keeps a token, from published memory tables
 
 
@@ -40,6 +42,8 @@ class StagePlan:
     seconds: float
     memory: float
     """Bytes a worker."""
+    choices: dict[str, float]
+    """The same for each precision and kind of recomputation."""
 
 
 def make_plan(manifest: TrainManifest) -> list[StagePlan]:
@@ -92,14 +96,18 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
     flops = batch * float((torch.tensor(means) * weights).sum() / weights.sum())
     largest = max(by_shape.values(), key=lambda costs: costs.tokens)
     trained = sum(sizes[name] for name in names)
-    memory = memory_bytes(
-        manifest,
-        transformer.config,
-        total=sum(sizes.values()),
-        trained=trained,
-        average=stage.ema is not None,
-        tokens=largest.tokens * batch // (workers * accumulate),
-    )
+
+    def memory(said: TrainManifest) -> float:
+        return memory_bytes(
+            said,
+            transformer.config,
+            total=sum(sizes.values()),
+            trained=trained,
+            average=stage.ema is not None,
+            tokens=largest.tokens * batch // (workers * accumulate),
+            parts=workers if stage.parallel == "fsdp" else 1,
+        )
+
     groups: dict[str, int] = {}
     for name in names:
         group = ".".join(name.split(".")[:2]) if name.startswith("transformer_blocks") else name
@@ -115,22 +123,39 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
         costs=largest,
         flops=flops,
         seconds=stage.steps * flops / rate,
-        memory=memory,
+        memory=memory(manifest),
+        choices={
+            f"{precision} {kind}": memory(
+                manifest.model_copy(update={"precision": precision, "checkpointing": kind})
+            )
+            for precision in ("fp32", "bf16")
+            for kind in ("none", "selective", "full")
+        },
     )
 
 
 def memory_bytes(
-    manifest: TrainManifest, config: Any, *, total: int, trained: int, average: bool, tokens: int
+    manifest: TrainManifest,
+    config: Any,
+    *,
+    total: int,
+    trained: int,
+    average: bool,
+    tokens: int,
+    parts: int = 1,
 ) -> float:
-    """Estimate for one worker: fp32 weights; gradient, two moments (and average) of what trains;
-    and activations: about 16 values of the network's width a token and block, or 1 and one
-    block's 16 when blocks are recomputed."""
+    """Estimate for one worker: fp32 weights; gradient, two moments (and average) of what trains,
+    all in `parts` when sharded; and activations: about 16 values of the network's width a token
+    and block, 11 where matrix products are kept and the rest recomputed, or 1 and one block's 16
+    when blocks are recomputed."""
     width = config.num_attention_heads * config.attention_head_dim
     size = 2 if manifest.precision == "bf16" else 4
     per_token = ACTIVATIONS * config.num_layers
     if manifest.checkpointing == "full":
         per_token = config.num_layers + ACTIVATIONS
-    state = 4 * (total + trained * (4 if average else 3))
+    elif manifest.checkpointing == "selective":
+        per_token = KEPT * config.num_layers
+    state = 4 * (total + trained * (4 if average else 3)) / parts
     return float(state + tokens * per_token * width * size)
 
 
@@ -149,6 +174,13 @@ def speed(device: torch.device) -> float:
     return peak * EFFICIENCY[device.type]
 
 
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on the device now."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
 def lines(manifest: TrainManifest, plans: list[StagePlan]) -> list[str]:
     """The plan for people."""
     out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
@@ -165,5 +197,15 @@ def lines(manifest: TrainManifest, plans: list[StagePlan]) -> list[str]:
             f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step",
             f"  about {plan.memory / 2**30:.2f} GiB a worker and "
             f"{plan.seconds / 60:.1f} min (estimates)",
+            "  GiB by choice: "
+            + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
         ]
+    free = free_memory(torch.device("cuda" if use_gpu(manifest) else "cpu"))
+    most = max(plan.memory for plan in plans)
+    out.append(f"free now: {free / 2**30:.1f} GiB a device")
+    if most > free:
+        out.append(
+            f"this will not fit: {most / 2**30:.1f} GiB are needed; set checkpointing, "
+            "accumulate more, or choose parallel: fsdp"
+        )
     return out
