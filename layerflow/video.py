@@ -19,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from layerflow.clip import U8, resize_cover
+from layerflow.hdr import is_hdr, to_sdr
 from layerflow.media import MediaError, frame_array
 
 F64 = NDArray[np.float64]
@@ -43,7 +44,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """One video stream. Height and width are upright, in pixels; fps is the average."""
+    """One video stream. Height and width are upright, in pixels; fps is the average.
+
+    ``interlaced`` and ``hdr`` are what the first frame says of itself.
+    """
 
     codec: str
     pixel_format: str
@@ -54,6 +58,8 @@ class VideoInfo:
     seconds: float
     num_frames: int
     has_alpha: bool
+    interlaced: bool = False
+    hdr: bool = False
 
 
 def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
@@ -66,7 +72,7 @@ def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
         stream = _video_stream(container, limits)
         context = stream.codec_context
         times = _packet_times(container, stream, limits)
-        rotation = _rotation(path, limits)
+        rotation, interlaced, hdr = _first_frame(path, limits)
         height, width = context.height, context.width
         if rotation % 180:
             height, width = width, height
@@ -82,6 +88,8 @@ def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
             seconds=seconds,
             num_frames=len(times),
             has_alpha=_has_alpha(stream),
+            interlaced=interlaced,
+            hdr=hdr,
         )
 
 
@@ -161,12 +169,15 @@ def _has_alpha(stream: Any) -> bool:
     return (context.pix_fmt or "").startswith(formats)
 
 
-def _rotation(path: Path, limits: Limits) -> int:
-    """Degrees counter-clockwise to turn the first decodable frame upright (display matrix)."""
+def _first_frame(path: Path, limits: Limits) -> tuple[int, bool, bool]:
+    """Of the first decodable frame: degrees counter-clockwise to turn it upright (display matrix),
+    whether it is interlaced, whether it is PQ or HLG.
+    """
     with _open(path, limits) as container:
         for frame in _decoded(container, container.streams.video[0]):
-            return round(getattr(frame, "rotation", 0) or 0) % 360
-    return 0
+            rotation = round(getattr(frame, "rotation", 0) or 0) % 360
+            return rotation, bool(frame.interlaced_frame), is_hdr(frame)
+    return 0, False, False
 
 
 def _decoded(container: Any, stream: Any, damage: list[str] | None = None) -> Iterator[Any]:
@@ -186,7 +197,14 @@ def _decoded(container: Any, stream: Any, damage: list[str] | None = None) -> It
 
 
 def _upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
-    array = frame_array(frame, pixel_format, converter)
+    """A frame as an array: HDR brought to SDR, of two fields the first, turned upright."""
+    if pixel_format == "rgb24" and is_hdr(frame):
+        array = to_sdr(frame, converter)
+    else:
+        array = frame_array(frame, pixel_format, converter)
+    if frame.interlaced_frame and array.shape[0] > 2:
+        size = array.shape[1], array.shape[0]
+        array = np.asarray(cv2.resize(array[::2], size, interpolation=cv2.INTER_CUBIC), np.uint8)
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
@@ -262,6 +280,7 @@ def fetch(
     limits = limits or Limits()
     info = probe(path, limits)
     simple = info.codec in DECORD_CODECS and info.pixel_format == "yuv420p"
+    simple = simple and not (info.interlaced or info.hdr)
     if simple and info.rotation == 0 and not info.has_alpha and info.height <= 576:
         frames = _fetch_decord(path, times, height, width, box)
         if frames is not None:
