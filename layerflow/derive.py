@@ -37,6 +37,7 @@ from layerflow.published import PublishedCorpus, is_remote
 from layerflow.splits import Assignment, assign
 from layerflow.stats import SMALL, chunks, general_reason, read_batches, small_rows
 
+RECORD = ".inputs.json"  # beside a corpus: its jobs' options with paths, by recipe; local only
 Rows = Iterator[dict[str, Any]]
 AnyCorpus = Corpus | PublishedCorpus
 
@@ -165,7 +166,7 @@ def filter_corpus(
             if why is not None:
                 yield _left_out(row, "filter", why)
 
-    return _write(out, "filter", options, [corpus], corpus.schema, kept(), left_out())
+    return write_derived(out, "filter", options, [corpus], corpus.schema, kept(), left_out())
 
 
 def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
@@ -200,7 +201,7 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
                 yield from Table(Path(corpus.path) / "rejected").rows()
         yield from repeated
 
-    return _write(out, "merge", {}, corpora, schema, kept(), left_out())
+    return write_derived(out, "merge", {}, corpora, schema, kept(), left_out())
 
 
 def split_corpus(
@@ -213,7 +214,9 @@ def split_corpus(
         wanted = [split == name for split in assignment.names]
         options = {"split": name, "fractions": dict(fractions), "seed": seed}
         rows = _selected(corpus, lambda index, _, wanted=wanted: wanted[index])
-        made[name] = _write(out / name, "split", options, [corpus], corpus.schema, rows, iter(()))
+        made[name] = write_derived(
+            out / name, "split", options, [corpus], corpus.schema, rows, iter(())
+        )
     return made, assignment
 
 
@@ -248,7 +251,17 @@ def _left_out(row: Mapping[str, Any], stage: str, reason: str) -> dict[str, Any]
     )  # fmt: skip
 
 
-def _write(
+def recorded_jobs(path: str | Path) -> dict[str, Any]:
+    """The jobs that made a corpus: recipe -> kind and options; empty when nothing is recorded."""
+    record = Path(path) / RECORD
+    try:
+        found = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_derived(
     out: Path,
     kind: str,
     options: dict[str, Any],
@@ -257,6 +270,11 @@ def _write(
     rows: Rows,
     rejected: Rows,
 ) -> Derived:
+    """A new corpus of ``rows`` and ``rejected``, which were taken from ``corpora``.
+
+    It appears whole; the same request on a finished ``out`` does nothing. Raises ValueError when
+    ``out`` holds something else.
+    """
     parents = [_identity(c) for c in corpora]
     recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
     if out.exists():
@@ -289,6 +307,9 @@ def _write(
         json.dump(info, file, indent=2, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
+    jobs = {k: job for c in reversed(corpora) for k, job in recorded_jobs(c.path).items()}
+    if jobs:
+        (building / RECORD).write_text(json.dumps(jobs, indent=2, sort_keys=True) + "\n")
     building.rename(out)
     return Derived(out, kept, left_out, dict(reasons))
 

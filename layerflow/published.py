@@ -29,6 +29,7 @@ REMOTE = re.compile(
 )
 DATA = "data"
 MAX_GROUP_BYTES = 4 << 30  # of a row group in memory; ours hold 32 MiB
+UNSEEN = "there is no such repository, or the token may not see it (`hf auth login`)"
 Chunk = Callable[[Sequence[str] | None], pa.RecordBatch]
 
 
@@ -102,24 +103,22 @@ def _explained(where: str) -> Iterator[None]:
         HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
-        RepositoryNotFoundError,
     )
 
     try:
         yield
-    except RepositoryNotFoundError as error:
-        text = (
-            f"{where}: there is no such repository, or the token may not read it (`hf auth login`)"
-        )
-        raise ValueError(text) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         text = f"{where}: is not in the cache, and the Hub is offline or out of reach"
         raise ValueError(text) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no status"
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403, 404):
+            raise ValueError(f"{where}: {UNSEEN}") from error
         raise ValueError(f"{where}: the Hub answered {status}") from error
-    except (FileNotFoundError, ConnectionError) as error:
-        raise ValueError(f"{where}: cannot be read: {type(error).__name__}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{where}: {UNSEEN}") from error
+    except ConnectionError as error:
+        raise ValueError(f"{where}: the Hub cannot be reached") from error
 
 
 def _parquet_files(path: Path) -> list[Path]:

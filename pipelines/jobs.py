@@ -32,6 +32,7 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
+from pipelines.replay import chosen, remember
 from pipelines.staging import FULL, commit_unit, read_stream, write_json
 
 ATTEMPTS = 2
@@ -76,11 +77,13 @@ Refuse = Callable[[dict[str, Any]], str | None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the rows: the job, its options without run-time ones, its format version."""
+    """What decides the rows: the job, its options without run-time ones, its format version.
+    ``given``: all its options, for a later replay."""
 
     kind: str
     options: dict[str, Any]
     version: int
+    given: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def hash(self) -> str:
@@ -97,7 +100,7 @@ def make_recipe(kind: str, options: dict[str, Any], version: int) -> Recipe:
     for name in ("weights", "prompts"):
         if kept.get(name):
             kept[name] = Path(kept[name]).name
-    return Recipe(kind, kept, version)
+    return Recipe(kind, kept, version, options)
 
 
 def unit_key(*parts: object) -> str:
@@ -140,10 +143,12 @@ def run_job(
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
+        units = chosen(units)
         plan = unit_key([unit.key for unit in units])
         done = _claim(out, recipe, plan)
         if done is not None:
             return done
+        remember(out, recipe.kind, recipe.hash, recipe.given)
         staging = out / "staging"
         staging.mkdir(exist_ok=True)
         missing = [unit for unit in units if not (staging / unit.key).is_dir()]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a corpus or of samples: layers that play, scores, rejections.
+"""One self-contained HTML page of clips: layers that play, scores, rejections.
 
 The page makes no request: style, script, rows and previews are inside, and its content security
 policy forbids everything else. Text from a corpus reaches the page as JSON only and is shown with
@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,21 @@ BINS = 24
 
 
 def write_report(
-    path: Path, out: Path, *, limit: int = 48, workers: int | None = None
+    path: Path,
+    out: Path,
+    *,
+    limit: int = 48,
+    workers: int | None = None,
+    model: Path | None = None,
 ) -> list[Path]:
     """Write the page to ``out`` and a contact sheet beside it; returns both paths.
 
+    path: a corpus, a published one, latents (that ``model`` decodes, if there is one), samples.
     limit: clips with previews, taken evenly over the rows, also bounded by 24 MiB of previews.
     Histograms, counts and reasons are of all rows. workers: preview processes; 0: this process.
-    Raises ValueError when ``path`` is neither a corpus nor a folder of samples.
+    Raises ValueError when ``path`` is none of these.
     """
-    source = open_source(path)
+    source = open_source(path, model)
     rows = list(source.rows())
     chosen = evenly(len(rows), limit)
     height = 96 if len(chosen) > 24 else 144
@@ -51,7 +58,9 @@ def write_report(
     clips, media = [], []
     total = 0
     for index, answer in zip(
-        chosen, contained_map(previewer, path, requests, workers), strict=True
+        chosen,
+        contained_map(partial(previewer, model=model), path, requests, workers),
+        strict=True,
     ):
         row = shortened(rows[index])
         if isinstance(answer, MediaError):
@@ -68,7 +77,7 @@ def write_report(
     data["rejected"] = [rejected_row(row) for row in first(source.rejected(), MAX_REJECTED)]
     out.parent.mkdir(parents=True, exist_ok=True)
     _replace(out, page(data, media).encode())
-    sheet = make_sheet(path, len(rows), workers)
+    sheet = make_sheet(path, len(rows), workers, model)
     if not sheet:
         return [out]
     _replace(out.with_suffix(".png"), sheet)
@@ -112,7 +121,7 @@ def overview(source: Source, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     scores: dict[str, list[float]] = {}
     for row in rows:
         kinds[row["kind"]] += 1
-        if row["kind"] != "sample":
+        if "licence" in row:
             licences[shortened(row.get("licence") or "not stated")] += 1
         for name, value in row["scores"].items():
             scores.setdefault(name, []).append(value)
@@ -121,6 +130,7 @@ def overview(source: Source, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     )
     return {
         "name": source.name,
+        "note": getattr(source, "note", ""),
         "total": sum(kinds.values()),
         "kinds": dict(kinds),
         "licences": dict(licences.most_common(20)),
@@ -177,14 +187,16 @@ def _asset(name: str) -> str:
     return (resources.files("pipelines") / "assets" / name).read_text(encoding="utf-8")
 
 
-def sheet_maker(path: Path) -> Callable[[bytes], bytes]:
+def sheet_maker(path: Path, model: Path | None = None) -> Callable[[bytes], bytes]:
     """A handler for ``layerflow.contained``: indices of clips in, a contact sheet (PNG) out."""
-    source = open_source(path)
+    source = open_source(path, model)
     rows = list(source.rows())
 
     def answer(request: bytes) -> bytes:
         clips, labels = [], []
         for index in json.loads(request):
+            if rows[index].get("flat"):  # a sheet shows foregrounds over a checkerboard
+                continue
             try:
                 clip = replace(source.clip(index), prompts=rows[index]["prompts"])
             except (MediaError, ValueError):
@@ -197,10 +209,11 @@ def sheet_maker(path: Path) -> Callable[[bytes], bytes]:
     return answer
 
 
-def make_sheet(path: Path, count: int, workers: int) -> bytes:
+def make_sheet(path: Path, count: int, workers: int, model: Path | None = None) -> bytes:
     """A contact sheet of at most 12 of the ``count`` clips of ``path``; empty when none decodes."""
     request = json.dumps(evenly(count, SHEET_CLIPS)).encode()
-    answer = next(contained_map(sheet_maker, path, [request], min(1, workers)))
+    maker = partial(sheet_maker, model=model)
+    answer = next(contained_map(maker, path, [request], min(1, workers)))
     return b"" if isinstance(answer, MediaError) else answer
 
 

@@ -17,6 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,18 @@ COLUMNS = ("source", "id")
 
 
 class Browsed:
-    """The rows of one corpus or folder of samples, queried by the page; previews on demand."""
+    """The rows of what ``open_source`` opens, queried by the page; previews on demand."""
 
-    def __init__(self, path: Path, *, workers: int | None = None) -> None:
-        self._source = open_source(path)
+    def __init__(
+        self, path: Path, *, workers: int | None = None, model: Path | None = None
+    ) -> None:
+        self._source = open_source(path, model)
         self._rows = list(self._source.rows())
         self.page = page({"mode": "serve", **overview(self._source, self._rows)}).encode()
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._cached = 0
         count = workers or min(4, os.cpu_count() or 1)
-        self._idle = [Contained(previewer, path) for _ in range(count)]
+        self._idle = [Contained(partial(previewer, model=model), path) for _ in range(count)]
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
 
@@ -227,9 +230,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal is for the address of the page."""
 
 
-def serve(path: Path, *, port: int = 8000) -> None:
+def serve(path: Path, *, port: int = 8000, model: Path | None = None) -> None:
     """Serve the page until interrupted. Prints the address."""
-    browsed = Browsed(path)
+    browsed = Browsed(path, model=model)
     try:
         with make_server(browsed, port) as server:
             print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)

@@ -1,4 +1,4 @@
-"""What the page shows: clips of a corpus or of a folder of samples, and their previews.
+"""What the page shows: clips of a corpus, of latents or of a folder of samples, and previews.
 
 A preview is one small video of six panels, ``blended | foreground | alpha`` over ``background |
 difference | recomposed``, so that the layers of a clip cannot run apart while it plays. A still's
@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 
 from layerflow.clip import PROMPTED, U8, LayeredClip
-from layerflow.corpus import Corpus, Table, decode_row
+from layerflow.corpus import Table, decode_row
 from layerflow.media import MediaError, decode_alpha, decode_color, encode_preview
+from layerflow.published import open_corpus
 from layerflow.stats import read_batches, small_rows
 from layerflow.video import read_frames
 
@@ -52,7 +53,10 @@ class Preview:
 
 
 class Source(Protocol):
-    """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process."""
+    """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process.
+
+    A row's ``flat`` says that its layers are no colours that a backing belongs behind.
+    """
 
     name: str
 
@@ -65,22 +69,33 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
 
-def open_source(path: Path) -> Source:
-    """A corpus folder or a folder of samples. Raises ValueError when it is neither."""
-    if (path / "state.json").is_file():
-        return CorpusSource(path)
+def open_source(path: Path, model: Path | None = None) -> Source:
+    """A corpus, a published one, latents, or a folder of samples.
+
+    model: decodes latents. Raises ValueError when the folder is none of these.
+    """
+    if (path / "index.json").is_file() and (path / "fingerprint.json").is_file():
+        from pipelines.report_latents import LatentSource
+
+        return LatentSource(path, model)
+    if model is not None:
+        raise ValueError(f"{path} holds no latents for a model to decode")
     if path.is_dir() and SampleSource.folders(path):
         return SampleSource(path)
-    raise ValueError(
-        f"{path} is no corpus (no state.json) and holds no samples (no <id>/blended.mp4)"
-    )
+    try:
+        return CorpusSource(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no corpus ({error}), holds no latents (no index.json) and no samples "
+            "(no <id>/blended.mp4)"
+        ) from error
 
 
 class CorpusSource:
-    """The clips of a corpus."""
+    """The clips of a corpus, local or published."""
 
     def __init__(self, path: Path) -> None:
-        self._corpus = Corpus.open(path)
+        self._corpus = open_corpus(path)
         self.name = path.resolve().name
 
     def __len__(self) -> int:
@@ -91,7 +106,7 @@ class CorpusSource:
             yield shown_row(row, index)
 
     def rejected(self) -> Iterator[dict[str, Any]]:
-        folder = self._corpus.path / "rejected"
+        folder = Path(self._corpus.path) / "rejected"
         if (folder / "state.json").is_file():
             for batch in read_batches(Table(folder)):
                 for row in batch.to_pylist():
@@ -233,9 +248,9 @@ def _cells(frames: U8, panel: tuple[int, int], cell: tuple[int, int]) -> U8:
     return out
 
 
-def previewer(path: Path) -> Callable[[bytes], bytes]:
+def previewer(path: Path, model: Path | None = None) -> Callable[[bytes], bytes]:
     """A handler for ``layerflow.contained``: ``{"index", "height"}`` in, a preview out."""
-    source = open_source(path)
+    source = open_source(path, model)
 
     def answer(request: bytes) -> bytes:
         wanted = json.loads(request)

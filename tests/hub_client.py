@@ -35,7 +35,8 @@ def answer(request: dict[str, Any]) -> Any:
     if "encode" in request:
         from pipelines.encode import run_encode
 
-        summary = run_encode(request["encode"], **request["options"], workers=0, quiet=True)
+        options = {**request["options"], "size": tuple(request["options"]["size"])}
+        summary = run_encode(request["encode"], **options, workers=0, quiet=True)
         return [summary.clips, summary.encoded, summary.rejected]
     if "filter" in request:
         from layerflow.derive import filter_corpus

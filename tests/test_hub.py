@@ -14,7 +14,9 @@ from hub_client import digest
 from hub_double import TOKEN, Fault, Hub, hub_double
 from hub_kit import Client, kill_and_restart, publication, shards
 
+from layerflow.clip import LAYERS
 from layerflow.corpus import Corpus
+from layerflow.presets import init_directory
 from pipelines.publish_card import read_metadata
 
 
@@ -52,6 +54,41 @@ def test_columns_are_read_without_their_media(hub: Hub, client: Client, corpus: 
     request = {"load": "me/columns", "streaming": True, "columns": ["id", "kind"]}
     rows = [{"id": row["id"], "kind": row["kind"]} for row in Corpus.open(corpus).rows()]
     assert client.call(request) == digest(rows)
+
+
+def test_the_hub_is_read_as_a_corpus(
+    hub: Hub, client: Client, corpus: Path, tmp_path: Path
+) -> None:
+    client.call(publication(corpus, "me/read", shard=20_000))
+    url = "hf://datasets/me/read"
+    local = Corpus.open(corpus)
+    assert client.call({"open": url}) == digest(local.rows())
+    before = hub.served
+    assert client.call({"open": url, "columns": ["id"]}) == digest(local.rows(["id"]))
+    out = tmp_path / "few"
+    assert client.call({"filter": url, "where": ["ghost>5"], "out": str(out)}) == [1, 8]
+    media = sum(len(row[layer]) for row in local.rows(LAYERS) for layer in LAYERS)
+    footers = 3 * sum(
+        min(65_536, len(hub.files("me/read")[name].data)) for name in shards(hub, "me/read")
+    )
+    assert hub.served - before < footers + media / 2
+    assert list(Corpus.open(out).rows()) == [local.row(7)]
+    with pytest.raises(ValueError, match="there is no such repository"):
+        client.call({"open": "hf://datasets/me/nothing"})
+    with pytest.raises(ValueError, match=r"holds no other/\*.parquet"):
+        client.call({"open": url + "/other"})
+
+
+@pytest.mark.slow
+def test_the_hub_is_encoded(hub: Hub, client: Client, corpus: Path, tmp_path: Path) -> None:
+    client.call(publication(corpus, "me/encoded"))
+    options = {"model": str(init_directory(tmp_path / "model", "tiny")), "frames": 4}
+    options |= {"out": str(tmp_path / "latents"), "size": [32, 48]}
+    request = {"encode": ["hf://datasets/me/encoded/data/train-*.parquet"], "options": options}
+    assert client.call(request) == [9, 9, []]
+    served = hub.served
+    assert client.call(request) == [9, 0, []]  # the cache holds it, the latents are up to date
+    assert hub.served == served
 
 
 def test_the_same_again_sends_nothing(hub: Hub, client: Client, corpus: Path) -> None:

@@ -1,4 +1,4 @@
-"""``layerflow validate | stats | view | filter | merge | split``: care of a corpus."""
+"""``layerflow validate | stats | view | filter | merge | split | retry``: care of a corpus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import typer
 if TYPE_CHECKING:
     from layerflow.derive import Derived
 
-CorpusPath = Annotated[Path, typer.Argument(help="a corpus folder", metavar="CORPUS")]
+CorpusPath = Annotated[
+    str,
+    typer.Argument(help="a corpus folder, or hf://datasets/NAMESPACE/NAME", metavar="CORPUS"),
+]
 OutPath = Annotated[Path, typer.Option(help="corpus folder to make; must not exist")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON only")]
 
@@ -24,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("filter")(filter_)
     app.command()(merge)
     app.command()(split)
+    app.command()(retry)
 
 
 def validate(
@@ -42,13 +46,14 @@ def validate(
     from rich.progress import track
 
     from layerflow.care import check_folder, check_rows
-    from layerflow.corpus import Corpus
+    from layerflow.published import fetched, open_corpus
 
-    problems = check_folder(corpus)
+    folder = fetched(corpus)
+    problems = check_folder(folder)
     errors: dict[str, list[float]] = {}
     rows = 0
     if all(problem.field == "corpus.json" for problem in problems):
-        opened = Corpus.open(corpus)
+        opened = open_corpus(folder)
         processes = os.cpu_count() or 1 if workers is None else workers
         reports = check_rows(opened, workers=processes)
         for report in track(
@@ -79,9 +84,9 @@ def stats(corpus: CorpusPath, json: Json = False) -> None:
     import json as encoder
 
     from layerflow.care import stats as of
-    from layerflow.corpus import Corpus
+    from layerflow.published import fetched, open_corpus
 
-    found = of(Corpus.open(corpus))
+    found = of(open_corpus(fetched(corpus)))
     if json:
         typer.echo(encoder.dumps(found, indent=2))
         return
@@ -156,23 +161,32 @@ def _plain(text: str) -> str:
 
 
 def view(
-    source: Annotated[Path, typer.Argument(help="a corpus, or a folder of samples")],
+    source: Annotated[
+        str, typer.Argument(help="a corpus (also hf://datasets/...), latents, or samples")
+    ],
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
     serve: Annotated[
         bool, typer.Option("--serve", help="serve the whole corpus on 127.0.0.1 instead")
     ] = False,
     port: Annotated[int, typer.Option(help="port of --serve; 0: a free one")] = 8000,
     limit: Annotated[int, typer.Option(help="clips in a written page, chosen evenly")] = 48,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="model folder whose autoencoder decodes latents; none: false colours"),
+    ] = None,
 ) -> None:
     """One self-contained page: layers playing side by side, scores, filters, rejected rows."""
+    from layerflow.published import fetched
+
+    folder = fetched(source)
     if serve:
         from pipelines.report_server import serve as serve_page
 
-        serve_page(source, port=port)
+        serve_page(folder, port=port, model=model)
         return
     from pipelines.report import write_report
 
-    for path in write_report(source, out, limit=limit):
+    for path in write_report(folder, out, limit=limit, model=model):
         typer.echo(str(path))
 
 
@@ -188,24 +202,27 @@ def filter_(
     ] = False,
 ) -> None:
     """A new corpus of the rows whose stored values pass; nothing is decoded."""
-    from layerflow.corpus import Corpus
     from layerflow.derive import filter_corpus
+    from layerflow.published import open_corpus
 
-    opened = Corpus.open(corpus)
+    opened = open_corpus(corpus)
     _show(
         filter_corpus(opened, out, where=where or (), kinds=kind or (), keep_unknown=keep_unknown)
     )
 
 
 def merge(
-    corpora: Annotated[list[Path], typer.Argument(help="corpus folders", metavar="CORPUS...")],
+    corpora: Annotated[
+        list[str],
+        typer.Argument(help="corpus folders, or hf://datasets/NAMESPACE/NAME", metavar="CORPUS..."),
+    ],
     out: OutPath,
 ) -> None:
     """One new corpus of all rows; of rows with the same id the first stays."""
-    from layerflow.corpus import Corpus
     from layerflow.derive import merge_corpora
+    from layerflow.published import open_corpus
 
-    _show(merge_corpora([Corpus.open(path) for path in corpora], out))
+    _show(merge_corpora([open_corpus(path) for path in corpora], out))
 
 
 def split(
@@ -215,17 +232,36 @@ def split(
     seed: Annotated[int, typer.Option(help="the draw follows from it")] = 0,
 ) -> None:
     """Splits that keep all clips of one foreground source together."""
-    from layerflow.corpus import Corpus
     from layerflow.derive import split_corpus
+    from layerflow.published import open_corpus
     from layerflow.splits import parse_fractions
 
-    made, assignment = split_corpus(Corpus.open(corpus), out, parse_fractions(fractions), seed=seed)
+    made, assignment = split_corpus(open_corpus(corpus), out, parse_fractions(fractions), seed=seed)
     for derived in made.values():
         _show(derived)
     typer.echo(
         f"{assignment.groups} groups of clips were kept together; "
         f"{assignment.shared_backgrounds} background sources are in more than one split"
     )
+
+
+def retry(
+    corpus: CorpusPath,
+    out: OutPath,
+    gate: Annotated[
+        str | None, typer.Option(help="another quality gate for mined clips; default: as before")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="tasks at a time; default: all CPUs; 0: this process")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> None:
+    """A new corpus with what rejected rows give when their job does them again."""
+    from pipelines.retry import run_retry
+
+    retried = run_retry(Path(corpus), out, gate=gate, workers=workers, quiet=quiet)
+    typer.echo(f"{retried.replayed} rejected rows replayed, {retried.gained} clips gained")
+    _show(retried.derived)
 
 
 def _show(derived: Derived) -> None:

@@ -117,7 +117,7 @@ function drawPanels(player, canvas, names) {
   names.forEach((name, place) => {
     const x = (place % columns) * width;
     const y = Math.floor(place / columns) * height;
-    if (name === "foreground" && state.backing !== BACKINGS[5]) context.putImageData(overBacking(player), x, y);
+    if (name === "foreground" && state.backing !== BACKINGS[5] && !player.clip.flat) context.putImageData(overBacking(player), x, y);
     else context.drawImage(player.shot.canvas, ...corner(player, name), width, height, x, y, width, height);
   });
 }

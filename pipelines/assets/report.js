@@ -75,7 +75,10 @@ const cards = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "200px" });
 
-function names() { return state.layers === "all" ? SHOWN : [state.layers]; }
+function names(clip) {
+  const all = state.layers === "all" || (clip.flat && !SHOWN.includes(state.layers));
+  return all ? SHOWN : [state.layers];
+}
 
 function card(clip) {
   const aspect = clip.width ? clip.width / clip.height : 1.5;
@@ -88,14 +91,15 @@ function card(clip) {
     make("p", { className: "source", dir: "auto", textContent: clip.source.slice(-200) }));
   element.setAttribute("aria-label", `${clip.kind} clip ${clip.id.slice(0, 40)}`);
   element.onclick = () => open(clip);
-  labels(stage);
+  labels(element);
   cards.observe(element);
   return element;
 }
 
-function labels(stage) {
+function labels(element) {
+  const stage = element.querySelector(".stage");
   for (const old of stage.querySelectorAll("span")) old.remove();
-  const some = names();
+  const some = names(element.clip);
   some.forEach((name, place) => {
     const span = make("span", { textContent: name });
     span.style.left = some.length > 1 && place % 2 ? "50%" : "0";
@@ -110,7 +114,7 @@ function start(element) {
     element.querySelector(".stage").replaceChildren(make("p", { className: "problem", textContent: "No preview: " + text.slice(0, 300) }));
   };
   element.player = new Player(element.clip, false, failed);
-  element.player.targets = [[canvas, names()]];
+  element.player.targets = [[canvas, names(element.clip)]];
   const stage = element.querySelector(".stage");
   stage.classList.add("waiting");
   element.player.ready.then(() => stage.classList.remove("waiting"));
@@ -133,7 +137,7 @@ function open(clip) {
 }
 
 function panels() {
-  const some = state.layers === "all" ? PANELS : [state.layers];
+  const some = state.layers === "all" ? (opened.clip.flat ? SHOWN : PANELS) : names(opened.clip);
   const canvases = some.map(() => make("canvas", { width: 3, height: 2 }));
   $("panels").className = some.length > 1 ? "" : "one";
   $("panels").replaceChildren(...some.map((name, i) => {
@@ -152,7 +156,7 @@ function facts(clip) {
   const size = clip.num_frames ? `${clip.num_frames} frames, ${clip.width}x${clip.height}, ${short(clip.fps)} fps` : "";
   const rows = [
     ...SHOWN.map((layer) => [layer === "alpha" ? "" : layer + " prompt", clip.prompts[layer]]),
-    ["source", clip.source], ["span", span], ["licence", clip.licence || (clip.kind === "sample" ? "" : "not stated")],
+    ["source", clip.source], ["span", span], ["licence", clip.licence === undefined ? "" : clip.licence || "not stated"],
     ["attribution", clip.attribution], ["parents", (clip.parents || []).join(", ")], ["size", size],
     ["alpha", clip.alpha_kind], ["background", clip.background_kind], ["recipe", clip.recipe], ["id", clip.id],
   ];
@@ -250,8 +254,8 @@ function redraw() {
   $("backing").value = $("detail-backing").value = state.backing;
   for (const element of $("grid").children) {
     const stage = element.querySelector(".stage");
-    if (stage.querySelector("canvas")) labels(stage);
-    if (element.player) element.player.targets = [[element.querySelector("canvas"), names()]];
+    if (stage.querySelector("canvas")) labels(element);
+    if (element.player) element.player.targets = [[element.querySelector("canvas"), names(element.clip)]];
   }
   if (opened) panels();
   for (const player of players) { player.play(); player.draw(true); }
@@ -293,7 +297,7 @@ function setUp() {
   document.title = `${data.name} - layered clips`;
   $("name").textContent = data.name;
   const kinds = Object.entries(data.kinds).map(([kind, count]) => `${count.toLocaleString("en")} ${kind}`);
-  $("summary").textContent = `${data.total.toLocaleString("en")} clips (${kinds.join(", ") || "none"}), ${data.rejected_total.toLocaleString("en")} rejected`;
+  $("summary").textContent = `${data.total.toLocaleString("en")} clips (${kinds.join(", ") || "none"}), ${data.rejected_total.toLocaleString("en")} rejected${data.note ? "; " + data.note : ""}`;
   for (const id of ["layers", "detail-layers"]) {
     options($(id), [["all", "all layers"], ...PANELS.map((name) => [name, name])]);
     $(id).onchange = () => change({ layers: $(id).value });

@@ -1,0 +1,205 @@
+"""``layerflow retry``: the rejected rows of a corpus through the jobs that made it, once more.
+
+A video that was repaired, a disk that was full, new code, a looser quality gate: only the units of
+work that hold rejected rows are done again, with the recorded options. The result is a new corpus:
+all rows of the old one, then the clips that are new; what is refused again is in its ``rejected``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerflow.corpus import Corpus, Table
+from layerflow.derive import Derived, recorded_jobs, write_derived
+from layerflow.extras import joined_schema
+from pipelines.jobs import Summary, Unit
+from pipelines.replay import only_units
+
+Rejected = Mapping[str, Any]
+LEFT_OUT = ("filter", "merge", "duplicates")  # on purpose, not for a fault of the input
+
+
+@dataclass(frozen=True)
+class Retried:
+    """The new corpus; how many rejected rows were replayed, and how many clips came of them."""
+
+    derived: Derived
+    replayed: int
+    gained: int
+
+
+def run_retry(
+    path: Path,
+    out: Path,
+    *,
+    gate: str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> Retried:
+    """Replay the rejected rows of the corpus ``path`` into the new corpus ``out``.
+
+    gate: another quality gate for mined clips. Interrupted and started again it goes on. Raises
+    ValueError when no row can be replayed, with the reason.
+    """
+    corpus = Corpus.open(path)
+    replays = _replays(corpus, recorded_jobs(path))
+    scratch = out.with_name(f".{out.name}.retry")
+    made: list[tuple[Corpus, list[Rejected]]] = []
+    for recipe, (job, rows) in sorted(replays.items()):
+        options = dict(job["options"])
+        if gate is not None and job["kind"] == "mined":
+            options["gate"] = gate
+        again = RUNS[job["kind"]](options, rows, scratch / f"{recipe}-{gate}", workers, quiet)
+        if job["kind"] == "pasted" and Corpus.open(again).info["recipe"] != recipe:
+            raise ValueError("pasted clips cannot be replayed by another version; paste them again")
+        made.append((Corpus.open(again), rows))
+    derived = _joined(corpus, made, out, gate)
+    shutil.rmtree(scratch, ignore_errors=True)
+    replayed = sum(len(rows) for _, rows in made)
+    return Retried(derived, replayed, derived.rows - len(corpus))
+
+
+def _replays(
+    corpus: Corpus, jobs: Mapping[str, Any]
+) -> dict[str, tuple[Mapping[str, Any], list[Rejected]]]:
+    """Recipe -> its recorded job and the rejected rows that it may do better now."""
+    found: dict[str, tuple[Mapping[str, Any], list[Rejected]]] = {}
+    unknown = 0
+    for row in corpus.rejected():
+        job = jobs.get(row["recipe"])
+        if row["stage"] in LEFT_OUT:
+            continue
+        if job is None or job["kind"] not in RUNS:
+            unknown += 1
+        elif job["kind"] != "pasted" or row["stage"] == "draw":
+            found.setdefault(row["recipe"], (job, []))[1].append(row)
+    if not found:
+        why = f"of {unknown} the job is not on record" if unknown else "there is none to replay"
+        raise ValueError(
+            f"{corpus.path}: no rejected row can be replayed: {why}. Run its job again with "
+            "another --out"
+        )
+    return found
+
+
+def _joined(
+    corpus: Corpus, made: Sequence[tuple[Corpus, list[Rejected]]], out: Path, gate: str | None
+) -> Derived:
+    schema = joined_schema([corpus.schema, *(again.schema for again, _ in made)])
+    if schema is None:
+        raise ValueError(f"{corpus.path} has columns of another version; make it again")
+    replayed = [_key(row) for _, rows in made for row in rows]
+    clips = {_clip_key(row) for row in corpus.rows(["id", "kind", "origin"])}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from corpus.rows()
+        for again, _ in made:
+            for index, small in enumerate(again.rows(["id", "kind", "origin"])):
+                if _clip_key(small) not in clips:
+                    yield again.row(index)
+
+    def rejected() -> Iterator[dict[str, Any]]:
+        left = list(replayed)
+        for row in corpus.rejected():
+            if _key(row) in left:
+                left.remove(_key(row))
+            else:
+                yield row
+        for again, _ in made:
+            yield from Table(again.path / "rejected").rows()
+
+    corpora = [corpus, *(again for again, _ in made)]
+    return write_derived(out, "retry", {"gate": gate}, corpora, schema, rows(), rejected())
+
+
+def _key(row: Rejected) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("recipe", "uri", "stage", "reason", "start", "end"))
+
+
+def _clip_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What is the same for one clip made twice, also with another recipe."""
+    source = row["origin"]
+    if row["kind"] == "pasted":
+        return ("pasted", row["id"])
+    span = (round(source["start"] or 0.0, 2), round(source["end"] or 0.0, 2))
+    return (row["kind"], source["uri"], source["sha256"], *span)
+
+
+# ---- the three jobs ---------------------------------------------------------------------------
+
+
+def _mine(
+    options: dict[str, Any], rows: Sequence[Rejected], out: Path, workers: int | None, quiet: bool
+) -> Path:
+    from manifests.common import check
+    from manifests.mine import MineOptions
+    from pipelines.mine import run_mine
+
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        whole = row["start"] is None
+        spans.setdefault(row["uri"], []).append(
+            (0.0, float("inf")) if whole else (row["start"], row["end"])
+        )
+
+    def wanted(unit: Unit) -> bool:
+        start, end = unit.payload["start"], unit.payload["end"]
+        return any(a < end and b > start for a, b in spans.get(unit.payload["uri"], ()))
+
+    checked = check({**options, "out": str(out)}, MineOptions, "the recorded job")
+    with only_units(wanted):
+        return _found(run_mine(checked, workers=workers, quiet=quiet))
+
+
+def _pack(
+    options: dict[str, Any], rows: Sequence[Rejected], out: Path, workers: int | None, quiet: bool
+) -> Path:
+    from manifests.common import check
+    from manifests.pack import PackOptions
+    from pipelines.pack import make_plan, run_pack
+
+    checked = check({**options, "out": str(out)}, PackOptions, "the recorded job")
+    uris = {row["uri"] for row in rows}
+    groups = make_plan(checked).groups
+
+    def wanted(unit: Unit) -> bool:
+        if "start" in unit.payload and "stop" in unit.payload:
+            some = groups[unit.payload["start"] : unit.payload["stop"]]
+            return any(group.uri in uris for group in some)
+        return unit.payload["uri"] in uris
+
+    with only_units(wanted):
+        return _found(run_pack(checked, workers=workers, quiet=quiet))
+
+
+def _paste(
+    options: dict[str, Any], rows: Sequence[Rejected], out: Path, workers: int | None, quiet: bool
+) -> Path:
+    from manifests.common import check
+    from manifests.paste import PasteOptions
+    from pipelines.paste import run_paste
+    from pipelines.stages.draws import in_blocks
+    from pipelines.stages.sources import list_foregrounds
+
+    checked = check({**options, "out": str(out)}, PasteOptions, "the recorded job")
+    sources = list_foregrounds(checked.foregrounds, checked.gate)
+    uris = {row["uri"] for row in rows}
+
+    def wanted(unit: Unit) -> bool:
+        draws = range(unit.payload["start"], unit.payload["stop"])
+        firsts = (in_blocks(checked.seed, i, checked.count, len(sources)) for i in draws)
+        return any(sources[first].uri in uris for first in firsts)
+
+    with only_units(wanted):
+        return _found(run_paste(checked, workers=workers, quiet=quiet))
+
+
+def _found(summary: Summary) -> Path:
+    return summary.out
+
+
+RUNS: dict[str, Callable[..., Path]] = {"mined": _mine, "image": _pack, "pasted": _paste}
