@@ -1,0 +1,207 @@
+"""A mine job against its kernels alone; its memory and time per clip as inputs grow.
+
+    python bench/mine.py [--videos 10 40 100] [--matting motion] [--size 120x160]
+
+Kernels alone: two plain processes call decoding, shots, matting, plate, colour, scores and encoding
+on the same videos, without Ray, child processes, staging or compaction. Efficiency is the kernels'
+CPU seconds / the job's (the whole tree of processes), and the slope of wall time over the number of
+videos, kernels / job, each measured next to the other. The fixed part (starting Ray) is given by
+itself. Memory is the proportional set size of all processes of the job, sampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from layerflow.clip import LayeredClip
+from layerflow.corpus import Corpus, encode_row, origin
+from layerflow.video import fetch, scan
+from manifests.common import parse_size
+from pipelines.matting import make_matter
+from pipelines.matting.numerics import single_thread
+from pipelines.mine import make_layers
+from pipelines.stages.duplicates import signature
+from pipelines.stages.frames import find_bars, trim_fades
+from pipelines.stages.score import neighbour_flows, score_frames
+from pipelines.stages.shots import cut_windows, find_shots
+
+FRAMES, FPS = 8, 8.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def make_video(path: Path, seed: int, height: int, width: int) -> None:
+    """One clip: a textured patch crosses a panning picture; every video another one."""
+    rng = np.random.default_rng(seed)
+
+    def picture(h: int, w: int, cells: int) -> np.ndarray:
+        noise = rng.uniform(0, 255, (cells, cells, 3)).astype(np.float32)
+        return cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC).clip(0, 255)
+
+    back, patch = picture(height, width + 40, 14), picture(height // 3, height // 3, 7)
+    speed, pan = rng.uniform(4, 7), rng.uniform(0, 2)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "14", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for t in range(FRAMES):
+            frame = back[:, round(pan * t) : round(pan * t) + width].copy()
+            x = round(10 + speed * t)
+            frame[height // 3 : height // 3 + len(patch), x : x + len(patch)] = patch
+            image = av.VideoFrame.from_ndarray(frame.astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+
+
+def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
+    """All kernels on one video of one clip. Returns their CPU seconds."""
+    start = time.process_time()
+    matter = make_matter(matting)
+    times, thumbs = scan(path)
+    rate = (len(times) - 1) / (times[-1] - times[0])
+    for shot in find_shots(thumbs, rate):
+        shot = trim_fades(thumbs, shot)
+        box = find_bars(thumbs[shot[0] : shot[1]])
+        for window in cut_windows(times, shot, FRAMES, FPS, box):
+            signature(thumbs[times.searchsorted(window.times)])
+            with single_thread():
+                frames = fetch(path, window.times, *size, box=window.box)
+                flows = neighbour_flows(frames)
+                early = score_frames(frames, flows)
+                layers, scores = make_layers(frames, matter, FPS, flows, early)
+            clip = LayeredClip(**layers, prompts={})
+            encode_row(
+                clip, id="0" * 16, origin=origin(path.name, ""), quality=scores, recipe="", crf=10
+            )
+    return time.process_time() - start
+
+
+@dataclass
+class Tree:
+    """CPU seconds and memory of a process and all that it starts, sampled from /proc."""
+
+    root: int
+    cpu: dict[int, float] = field(default_factory=dict)
+    peak: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        while not self.stop.wait(1.0):
+            self.sample()
+
+    def sample(self) -> None:
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            if self.mine(int(entry.name), parents) or int(entry.name) in self.cpu:
+                self.cpu[int(entry.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+        total = 0
+        for process in parents:
+            if process in self.cpu:
+                total += proportional_set(process)
+        self.peak = max(self.peak, total)
+
+    def mine(self, process: int, parents: dict[int, int]) -> bool:
+        """Parents come before children in /proc but for wrapped ids; these wait a sample."""
+        while process > 1:
+            if process == self.root or process in self.cpu:
+                return True
+            process = parents.get(process, 0)
+        return False
+
+
+def proportional_set(process: int) -> int:
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    line = next((line for line in text.splitlines() if line.startswith("Pss:")), "Pss: 0")
+    return int(line.split()[1]) * 1024
+
+
+def run_job(folder: Path, out: Path, matting: str, size: str) -> tuple[float, float, int]:
+    """Wall seconds, CPU seconds and peak memory (bytes) of ``layerflow mine`` with 2 workers."""
+    command = [
+        sys.executable, "-c", "from layerflow.cli.main import main; main()", "mine", str(folder),
+        "--out", str(out), "--size", size, "--frames", str(FRAMES), "--fps", str(FPS),
+        "--matting", matting, "--gate", "off", "--workers", "2", "--quiet",
+    ]  # fmt: skip
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    tree = Tree(child.pid)
+    watcher = threading.Thread(target=tree.watch)
+    watcher.start()
+    code = child.wait()
+    wall = time.perf_counter() - start
+    tree.stop.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"the job ended with status {code}")
+    return wall, sum(tree.cpu.values()), tree.peak
+
+
+def run_kernels(folder: Path, matting: str, size: tuple[int, int]) -> tuple[float, float]:
+    """Wall and CPU seconds of the kernels on all videos, in two plain processes."""
+    context = multiprocessing.get_context("spawn")
+    videos = sorted(folder.glob("*.mp4"))
+    work = partial(kernels, matting=matting, size=size)
+    with context.Pool(2) as pool:
+        pool.map(work, videos[:2], chunksize=1)  # imports
+        start = time.perf_counter()
+        cpu = sum(pool.imap_unordered(work, videos))
+        return time.perf_counter() - start, cpu
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--videos", type=int, nargs="+", default=[10, 40, 100])
+    parser.add_argument("--matting", default="motion")
+    parser.add_argument("--size", default="120x160")
+    options = parser.parse_args()
+    height, width = parse_size(options.size)
+    print(f"{'videos':>6} {'load':>5} {'job s':>7} {'cpu s':>7} {'MB':>6}", end=" ")
+    print(f"{'kernels s':>9} {'cpu s':>7}", flush=True)
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in options.videos:
+            folder, out = Path(temporary) / f"in{count}", Path(temporary) / f"out{count}"
+            folder.mkdir()
+            for seed in range(count):
+                make_video(folder / f"{seed:04d}.mp4", seed, height, width)
+            plain, plain_cpu = run_kernels(folder, options.matting, (height, width))
+            wall, cpu, peak = run_job(folder, out, options.matting, options.size)
+            assert len(Corpus.open(out)) == count
+            found.append((count, wall, cpu, peak / 1e6, plain, plain_cpu))
+            print(f"{count:6} {os.getloadavg()[0]:5.1f} {wall:7.1f} {cpu:7.1f} {peak / 1e6:6.0f}",
+                  f"{plain:9.1f} {plain_cpu:7.1f}", flush=True)  # fmt: skip
+    first, last = found[0], found[-1]
+    if last[0] == first[0]:
+        return
+    more = [b - a for a, b in zip(first, last, strict=True)]
+    print(f"per video beyond the first {first[0]}: job {more[1] / more[0]:.2f} s wall,")
+    print(f"  {more[2] / more[0]:.2f} s CPU; kernels {more[4] / more[0]:.2f} and", end=" ")
+    print(f"{more[5] / more[0]:.2f}; efficiency {more[4] / more[1]:.2f} by wall, ", end="")
+    print(f"{more[5] / more[2]:.2f} by CPU; memory grew by {more[3]:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
