@@ -87,6 +87,18 @@ def run_single(tmp: Path, fg: Path, bg: Path) -> Corpus:
     return run(tmp, fg, bg, out=str(tmp / "single"), count=1)
 
 
+def test_files_of_one_name_in_two_folders_are_not_mixed_up(tmp_path: Path) -> None:
+    """One process may run several jobs; it keeps what it decoded."""
+    bg, seen = backdrops(tmp_path / "bg", 1), []
+    for job in ("a", "b"):
+        rgba = disc(colour=(200, 40, 40) if job == "a" else (40, 40, 200))
+        write(tmp_path / job / "disc.png", encode_png(rgba))
+        more: dict[str, Any] = {"count": 1, "harmonise": (0.0, 0.0), "encoded_check": 0}
+        clip = run(tmp_path, tmp_path / job, bg, out=str(tmp_path / f"out-{job}"), **more).clip(0)
+        seen.append(clip.foreground[clip.alpha > 250].mean(0))
+    assert seen[0][0] > 150 > 80 > seen[1][0]
+
+
 def test_visible_alphas_are_exact() -> None:
     rng = np.random.default_rng(0)
     alphas = [rng.integers(0, 256, (2, 5, 7)).astype(np.uint8) for _ in range(3)]

@@ -79,7 +79,7 @@ class Loader:
                 frames_needed(len(rgba), fps, self._frames, self._fps)
             return rgba.nbytes, self._cropped(rgba, fps, prompt, record)
 
-        value: Foreground = self._cached(("foreground", source.stamp), make)
+        value: Foreground = self._cached(("foreground", _identity(source)), make)
         return value
 
     def background(
@@ -99,7 +99,7 @@ class Loader:
         if len(frames) > 1:
             chosen = choose_frames(len(frames), fps, self._frames, self._fps, rng)
             picked = frames[chosen]
-            key = ("camera", source.stamp, chosen[0])
+            key = ("camera", _identity(source), chosen[0])
             motion = self._cached(key, lambda: (1024, measure_camera(picked, self._size)))
             shown = resize_cover(picked, *self._size)
             camera, static, residual = motion
@@ -189,7 +189,7 @@ class Loader:
             return frames.nbytes, (frames, prompt, record, kind, fps)
 
         value: tuple[U8, str, dict[str, Any], str, float]
-        value = self._cached(("background", source.stamp), make)
+        value = self._cached(("background", _identity(source)), make)
         return value
 
     def _pictures(self, source: Source) -> U8:
@@ -215,7 +215,8 @@ class Loader:
         path = source.path("file")
         assert path is not None
         info = self._cached(
-            ("info", source.stamp), lambda: (1024, (self._decoder.probe(path), _sha256(source)))
+            ("info", _identity(source)),
+            lambda: (1024, (self._decoder.probe(path), _sha256(source))),
         )
         need, have = self._frames / self._fps, info[0].seconds + 1 / max(info[0].fps, 1e-3)
         if info[0].has_alpha:
@@ -234,7 +235,7 @@ class Loader:
             motion = measure_camera(frames, self._size)
             return frames.nbytes, (resize_cover(frames, *self._size), motion, window)
 
-        loaded = self._cached(("window", source.stamp, slot), make)
+        loaded = self._cached(("window", _identity(source), slot), make)
         if loaded is None:
             raise UnluckyDrawError("the background has a cut or a gap in the drawn window")
         frames, motion, window = loaded
@@ -296,6 +297,11 @@ def _tracking_size(size: tuple[int, int], source: tuple[int, int]) -> tuple[int,
     while min(size) * factor < 128 and size[0] * (factor + 1) <= source[0]:
         factor += 1
     return size[0] * factor, size[1] * factor
+
+
+def _identity(source: Source) -> tuple[Any, ...]:
+    """What tells a source from those of other jobs of this process, whose names may be the same."""
+    return source.files, source.row, source.stamp
 
 
 def _sha256(source: Source) -> str:
