@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,9 +32,8 @@ from layerflow.corpus import (
     write_table,
 )
 from pipelines.replay import chosen, remember
-from pipelines.staging import FULL, commit_unit, read_stream, write_json
-
-ATTEMPTS = 2
+from pipelines.staging import commit_unit, read_stream, write_json
+from pipelines.workers import run_units
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,14 @@ def run_job(
     schema: pa.Schema = SCHEMA,
     refuse: Refuse | None = None,
     first_pass: FirstPass | None = None,
+    gpus: float = 0.0,
 ) -> Summary:
     """Run every unit that is not staged yet, then compact into the corpus ``out``.
 
     workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
     corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
-    one is left out as a near-duplicate. first_pass: before the work.
+    one is left out as a near-duplicate. first_pass: before the work. gpus: share of a GPU that
+    one task of the work takes, where the cluster has any.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
     the disk is full; what was done by then is kept, and the same call goes on from there.
     """
@@ -160,8 +160,14 @@ def run_job(
         def do(key: str, payload: dict[str, Any]) -> dict[str, int]:
             return commit_unit(staging.resolve(), key, work(payload), schema)
 
-        for unit in _run_units(missing, do, lambda key: (staging / key).is_dir(), workers, quiet):
-            commit_unit(staging, unit.key, Outcome(rejected=[_lost(unit, recipe)]), schema)
+        def is_done(key: str) -> bool:
+            return (staging / key).is_dir()
+
+        lost = run_units(missing, do, is_done, workers=workers, quiet=quiet, gpus=gpus)
+        for unit in missing:
+            if unit.key in lost:
+                row = _lost(unit, lost[unit.key], recipe)
+                commit_unit(staging, unit.key, Outcome(rejected=[row]), schema)
         try:
             summary = _compact(out, units, recipe, plan, schema, refuse)
         except OSError:
@@ -170,9 +176,8 @@ def run_job(
         return replace(summary, seconds=time.monotonic() - started, resumed=resumed)
 
 
-def _lost(unit: Unit, recipe: Recipe) -> dict[str, Any]:
+def _lost(unit: Unit, reason: str, recipe: Recipe) -> dict[str, Any]:
     uri = str(unit.payload.get("uri", unit.key))
-    reason = f"the worker died {ATTEMPTS} times on this unit"
     return rejected_row(uri, "worker", reason, kind=recipe.kind, recipe=recipe.hash)
 
 
@@ -250,74 +255,14 @@ def _look_first(
         return {}
 
     missing = [unit for unit in units if not found[unit.key].is_file()]
-    lost = {u.key for u in _run_units(missing, look, lambda k: found[k].is_file(), workers, quiet)}
+    lost = run_units(missing, look, lambda k: found[k].is_file(), workers=workers, quiet=quiet)
     seen = [unit for unit in units if unit.key not in lost]
     plan = first_pass.plan((unit, json.loads(found[unit.key].read_text())) for unit in seen)
     return lambda unit: {
         **plan.get(unit.key, {}),
         "look": None if unit.key in lost else str(found[unit.key]),
+        "lost": lost.get(unit.key),
     }
-
-
-def _run_units(
-    units: Sequence[Unit],
-    do: Callable[[str, dict[str, Any]], dict[str, int]],
-    is_done: Callable[[str], bool],
-    workers: int | None,
-    quiet: bool,
-) -> list[Unit]:
-    """Do what is not done, again where a worker died. Returns the units that killed theirs."""
-    for _ in range(ATTEMPTS):
-        if not units:
-            break
-        if workers == 0:
-            for unit in _progress(units, len(units), quiet):
-                do(unit.key, unit.payload)
-        else:
-            for row in _progress(_ray_rows(units, do, workers), len(units), quiet):
-                if row["full"]:
-                    raise OSError(row["full"])
-        units = [unit for unit in units if not is_done(unit.key)]
-    return list(units)
-
-
-def _ray_rows(
-    units: Sequence[Unit], do: Callable[[str, dict[str, Any]], dict[str, int]], workers: int | None
-) -> Iterator[dict[str, Any]]:
-    """Run units as a Ray Data pipeline; yields a small row as each unit commits."""
-    import ray
-
-    from pipelines.cluster import start_ray
-
-    start_ray(workers)
-    items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
-
-    def run(item: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"full": "", **do(item["key"], json.loads(item["payload"]))}
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            return {"full": str(error)}
-
-    blocks = min(len(items), 2000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
-        pipeline = ray.data.from_items(items, override_num_blocks=blocks).map(
-            run, num_cpus=1, concurrency=workers, max_retries=1
-        )
-    yield from pipeline.iter_rows()
-
-
-def _progress(items: Any, total: int, quiet: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    yield from track(
-        items, total=total, description="units", disable=hidden, transient=True, console=console
-    )
 
 
 def _compact(

@@ -48,6 +48,7 @@ from pipelines.stages.spans import WHOLE, time_spans
 from pipelines.survey import plan_duplicates, survey_unit
 
 FORMAT_VERSION = 3
+GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 Twin = tuple[str, float, float]
 """The earlier window that one resembles: uri, start in seconds, duplicate_distance."""
@@ -75,6 +76,7 @@ def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = 
         recipe=recipe,
         workers=workers,
         quiet=quiet,
+        gpus=GPU_SHARE if options.device.startswith("cuda") else 0.0,
     )
 
 
@@ -198,7 +200,7 @@ def _rows(job: _Job) -> Iterator[dict[str, Any]]:
     """Corpus rows, one in memory at a time; rejected rows go to the job's outcome."""
     payload = job.payload
     if payload["look"] is None:
-        job.reject("worker", "the worker died while looking at this input")
+        job.reject("worker", payload["lost"])
         return
     survey = json.loads(Path(payload["look"]).read_text())
     for stage, reason in survey["problems"]:

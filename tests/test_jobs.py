@@ -132,6 +132,8 @@ def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(tmp_path: Path
     def dies(payload: dict) -> Outcome:
         if payload["index"] == 1:
             os._exit(3)
+        if payload["index"] == 2:
+            raise KeyError("a mistake")
         return Outcome(
             rejected=[rejected_row(payload["uri"], "gate", "no", kind="pasted", recipe="r")]
         )
@@ -144,7 +146,10 @@ def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(tmp_path: Path
         stop_ray()
     assert summary.rejected == 3
     lost = [r for r in Corpus.open(tmp_path / "c").rejected() if r["stage"] == "worker"]
-    assert [row["uri"] for row in lost] == ["1.mp4"]
+    assert [(row["uri"], row["reason"]) for row in lost] == [
+        ("1.mp4", "the worker died 2 times on this unit"),
+        ("2.mp4", "failed 2 times: KeyError: 'a mistake'"),
+    ]
 
 
 def test_kill_9_of_the_driver_and_again_gives_the_same_rows(tmp_path: Path) -> None:
