@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
-
-TASKS: dict[str, tuple[str, ...]] = {
-    "generate": (),
-    "decompose": ("blended",),
-    "fg2bg": ("foreground", "alpha"),
-    "bg2fg": ("background",),
-}
+from layerflow.layers import TASKS
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,20 @@ def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
             interlaced=interlaced,
             hdr=hdr,
         )
+
+
+def _probed(path: Path, limits: Limits) -> VideoInfo:
+    """``probe``, once for all windows of a file: it reads every packet."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return probe(path, limits)
+    return _probe_once(path, limits, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _probe_once(path: Path, limits: Limits, size: int, modified: int) -> VideoInfo:
+    return probe(path, limits)
 
 
 def duration(path: Path, limits: Limits | None = None) -> float:
@@ -278,7 +293,7 @@ def fetch(
     MediaError when one cannot be decoded.
     """
     limits = limits or Limits()
-    info = probe(path, limits)
+    info = _probed(path, limits)
     simple = info.codec in DECORD_CODECS and info.pixel_format == "yuv420p"
     simple = simple and not (info.interlaced or info.hdr)
     if simple and info.rotation == 0 and not info.has_alpha and info.height <= 576:

@@ -49,7 +49,6 @@ from pipelines.stages.paste_scores import encode_checked, recomposition_error, s
 from pipelines.stages.prompts import MAX_PROMPT_CHARS, Table, read_prompt_table
 from pipelines.stages.stills import load_opaque
 from pipelines.stages.tables import (
-    PICTURES,
     TEXTS,
     Part,
     list_parts,
@@ -209,7 +208,7 @@ def pack_table(
                 cells: dict[str, Any] = cells, uri: str = uri, folder: str = folder
             ) -> list[dict[str, Any]]:
                 files = []
-                for role in PICTURES:
+                for role in LAYERS:
                     if cells.get(role) is not None:
                         path = Path(folder) / f"{role}.png"
                         path.write_bytes(picture_bytes(cells[role], part))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +15,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import layerflow  # noqa: F401  (first: a torchvision that does not fit torch breaks diffusers)
 
+if TYPE_CHECKING:
+    from hub_double import Hub
+    from hub_kit import Client
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -21,3 +27,22 @@ def shared() -> Path:
     if not (folder / "media").is_dir():
         pytest.skip("the shared media folder (../shared) is absent")
     return folder
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """A double of the Hub on a port of its own."""
+    from hub_double import hub_double
+
+    with hub_double() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A process with the real clients, pointed at the double."""
+    from hub_kit import Client
+
+    opened = Client(hub, tmp_path_factory.mktemp("home"))
+    yield opened
+    opened.close()

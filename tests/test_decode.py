@@ -190,3 +190,23 @@ def test_real_edge_cases_are_upright(shared: Path) -> None:
         times, _ = decoder.scan(folder / "corrupted.mp4", damage=damage)
         assert len(times) >= 40
         assert damage
+
+
+def test_windows_of_one_file_probe_it_once_and_a_changed_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = counter_video(tmp_path / "a.mp4", frames=12)
+    probe, probed = video.probe, []
+
+    def counting(path: Path, limits: video.Limits) -> video.VideoInfo:
+        probed.append(path)
+        return probe(path, limits)
+
+    monkeypatch.setattr(video, "probe", counting)
+    times, _ = video.scan(path)
+    for start in (0, 4, 8):
+        video.fetch(path, times[start : start + 4], 48, 64)
+    assert probed == [path]
+    counter_video(path, frames=20)
+    assert index_of(video.fetch(path, video.scan(path)[0][16:], 48, 64)) == [16, 17, 18, 19]
+    assert probed == [path, path]

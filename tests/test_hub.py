@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +10,7 @@ import pytest
 from browser import browser
 from corpora import make_rows, write_corpus
 from hub_client import digest
-from hub_double import TOKEN, Fault, Hub, hub_double
+from hub_double import TOKEN, Fault, Hub
 from hub_kit import Client, kill_and_restart, publication, shards
 
 from layerflow.clip import LAYERS
@@ -23,19 +22,6 @@ from pipelines.publish_card import read_metadata
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("hub") / "corpus", make_rows(9))
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with hub_double() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    opened = Client(hub, tmp_path_factory.mktemp("home"))
-    yield opened
-    opened.close()
 
 
 def test_published_and_loaded_back(hub: Hub, client: Client, corpus: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_client import digest
-from hub_double import Fault, Hub, hub_double
+from hub_double import Fault, Hub
 from hub_kit import Client, kill_and_restart, publication
 
 from layerflow.corpus import Corpus
@@ -46,19 +45,6 @@ def corpus(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = Counter(row["kind"] for row in Corpus.open(folder / "all").rows(["kind"]))
     assert kinds["mined"] >= 3 and kinds["pasted"] >= 8 and kinds["image"] >= 8
     return folder / "all"
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with hub_double() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    opened = Client(hub, tmp_path_factory.mktemp("home"))
-    yield opened
-    opened.close()
 
 
 def test_every_row_comes_back(hub: Hub, client: Client, corpus: Path) -> None:

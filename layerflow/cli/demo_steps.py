@@ -20,15 +20,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifests.common import check
-from manifests.demo import DemoManifest
-from manifests.mine import MineOptions
-from manifests.pack import PackOptions
-from manifests.paste import PasteOptions
-from manifests.train import TrainManifest
-from manifests.train import load as load_train
-
 if TYPE_CHECKING:
+    from manifests.demo import DemoManifest
+    from manifests.mine import MineOptions
+    from manifests.pack import PackOptions
+    from manifests.paste import PasteOptions
+    from manifests.train import TrainManifest
     from pipelines.jobs import Summary
 
 HELD_OUT = 1000  # added to the seed for everything that training must not see
@@ -80,12 +77,18 @@ class Demo:
 
     @cached_property
     def mine(self) -> MineOptions:
+        from manifests.common import check
+        from manifests.mine import MineOptions
+
         inputs = [str(self.videos or self.media("videos"))]
         said = {**self.manifest.mine, "inputs": inputs, "out": str(self.corpus("mined"))}
         return check(said, MineOptions, "demo manifest: mine")
 
     def paste(self, name: str, count: int, seed: int, *foregrounds: Path) -> PasteOptions:
         """Options of one paste job; the held-out one has its own backgrounds."""
+        from manifests.common import check
+        from manifests.paste import PasteOptions
+
         backgrounds = "backgrounds-held-out" if name == "held-out" else "backgrounds"
         said = {
             **self.manifest.paste,
@@ -99,6 +102,9 @@ class Demo:
 
     @cached_property
     def pack(self) -> PackOptions:
+        from manifests.common import check
+        from manifests.pack import PackOptions
+
         said = {
             **self.manifest.pack,
             "inputs": [str(self.media("stills"))],
@@ -109,10 +115,12 @@ class Demo:
     @cached_property
     def train(self) -> TrainManifest:
         """The train manifest with this run's folders."""
+        from manifests.train import load
+
         path = self.beside / self.manifest.train
-        said = load_train(path)
+        said = load(path)
         latents = {name: str(self.latents(name)) for name in said.latents}
-        return load_train(
+        return load(
             path,
             model=str(self.model),
             out=str(self.out / "train"),

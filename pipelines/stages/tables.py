@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from layerflow.clip import LAYERS, PROMPTED
 from layerflow.media import MediaError
 from pipelines.stages.layouts import ROLE_OF, files_below
 from pipelines.stages.metadata import KEYS
 
 SUFFIXES = frozenset({".parquet", ".arrow"})
-PICTURES = ("foreground", "alpha", "background", "blended")
-TEXTS = tuple(f"{layer}_prompt" for layer in ("foreground", "background", "blended"))
+TEXTS = tuple(f"{layer}_prompt" for layer in PROMPTED)
 MAX_CELL_BYTES = 256 << 20
 
 
@@ -97,17 +97,17 @@ def mapping_of(columns: tuple[str, ...], said: Mapping[str, str]) -> dict[str, s
 
     Raises ValueError for a column that is not there, or when no picture column is found.
     """
-    known = {*PICTURES, *TEXTS}
+    known = {*LAYERS, *TEXTS}
     for name, column in said.items():
         if name not in known:
-            raise ValueError(f"columns: {name!r} is none of {', '.join([*PICTURES, *TEXTS])}")
+            raise ValueError(f"columns: {name!r} is none of {', '.join([*LAYERS, *TEXTS])}")
         if column not in columns:
             raise ValueError(f"columns: there is no column {column!r}; there are {list(columns)}")
     found = dict(said)
     if not found:
         for column in columns:
             role = ROLE_OF.get(column.lower().removesuffix("_image"))
-            if role in PICTURES and role not in found:
+            if role in LAYERS and role not in found:
                 found[role] = column
         texts = {f"{layer}_prompt": names for layer, names in KEYS.items()}
         for text, names in texts.items():
