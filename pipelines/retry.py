@@ -8,6 +8,7 @@ all rows of the old one, then the clips that are new; what is refused again is i
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +104,10 @@ def _joined(
                     yield again.row(index)
 
     def rejected() -> Iterator[dict[str, Any]]:
-        left = list(replayed)
+        left = Counter(replayed)
         for row in corpus.rejected():
-            if _key(row) in left:
-                left.remove(_key(row))
+            if left[_key(row)]:
+                left[_key(row)] -= 1
             else:
                 yield row
         for again, _ in made:
