@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -227,7 +227,7 @@ class PublishedCorpus:
         names = list(columns) if columns is not None else self.schema.names
         key = (file, group, tuple(names))
         if self._last is None or self._last[0] != key:
-            with _explained(str(self.path)) if is_remote(self.path) else _plain():
+            with _explained(str(self.path)) if is_remote(self.path) else nullcontext():
                 table = self._file(file).read_row_group(group, columns=names)
             self._last = key, _corpus_batch(table, self.schema, names)
         return self._last[1]
@@ -253,11 +253,6 @@ class PublishedCorpus:
 
     def ids(self) -> list[str]:
         return [row["id"] for row in self.rows(["id"])]
-
-
-@contextmanager
-def _plain() -> Iterator[None]:
-    yield
 
 
 def _local_file(path: Path) -> _File:
