@@ -31,7 +31,7 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
-from pipelines.replay import chosen, remember
+from pipelines.replay import remember
 from pipelines.staging import commit_unit, read_stream, write_json
 from pipelines.workers import run_units
 
@@ -71,6 +71,7 @@ class FirstPass:
 
 Work = Callable[[dict[str, Any]], Outcome]
 Refuse = Callable[[dict[str, Any]], str | None]
+Choose = Callable[[Unit], bool]
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,22 @@ def run_job(
     refuse: Refuse | None = None,
     first_pass: FirstPass | None = None,
     gpus: float = 0.0,
+    only: Choose | None = None,
 ) -> Summary:
     """Run every unit that is not staged yet, then compact into the corpus ``out``.
 
     workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
     corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
     one is left out as a near-duplicate. first_pass: before the work. gpus: share of a GPU that
-    one task of the work takes, where the cluster has any.
+    one task of the work takes, where the cluster has any. only: whether a unit is wanted; without
+    it all are.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
     the disk is full; what was done by then is kept, and the same call goes on from there.
     """
     started = time.monotonic()
+    units = [unit for unit in units if only is None or only(unit)]
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        units = chosen(units)
         plan = unit_key([unit.key for unit in units])
         done = _claim(out, recipe, plan)
         if done is not None:

@@ -25,6 +25,7 @@ from layerflow.media import MediaError
 from layerflow.video import Limits
 from manifests.mine import MineOptions
 from pipelines.jobs import (
+    Choose,
     FirstPass,
     Outcome,
     Recipe,
@@ -54,11 +55,18 @@ Twin = tuple[str, float, float]
 """The earlier window that one resembles: uri, start in seconds, duplicate_distance."""
 
 
-def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = False) -> Summary:
+def run_mine(
+    options: MineOptions,
+    *,
+    workers: int | None = None,
+    quiet: bool = False,
+    only: Choose | None = None,
+) -> Summary:
     """Mine all videos of ``options.inputs`` into the corpus ``options.out``.
 
-    workers: Ray tasks at a time, None for all CPUs, 0 for this process. Raises ValueError for a
-    request that cannot work (inputs, output folder, backend, weights) before any work starts.
+    workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
+    wanted, all by default. Raises ValueError for a request that cannot work (inputs, output folder,
+    backend, weights) before any work starts.
     """
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
@@ -76,6 +84,7 @@ def run_mine(options: MineOptions, *, workers: int | None = None, quiet: bool = 
         recipe=recipe,
         workers=workers,
         quiet=quiet,
+        only=only,
         gpus=GPU_SHARE if options.device.startswith("cuda") else 0.0,
     )
 

@@ -30,7 +30,7 @@ from layerflow.decode import Decoder
 from layerflow.extras import SingleObject, encode_objects, visible_alphas
 from layerflow.media import MediaError
 from manifests.pack import PackOptions
-from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
+from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.draws import generator
 from pipelines.stages.films import make_film_clip, read_film, windows
@@ -75,11 +75,18 @@ class Plan:
     lacking: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = False) -> Summary:
+def run_pack(
+    options: PackOptions,
+    *,
+    workers: int | None = None,
+    quiet: bool = False,
+    only: Choose | None = None,
+) -> Summary:
     """Pack the layered stills and films of ``options.inputs`` into the corpus ``options.out``.
 
-    workers: Ray tasks at a time, None for all CPUs, 0 for this process. Raises ValueError for a
-    request that cannot work (inputs, layout, output folder) before any work starts.
+    workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
+    wanted, all by default. Raises ValueError for a request that cannot work (inputs, layout, output
+    folder) before any work starts.
     """
     if options.layout not in LAYOUTS:
         raise ValueError(f"unknown layout {options.layout!r}; layouts are {', '.join(LAYOUTS)}")
@@ -95,6 +102,7 @@ def run_pack(options: PackOptions, *, workers: int | None = None, quiet: bool = 
         recipe=recipe,
         workers=workers,
         quiet=quiet,
+        only=only,
         schema=EXTENDED_SCHEMA,
     )
 

@@ -18,7 +18,7 @@ from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejec
 from layerflow.extras import SingleObject, encode_objects
 from layerflow.media import MediaError, encode_color
 from manifests.paste import PasteOptions
-from pipelines.jobs import Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
+from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.draws import first_of_block, generator, in_blocks, in_turns
 from pipelines.stages.load import Loader, UnluckyDrawError
@@ -44,11 +44,18 @@ class Plan:
     backgrounds: tuple[Source, ...]
 
 
-def run_paste(options: PasteOptions, *, workers: int | None = None, quiet: bool = False) -> Summary:
+def run_paste(
+    options: PasteOptions,
+    *,
+    workers: int | None = None,
+    quiet: bool = False,
+    only: Choose | None = None,
+) -> Summary:
     """Make ``options.count`` pasted clips in the corpus ``options.out``.
 
-    workers: Ray tasks at a time, None for all CPUs, 0 for this process. Raises ValueError for a
-    request that cannot work (inputs, output folder) before any work starts.
+    workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
+    wanted, all by default. Raises ValueError for a request that cannot work (inputs, output folder)
+    before any work starts.
     """
     recipe = make_recipe("pasted", options.model_dump(mode="json"), FORMAT_VERSION)
     plan = Plan(
@@ -64,6 +71,7 @@ def run_paste(options: PasteOptions, *, workers: int | None = None, quiet: bool 
         recipe=recipe,
         workers=workers,
         quiet=quiet,
+        only=only,
         schema=EXTENDED_SCHEMA,
         refuse=None if options.repeats else Repeats(),
     )

@@ -6,24 +6,13 @@ The record holds paths of this machine: it is a hidden file that is never publis
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from layerflow.derive import RECORD, recorded_jobs
 
 PATHS = ("inputs", "foregrounds", "backgrounds", "weights", "inpaint_weights", "prompts")
-
-
-class _Unit(Protocol):
-    @property
-    def payload(self) -> dict[str, Any]: ...
-
-
-Some = TypeVar("Some", bound=_Unit)
-_choose: ContextVar[Callable[[Any], bool] | None] = ContextVar("choose", default=None)
 
 
 def remember(out: Path, kind: str, recipe: str, options: Mapping[str, Any]) -> None:
@@ -42,19 +31,3 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, str) and "://" not in value and Path(value).exists():
         return str(Path(value).resolve())
     return value
-
-
-@contextmanager
-def only_units(choose: Callable[[Any], bool]) -> Iterator[None]:
-    """Jobs started in the block do only the units that ``choose`` takes."""
-    token = _choose.set(choose)
-    try:
-        yield
-    finally:
-        _choose.reset(token)
-
-
-def chosen(units: Sequence[Some]) -> list[Some]:
-    """The units that the enclosing ``only_units`` takes; all of them without one."""
-    choose = _choose.get()
-    return [unit for unit in units if choose is None or choose(unit)]

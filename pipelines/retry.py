@@ -17,8 +17,7 @@ from typing import Any
 from layerflow.corpus import Corpus, Table
 from layerflow.derive import Derived, recorded_jobs, write_derived
 from layerflow.extras import joined_schema
-from pipelines.jobs import Summary, Unit
-from pipelines.replay import only_units
+from pipelines.jobs import Unit
 
 Rejected = Mapping[str, Any]
 LEFT_OUT = ("filter", "merge", "duplicates")  # on purpose, not for a fault of the input
@@ -152,8 +151,7 @@ def _mine(
         return any(a < end and b > start for a, b in spans.get(unit.payload["uri"], ()))
 
     checked = check({**options, "out": str(out)}, MineOptions, "the recorded job")
-    with only_units(wanted):
-        return _found(run_mine(checked, workers=workers, quiet=quiet))
+    return run_mine(checked, workers=workers, quiet=quiet, only=wanted).out
 
 
 def _pack(
@@ -173,8 +171,7 @@ def _pack(
             return any(group.uri in uris for group in some)
         return unit.payload["uri"] in uris
 
-    with only_units(wanted):
-        return _found(run_pack(checked, workers=workers, quiet=quiet))
+    return run_pack(checked, workers=workers, quiet=quiet, only=wanted).out
 
 
 def _paste(
@@ -195,12 +192,7 @@ def _paste(
         firsts = (in_blocks(checked.seed, i, checked.count, len(sources)) for i in draws)
         return any(sources[first].uri in uris for first in firsts)
 
-    with only_units(wanted):
-        return _found(run_paste(checked, workers=workers, quiet=quiet))
-
-
-def _found(summary: Summary) -> Path:
-    return summary.out
+    return run_paste(checked, workers=workers, quiet=quiet, only=wanted).out
 
 
 RUNS: dict[str, Callable[..., Path]] = {"mined": _mine, "image": _pack, "pasted": _paste}
