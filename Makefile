@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test check
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.test
@@ -45,6 +45,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) torch==$(TORCH) --editable ".[all]"
 	$(PIP) --no-deps --force-reinstall opencv-python-headless
+	touch $@
+
+$(VENV)/.slow: $(VENV)/.test
+	$(PIP) torch==$(TORCH) --editable ".[jobs]"
 	touch $@
 
 clean:

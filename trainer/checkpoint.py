@@ -196,7 +196,8 @@ def save(
 
 def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) -> int:
     """One file of everything; returns how many updates the moments have seen."""
-    state = optimizer.state_dict()["state"].get(0, {})
+    # not from state_dict(): the 8-bit optimizer's hides its moments in there
+    state: dict[str, Any] = next(iter(optimizer.state.values()), {})
     flats = {"values": trained.values, "average": trained.average}
     flats |= {name: state.get(name) for name in MOMENTS}
     tensors = {

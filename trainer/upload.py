@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MARKER = "_COMPLETE"
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "oss"})
+"""Protocols without folders: making one there would ask for, or make, a whole bucket."""
 
 
 class Uploader:
@@ -23,6 +25,9 @@ class Uploader:
 
         self.root, self.log = root, log
         self.files, self.base = fsspec.url_to_fs(destination)
+        protocol = self.files.protocol
+        names = {protocol} if isinstance(protocol, str) else set(protocol)
+        self.has_folders = names.isdisjoint(OBJECT_STORES)
         self._waiting: queue.Queue[tuple[Path, str | None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
         self._thread.start()
@@ -55,7 +60,8 @@ class Uploader:
             self.files.rm(target, recursive=True)
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             place = f"{target}/{file.relative_to(folder).as_posix()}"
-            self.files.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
+            if self.has_folders:
+                self.files.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
             self.files.put_file(str(file), place)
         self.files.pipe_file(f"{target}/{MARKER}", b"")
 
