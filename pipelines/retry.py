@@ -2,7 +2,8 @@
 
 A video that was repaired, a disk that was full, new code, a looser quality gate: only the units of
 work that hold rejected rows are done again, with the recorded options. The result is a new corpus:
-all rows of the old one, then the clips that are new; what is refused again is in its ``rejected``.
+all rows of the old one, then the clips that came of rejected rows; what is refused again is in its
+``rejected``. With another gate, near-duplicates that it lets pass are rejected rows like others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from layerflow.corpus import Corpus, Table
 from layerflow.derive import Derived, recorded_jobs, write_derived
 from layerflow.extras import joined_schema
 from pipelines.jobs import Unit
+from pipelines.stages.gates import judge, resolve_gate
 
 Rejected = Mapping[str, Any]
 LEFT_OUT = ("filter", "merge", "duplicates")  # on purpose, not for a fault of the input
@@ -46,7 +48,7 @@ def run_retry(
     ValueError when no row can be replayed, with the reason.
     """
     corpus = Corpus.open(path)
-    replays = _replays(corpus, recorded_jobs(path))
+    replays = _replays(corpus, recorded_jobs(path), gate)
     scratch = out.with_name(f".{out.name}.retry")
     made: list[tuple[Corpus, list[Rejected]]] = []
     for recipe, (job, rows) in sorted(replays.items()):
@@ -64,14 +66,14 @@ def run_retry(
 
 
 def _replays(
-    corpus: Corpus, jobs: Mapping[str, Any]
+    corpus: Corpus, jobs: Mapping[str, Any], gate: str | None
 ) -> dict[str, tuple[Mapping[str, Any], list[Rejected]]]:
     """Recipe -> its recorded job and the rejected rows that it may do better now."""
     found: dict[str, tuple[Mapping[str, Any], list[Rejected]]] = {}
     unknown = 0
     for row in corpus.rejected():
         job = jobs.get(row["recipe"])
-        if row["stage"] in LEFT_OUT:
+        if row["stage"] in LEFT_OUT and not _far_enough(row, job, gate):
             continue
         if job is None or job["kind"] not in RUNS:
             unknown += 1
@@ -86,34 +88,56 @@ def _replays(
     return found
 
 
+def _far_enough(row: Rejected, job: Mapping[str, Any] | None, gate: str | None) -> bool:
+    """A near-duplicate of a mined clip that the other gate does not call one."""
+    scores = {"duplicate_distance": row["quality"]["duplicate_distance"]}
+    if gate is None or job is None or row["stage"] != "duplicates" or None in scores.values():
+        return False
+    return judge(scores, resolve_gate(gate, job["options"].get("thresholds"))) is None
+
+
 def _joined(
     corpus: Corpus, made: Sequence[tuple[Corpus, list[Rejected]]], out: Path, gate: str | None
 ) -> Derived:
     schema = joined_schema([corpus.schema, *(again.schema for again, _ in made)])
     if schema is None:
         raise ValueError(f"{corpus.path} has columns of another version; make it again")
-    replayed = [_key(row) for _, rows in made for row in rows]
+    left = Counter(_key(row) for _, asked in made for row in asked)
+    old = [row for row in corpus.rejected() if not _taken(left, _key(row))]
+    settled = {_span(row) for row in old if row["kind"] == "mined" and row["start"] is not None}
     clips = {_clip_key(row) for row in corpus.rows(["id", "kind", "origin"])}
+
+    def is_new(row: Mapping[str, Any]) -> bool:  # a unit holds more than what was asked for
+        is_settled = row["kind"] == "mined" and _span(row["origin"]) in settled
+        return not is_settled and _clip_key(row) not in clips
 
     def rows() -> Iterator[dict[str, Any]]:
         yield from corpus.rows()
         for again, _ in made:
             for index, small in enumerate(again.rows(["id", "kind", "origin"])):
-                if _clip_key(small) not in clips:
+                if is_new(small):
                     yield again.row(index)
 
     def rejected() -> Iterator[dict[str, Any]]:
-        left = Counter(replayed)
-        for row in corpus.rejected():
-            if left[_key(row)]:
-                left[_key(row)] -= 1
-            else:
-                yield row
+        yield from old
         for again, _ in made:
-            yield from Table(again.path / "rejected").rows()
+            for row in Table(again.path / "rejected").rows():
+                if row["start"] is None or _span(row) not in settled:
+                    yield row
 
     corpora = [corpus, *(again for again, _ in made)]
     return write_derived(out, "retry", {"gate": gate}, corpora, schema, rows(), rejected())
+
+
+def _taken(left: Counter[tuple[Any, ...]], key: tuple[Any, ...]) -> bool:
+    """Take one of ``key``; False when none is left."""
+    left[key] -= 1
+    return left[key] >= 0
+
+
+def _span(source: Mapping[str, Any]) -> tuple[str, float, float]:
+    start, end = (round(source[name] or 0.0, 2) for name in ("start", "end"))
+    return source["uri"], start, end
 
 
 def _key(row: Rejected) -> tuple[Any, ...]:

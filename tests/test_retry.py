@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +59,17 @@ def test_a_repaired_still_is_gained(stills: Path, tmp_path: Path) -> None:
         run_retry(out, tmp_path / "third", workers=0, quiet=True)
 
 
-def test_the_command_says_what_it_did(stills: Path, tmp_path: Path) -> None:
+def command(*arguments: str) -> str:
     app = typer.Typer()
     care.register(app)
-    arguments = ["retry", str(stills), "--out", str(tmp_path / "x"), "--workers", "0", "--quiet"]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, [*arguments, "--workers", "0", "--quiet"])
     assert result.exit_code == 0, result.output
-    assert "1 rejected rows replayed, 1 clips gained" in result.output
+    return result.output
+
+
+def test_the_command_says_what_it_did(stills: Path, tmp_path: Path) -> None:
+    output = command("retry", str(stills), "--out", str(tmp_path / "x"))
+    assert "1 rejected rows replayed, 1 clips gained" in output
 
 
 def test_what_fails_again_stays_rejected(stills: Path, tmp_path: Path) -> None:
@@ -96,6 +102,55 @@ def test_only_the_wanted_videos_are_mined_again(
     assert seen == ["v1.mp4"] and retried.gained == 2
     uris = [row["origin"]["uri"] for row in Corpus.open(tmp_path / "d").rows(["origin"])]
     assert uris == ["v0.mp4", "v0.mp4", "v1.mp4", "v1.mp4"]
+
+
+SMALL = {"size": "48x64"}
+
+
+def test_a_duplicate_beside_a_window_that_failed_stays_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for seed in (0, 2):
+        green_screen(videos / f"v{seed}.mp4", seed)
+    make_layers = __import__("pipelines.mine").mine.make_layers
+    calls = count()
+
+    def fails_later(*given: Any) -> Any:
+        if next(calls) == 2:
+            raise ValueError("no memory left")
+        return make_layers(*given)
+
+    few = options(videos, tmp_path / "c", thresholds={"duplicate_distance": (1.5, 9)}, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.mine.make_layers", fails_later)
+        assert run_mine(few, workers=0, quiet=True).kept == 2
+    stages = [(row["uri"], row["stage"]) for row in Corpus.open(tmp_path / "c").rejected()]
+    assert stages == [("v2.mp4", "layers"), ("v2.mp4", "duplicates")]
+    retried = run_retry(tmp_path / "c", tmp_path / "again", workers=0, quiet=True)
+    assert (retried.replayed, retried.gained) == (1, 1)
+    left = Corpus.open(tmp_path / "again").rejected()
+    assert [(row["uri"], row["stage"]) for row in left] == stages[1:]
+
+
+def test_a_looser_gate_gives_what_mining_with_it_gives(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for seed in (0, 1):
+        green_screen(videos / f"v{seed}.mp4", seed)
+    run_mine(options(videos, tmp_path / "strict", gate="strict", **SMALL), workers=0, quiet=True)
+    strict = Corpus.open(tmp_path / "strict")
+    assert len(strict) == 0
+    assert {row["stage"] for row in strict.rejected()} == {"gate", "duplicates"}
+    run_mine(options(videos, tmp_path / "loose", gate="loose", **SMALL), workers=0, quiet=True)
+    again = tmp_path / "again"
+    output = command("retry", str(strict.path), "--out", str(again), "--gate", "loose")
+    assert "4 rejected rows replayed, 4 clips gained" in output
+    rows = list(Corpus.open(again).rows())
+    assert rows == list(Corpus.open(tmp_path / "loose").rows())  # ids, recipes, scores and media
+    assert rows[0]["recipe"] != strict.rejected()[0]["recipe"]
+    assert Corpus.open(again).rejected() == []
 
 
 def test_without_a_record_it_says_so(tmp_path: Path) -> None:
