@@ -87,14 +87,16 @@ class Player {
 
   // One snapshot for all panels: a video that plays may move on between two drawImage calls.
   draw(force) {
-    if (!this.media || !this.about || (!this.still && this.media.readyState < 2)) return;
+    if (!this.media || !this.about) return;
+    const ready = this.still || this.media.readyState >= 2; // not while it seeks
+    if (!ready && !(force && this.shot)) return;
     const time = this.still ? 0 : this.media.currentTime;
     if (time === this.time && !force) return;
     this.time = time;
     const [height, width] = this.about.cell;
     this.shot ??= make("canvas", { width: 3 * width, height: 2 * height })
       .getContext("2d", { willReadFrequently: true });
-    this.shot.drawImage(this.media, 0, 0);
+    if (ready) this.shot.drawImage(this.media, 0, 0);
     for (const [canvas, panels] of this.targets) drawPanels(this, canvas, panels);
   }
 

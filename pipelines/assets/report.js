@@ -62,7 +62,10 @@ async function refresh(append) {
   }
   const all = data.total.toLocaleString("en");
   const sample = !serving && data.clips.length < data.total ? `; this page holds ${data.clips.length} of ${all}` : "";
-  if (!total) $("count").textContent = data.total ? "No clip passes the filters." : "There is no clip.";
+  $("empty").hidden = total > 0;
+  $("empty").firstChild.textContent = data.total ? `None of the ${all} clips passes the filters.` : "There is no clip in here.";
+  $("empty").lastChild.hidden = !data.total;
+  if (!total) $("count").textContent = `0 of ${all} clips`;
   else $("count").textContent = `${listed.length} of ${total.toLocaleString("en")} clips shown${sample}`;
   $("more").hidden = listed.length >= total;
 }
@@ -85,6 +88,8 @@ function card(clip) {
   const canvas = make("canvas", { width: Math.max(1, Math.round(96 * aspect)), height: 96 });
   const stage = make("div", { className: "stage" }, canvas);
   const name = make("p", { className: "title" }, make("span", { className: "tag", textContent: clip.kind }), make("code", { textContent: clip.id.slice(0, 40) }));
+  const score = [$("sort").value.slice(1), $("score").value].find((one) => clip.scores[one] !== undefined);
+  if (score) name.insertBefore(make("small", { textContent: `${score} ${short(clip.scores[score])}` }), name.lastChild);
   const prompt = clip.prompts.blended || clip.prompts.foreground || "(no prompt)";
   const element = make("article", { className: "card", tabIndex: 0, clip }, stage, name,
     make("p", { className: "prompt", dir: "auto", textContent: prompt.slice(0, 400) }),
@@ -133,6 +138,9 @@ function open(clip) {
   facts(clip);
   $("time").hidden = clip.num_frames === 1;
   player.ready.then(() => { if (player.about) $("frame").max = player.about.frames - 1; });
+  const place = listed.indexOf(clip);
+  $("previous").setAttribute("aria-disabled", place <= 0);
+  $("next").setAttribute("aria-disabled", place < 0 || place >= listed.length - 1);
   if (!$("detail").open) $("detail").showModal();
 }
 
@@ -141,7 +149,7 @@ function panels() {
   const canvases = some.map(() => make("canvas", { width: 3, height: 2 }));
   $("panels").className = some.length > 1 ? "" : "one";
   $("panels").replaceChildren(...some.map((name, i) => {
-    const text = name === "difference" ? "difference of blended and recomposed, x8" : name;
+    const text = name === "difference" ? "difference from recomposed, x8: black is exact" : name;
     return make("figure", {}, canvases[i], make("figcaption", { textContent: text }));
   }));
   canvases.forEach((canvas, i) => {
@@ -152,7 +160,7 @@ function panels() {
 }
 
 function facts(clip) {
-  const span = clip.start != null ? `${short(clip.start)} to ${short(clip.end)} s` : "";
+  const span = clip.end > clip.start ? `${short(clip.start)} to ${short(clip.end)} s` : "";
   const size = clip.num_frames ? `${clip.num_frames} frames, ${clip.width}x${clip.height}, ${short(clip.fps)} fps` : "";
   const rows = [
     ...SHOWN.map((layer) => [layer === "alpha" ? "" : layer + " prompt", clip.prompts[layer]]),
@@ -210,9 +218,10 @@ function histograms() {
   const all = Object.entries(data.histograms);
   $("scores-box").hidden = !all.length;
   $("histograms").replaceChildren(...all.map(([name, shape]) => {
-    const head = make("span", {}, name, make("small", { textContent: "median " + short(shape.median) }));
+    const head = make("span", {}, name);
+    const middle = make("small", { textContent: "median " + short(shape.median) });
     const ends = make("span", {}, make("small", { textContent: short(shape.low) }), make("small", { textContent: short(shape.high) }));
-    const button = make("button", { type: "button", className: "histogram" }, head, bars(shape), ends);
+    const button = make("button", { type: "button", className: "histogram" }, head, middle, bars(shape), ends);
     button.onclick = () => { $("score").value = name; $("sort").value = "-" + name; mark(); refresh(false); };
     button.dataset.score = name;
     return button;
@@ -221,6 +230,9 @@ function histograms() {
 
 function mark() {
   for (const button of $("histograms").children) button.setAttribute("aria-pressed", button.dataset.score === $("score").value);
+  const { kind, licence, text, score, min, max } = wanted();
+  const set = [kind, licence, text, score && min + max].filter(Boolean).length;
+  $("filters-title").textContent = set ? `Filters (${set} set)` : "Filters";
 }
 
 async function rejected(append) {
@@ -246,10 +258,7 @@ async function rejected(append) {
 // --- controls -------------------------------------------------------------------------------
 
 function redraw() {
-  for (const button of [$("play"), $("detail-play")]) {
-    button.textContent = state.playing ? "Pause" : "Play";
-    button.setAttribute("aria-pressed", state.playing);
-  }
+  $("play").textContent = $("detail-play").textContent = state.playing ? "Pause" : "Play";
   $("layers").value = $("detail-layers").value = state.layers;
   $("backing").value = $("detail-backing").value = state.backing;
   for (const element of $("grid").children) {
@@ -285,6 +294,7 @@ document.addEventListener("keydown", (event) => {
   if (key === " " && at !== "BUTTON" && at !== "SUMMARY") change({ playing: !state.playing });
   else if (/^[0-6]$/.test(key)) change({ layers: key === "0" ? "all" : PANELS[key - 1] });
   else if (key === "b") change({ backing: BACKINGS[(BACKINGS.indexOf(state.backing) + 1) % BACKINGS.length] });
+  else if (key === "?") $("help-button").click();
   else if (key === "," || key === ".") step(key === "," ? -1 : 1);
   else if (key === "Enter" && event.target.clip) open(event.target.clip);
   else if (opened && (key === "ArrowLeft" || key === "ArrowRight")) neighbour(key === "ArrowLeft" ? -1 : 1);
@@ -321,6 +331,9 @@ function setUp() {
 
   $("size").oninput = () => document.documentElement.style.setProperty("--card-width", $("size").value + "px");
   $("help-button").onclick = () => { $("help").hidden = !$("help").hidden; $("help-button").setAttribute("aria-expanded", !$("help").hidden); };
+  const narrow = matchMedia("(max-width: 640px)");
+  narrow.onchange = () => { $("filters-box").open = !narrow.matches; };
+  narrow.onchange();
   $("filters").oninput = () => { mark(); refresh(false); };
   $("filters").onsubmit = (event) => event.preventDefault();
   $("filters").onreset = () => setTimeout(() => { mark(); refresh(false); });
