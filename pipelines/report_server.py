@@ -31,7 +31,7 @@ from pipelines.report_source import open_source, previewer, read_preview
 CACHE_BYTES = 256 << 20
 MAX_COUNT = 200
 HEIGHTS = range(32, 1081)
-COLUMNS = ("source", "id")
+COLUMNS = ("source", "kind", "id")
 
 
 class Browsed:

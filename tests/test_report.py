@@ -180,6 +180,8 @@ def test_serve_answers_queries(served: str) -> None:
     rows = json.loads(get(f"{served}/rows?kind=mined&sort=-ghost")[1])
     assert rows["total"] == 3 and [r["index"] for r in rows["rows"]] == [7, 1, 4]
     assert json.loads(get(f"{served}/rows?score=ghost&min=2&max=6")[1])["total"] == 2
+    rows = json.loads(get(f"{served}/rows?sort=%2Bkind")[1])["rows"]
+    assert [r["index"] for r in rows] == [2, 5, 8, 1, 4, 7, 0, 3, 6]  # image, mined, pasted
     assert json.loads(get(f"{served}/rows?text=DISC+5")[1])["rows"][0]["index"] == 5
     assert len(json.loads(get(f"{served}/rows?count=2&offset=8")[1])["rows"]) == 1
     rejected = json.loads(
@@ -307,6 +309,8 @@ def test_browser_filters_sorts_and_shows_text_as_text(page: Browser, report: Pat
     shown(page, 7)
     page.run("document.getElementById('filters').reset()")
     shown(page, *range(9))
+    page.run(CHANGE, "sort", "+kind")
+    shown(page, 2, 5, 8, 1, 4, 7, 0, 3, 6)
     cells = "return [...document.querySelectorAll('#rejected td')].map((cell) => cell.textContent)"
     assert HOSTILE in page.run(cells) and page.run("return window.broken === undefined")
 

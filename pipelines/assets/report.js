@@ -41,7 +41,7 @@ async function query(filters, offset) {
 function sorted(clips, order) {
   if (!order) return clips;
   const [way, name] = [order[0] === "-" ? -1 : 1, order.slice(1)];
-  const key = (clip) => (name === "source" || name === "id" ? clip[name] : clip.scores[name]);
+  const key = (clip) => (["source", "kind", "id"].includes(name) ? clip[name] : clip.scores[name]);
   const known = clips.filter((clip) => key(clip) !== undefined);
   known.sort((a, b) => way * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
   return [...known, ...clips.filter((clip) => key(clip) === undefined)];
@@ -321,7 +321,7 @@ function setUp() {
   options($("licence"), [["", "all"], ...Object.entries(data.licences).map(([name, count]) => [name, `${name} (${count})`])]);
   const scores = Object.keys(data.histograms);
   options($("score"), [["", "any"], ...scores.map((name) => [name, name])]);
-  const orders = ["source", ...scores].flatMap((name) => [["+" + name, name + ", low first"], ["-" + name, name + ", high first"]]);
+  const orders = [["+source", "source"], ["+kind", "kind"], ...scores.flatMap((name) => [["+" + name, name + ", low first"], ["-" + name, name + ", high first"]])];
   options($("sort"), [["", "as stored"], ...orders]);
   options($("reason"), [["", "all"], ...Object.entries(data.reasons).map(([name, count]) => [name, `${name} (${count})`])]);
   $("rejected-title").textContent = `Rejected (${data.rejected_total.toLocaleString("en")})`;
