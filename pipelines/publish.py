@@ -46,13 +46,14 @@ from pipelines.publish_tables import (
     features_of,
     media_columns,
     published,
+    shard_limit,
     shard_rows,
     table_schema,
     write_parquet,
 )
 from pipelines.report import make_sheet
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 RMS_SAMPLE = 24
@@ -229,8 +230,9 @@ def data_files(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[s
     sizes = cell_bytes(plan.corpus).sum(axis=1)
     shards = Shards.of(plan.corpus)
     jobs: list[tuple[str, str, np.ndarray]] = []
+    limit = shard_limit(int(sizes.sum()), SHARD_BYTES)
     for split, indices in plan.splits.items():
-        counts = shard_rows(sizes[indices], SHARD_BYTES)
+        counts = shard_rows(sizes[indices], limit)
         pieces = np.split(indices, np.cumsum(counts)[:-1])
         names = _shard_names(config.folder, split, len(counts))
         jobs += [(split, name, piece) for name, piece in zip(names, pieces, strict=True)]

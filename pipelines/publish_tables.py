@@ -24,6 +24,7 @@ from layerflow.corpus import EXTRAS, SCHEMA, Corpus
 from layerflow.stats import arrow_batches, arrow_files
 
 SHARD_BYTES = 300 << 20
+SIDE_BY_SIDE_BYTES = 32 << 20
 GROUP_ROWS = 8
 GROUP_BYTES = 32 << 20
 # A page is cut by content after at least 2 MiB: bytes before that need not be hashed.
@@ -120,6 +121,12 @@ def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             column = pa.StructArray.from_arrays(cells, fields=list(MEDIA), mask=empty)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def shard_limit(total: int, most: int = SHARD_BYTES) -> int:
+    """Bytes of a shard for a corpus of ``total`` bytes: four shards where ``most`` gives fewer,
+    since they are written side by side, but none below 32 MiB for that."""
+    return min(most, max(SIDE_BY_SIDE_BYTES, -(-total // 4)))
 
 
 def shard_rows(sizes: np.ndarray, limit: int = SHARD_BYTES) -> list[int]:

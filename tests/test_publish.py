@@ -22,7 +22,7 @@ from layerflow.published import PublishedCorpus, local_row
 from pipelines.licences import forbids, hub_licence, review
 from pipelines.publish import PublishOptions, run_publish
 from pipelines.publish_card import plain, read_metadata
-from pipelines.publish_tables import shard_rows
+from pipelines.publish_tables import shard_limit, shard_rows
 
 HOSTILE = "</script> ``` | a\n---\nx: y"
 
@@ -163,6 +163,9 @@ def test_shards_are_cut_by_bytes(
     assert load(str(tmp_path / "hub"), split="train")["id"] == Corpus.open(corpus).ids()
     assert shard_rows(np.asarray([5, 5, 5, 20, 1]), 10) == [2, 1, 1, 1]
     assert shard_rows(np.asarray([], np.int64)) == [0]
+    mebi = 1 << 20
+    assert [shard_limit(n * mebi) // mebi for n in (1, 400, 4000)] == [32, 100, 300]
+    assert shard_limit(400 * mebi, 20_000) == 20_000
 
 
 def test_stills_alone_are_images(tmp_path: Path, load: Any) -> None:
