@@ -315,6 +315,22 @@ def test_browser_filters_sorts_and_shows_text_as_text(page: Browser, report: Pat
     assert HOSTILE in page.run(cells) and page.run("return window.broken === undefined")
 
 
+STOPPED_EARLY = """return (async () => {
+  const player = new Player(data.clips[2], false, (text) => { throw new Error(text); });
+  while (!player.media) await null;
+  const early = !player.media.complete;
+  player.play();
+  player.draw(true);
+  player.stop();
+  return [early, player.shot === undefined, player.media === null];
+})()"""
+
+
+def test_browser_a_picture_can_be_stopped_while_it_is_decoded(page: Browser, report: Path) -> None:
+    load(page, report)
+    assert page.run(STOPPED_EARLY) == [True, True, True]
+
+
 def test_browser_works_with_the_keyboard_alone(page: Browser, report: Path) -> None:
     load(page, report)
     page.press("ARROW_RIGHT")

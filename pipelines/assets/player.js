@@ -56,16 +56,15 @@ class Player {
     if (this.stopped) return;
     this.about = about;
     this.url = URL.createObjectURL(blob);
-    const still = about.mime.startsWith("image/");
-    this.media = still
+    this.still = about.mime.startsWith("image/");
+    this.media = this.still
       ? Object.assign(new Image(), { src: this.url })
       : make("video", { muted: true, loop: true, playsInline: true, preload: "auto", src: this.url });
-    if (still) await this.media.decode();
+    if (this.still) await this.media.decode();
     else await new Promise((done, failed) => {
       this.media.onloadeddata = done;
       this.media.onerror = () => failed(new Error("the preview cannot be played"));
     });
-    this.still = still;
     this.play();
   }
 
@@ -88,15 +87,16 @@ class Player {
   // One snapshot for all panels: a video that plays may move on between two drawImage calls.
   draw(force) {
     if (!this.media || !this.about) return;
-    const ready = this.still || this.media.readyState >= 2; // not while it seeks
+    const { media } = this;
+    const ready = this.still ? media.complete && media.naturalWidth > 0 : media.readyState >= 2; // not while it seeks
     if (!ready && !(force && this.shot)) return;
-    const time = this.still ? 0 : this.media.currentTime;
+    const time = this.still ? 0 : media.currentTime;
     if (time === this.time && !force) return;
     this.time = time;
     const [height, width] = this.about.cell;
     this.shot ??= make("canvas", { width: 3 * width, height: 2 * height })
       .getContext("2d", { willReadFrequently: true });
-    if (ready) this.shot.drawImage(this.media, 0, 0);
+    if (ready) this.shot.drawImage(media, 0, 0);
     for (const [canvas, panels] of this.targets) drawPanels(this, canvas, panels);
   }
 
