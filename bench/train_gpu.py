@@ -1,0 +1,249 @@
+"""Training steps at the paper's size on one GPU: seconds, TFLOP/s, MFU, memory against the plan.
+
+    python bench/train_gpu.py [--stages content base] [--compile no yes] [--attention flash cudnn]
+                              [--checkpointing none full] [--steps 5] [--json FILE]
+    python bench/train_gpu.py --tiny         # the tiny network on a CPU: does the script work?
+
+CogVideoX-2B's shape with random weights in bf16 autocast, one sample of 4 layers of 13 x 480x720
+frames (4 latent frames each): 22,278 tokens. The stages are those of
+`manifests/layerflow-2b-one-gpu.yaml`, the step is what `trainer.loop` does with them, made of the
+loop's own parts, without a loader; a first step warms up. Needs torch, diffusers and peft, no
+ray, datasets or pyarrow.
+
+FLOPs are the model's (`trainer.metrics.step_costs`): recomputation does not count. "planned" is
+what `layerflow train --plan` says of memory, "reserved" the most that torch took from the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerflow.objective import layer_loss
+from layerflow.presets import TINY, make_scheduler, tiny_transformer
+from layerflow.transformer import LayerFlowTransformer3DModel
+from manifests.train import Stage, TrainManifest, load
+from trainer.data import Batch
+from trainer.metrics import device_peak, memory_gib, step_costs
+from trainer.network import attention_kernel, prepare
+from trainer.plan import memory_bytes
+from trainer.stages import attach, lay_out, trainable_names
+from trainer.world import ALONE
+
+MANIFEST = Path(__file__).parents[1] / "manifests" / "layerflow-2b-one-gpu.yaml"
+SHAPE_2B = (1, 4, 4, 16, 60, 90)  # samples, layers, latent frames, channels, height, width
+SHAPE_TINY = (2, 4, 4, 27, 4, 4)
+CONFIG_2B = {
+    "num_attention_heads": 30,
+    "attention_head_dim": 64,
+    "in_channels": 16,
+    "out_channels": 16,
+    "time_embed_dim": 512,
+    "text_embed_dim": 4096,
+    "num_layers": 30,
+    "sample_width": 90,
+    "sample_height": 60,
+    "sample_frames": 61,
+    "patch_size": 2,
+    "max_text_seq_length": 678,
+    "num_text_tokens": 226,
+    "latent_frames": 4,
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one variant. seconds: median of its steps; gib: the most that was reserved."""
+
+    stage: str
+    compile: bool
+    attention: str
+    checkpointing: str
+    tokens: int = 0
+    seconds: float | None = None
+    tflops: float | None = None
+    mfu: float | None = None
+    gib: float | None = None
+    planned_gib: float | None = None
+    error: str = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--stages", nargs="+", default=["content", "base"])
+    parser.add_argument("--compile", nargs="+", default=["no", "yes"], choices=["no", "yes"])
+    parser.add_argument("--attention", nargs="+", default=["flash", "cudnn"])
+    parser.add_argument("--checkpointing", nargs="+", default=["none", "full"])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    if not options.tiny and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device here; --tiny tries the script on a CPU")
+    device = torch.device("cpu" if options.tiny else "cuda")
+    if options.tiny:
+        options.attention = ["auto"]
+    print(
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, {torch.__version__}"
+    )
+    found = []
+    for name, compiled, attention, kind in itertools.product(
+        options.stages, options.compile, options.attention, options.checkpointing
+    ):
+        changes = {
+            "precision": "bf16",
+            "compile": compiled == "yes",
+            "attention": attention,
+            "checkpointing": kind,
+        }
+        manifest = load(MANIFEST).model_copy(update=changes)
+        found.append(measure(manifest, name, device, options.steps))
+        print(line(found[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps([asdict(figures) for figures in found], indent=1))
+
+
+def measure(manifest: TrainManifest, name: str, device: torch.device, steps: int) -> Figures:
+    """One variant; running out of memory is a figure too."""
+    labels = (name, manifest.compile, manifest.attention, manifest.checkpointing)
+    try:
+        return run(manifest, manifest.stage(name), device, steps, labels)
+    except torch.OutOfMemoryError:
+        return Figures(*labels, error="out of memory")
+    finally:
+        gc.collect()
+        torch.compiler.reset()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def run(
+    manifest: TrainManifest, stage: Stage, device: torch.device, steps: int, labels: Any
+) -> Figures:
+    shape = SHAPE_2B if device.type == "cuda" else SHAPE_TINY
+    transformer = network(device)
+    attach(transformer, stage, manifest.seed)
+    names = trainable_names(transformer, stage)
+    costs = step_costs(transformer, shape[1:], set(names))
+    sizes = {n: p.numel() for n, p in transformer.named_parameters()}
+    planned = memory_bytes(
+        manifest,
+        transformer.config,
+        total=sum(sizes.values()),
+        trained=sum(sizes[n] for n in names),
+        average=stage.ema is not None,
+        tokens=costs.tokens * shape[0],
+    )
+    with ExitStack() as stack:
+        stack.enter_context(attention_kernel(manifest, device))
+        step = training_step(prepare(transformer, manifest), manifest, stage, shape, device)
+        timed(step, device)
+        seconds = statistics.median(timed(step, device) for _ in range(steps))
+    rate, peak = shape[0] * costs.total / seconds, device_peak(device)
+    return Figures(
+        *labels,
+        tokens=costs.tokens,
+        seconds=seconds,
+        tflops=rate / 1e12,
+        mfu=rate / peak if peak else None,
+        gib=memory_gib(device),
+        planned_gib=planned / 2**30,
+    )
+
+
+def network(device: torch.device) -> Any:
+    """The transformer with random weights, in fp32 as the trainer holds it."""
+    torch.manual_seed(0)
+    if device.type == "cpu":
+        return tiny_transformer({**TINY, "num_layers": 7}, channels=SHAPE_TINY[3])
+    with device:
+        return LayerFlowTransformer3DModel(**CONFIG_2B)
+
+
+def training_step(
+    transformer: Any,
+    manifest: TrainManifest,
+    stage: Stage,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> Callable[[], None]:
+    """What the loop does with one batch."""
+    trained = lay_out(transformer, stage, ALONE, bf16=True)
+    optimizer = trained.optimizer(stage.optimizer or manifest.optimizer)
+    batch = random_batch(transformer.config, shape).to(device)
+    scheduler = make_scheduler("ddim")
+    clip = (stage.optimizer or manifest.optimizer).clip
+
+    def step() -> None:
+        trained.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            losses = layer_loss(
+                transformer,
+                scheduler,
+                batch.latents,
+                batch.prompt_embeds,
+                batch.given,
+                batch.timesteps,
+                batch.noise,
+                batch.motion_gate,
+            )
+        losses.mean().backward()
+        norm = trained.clip(clip)
+        optimizer.found_inf = (~norm.isfinite()).float()
+        optimizer.step()
+        trained.update_average(optimizer.found_inf)
+
+    return step
+
+
+def random_batch(config: Any, shape: tuple[int, ...]) -> Batch:
+    samples = shape[0]
+    width = (samples, 3, config.max_text_seq_length // 3, config.text_embed_dim)
+    return Batch(
+        latents=torch.randn(shape),
+        noise=torch.randn(shape),
+        prompt_embeds=torch.randn(width),
+        given=torch.zeros(samples, 4, dtype=torch.bool),
+        timesteps=torch.full((samples,), 500),
+        motion_gate=torch.ones(samples),
+    )
+
+
+def timed(step: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def line(figures: Figures) -> str:
+    compiled = "compiled" if figures.compile else "eager"
+    label = f"{figures.stage:8} {compiled:8} {figures.attention:6} {figures.checkpointing:5}"
+    if figures.error or figures.seconds is None:
+        return f"{label} {figures.error}"
+    mfu = f"{100 * figures.mfu:.1f} % MFU" if figures.mfu is not None else "no peak known"
+    return (
+        f"{label} {figures.tokens} tokens  {figures.seconds:.3f} s  {figures.tflops:.4g} TFLOP/s  "
+        f"{mfu}  reserved {figures.gib:.2f} GiB, planned {figures.planned_gib:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
