@@ -65,6 +65,28 @@ def moving_disc(
     return Truth(np.stack(frames), np.stack(alphas), np.stack(backgrounds))
 
 
+def star_before_a_wall(count: int = 8, *, pan: float = 0.5, speed: float = 4.0) -> Truth:
+    """A thin five-pointed thing on a stalk crosses a blank wall above textured ground."""
+    height, width = 144, 216
+    wall = np.full((height, width + 40, 3), (168, 158, 150), np.uint8)
+    wall[110:] = texture(34, width + 40, 4, (90, 80, 70))
+    skin = np.tile(texture(40, 40, 6, (60, 150, 120)), (4, 6, 1))[:height, :width]
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    frames, alphas, backgrounds = [], [], []
+    for t in range(count):
+        back = cv2.warpAffine(wall, np.array([[1, 0, -pan * t], [0, 1, 0]]), (width, height))
+        middle = 90 + speed * t
+        angle, radius = np.arctan2(y - 50, x - middle), np.hypot(y - 50, x - middle)
+        stalk = (np.abs(x - middle) < 3) & (y > 50) & (y < 120)
+        alpha = (radius < 14 + 8 * np.cos(5 * angle)) | stalk
+        frame = np.where(alpha[..., None], np.roll(skin, round(middle), 1), back)
+        frames.append(np.clip(frame + rng.normal(0, 1, frame.shape), 0, 255).astype(np.uint8))
+        alphas.append(alpha.astype(np.float32))
+        backgrounds.append(back)
+    return Truth(np.stack(frames), np.stack(alphas), np.stack(backgrounds))
+
+
 def mean_iou(alpha: np.ndarray, truth: np.ndarray) -> float:
     """Mean over frames of the IoU at one half of two [T, H, W] mattes."""
     a, b = alpha >= 0.5, truth >= 0.5

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from matting_clips import mean_iou, moving_disc, texture
+from matting_clips import mean_iou, moving_disc, star_before_a_wall, texture
 
 from pipelines.matting import make_matter
 from pipelines.matting.decide import cut
@@ -116,6 +116,11 @@ def test_a_moving_disc_is_found(pan: float, speed: float) -> None:
     assert np.abs(matte.alpha - clip.alpha).mean() < 5e-3
     assert matte.confidence["matte_confidence"] > 0.75
     assert matte.confidence["matte_stability"] > 0.9
+
+
+def test_a_blank_wall_does_not_come_along() -> None:
+    clip = star_before_a_wall()
+    assert mean_iou(make_matter("motion")(clip.frames).alpha, clip.alpha) > 0.9
 
 
 def test_small_frames_work() -> None:

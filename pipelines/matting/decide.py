@@ -30,6 +30,7 @@ def seeds(
     *,
     static: bool,
     trust_plate: bool,
+    foreign: np.ndarray,
     ignored: np.ndarray,
 ) -> Seeds:
     """Foreground and background evidence of every superpixel.
@@ -37,7 +38,9 @@ def seeds(
     ``motion``: residual motion over its noise, [T, h, w]; ``texture``: [T, h, w] in [0, 1], how
     much flow can be trusted; ``static``: the camera does not move, so motion counts only where the
     picture really changes; ``trust_plate``: the plate was made without the movers, so equality with
-    it speaks for background; ``ignored``: [N] in [0, 1], movers that are not the subject.
+    it speaks for background; ``foreign``: [T, h, w] in [0, 1], how unlikely a pixel's colour is for
+    the movers: equality speaks for background there even without structure, and even if the movers
+    are part of the plate; ``ignored``: [N] in [0, 1], movers that are not the subject.
     """
     moving = graph.mean(motion)
     textured = graph.mean(texture)
@@ -53,9 +56,11 @@ def seeds(
     back = 0.4 * (1 - some) * (0.2 + 0.8 * textured)
     changed = graph.mean(np.clip((plate.difference - 1.2) / 2.5, 0, 1) * plate.steady)
     front = np.maximum(front, 0.8 * changed if static else 0.7 * changed * some)
+    equal = graph.mean(np.clip(1 - plate.difference / 1.2, 0, 1) * plate.steady)
+    telling = graph.mean(foreign)
     if trust_plate:
-        equal = graph.mean(np.clip(1 - plate.difference / 1.2, 0, 1) * plate.steady)
-        back += 0.8 * equal * (0.15 + 0.85 * textured)
+        telling = 0.15 + 0.85 * np.maximum(textured, telling)
+    back += 0.8 * equal * telling
     front *= 1 - 0.85 * ignored
     back = np.maximum(back, 0.3 * ignored)
     back += 0.15 * np.clip(graph.border, 0, 2)

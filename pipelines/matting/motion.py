@@ -43,6 +43,7 @@ _CLEAR_MOTION = 3.0  # residual motion in pixels at which a mover is unmistakabl
 _FARTHEST = 6  # frames over which flow is tried for slow subjects
 _CUT_ITERATIONS = 60
 _CUT_STRENGTH = 2.0
+_FOREIGN = 1.0  # cost of a pixel that equals the plate in a colour that no mover has
 _SOFT_RADIUS = 5
 
 
@@ -77,6 +78,7 @@ class _Pass:
     ignored: np.ndarray
     motion: np.ndarray
     plate: PlateEvidence
+    first: PlateEvidence
 
 
 class MotionMatter:
@@ -88,7 +90,7 @@ class MotionMatter:
     """
 
     name = "motion"
-    version = "1"
+    version = "2"
     licence = "Apache-2.0"
 
     def __init__(
@@ -205,6 +207,8 @@ def _one_pass(clip: _Clip, last: _Pass | None) -> _Pass | None:
     length, noise = residual_motion(clip.far, registration, shape, exclude)
     motion = length / (0.25 + 2 * noise[:, None, None])
     plate = plate_evidence(clip.lab8, registration, exclude)
+    first = plate if last is None else last.first
+    foreign, plate = _second_look(clip, motion > 3 if last is None else last.movers, plate, first)
 
     def seeds_without(ignored: np.ndarray) -> Any:
         return seeds(
@@ -214,6 +218,7 @@ def _one_pass(clip: _Clip, last: _Pass | None) -> _Pass | None:
             plate,
             static=registration.static > _STATIC,
             trust_plate=last is not None,
+            foreign=foreign,
             ignored=ignored,
         )
 
@@ -222,11 +227,11 @@ def _one_pass(clip: _Clip, last: _Pass | None) -> _Pass | None:
     best = best_hypothesis(graph, seeds_without, cues, ignored, 3 if last is None else 1)
     if best is None:
         return None
-    movers = _outline(clip, best, None if last is None else plate)
+    movers = _outline(clip, best, plate, foreign, 0.0 if last is None else 0.5)
     subject, kept = keep_subject(graph, movers, best.chosen)
     movers |= graph.paint(best.ignored) > 0.5
     ignored = np.where(grow(graph, kept), 0, best.ignored)
-    return _Pass(registration, best, movers, subject, ignored, motion, plate)
+    return _Pass(registration, best, movers, subject, ignored, motion, plate, first)
 
 
 def _excluded(movers: np.ndarray) -> np.ndarray | None:
@@ -236,13 +241,35 @@ def _excluded(movers: np.ndarray) -> np.ndarray | None:
     return exclude if exclude.mean() < 0.8 else None
 
 
-def _outline(clip: _Clip, best: Hypothesis, plate: PlateEvidence | None) -> np.ndarray:
-    """Pixel-accurate mask of everything above the threshold, bool [T, h, w]."""
+def _second_look(
+    clip: _Clip, movers: np.ndarray, plate: PlateEvidence, first: PlateEvidence
+) -> tuple[np.ndarray, PlateEvidence]:
+    """How foreign colours are to the movers, float32 [T, h, w] in [0, 1], and a filled plate.
+
+    Flow carries blank walls and skies along with a mover that passes before them. Then no frame
+    shows them free of movers, but the ``first`` plate, a median over everything, often has them
+    right. It may contain the mover itself, so it counts only as far as the colour is foreign to
+    those of the movers' pixels that differ from it.
+    """
+    difference = np.where(plate.seen, plate.difference, first.difference)
+    changed = movers & (difference > 1.5)
+    foreign = np.clip(-0.5 * clip.colours.ratio(changed, movers), 0, 1)
+    steady = np.where(plate.seen, plate.steady, first.steady * foreign)
+    return foreign, PlateEvidence(difference, plate.seen | first.seen, steady)
+
+
+def _outline(
+    clip: _Clip, best: Hypothesis, plate: PlateEvidence, foreign: np.ndarray, trust: float
+) -> np.ndarray:
+    """Pixel-accurate mask of everything above the threshold, bool [T, h, w].
+
+    ``trust``: how much difference from the plate counts, 0 while the movers are part of it.
+    """
     field = clip.graph.paint(best.p)
     ratio = clip.colours.ratio(field > best.level)
     cost = _logit(np.float32(best.level)) - _logit(field) - np.float32(0.3) * ratio
-    if plate is not None:
-        cost -= 0.5 * np.clip(plate.difference - 1.5, -1.5, 1.5) * plate.steady
+    weight = trust + _FOREIGN * foreign * (plate.difference < 1.5)
+    cost -= weight * np.clip(plate.difference - 1.5, -1.5, 1.5) * plate.steady
     cost = np.clip(cost, -4, 4)
     largest = 0.01 * cost[0].size
     masks = []
