@@ -80,10 +80,15 @@ def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
                 frames = fetch(path, window.times, *size, box=window.box)
                 flows = neighbour_flows(frames)
                 early = score_frames(frames, flows)
-                layers, scores = make_layers(frames, matter, FPS, flows, early)
-            clip = LayeredClip(**layers, prompts={})
+                found = make_layers(frames, matter, FPS, flows, early)
+            clip = LayeredClip(**found.layers, prompts={})
             encode_row(
-                clip, id="0" * 16, origin=origin(path.name, ""), quality=scores, recipe="", crf=10
+                clip,
+                id="0" * 16,
+                origin=origin(path.name, ""),
+                quality=found.scores,
+                recipe="",
+                crf=10,
             )
     return time.process_time() - start
 

@@ -31,7 +31,7 @@ QUALITY_FIELDS = (
     *("boundary_sharpness", "area_mean", "area_min", "area_max", "area_cv", "border_contact"),
     *("components", "ghost", "unseen_fraction", "registration_residual", "matte_confidence"),
     *("matte_stability", "matte_agreement", "warp_iou", "motion_contrast", "feature_survival"),
-    *("colour_separation", "camera_static"),
+    *("colour_separation", "camera_static", "shadow_fraction", "leftover_fraction"),
     # frames
     *("motion", "blur", "exposure_low", "exposure_high", "text", "duplicate_distance"),
     # paste and pack: the equation before and after encoding, the drawn path

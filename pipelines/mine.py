@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import PROMPTED, U8, LayeredClip
-from layerflow.corpus import clip_id, encode_row, origin, rejected_row
+from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.decode import Decoder, shared_decoder
-from layerflow.media import MediaError
+from layerflow.media import MediaError, encode_color
 from layerflow.video import Limits
 from manifests.mine import MineOptions
 from pipelines.jobs import (
@@ -41,11 +41,12 @@ from pipelines.stages.colour import straight_foreground
 from pipelines.stages.gates import judge, resolve_gate
 from pipelines.stages.inpaint import Inpainter, make_inpainter
 from pipelines.stages.listing import Source, list_sources, local_copy
-from pipelines.stages.plate import clean_plate
+from pipelines.stages.plate import Plate, clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
 from pipelines.stages.score import Flows, neighbour_flows, score_clip, score_frames
 from pipelines.stages.shots import Window
 from pipelines.stages.spans import WHOLE, time_spans
+from pipelines.stages.traces import Traces, find_traces
 from pipelines.survey import plan_duplicates, survey_unit
 
 FORMAT_VERSION = 4
@@ -85,6 +86,7 @@ def run_mine(
         workers=workers,
         quiet=quiet,
         only=only,
+        schema=EXTENDED_SCHEMA,
         gpus=GPU_SHARE if options.device.startswith("cuda") else 0.0,
     )
 
@@ -261,14 +263,15 @@ def _mine_window(
         return None
     matter = _matter(options.matting, options.weights, options.device)
     inpainter = make_inpainter(options.inpaint, options.inpaint_weights, options.device)
-    layers, scores = make_layers(frames, matter, options.fps, flows, early, inpainter)
+    found = make_layers(frames, matter, options.fps, flows, early, inpainter)
+    layers, scores = found.layers, found.scores
     verdict = judge(scores, gate)
     if verdict is not None:
         job.reject("gate", verdict, window, scores)
         return None
     prompts, flags = caption_clip(options.captions, layers, payload["prompts"])
     scores |= flags
-    return encode_row(
+    row = encode_row(
         LayeredClip(**layers, prompts=prompts),
         id=clip_id("mined", [sha256], [window.start, window.end], job.recipe.hash),
         origin=origin(
@@ -283,6 +286,31 @@ def _mine_window(
         recipe=job.recipe.hash,
         crf=options.crf,
     )
+    return row | _shadow_cells(found, inpainter, options)
+
+
+def _shadow_cells(found: Mined, inpainter: Inpainter, options: MineOptions) -> dict[str, Any]:
+    """Who owns the subject's shadow, and the background without it (and other leftovers).
+
+    Outside the matte the background is the video itself, so it owns them.
+    """
+    if not found.traces.found:
+        return {"shadow": "none", "plate": None, "objects": None, "draw": None}
+    layers, registration = found.layers, found.plate.registration
+    cover = np.where(found.traces.mask, np.uint8(255), layers["alpha"])
+    plate = clean_plate(layers["blended"], cover, registration=registration, inpainter=inpainter)
+    cell = encode_color(plate.background, options.fps, crf=options.crf)
+    return {"shadow": "background", "plate": cell, "objects": None, "draw": None}
+
+
+@dataclass(frozen=True)
+class Mined:
+    """One window's layers (LayeredClip fields) and scores, and what they were made with."""
+
+    layers: dict[str, Any]
+    scores: dict[str, float]
+    plate: Plate
+    traces: Traces
 
 
 def make_layers(
@@ -292,8 +320,8 @@ def make_layers(
     flows: Flows,
     early: Mapping[str, float],
     inpainter: Inpainter | None = None,
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Layers of one window uint8 ``[T, H, W, 3]``: LayeredClip fields, and the scores.
+) -> Mined:
+    """Layers and scores of one window uint8 ``[T, H, W, 3]``.
 
     flows: of ``neighbour_flows``; early: scores that are known already; inpainter: by default
     OpenCV's.
@@ -305,6 +333,9 @@ def make_layers(
     scores = score_clip(
         frames, foreground, alpha, plate, matte.confidence, flows=flows, frame_scores=early
     )
+    traces = find_traces(frames, alpha, plate)
+    scores["shadow_fraction"] = traces.shadow_fraction
+    scores["leftover_fraction"] = traces.leftover_fraction
     layers = {
         "foreground": foreground,
         "alpha": alpha,
@@ -315,4 +346,4 @@ def make_layers(
         "alpha_kind": "soft",
         "background_kind": plate.kind,
     }
-    return layers, scores
+    return Mined(layers, scores, plate, traces)

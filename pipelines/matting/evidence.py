@@ -155,7 +155,7 @@ def plate_evidence(
         if exclude is not None:
             clean &= warp(exclude[t].astype(np.uint8), matrix, size=size) == 0
         stack[t][clean] = look[clean]
-    plate, number, spread = _median_and_spread(stack)
+    plate, number, spread = median_and_spread(stack)
     difference = np.zeros((count, height, width), np.float32)
     seen = np.zeros((count, height, width), bool)
     steady = np.zeros((count, height, width), np.float32)
@@ -187,7 +187,7 @@ def _canvas(
     return shift, (int(high[0] - low[0]), int(high[1] - low[1]))
 
 
-def _median_and_spread(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def median_and_spread(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masked median u8 [h, w, 3], its number of looks u8 [h, w] and spread [h, w] (robust sd)."""
     number = (stack[..., 0] != 32767).sum(0)
     ordered = sort_first_axis(stack)
