@@ -110,6 +110,7 @@ def paste_unit(
                 row = paste_one(index, plan, options, recipe.hash, loader, outcome)
                 if row is not None:
                     yield row
+        loader.forget_files()
 
     outcome.rows = rows()
     return outcome

@@ -10,9 +10,9 @@ from layerflow.clip import F32, U8
 from pipelines.stages.appearance import match_look
 from pipelines.stages.composite import LENS, Sprite, compose, prefilter, reduced
 from pipelines.stages.path import Path
-from pipelines.stages.sharpness import MAX_DEFOCUS, defocus, softness
+from pipelines.stages.sharpness import SOFTEST, defocus, softness
 
-HEIGHT, WIDTH = 240, 360
+HEIGHT, WIDTH = 400, 560
 
 
 def patches(seed: int, height: int = HEIGHT, width: int = WIDTH, side: int = 30) -> U8:
@@ -143,11 +143,11 @@ def test_the_crispest_of_picture_and_outline_counts_and_blur_has_a_limit() -> No
     alpha[40:200, 60:300] = 1.0
     soft, crisp = grey(blurred(patches(4), 1.5)), grey(patches(4))
     outline = cv2.GaussianBlur(alpha, (0, 0), 1.5)
-    assert defocus(soft, outline, 1.5) < 0.5
+    assert defocus(soft, outline, 1.5, HEIGHT) < 0.5
     for colour, matte in ((soft, alpha), (crisp, outline), (crisp, alpha)):
-        missing = defocus(colour, matte, 1.5)
+        missing = defocus(colour, matte, 1.5, HEIGHT)
         assert np.hypot(missing, LENS) == pytest.approx(1.5, rel=0.12)
-    assert defocus(soft, outline, 1.0) == 0.0
-    assert defocus(crisp, alpha, 9.0) == MAX_DEFOCUS
+    assert defocus(soft, outline, 1.0, HEIGHT) == 0.0
+    assert defocus(crisp, alpha, 9.0, HEIGHT) == pytest.approx(SOFTEST * HEIGHT)
     flat = np.full((HEIGHT, WIDTH), 90, np.float32)
     assert softness([flat], [np.ones_like(flat)]) is None

@@ -185,7 +185,7 @@ def match_look(
         filled = colour * weight[..., None] + mean * (1 - weight[..., None])
         grey = cv2.cvtColor(filled.astype(np.float32), cv2.COLOR_RGB2GRAY)
         if blur:
-            sigma = defocus(grey, weight, soft)
+            sigma = defocus(grey, weight, soft, background.shape[1])
         if grain:
             own = 0.0 if sigma > 0.5 else grain_level(grey, weight)
             level = float(np.sqrt(max(0.0, min(noise, MAX_GRAIN) ** 2 - own**2)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from layerflow.clip import F32
 from pipelines.stages.composite import LENS
 
-MAX_DEFOCUS = 3.0  # pixels
+SOFTEST = 1 / 160  # of the height: blur beyond is the scene rather than the film
 UNKNOWN = 0.5  # pixels: softness of a foreground without edges to tell
 EDGE_BLUR = 0.7  # pixels, against noise
 MEASURING = EDGE_BLUR**2 + 0.6**2  # variance that this, the Sobel operator and the pixels add
@@ -136,15 +136,15 @@ def _ridges(
     return y, x
 
 
-def defocus(colour: F32, alpha: F32, target: float) -> float:
+def defocus(colour: F32, alpha: F32, target: float, height: int) -> float:
     """Sigma (pixels) of the Gaussian that makes a foreground's edges as soft as ``target``.
 
-    0 for one that is as soft already. What is crisper counts, the picture or its outline.
-    colour: float32 grey levels ``[h, w]``; alpha: float32 ``[h, w]`` in 0..1. Rendering adds
-    ``LENS`` in any case.
+    0 for one that is as soft already, at most ``SOFTEST`` of the clip's ``height``. What is crisper
+    counts, the picture or its outline. colour: float32 grey levels ``[h, w]``; alpha: float32
+    ``[h, w]`` in 0..1. Rendering adds ``LENS`` in any case.
     """
     inside = softness([colour], [alpha])
     outline = softness([alpha * np.float32(255)], [np.ones_like(alpha)])
     own = min((s for s in (inside, outline) if s is not None), default=UNKNOWN)
     missing = target**2 - own**2 - LENS**2
-    return min(MAX_DEFOCUS, float(np.sqrt(missing))) if missing > 0.05 else 0.0
+    return min(SOFTEST * height, float(np.sqrt(missing))) if missing > 0.05 else 0.0
