@@ -49,7 +49,7 @@ PLAIN = {
 }
 PAIRS = 5
 RAY_PAIRS = 3
-RAY_UNITS = 4  # of a worker
+RAY_UNITS = 2  # of a worker
 
 
 def cpu(work: Callable[[], Any], repeat: int = 3) -> float:
@@ -249,7 +249,8 @@ def under_ray(root: Path, size: str, frames: int, workers: int) -> None:
             spent.append(cpu_kernels / cpu_job)
             print(
                 f"  {options.count} clips, {workers} workers: kernels {alone:.1f} s, "
-                f"job {job:.1f} s of the wall; {cpu_kernels:.1f} and {cpu_job:.1f} s of CPU"
+                f"job {job:.1f} s of the wall; {cpu_kernels:.1f} and {cpu_job:.1f} s of CPU",
+                flush=True,
             )
     print(f"  kernels / whole job, wall: {np.median(walls):.2f} (median of {RAY_PAIRS})")
     print(f"  kernels / whole job, CPU: {np.median(spent):.2f} (median of {RAY_PAIRS})")
