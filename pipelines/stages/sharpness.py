@@ -68,7 +68,7 @@ def softness(pictures: Sequence[F32], weights: Sequence[F32], noise: float = 0.0
             if len(sigma) >= TILE_EDGES:
                 steep = slope >= np.median(slope)
                 sigmas.append(float(np.median(sigma[steep])))
-                masses.append(float(np.square(slope[steep]).sum()))
+                masses.append(float(np.square(slope[steep]).sum(dtype=np.float64)))
     if not sigmas:
         return None
     order = np.argsort(sigmas, kind="stable")
