@@ -1,20 +1,23 @@
 """Speed of pasting on one core, side by side with a plain numpy and Pillow compositor.
 
-Run: ``python bench/paste.py [--codecs VIDEO ...]``. Sources are made up; every figure is CPU time
-of this process, so that other work on the machine distorts it less; comparisons alternate and
-take the median ratio. Targets, at 16 frames of 480x720: at least 60 frames a second with the warp
-alone, 20 with everything on, 4 times the plain compositor; decoding a clip within 0.6 s; kernels
-at least 0.85 of the whole job.
+Run: ``python bench/paste.py [--codecs VIDEO ...] [--ray WORKERS]``. Sources are made up; every
+figure is CPU time of this process, so that other work on the machine distorts it less; comparisons
+alternate and take the median ratio. Targets, at 16 frames of 480x720: at least 60 frames a second
+with the warp alone, 20 with everything on, 4 times the plain compositor; decoding a clip within
+0.6 s; kernels at least 0.85 of the whole job. ``--ray`` measures that last one alone, under Ray, in
+seconds of the wall as well, against the same kernels in as many plain processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from layerflow.video import read_frames
 from manifests.paste import PasteOptions
 from pipelines.jobs import Outcome
 from pipelines.matting.numerics import single_thread
-from pipelines.paste import Plan, load_draw, make_row, make_scene, run_paste
+from pipelines.paste import Plan, load_draw, make_row, make_scene, plan_units, run_paste
 from pipelines.stages.draws import generator
 from pipelines.stages.load import Loader
 from pipelines.stages.paste_scores import check_rules, score_layers
@@ -45,6 +48,8 @@ PLAIN = {
     "follow_camera": False,
 }
 PAIRS = 5
+RAY_PAIRS = 3
+RAY_UNITS = 2  # of a worker
 
 
 def cpu(work: Callable[[], Any], repeat: int = 3) -> float:
@@ -120,18 +125,23 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--codecs", nargs="+", type=Path, help="videos to measure codecs on")
+    parser.add_argument("--ray", type=int, metavar="WORKERS", help="the whole job under Ray")
     said = parser.parse_args()
     if said.codecs:
         codec_table(said.codecs)
         return
     with tempfile.TemporaryDirectory() as folder, single_thread():
-        bench(Path(folder), said.size, said.frames, said.clips)
+        if said.ray:
+            under_ray(Path(folder), said.size, said.frames, said.ray)
+        else:
+            bench(Path(folder), said.size, said.frames, said.clips)
 
 
-def bench(root: Path, size: str, frames: int, clips: int) -> None:
+def plain_options(root: Path, size: str, frames: int, clips: int) -> dict[str, Any]:
+    """Made-up sources below ``root`` and what all measurements have in common."""
     height, width = (int(side) for side in size.split("x"))
     foregrounds, backgrounds = make_sources(root, height, width)
-    base: dict[str, Any] = {
+    return {
         "foregrounds": [str(foregrounds)],
         "backgrounds": [str(backgrounds)],
         "out": str(root / "out"),
@@ -143,11 +153,19 @@ def bench(root: Path, size: str, frames: int, clips: int) -> None:
         "shadow": "background",
         "encoded_check": 0,
     }
-    full, plain = PasteOptions(**base), PasteOptions(**{**base, **PLAIN})
-    plan = Plan(
-        tuple(list_foregrounds(full.foregrounds, full.gate)),
-        tuple(list_backgrounds(full.backgrounds)),
+
+
+def plan_of(options: PasteOptions) -> Plan:
+    return Plan(
+        tuple(list_foregrounds(options.foregrounds, options.gate)),
+        tuple(list_backgrounds(options.backgrounds)),
     )
+
+
+def bench(root: Path, size: str, frames: int, clips: int) -> None:
+    base = plain_options(root, size, frames, clips)
+    full, plain = PasteOptions(**base), PasteOptions(**{**base, **PLAIN})
+    plan, (height, width) = plan_of(full), full.size
     loader = Loader(full.size, frames, full.fps, 60.0)
     still = loader.foreground(plan.foregrounds[0])
     behind = loader.background(plan.backgrounds[0], generator(0, 0, "b"), (0.004, 0.004), 0.0)
@@ -164,7 +182,7 @@ def bench(root: Path, size: str, frames: int, clips: int) -> None:
     poses = np.zeros((frames, 4))
     poses[:, 0] = np.linspace(width * 0.4, width * 0.5, frames)
     poses[:, 1], poses[:, 2], poses[:, 3] = height / 2, 0.35, 0.05
-    with Image.open(foregrounds / "0.png") as image:
+    with Image.open(root / "cutouts" / "0.png") as image:
         cutout = np.asarray(image)
     other = partial(plain_paste, cutout, behind.frames, poses)
     kernels["plain numpy and Pillow"] = cpu(other, 2)
@@ -201,6 +219,72 @@ def whole(options: PasteOptions, plan: Plan) -> None:
     print(f"  kernels of a clip of the job: {each}")
     print(f"  kernels / whole job: {np.median(ratios):.2f} (median of {PAIRS})")
     print(f"  share of coding in the job: {np.median(shares):.2f}")
+
+
+def under_ray(root: Path, size: str, frames: int, workers: int) -> None:
+    """The job on Ray workers against its kernels in as many plain processes, alternating.
+
+    Ray and the processes run already, as in a long job. CPU seconds of the job are those of this
+    process and of everything below it, Ray's own processes included.
+    """
+    base = plain_options(root, size, frames, 1) | {"encoded_check": 1, "shadow": "none"}
+    each = len_of_unit(PasteOptions(**base))
+    options = PasteOptions(**base | {"count": each * RAY_UNITS * workers})
+    plan, walls, spent = plan_of(options), [], []
+    ranges = [range(u.payload["start"], u.payload["stop"]) for u in plan_units(plan, options)]
+    run_paste(options.model_copy(update={"count": each * workers}), workers=workers, quiet=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        kernels = partial(kernels_alone, plan=plan, options=options)
+        list(pool.map(kernels, ranges[:workers]))
+        for turn in range(RAY_PAIRS):
+            start = time.perf_counter()
+            cpu_kernels = sum(pool.map(kernels, ranges))
+            alone = time.perf_counter() - start
+            said = options.model_copy(update={"out": f"{options.out}{turn}"})
+            start, before = time.perf_counter(), cpu_of_all()
+            run_paste(said, workers=workers, quiet=True)
+            job, cpu_job = time.perf_counter() - start, cpu_of_all() - before
+            walls.append(alone / job)
+            spent.append(cpu_kernels / cpu_job)
+            print(
+                f"  {options.count} clips, {workers} workers: kernels {alone:.1f} s, "
+                f"job {job:.1f} s of the wall; {cpu_kernels:.1f} and {cpu_job:.1f} s of CPU",
+                flush=True,
+            )
+    print(f"  kernels / whole job, wall: {np.median(walls):.2f} (median of {RAY_PAIRS})")
+    print(f"  kernels / whole job, CPU: {np.median(spent):.2f} (median of {RAY_PAIRS})")
+
+
+def len_of_unit(options: PasteOptions) -> int:
+    """Clips of a unit of a job that is long enough to fill one."""
+    unit = plan_units(plan_of(options), options.model_copy(update={"count": 1000}))[0]
+    return int(unit.payload["stop"])
+
+
+def kernels_alone(indices: Sequence[int], plan: Plan, options: PasteOptions) -> float:
+    """CPU seconds of the kernels of some draws, in this process."""
+    spent: dict[str, float] = {}
+    loader = kept_loader(options.size, options.frames, options.fps)
+    with single_thread():
+        for index in indices:
+            kernels_of(index, plan, options, loader, spent)
+    return sum(spent.values())
+
+
+@lru_cache(maxsize=1)
+def kept_loader(size: tuple[int, int], frames: int, fps: float) -> Loader:
+    """One a process, as in a job."""
+    return Loader(size, frames, fps, 60.0)
+
+
+def cpu_of_all() -> float:
+    """CPU seconds so far of this process and of all below it that are alive."""
+    import psutil
+
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 def kernels_of(

@@ -10,8 +10,6 @@ from layerflow.clip import U8, composite
 from pipelines.stages.appearance import (
     apply_curve,
     clipped,
-    defocus,
-    edge_blur,
     grain_level,
     lab_statistics,
     make_grain,
@@ -220,24 +218,6 @@ def picture(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(40, 220, (24, 24)).astype(np.float32)
     return cv2.resize(coarse, (96, 96), interpolation=cv2.INTER_NEAREST)
-
-
-def test_the_softness_of_edges_is_measured_in_pixels() -> None:
-    steps = cv2.resize(picture(0)[::8, ::8], (288, 288), interpolation=cv2.INTER_NEAREST)
-    ones = np.ones_like(steps)
-    for sigma in (0.6, 1.0, 1.5, 2.0):
-        blurred = cv2.GaussianBlur(steps, (0, 0), sigma)
-        measured = edge_blur(blurred, ones)
-        assert measured is not None and abs(measured - sigma) < 0.25
-        assert edge_blur(blurred * 0.4 + 50, ones) == pytest.approx(measured, abs=0.05)
-    assert edge_blur(np.full((96, 96), 80, np.float32), ONES) is None
-
-
-def test_a_crisp_foreground_is_blurred_down_to_its_background() -> None:
-    soft = cv2.GaussianBlur(picture(1), (0, 0), 1.5)
-    sigma = defocus(picture(0), ONES, 1.5)
-    assert 1.2 <= sigma <= 1.6
-    assert defocus(soft, ONES, 0.4) == 0.0
 
 
 def test_texture_is_not_taken_for_grain() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from test_mine import green_screen, options
+from test_paste import backdrops, stills
+from test_paste import options as paste_options
 from trainer_kit import make_manifest
 
 from layerflow.corpus import Corpus
 from pipelines.mine import run_mine
+from pipelines.paste import run_paste
 from trainer import loop
 from trainer.upload import MARKER
 
@@ -97,6 +100,18 @@ def test_videos_are_mined_out_of_a_bucket(bucket: Any, tmp_path: Path) -> None:
     ]
     (refused,) = Corpus.open(tmp_path / "s3").rejected()
     assert refused["uri"] == "s3://things/videos/broken.mp4"
+
+
+def test_cutouts_of_a_bucket_are_pasted(bucket: Any, tmp_path: Path) -> None:
+    for path in stills(tmp_path / "fg", 2).iterdir():
+        bucket.put(str(path), f"things/cutouts/{path.name}")
+    behind = backdrops(tmp_path / "bg", 1)
+    said = paste_options(
+        tmp_path, Path("unused"), behind, foregrounds=["s3://things/cutouts"], count=2
+    )
+    run_paste(said, workers=0, quiet=True)
+    uris = {row["origin"]["uri"] for row in Corpus.open(said.out).rows()}
+    assert uris == {f"s3://things/cutouts/disc-{k}.png" for k in range(2)}
 
 
 def test_a_table_names_videos_in_a_bucket(bucket: Any, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import F32, U8
+from pipelines.stages.composite import premultiplied, straight
 from pipelines.stages.draws import generator
+from pipelines.stages.sharpness import defocus, softness
 
 MAX_SHIFT = (18.0, 10.0, 10.0)  # of L, a, b means (CIE Lab units)
 MAX_GAIN = 1.35
@@ -23,11 +25,6 @@ GRAIN_SLACK = 64  # pixels by which the field of noise is larger than a frame
 GRAIN_BLOCK = 8  # coefficients, so 16 pixels
 SMOOTHEST = 0.05  # share of the blocks that show noise rather than texture
 SMOOTHEST_BIAS = 1.15  # such a quantile of white noise is that much too low
-EDGE_BLUR = 0.7  # pixels, against noise
-SOBEL_BLUR = 0.6  # pixels, what the Sobel operator and the pixels themselves add
-MIN_EDGE = 3.0  # levels per pixel
-IN_FOCUS = 0.4
-MAX_DEFOCUS = 3.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -83,35 +80,6 @@ def clipped(rgba: U8) -> float:
     return float(((colour == 0) | (colour == 255)).any(axis=1).mean())
 
 
-def edge_blur(grey: F32, weight: F32, noise: float = 0.0) -> float | None:
-    """How soft a picture's edges are: sigma in pixels of the Gaussian that blurred a step to them.
-
-    From the loss of gradient when a Gaussian of 1 pixel is added (Zhuo and Sim 2011, equation 4):
-    ``R = |g1| / |g2|``, ``sigma^2 = 1 / (R^2 - 1)`` at the stronger edges, less what measuring
-    adds. Their ``IN_FOCUS`` quantile counts, since a picture is as sharp as where it is in focus.
-    Float32 grey levels ``[h, w]`` where ``weight`` (0..1) is 1; None with too few edges to tell.
-    """
-    base = cv2.GaussianBlur(grey, (0, 0), EDGE_BLUR)
-    one, two = _gradient(base), _gradient(cv2.GaussianBlur(base, (0, 0), 1.0))
-    box = np.ones((3, 3), np.uint8)
-    ridge = (one >= cv2.dilate(one, box)) & (one > max(MIN_EDGE, 2 * noise))
-    ridge &= cv2.erode(weight, np.ones((5, 5), np.uint8)) > 0.9
-    strength, reduced = one[ridge], two[ridge]
-    if len(strength) < 30:
-        return None
-    strong = strength >= np.quantile(strength, 0.6)
-    ratio = np.maximum(strength[strong] / np.maximum(reduced[strong], 1e-3), 1.01)
-    variance = float(np.quantile(1 / (ratio**2 - 1), IN_FOCUS)) - EDGE_BLUR**2 - SOBEL_BLUR**2
-    return float(np.sqrt(max(0.0, variance)))
-
-
-def _gradient(grey: F32) -> F32:
-    """Levels per pixel."""
-    x, y = (cv2.Sobel(grey, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1)))
-    size: F32 = cv2.magnitude(x, y)
-    return size
-
-
 def grain_level(grey: F32, weight: F32) -> float:
     """Standard deviation of the noise in float32 grey levels ``[h, w]``.
 
@@ -138,16 +106,6 @@ def _blocks(values: NDArray) -> NDArray:
     h, w = (side // GRAIN_BLOCK for side in values.shape)
     cut = values.reshape(h, GRAIN_BLOCK, w, GRAIN_BLOCK)
     return cut.swapaxes(1, 2).reshape(h * w, -1)
-
-
-def defocus(grey: F32, weight: F32, target: float) -> float:
-    """The Gaussian sigma (pixels) that makes a picture's edges as soft as ``target``; 0 if so.
-
-    grey: float32 ``[h, w]`` of the foreground; weight: its alpha in 0..1.
-    """
-    own = edge_blur(grey, weight)
-    missing = target**2 - (0.5 if own is None else own) ** 2
-    return min(MAX_DEFOCUS, float(np.sqrt(missing))) if missing > 0.05 else 0.0
 
 
 def make_grain(
@@ -182,11 +140,15 @@ class Look:
 
 
 def background_look(background: U8) -> tuple[float, float]:
-    """Noise and softness of edges of the middle frame of uint8 ``[T, H, W, 3]``."""
-    grey = cv2.cvtColor(background[len(background) // 2], cv2.COLOR_RGB2GRAY).astype(np.float32)
-    ones = np.ones_like(grey)
-    noise = grain_level(grey, ones)
-    return noise, edge_blur(grey, ones, noise) or 0.0
+    """Noise of the middle frame and softness of the edges of three frames of ``[T, H, W, 3]``."""
+    count = len(background)
+    greys = {
+        t: cv2.cvtColor(background[t], cv2.COLOR_RGB2GRAY).astype(np.float32)
+        for t in (0, count // 2, count - 1)
+    }
+    ones = np.ones(background.shape[1:3], np.float32)
+    noise = grain_level(greys[count // 2], ones)
+    return noise, softness(list(greys.values()), [ones] * len(greys), noise) or 0.0
 
 
 def match_look(
@@ -204,8 +166,6 @@ def match_look(
     background: uint8 ``[T, H, W, 3]``; near: y0, y1, x0, x1 around the object at mid-clip.
     """
     size = (max(4, round(rgba.shape[1] * scale)), max(4, round(rgba.shape[0] * scale)))
-    from pipelines.stages.composite import premultiplied, straight
-
     ink = premultiplied(rgba)
     ink = cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     weight = np.ascontiguousarray(ink[..., 3]) * np.float32(1 / 255)
@@ -225,7 +185,7 @@ def match_look(
         filled = colour * weight[..., None] + mean * (1 - weight[..., None])
         grey = cv2.cvtColor(filled.astype(np.float32), cv2.COLOR_RGB2GRAY)
         if blur:
-            sigma = defocus(grey, weight, soft)
+            sigma = defocus(grey, weight, soft, background.shape[1])
         if grain:
             own = 0.0 if sigma > 0.5 else grain_level(grey, weight)
             level = float(np.sqrt(max(0.0, min(noise, MAX_GRAIN) ** 2 - own**2)))

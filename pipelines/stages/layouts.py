@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -74,7 +74,11 @@ def group_files(
     root: Path, suffixes: Iterable[str] = STILL_SUFFIXES | VIDEO_SUFFIXES
 ) -> list[Group]:
     """The groups of a folder, sorted by uri. Trimaps are left out."""
-    listed = list(files_below(root, suffixes))
+    return group_listed(list(files_below(root, suffixes)))
+
+
+def group_listed(listed: Sequence[tuple[Path, PurePosixPath]]) -> list[Group]:
+    """The groups of files that were listed in order: (path, path below the root)."""
     by_key: dict[str, dict[str, tuple[Path, PurePosixPath]]] = {}
     stems = {relative.with_suffix("").as_posix() for _, relative in listed}
     named = _folders_by_role(stems)
@@ -173,8 +177,13 @@ class Film:
         return dict(self.layers)
 
 
-def split_films(groups: Iterable[Group]) -> tuple[list[Film], list[Group]]:
-    """Films (videos, numbered frames of a folder) and what remains: single pictures."""
+def split_films(
+    groups: Iterable[Group], size_of: Callable[[Path], object] = still_size
+) -> tuple[list[Film], list[Group]]:
+    """Films (videos, numbered frames of a folder) and what remains: single pictures.
+
+    size_of: of a still, to see whether numbered ones are all alike.
+    """
     films, stills = [], []
     numbered: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
     for group in groups:
@@ -189,7 +198,7 @@ def split_films(groups: Iterable[Group]) -> tuple[list[Film], list[Group]]:
             stills.append(group)
     for (folder, roles), frames in numbered.items():
         frames.sort(key=lambda group: (int(group.name), group.name))
-        if not _is_film(frames, roles):
+        if not _is_film(frames, roles, size_of):
             stills += frames
             continue
         layers: Layers = tuple((r, tuple(frame.roles[r] for frame in frames)) for r in roles)
@@ -197,7 +206,9 @@ def split_films(groups: Iterable[Group]) -> tuple[list[Film], list[Group]]:
     return sorted(films, key=lambda film: film.uri), sorted(stills, key=lambda group: group.uri)
 
 
-def _is_film(frames: list[Group], roles: tuple[str, ...]) -> bool:
+def _is_film(
+    frames: list[Group], roles: tuple[str, ...], size_of: Callable[[Path], object]
+) -> bool:
     """Numbered evenly, all of one size; a lone role may be cut-outs and needs twice as many."""
     numbers = [int(frame.name) for frame in frames]
     steps = {b - a for a, b in itertools.pairwise(numbers)}
@@ -205,7 +216,7 @@ def _is_film(frames: list[Group], roles: tuple[str, ...]) -> bool:
     if len(frames) < least or len(steps) != 1:
         return False
     probes = (frames[0], frames[len(frames) // 2], frames[-1])
-    return len({still_size(frame.files[0][1]) for frame in probes}) == 1
+    return len({size_of(frame.files[0][1]) for frame in probes}) == 1
 
 
 _NOISE = {"out", "rgba", "cutout", "final", "copy", "sprite", "png", "img", "image", "layer"}

@@ -20,6 +20,7 @@ from pipelines.stages.composite import shrink_straight
 from pipelines.stages.draws import choose_frames, frames_needed
 from pipelines.stages.films import cut_out, read_layer
 from pipelines.stages.listing import VIDEO_SUFFIXES
+from pipelines.stages.remote import Fetcher
 from pipelines.stages.shots import cut_windows, find_shots
 from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
 from pipelines.stages.stills import (
@@ -48,11 +49,17 @@ class Loader:
     def __init__(self, size: tuple[int, int], frames: int, fps: float, deadline: float) -> None:
         self._size, self._frames, self._fps = size, frames, fps
         self._decoder = Decoder(deadline=deadline)
+        self._fetcher = Fetcher()
         self._cache: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
         self._corpora: dict[Path, Corpus] = {}
 
     def close(self) -> None:
         self._decoder.close()
+        self.forget_files()
+
+    def forget_files(self) -> None:
+        """Delete the local copies of remote files; what was loaded of them is kept."""
+        self._fetcher.clear()
 
     def _cached(self, key: tuple[Any, ...], make: Callable[[], tuple[int, Any]]) -> Any:
         """``make`` gives (bytes, value); a MediaError is remembered too."""
@@ -74,7 +81,7 @@ class Loader:
 
         def make() -> tuple[int, Foreground]:
             load = {"still": self._still, "video": self._video, "row": self._row}[source.kind]
-            rgba, fps, prompt, record = load(source)
+            rgba, fps, prompt, record = load(self._fetcher.local(source))
             if len(rgba) > 1:
                 frames_needed(len(rgba), fps, self._frames, self._fps)
             return rgba.nbytes, self._cropped(rgba, fps, prompt, record)
@@ -182,8 +189,9 @@ class Loader:
                 frames, record = decode_color(row["background"]), _row_record(source, row)
                 kind, fps, prompt = row["background_kind"], row["fps"], row["background_prompt"]
             else:
-                frames, kind, fps = self._pictures(source), "real", self._fps
-                record, prompt = record_of(source, _sha256(source)), _prompt(source, "background")
+                here = self._fetcher.local(source)
+                frames, kind, fps = self._pictures(here), "real", self._fps
+                record, prompt = record_of(here, _sha256(here)), _prompt(here, "background")
             if len(frames) == 1:
                 frames = self._reduced(frames)
             return frames.nbytes, (frames, prompt, record, kind, fps)
@@ -212,14 +220,14 @@ class Loader:
         return cv2.resize(frames[0], size, interpolation=cv2.INTER_AREA)[None]
 
     def _video_background(self, source: Source, rng: Generator) -> Background:
-        path = source.path("file")
-        assert path is not None
-        info = self._cached(
-            ("info", _identity(source)),
-            lambda: (1024, (self._decoder.probe(path), _sha256(source))),
-        )
-        need, have = self._frames / self._fps, info[0].seconds + 1 / max(info[0].fps, 1e-3)
-        if info[0].has_alpha:
+        def look() -> tuple[int, Any]:
+            here = self._fetcher.local(source)
+            found = self._decoder.probe(_file_of(here))
+            return 1024, (found, _sha256(here), _prompt(here, "background"))
+
+        info, digest, prompt = self._cached(("info", _identity(source)), look)
+        need, have = self._frames / self._fps, info.seconds + 1 / max(info.fps, 1e-3)
+        if info.has_alpha:
             raise MediaError("has an alpha channel: it cannot be a background")
         if have + 0.5 / self._fps < need:
             raise MediaError(f"lasts {have:.2f} s; a clip needs {need:.2f} s")
@@ -227,10 +235,11 @@ class Loader:
         slot = int(rng.integers(slots))
 
         def make() -> tuple[int, Any]:
+            path = _file_of(self._fetcher.local(source))
             window = self._window(path, slot * need / 2, need)
             if window is None:
                 return 1024, None
-            height, width = _tracking_size(self._size, (info[0].height, info[0].width))
+            height, width = _tracking_size(self._size, (info.height, info.width))
             frames = self._decoder.fetch(path, window, height, width)
             motion = measure_camera(frames, self._size)
             return frames.nbytes, (resize_cover(frames, *self._size), motion, window)
@@ -239,9 +248,8 @@ class Loader:
         if loaded is None:
             raise UnluckyDrawError("the background has a cut or a gap in the drawn window")
         frames, motion, window = loaded
-        record = record_of(source, info[1], start=window[0], end=window[-1])
+        record = record_of(source, digest, start=window[0], end=window[-1])
         camera, static, residual = motion
-        prompt = _prompt(source, "background")
         return Background(frames, camera, static, residual, prompt, "real", record)
 
     def _window(self, path: Path, start: float, need: float) -> tuple[float, ...] | None:
@@ -302,6 +310,12 @@ def _tracking_size(size: tuple[int, int], source: tuple[int, int]) -> tuple[int,
 def _identity(source: Source) -> tuple[Any, ...]:
     """What tells a source from those of other jobs of this process, whose names may be the same."""
     return source.files, source.row, source.stamp
+
+
+def _file_of(source: Source) -> Path:
+    path = source.path("file")
+    assert path is not None
+    return path
 
 
 def _sha256(source: Source) -> str:

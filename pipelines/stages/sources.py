@@ -17,8 +17,16 @@ from numpy.typing import NDArray
 from layerflow.clip import U8
 from layerflow.corpus import Corpus
 from pipelines.stages.gates import judge
-from pipelines.stages.layouts import Film, Group, group_files, split_films, words_of
+from pipelines.stages.layouts import (
+    Film,
+    Group,
+    group_files,
+    group_listed,
+    split_films,
+    words_of,
+)
 from pipelines.stages.prompts import TEMPLATE, sidecar_prompts
+from pipelines.stages.remote import list_bucket
 
 F64 = NDArray[np.float64]
 _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
@@ -28,8 +36,9 @@ _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
 class Source:
     """One foreground or background before it is loaded; plain values.
 
-    kind: ``still``, ``video`` or ``row`` (of a corpus). files: role -> path, for a row the corpus.
-    uri: the name under which the corpus records it. stamp: what tells two sources apart.
+    kind: ``still``, ``video`` or ``row`` (of a corpus). files: role -> path or URL, for a row the
+    corpus. uri: the name under which the corpus records it. stamp: what tells two sources apart.
+    beside: URLs of the captions of remote files (``pipelines.stages.remote`` makes all local).
     """
 
     kind: str
@@ -38,6 +47,7 @@ class Source:
     files: tuple[tuple[str, str], ...]
     stamp: str
     row: int = -1
+    beside: tuple[str, ...] = ()
 
     def path(self, *roles: str) -> Path | None:
         """The file of the first role that there is."""
@@ -119,21 +129,51 @@ def _checked(found: list[Source], what: str, inputs: Sequence[str]) -> list[Sour
 
 def _listed(item: str, gate: str | None) -> list[Source]:
     root = Path(item)
+    if "://" in item:
+        return _of_bucket(item, gate)
     if (root / "state.json").is_file():
         return _rows(root, gate)
     if root.is_dir():
-        groups = group_files(root)
-        if gate is None:
-            groups = [single for group in groups for single in _background_files(group)]
-        else:
-            groups = [group for group in groups if set(group.roles) != {"background"}]
-        films, stills = split_films(groups)
-        return [*map(_of_film, films), *map(_of_group, stills)]
-    if root.is_file():
-        group = Group(root.name, root.stem, (("file", root),))
-        films, stills = split_films([group])
-        return [*map(_of_film, films), *map(_of_group, stills)]
-    raise ValueError(f"{item}: no such corpus, folder or file")
+        groups = _chosen(group_files(root), gate)
+    elif root.is_file():
+        groups = [Group(root.name, root.stem, (("file", root),))]
+    else:
+        raise ValueError(f"{item}: no such corpus, folder or file")
+    films, stills = split_films(groups)
+    return [*map(_of_film, films), *map(_of_group, stills)]
+
+
+def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
+    if gate is None:
+        return [single for group in groups for single in _background_files(group)]
+    return [group for group in groups if set(group.roles) != {"background"}]
+
+
+def _of_bucket(url: str, gate: str | None) -> list[Source]:
+    bucket = list_bucket(url)
+    films, stills = split_films(_chosen(group_listed(bucket.listed), gate), bucket.still_size)
+    sources = []
+    everything: list[Film | Group] = [*films, *stills]
+    for found in everything:
+        files = _files(found)
+        stamp = "+".join(str(bucket.sizes[path]) for _, path in files)
+        sources.append(
+            Source(
+                "video" if isinstance(found, Film) else "still",
+                bucket.url(found.uri),
+                found.name,
+                tuple((role, bucket.url(path)) for role, path in files),
+                f"{bucket.url(found.uri)}:{stamp}",
+                beside=bucket.captions([path for _, path in files]),
+            )
+        )
+    return sources
+
+
+def _files(found: Group | Film) -> list[tuple[str, Path]]:
+    if isinstance(found, Group):
+        return list(found.files)
+    return [(role, path) for role, paths in found.layers for path in paths]
 
 
 def _background_files(group: Group) -> list[Group]:
@@ -146,15 +186,15 @@ def _background_files(group: Group) -> list[Group]:
 
 
 def _of_group(group: Group) -> Source:
-    return _source("still", group, group.files)
+    return _source("still", group)
 
 
 def _of_film(film: Film) -> Source:
-    files = [(role, path) for role, paths in film.layers for path in paths]
-    return _source("video", film, files)
+    return _source("video", film)
 
 
-def _source(kind: str, found: Group | Film, files: Sequence[tuple[str, Path]]) -> Source:
+def _source(kind: str, found: Group | Film) -> Source:
+    files = _files(found)
     resolved = tuple((role, str(path.resolve())) for role, path in files)
     sizes = "+".join(str(path.stat().st_size) for _, path in files)
     return Source(kind, found.uri, found.name, resolved, f"{found.uri}:{sizes}")
