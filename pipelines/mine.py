@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ from pipelines.stages.colour import straight_foreground
 from pipelines.stages.gates import judge, resolve_gate
 from pipelines.stages.inpaint import Inpainter, make_inpainter
 from pipelines.stages.listing import Source, list_sources, local_copy
-from pipelines.stages.plate import Plate, clean_plate
+from pipelines.stages.plate import Look, Plate, clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
+from pipelines.stages.prune import without_background
 from pipelines.stages.score import Flows, neighbour_flows, score_clip, score_frames
 from pipelines.stages.shots import Window
 from pipelines.stages.spans import WHOLE, time_spans
@@ -50,6 +52,7 @@ from pipelines.stages.traces import Traces, find_traces
 from pipelines.survey import plan_duplicates, survey_unit
 
 FORMAT_VERSION = 4
+LOOKS, MAX_LOOKS = 4, 48  # frames of each window, and in all, that later windows may look at
 GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 Twin = tuple[str, float, float]
@@ -175,6 +178,13 @@ class _Job:
     path: Path
     decoder: Decoder
     outcome: Outcome
+    looks: deque[Look] = field(default_factory=lambda: deque(maxlen=MAX_LOOKS))
+
+    def remember(self, frames: U8, hole: np.ndarray | None = None) -> None:
+        """Keep a few frames: later windows may see behind their subjects in them."""
+        for t in np.linspace(0, len(frames) - 1, min(LOOKS, len(frames))).round().astype(int):
+            hidden = np.zeros(frames.shape[1:3], bool) if hole is None else hole[t]
+            self.looks.append(Look(frames[t].copy(), hidden.copy()))
 
     def reject(
         self,
@@ -260,10 +270,13 @@ def _mine_window(
     verdict = judge(early, gate)
     if verdict is not None:
         job.reject("filters", verdict, window, early)
+        job.remember(frames)
         return None
     matter = _matter(options.matting, options.weights, options.device)
     inpainter = make_inpainter(options.inpaint, options.inpaint_weights, options.device)
-    found = make_layers(frames, matter, options.fps, flows, early, inpainter)
+    looks = tuple(job.looks)
+    found = make_layers(frames, matter, options.fps, flows, early, inpainter, looks)
+    job.remember(frames, found.plate.hole)
     layers, scores = found.layers, found.scores
     verdict = judge(scores, gate)
     if verdict is not None:
@@ -286,10 +299,12 @@ def _mine_window(
         recipe=job.recipe.hash,
         crf=options.crf,
     )
-    return row | _shadow_cells(found, inpainter, options)
+    return row | _shadow_cells(found, inpainter, options, looks)
 
 
-def _shadow_cells(found: Mined, inpainter: Inpainter, options: MineOptions) -> dict[str, Any]:
+def _shadow_cells(
+    found: Mined, inpainter: Inpainter, options: MineOptions, looks: Sequence[Look]
+) -> dict[str, Any]:
     """Who owns the subject's shadow, and the background without it (and other leftovers).
 
     Outside the matte the background is the video itself, so it owns them.
@@ -298,7 +313,9 @@ def _shadow_cells(found: Mined, inpainter: Inpainter, options: MineOptions) -> d
         return {"shadow": "none", "plate": None, "objects": None, "draw": None}
     layers, registration = found.layers, found.plate.registration
     cover = np.where(found.traces.mask, np.uint8(255), layers["alpha"])
-    plate = clean_plate(layers["blended"], cover, registration=registration, inpainter=inpainter)
+    plate = clean_plate(
+        layers["blended"], cover, registration=registration, inpainter=inpainter, looks=looks
+    )
     cell = encode_color(plate.background, options.fps, crf=options.crf)
     return {"shadow": "background", "plate": cell, "objects": None, "draw": None}
 
@@ -320,15 +337,19 @@ def make_layers(
     flows: Flows,
     early: Mapping[str, float],
     inpainter: Inpainter | None = None,
+    looks: Sequence[Look] = (),
 ) -> Mined:
     """Layers and scores of one window uint8 ``[T, H, W, 3]``.
 
     flows: of ``neighbour_flows``; early: scores that are known already; inpainter: by default
-    OpenCV's.
+    OpenCV's; looks: earlier frames of the film.
     """
     matte = matter(frames)
     alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
-    plate = clean_plate(frames, alpha, inpainter=inpainter)
+    plate = clean_plate(frames, alpha, inpainter=inpainter, looks=looks)
+    alpha, pruned = without_background(frames, alpha, plate)
+    if pruned:
+        plate = clean_plate(frames, alpha, inpainter=inpainter, looks=looks)
     foreground = straight_foreground(frames, alpha, plate.background)
     scores = score_clip(
         frames, foreground, alpha, plate, matte.confidence, flows=flows, frame_scores=early

@@ -39,6 +39,7 @@ def test_a_true_matte_scores_well(clip: Truth, plate: Plate) -> None:
     assert scores["area_mean"] == pytest.approx(float(clip.alpha.mean()))
     assert scores["area_cv"] < 0.01
     assert scores["warp_iou"] > 0.9 and scores["flicker"] < 0.08
+    assert scores["newcomers"] < 0.05
     assert scores["camera_static"] == 1
     assert judge(scores, "strict") is None
 
@@ -57,6 +58,16 @@ def test_a_flickering_matte_and_a_changing_area_show(clip: Truth, plate: Plate) 
     assert scores["flicker"] > 0.3 and scores["warp_iou"] < 0.1
     assert scores["area_min"] == 0 and scores["area_cv"] == pytest.approx(1, abs=0.01)
     assert judge(scores, "loose") == "area_min 0 below 0.001"
+
+
+def test_what_joins_the_matte_from_nowhere_shows(clip: Truth, plate: Plate) -> None:
+    alpha = clip.alpha.copy()
+    side = round(float(clip.alpha[0].sum()) ** 0.5 / 2)  # a quarter of the subject's area
+    alpha[-1, 4 : 4 + side, 4 : 4 + side] = 1
+    assert scores_of(clip, alpha, plate)["newcomers"] == pytest.approx(0.2, abs=0.03)
+    alpha = clip.alpha.copy()
+    alpha[-1, :side, :side] = 1  # came in from outside
+    assert scores_of(clip, alpha, plate)["newcomers"] < 0.05
 
 
 def test_soft_and_split_mattes_show(clip: Truth, plate: Plate) -> None:

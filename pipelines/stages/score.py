@@ -23,6 +23,7 @@ CLIP_SCORES = (
     "outside_fidelity",
     "flicker",
     "warp_iou",
+    "newcomers",
     "soft_fraction",
     "boundary_sharpness",
     "area_mean",
@@ -69,6 +70,8 @@ def score_clip(
     - ``outside_fidelity``: mean |B - I| outside the dilated matte, levels; 0 by construction.
     - ``flicker``: mean |a(t) - warp(a(t-1))| inside the dilated matte where flow is consistent.
     - ``warp_iou``: IoU of the matte (>= 0.5) with the last one carried along the flow, there too.
+    - ``newcomers``: largest share, over neighbouring frames, of a matte that the other one, carried
+      along the flow, does not have and that does not enter at the border.
     - ``soft_fraction``: share of matte pixels (a > 0.05) with a < 0.95.
     - ``boundary_sharpness``: mean gradient of alpha on its edge, 1/pixel; 0.5 = a one-pixel step.
     - ``area_mean|min|max``: mean alpha per frame; ``area_cv``: its standard deviation / mean.
@@ -234,13 +237,13 @@ def _shape(matte: np.ndarray) -> dict[str, float]:
 
 
 def _stability(matte: np.ndarray, flows: Flows) -> dict[str, float]:
-    """Flicker and IoU of the matte against itself carried along the flow."""
+    """Flicker, IoU and newcomers of the matte against itself carried along the flow."""
     if not flows:
-        return {"flicker": 0.0, "warp_iou": 1.0}
+        return {"flicker": 0.0, "warp_iou": 1.0, "newcomers": 0.0}
     height, width = flows[0][0].shape[:2]
     small = [cv2.resize(a, (width, height), interpolation=cv2.INTER_AREA) for a in matte]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    change, pixels, overlaps = 0.0, 0, []
+    change, pixels, overlaps, newcomers = 0.0, 0, [], 0.0
     for t, (back, forward) in enumerate(flows, start=1):
         to_x, to_y = x + back[..., 0], y + back[..., 1]
         carried = cv2.remap(small[t - 1], to_x, to_y, cv2.INTER_LINEAR)
@@ -249,11 +252,25 @@ def _stability(matte: np.ndarray, flows: Flows) -> dict[str, float]:
         use = near & (np.linalg.norm(returned, axis=-1) < 1)
         change += float(np.abs(small[t] - carried)[use].sum())
         pixels += int(use.sum())
-        now, then = use & (small[t] >= 0.5), use & (carried >= 0.5)
-        union = int((now | then).sum())
+        now, then = small[t] >= 0.5, carried >= 0.5
+        union = int(((now | then) & use).sum())
         if union:
-            overlaps.append(int((now & then).sum()) / union)
+            overlaps.append(int((now & then & use).sum()) / union)
+        ahead = cv2.remap(small[t], x + forward[..., 0], y + forward[..., 1], cv2.INTER_LINEAR)
+        newcomers = max(newcomers, _new(now, then), _new(small[t - 1] >= 0.5, ahead >= 0.5))
     return {
         "flicker": change / max(1, pixels),
         "warp_iou": float(np.mean(overlaps)) if overlaps else 0.0,
+        "newcomers": newcomers,
     }
+
+
+def _new(now: np.ndarray, carried: np.ndarray) -> float:
+    """Share of a matte that the neighbour's does not have and that is not at the border."""
+    new = now & ~dilate(carried, 2)
+    number, labels, _, _ = cv2.connectedComponentsWithStats(new.astype(np.uint8))
+    if number == 1:
+        return 0.0
+    outer = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    inner = np.setdiff1d(np.arange(1, number), outer)
+    return float(np.isin(labels, inner).sum() / now.sum())
