@@ -239,9 +239,13 @@ class Table:
         state = self.path / "state.json"
         if not state.is_file():
             raise ValueError(f"{self.path} holds no corpus (no state.json)")
+        try:
+            files = [entry["filename"] for entry in json.loads(state.read_text())["_data_files"]]
+            names = [Path(file).name for file in files]  # names, never paths out of here
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{state} cannot be read: {error!r}") from error
         tables = []
-        for entry in json.loads(state.read_text())["_data_files"]:
-            shard = self.path / Path(entry["filename"]).name  # a name, never a path out of here
+        for shard in (self.path / name for name in names):
             try:
                 with pa.memory_map(str(shard)) as source:
                     tables.append(pa.ipc.open_stream(source).read_all())
@@ -279,6 +283,10 @@ class Corpus(Table):
         missing = set(SCHEMA.names) - set(corpus.schema.names)
         if missing:
             raise ValueError(f"{path} is not a corpus of this version: no column {sorted(missing)}")
+        for field in SCHEMA:
+            found = corpus.schema.field(field.name).type
+            if pa.types.is_primitive(field.type) and found != field.type:
+                raise ValueError(f"{path}: the column {field.name} is {found}, not {field.type}")
         return corpus
 
     def clip(self, index: int) -> LayeredClip:

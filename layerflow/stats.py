@@ -38,11 +38,15 @@ def arrow_files(table: Table) -> list[Path]:
 def arrow_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The record batches of one shard, with only the wanted columns.
 
-    Memory-mapped: a media column that is not touched is not read.
+    Memory-mapped: a media column that is not touched is not read. Raises ValueError that names a
+    file that is cut off or gone.
     """
-    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
-        for batch in reader:
-            yield batch if columns is None else batch.select(list(columns))
+    try:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
+            for batch in reader:
+                yield batch if columns is None else batch.select(list(columns))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:

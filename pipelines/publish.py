@@ -324,7 +324,9 @@ def _sources(corpus: Corpus) -> dict[tuple[str, str, str], int]:
     for row in small_rows(corpus):
         source = row["origin"]
         licence = source["licence"] or NO_LICENCE
-        found[licence, source["attribution"] or "", source["uri"]] += 1
+        parents = (parent.partition("#")[0] for parent in source["parents"] or ())
+        made_of = ", ".join(dict.fromkeys([source["uri"], *parents]))
+        found[licence, source["attribution"] or "", made_of] += 1
     return dict(found)
 
 

@@ -6,6 +6,7 @@ Texts of a corpus are escaped, so that none of them can become markup or a table
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,14 @@ def make_card(facts: CardFacts, existing: str | None = None) -> str:
     return f"---\n{header}---\n\n" + "\n\n".join(section(facts) for section in sections) + "\n"
 
 
+def is_foreign(card: str) -> bool:
+    """Whether a card has a text that this module did not write: it would be lost."""
+    metadata = read_metadata(card)
+    body = card.split("---\n", 2)[2] if metadata else card
+    tags = metadata.get("tags")
+    return bool(body.strip()) and not (isinstance(tags, list) and "layerflow" in tags)
+
+
 def read_metadata(card: str) -> dict[str, Any]:
     """The YAML block of a card; empty when there is none or it is no mapping."""
     parts = card.split("---\n", 2)
@@ -132,7 +141,8 @@ def plain(text: object, limit: int = 160) -> str:
     """A text as one line of a Markdown table, with no markup left in it."""
     line = "".join(c if c.isprintable() else " " for c in str(text))
     line = line if len(line) <= limit else line[:limit] + "..."
-    return line.translate(ESCAPES)
+    escaped = line.translate(ESCAPES)
+    return re.sub(r"(?<=[A-Za-z0-9])&#95;(?=[A-Za-z0-9])", "_", escaped)  # is no markup in a word
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -174,10 +184,28 @@ clip = next(iter(clips))
 clip["blended"]["bytes"]  # an encoded file: MP4, FFV1 in Matroska for alpha, PNG for stills
 ```
 
-No video decoder is needed to iterate. With the LayerFlow toolkit, `decode_row(local_row(clip))`
-(`layerflow.corpus`, `layerflow.published`) gives all layers as arrays; `select_columns` leaves the
-media out. The configuration `{facts.configs[1].name}` holds one small video a clip that plays in
-the viewer."""
+No video decoder is needed to iterate. `columns=["id", "kind", "quality"]` leaves the media on the
+Hub. The configuration `{facts.configs[1].name}` holds one small video a clip that plays in the
+viewer. Without any toolkit, PyAV decodes a layer; alpha comes out exactly as it went in:
+
+```python
+import io
+import av
+
+with av.open(io.BytesIO(clip["alpha"]["bytes"])) as file:
+    alpha = [frame.to_ndarray(format="gray") for frame in file.decode(video=0)]
+```
+
+With the LayerFlow toolkit all layers are arrays at once:
+
+```python
+from layerflow.corpus import decode_row
+from layerflow.published import local_row
+
+layers = decode_row(local_row(clip))
+layers.blended, layers.foreground, layers.background  # uint8 [frames, height, width, 3], RGB
+layers.alpha, layers.prompts  # uint8 [frames, height, width]; a caption by layer
+```"""
 
 
 def _contents(facts: CardFacts) -> str:
@@ -271,7 +299,7 @@ def _licences(facts: CardFacts) -> str:
 
 
 def _made(facts: CardFacts) -> str:
-    made = {k: v for k, v in facts.made.items() if k not in ("plan", "reasons", "units", "state")}
+    made = _recorded(facts.made)
     text = yaml.safe_dump(made, sort_keys=True, allow_unicode=False, width=100)
     text = "".join(f"    {line}\n" for line in text.splitlines())  # indented: no fence to break out
     rejected = facts.stats["rejected"]
@@ -285,6 +313,14 @@ def _made(facts: CardFacts) -> str:
         reasons = list(rejected["reasons"].items())[:MAX_LISTED]
         lines.append(table(("stage and reason", "rows"), reasons))
     return "\n".join(lines)
+
+
+def _recorded(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job or its parents recorded, without what only matters to resuming it."""
+    kept = {k: v for k, v in made.items() if k not in ("plan", "reasons", "units", "state")}
+    if isinstance(kept.get("made_from"), list):
+        kept["made_from"] = [_recorded(p) if isinstance(p, dict) else p for p in kept["made_from"]]
+    return kept
 
 
 def _limits(facts: CardFacts) -> str:
@@ -316,11 +352,11 @@ def _limits(facts: CardFacts) -> str:
 
 
 def licence_table(sources: Mapping[tuple[str, str, str], int]) -> str:
-    """LICENSE.md: clips by (licence, attribution, source)."""
+    """LICENSE.md: clips by (licence, attribution, source and what else the clip was made of)."""
     rows = [(*key, count) for key, count in sorted(sources.items())]
     more = f"\n\n... and {len(rows) - 5000} more; see `origin` of each clip." * (len(rows) > 5000)
     head = (
         "# Licences by source\n\nEach clip carries the licence and attribution of its source in "
         "the column `origin`.\n\n"
     )
-    return head + table(("licence", "attribution", "source", "clips"), rows[:5000]) + more + "\n"
+    return head + table(("licence", "attribution", "made of", "clips"), rows[:5000]) + more + "\n"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.publish import Plan, make_files
+from pipelines.publish_card import is_foreign
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -63,6 +64,11 @@ def push(plan: Plan, *, quiet: bool = False) -> list[str]:
                  exist_ok=True)  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="layerflow-publish-") as folder:
         old = existing_card(api, options.repo_id, revision, Path(folder) / "old")
+        if old is not None and is_foreign(old):
+            raise ValueError(
+                f"{options.repo_id} holds a README.md with a text that this command did not write "
+                "and would replace: publish to another repository, or delete that file on the Hub"
+            )
         operations, sent = _upload(api, plan, Path(folder) / "new", revision, old, quiet)
         operations += _stale(api, plan, revision, sent)
         commit = steadily(

@@ -152,7 +152,7 @@ def histogram(values: Sequence[float]) -> dict[str, Any]:
 
 def page(data: dict[str, Any], media: Sequence[bytes] = ()) -> str:
     """The HTML page; ``media[i]`` is the preview of ``data["clips"][i]``."""
-    script = _asset("player.js") + _asset("report.js")
+    script = "".join(map(_asset, ("player.js", "detail.js", "report.js")))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     connect = "'self'" if data["mode"] == "serve" else "'none'"
     blocks = "\n".join(

@@ -1,7 +1,8 @@
 """``layerflow view --serve``: the same page over a whole corpus, previews made when they are seen.
 
-Listens on 127.0.0.1 only and answers requests for this host only. There are four addresses: the
-page, rows, rejected rows and the preview of a row by its number; no file is ever served by name.
+Listens on 127.0.0.1 only and answers requests for this host only, that its own page or the person
+at the browser makes: not those of other pages. There are four addresses: the page, rows, rejected
+rows and the preview of a row by its number; no file is ever served by name.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ CACHE_BYTES = 256 << 20
 MAX_COUNT = 200
 HEIGHTS = range(32, 1081)
 COLUMNS = ("source", "kind", "id")
+SAFE = {  # of every answer; the page's own policy, inside it, allows more than these take away
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class Browsed:
@@ -171,21 +180,45 @@ class _Handler(BaseHTTPRequestHandler):
     content: Browsed
     server_version, sys_version = "layerflow", ""
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds that a connection may be silent
 
     def do_GET(self) -> None:
-        host = self.headers.get("Host", "").rpartition(":")[0]
-        if host not in ("127.0.0.1", "localhost"):  # another name that points here (DNS rebinding)
-            self._send(403, b"this server answers on 127.0.0.1 only")
+        if problem := self._foreign():
+            self._send(403, problem.encode())
             return
-        parts = urlsplit(self.path)
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         try:
+            parts = urlsplit(self.path)
+            query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
             self._route(parts.path, query)
         except (ValueError, OverflowError) as error:
             status = 422 if isinstance(error, MediaError) else 400
             self._send(status, str(error).encode())
         except IndexError as error:
             self._send(404, str(error).encode())
+        except OSError as error:
+            if isinstance(error, ConnectionError):
+                raise
+            self._send(500, f"the corpus cannot be read: {error}".encode())
+
+    def _only_get(self) -> None:
+        self.close_connection = True  # a body may follow, which nobody reads
+        self._send(405, b"this server answers GET only", extra={"Allow": "GET"})
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _only_get  # noqa: N815
+
+    def _foreign(self) -> str:
+        """Why a request is refused: it names another host that points here (DNS rebinding), or
+        another page makes it. Empty when it is not."""
+        host = self.headers.get("Host", "")
+        if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?", host, re.ASCII):
+            return "this server answers on 127.0.0.1 only"
+        origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site", "none")
+        opened = self.path == "/" and self.headers.get("Sec-Fetch-Dest") == "document"
+        if origin not in (None, f"http://{host}"):
+            return "this server answers its own page only"
+        if site not in ("none", "same-origin") and not opened:  # a link to the page may be followed
+            return "this server answers its own page only"
+        return ""
 
     def _route(self, path: str, query: dict[str, str]) -> None:
         lists: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
@@ -220,11 +253,11 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         self.send_response(status)
         headers = {"Content-Type": mime, "Content-Length": str(len(body))}
-        headers |= {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-        for name, value in (headers | (extra or {})).items():
+        for name, value in (headers | SAFE | (extra or {})).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal is for the address of the page."""
@@ -234,7 +267,11 @@ def serve(path: Path, *, port: int = 8000, model: Path | None = None) -> None:
     """Serve the page until interrupted. Prints the address."""
     browsed = Browsed(path, model=model)
     try:
-        with make_server(browsed, port) as server:
+        try:
+            server = make_server(browsed, port)
+        except OSError as error:
+            raise ValueError(f"port {port} is not free ({error}): give --port 0") from error
+        with server:
             print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
             try:
                 server.serve_forever()

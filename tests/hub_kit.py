@@ -15,25 +15,29 @@ CLIENT = Path(__file__).with_name("hub_client.py")
 ROOT = CLIENT.parents[1]
 
 
+def environment(hub: Hub, home: Path, token: str = TOKEN) -> dict[str, str]:
+    """Of a process whose Hub is the double."""
+    return {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": token,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "*",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
 class Client:
     """A process that publishes and loads; see ``hub_client``."""
 
     def __init__(self, hub: Hub, home: Path) -> None:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_TOKEN": TOKEN,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "*",
-            "PYTHONPATH": str(ROOT),
-        }
         self.process = subprocess.Popen(
             [sys.executable, str(CLIENT)],
-            env=environment,
+            env=environment(hub, home),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -196,6 +196,9 @@ def test_stats_command(corpus: Path) -> None:
     assert json.loads(invoke("stats", corpus, "--json").output)["rows"] == 12
     text = invoke("stats", corpus).output
     assert "CC-BY-4.0" in text and "not stated" in text and "flicker" in text
+    assert "5.0 s" in text  # all clips; hours are for corpora that last hours
+    lengths = [cli._length(seconds) for seconds in (0, 119, 750, 25_560, 7_200_000)]
+    assert lengths == ["0.0 s", "119.0 s", "12.5 min", "7.1 h", "2,000.0 h"]
 
 
 # --- filter, merge, split ---------------------------------------------------------------------

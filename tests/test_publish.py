@@ -138,7 +138,7 @@ def test_card_is_valid_and_says_what_is_there(folder: Path) -> None:
     text = card.text
     assert "4 clips have no licence on record" in text and "gate: flicker N over N" in text
     assert "gate: 'off'" in text  # the recorded options
-    assert text.count("```") == 2 and "</script>" not in text
+    assert text.count("```") == 6 and "</script>" not in text
     assert HOSTILE not in (folder / "LICENSE.md").read_text()
     assert decode_png((folder / "contact_sheet.png").read_bytes()).shape[2] == 3
 

@@ -322,7 +322,7 @@ STOPPED_EARLY = """return (async () => {
   player.play();
   player.draw(true);
   player.stop();
-  return [early, player.shot === undefined, player.media === null];
+  return [early, !player.shot, player.media === null];
 })()"""
 
 

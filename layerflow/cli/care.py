@@ -100,15 +100,15 @@ def stats(corpus: CorpusPath, json: Json = False) -> None:
 def _tables(found: dict[str, Any]) -> list[Any]:
     shares = {**found["kinds"], "all": {**found, "bytes": found["bytes"]["all"]}}
     shares["all"] |= {"clips": found["rows"], "sources": found["sources"]["count"]}
-    kinds = _table("clips", "kind", "clips", "sources", "frames", "seconds", "MB")
-    licences = _table("licences", "licence", "clips", "sources", "frames", "seconds", "MB")
+    kinds = _table("clips", "kind", "clips", "sources", "frames", "length", "MB")
+    licences = _table("licences", "licence", "clips", "sources", "frames", "length", "MB")
     for table, rows in ((kinds, shares), (licences, found["licences"])):
         for name, share in rows.items():
             table.add_row(
                 _plain(name),
-                *(str(share[key]) for key in ("clips", "sources", "frames")),
-                f"{share['seconds']:.1f}",
-                f"{share['bytes'] / 1e6:.1f}",
+                *(f"{share[key]:,}" for key in ("clips", "sources", "frames")),
+                _length(share["seconds"]),
+                f"{share['bytes'] / 1e6:,.1f}",
             )
     points = ("count", "min", "p5", "p50", "p95", "max")
     scores = _table("scores", "score", *points)
@@ -141,6 +141,13 @@ def _table(title: str, *columns: str) -> Any:
             no_wrap=wide,
         )
     return table
+
+
+def _length(seconds: float) -> str:
+    """``42.0 s``, ``12.5 min`` or ``7.1 h``."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _short(value: float) -> str:

@@ -16,6 +16,8 @@ const state = {
   backing: "checkerboard",
 };
 const players = new Set();
+const MOST_VIDEOS = 60; // Chromium makes no more than 75 in a page
+
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -31,6 +33,11 @@ function bytesOf(index) {
   return bytes;
 }
 
+function said(error) {
+  const lost = serving && error instanceof TypeError; // what fetch throws when nobody answers
+  return lost ? "the server does not answer: is `layerflow view --serve` still running?" : String(error.message || error);
+}
+
 async function previewOf(clip, large, signal) {
   if (!serving) return { about: clip.preview, blob: new Blob([bytesOf(clip.place)], { type: clip.preview.mime }) };
   const answer = await fetch(`preview/${clip.index}?height=${large ? 288 : 144}`, { signal });
@@ -38,80 +45,122 @@ async function previewOf(clip, large, signal) {
   return { about: JSON.parse(answer.headers.get("X-Preview")), blob: await answer.blob() };
 }
 
+// Before a video is made: of those in the grid, the one that plays longest keeps its picture only.
+function makeRoom() {
+  const videos = [...players].filter((player) => player.media && !player.still);
+  if (videos.length < MOST_VIDEOS) return;
+  const small = videos.filter((player) => !player.large);
+  (small.find((player) => player.shot) ?? small[0])?.freeze();
+}
+
 class Player {
   constructor(clip, large, onError) {
-    this.clip = clip;
-    this.targets = []; // [canvas, panel names]
-    this.time = -1;
+    Object.assign(this, { clip, large, targets: [] }); // targets: [canvas, panel names]
+    this.time = -1; // of the picture that was drawn
     this.abort = new AbortController();
     players.add(this);
-    this.ready = this.load(large).catch((error) => {
-      if (!this.stopped) onError(String(error.message || error));
+    this.ready = this.load().catch((error) => {
+      if (this.stopped) return;
+      this.problem = said(error);
+      onError(this.problem);
     });
   }
 
-  async load(large) {
+  async load() {
     if (this.clip.problem) throw new Error(this.clip.problem);
-    const { about, blob } = await previewOf(this.clip, large, this.abort.signal);
+    const { about, blob } = await previewOf(this.clip, this.large, this.abort.signal);
     if (this.stopped) return;
-    this.about = about;
-    this.url = URL.createObjectURL(blob);
-    this.still = about.mime.startsWith("image/");
-    this.media = this.still
+    Object.assign(this, { about, blob, still: about.mime.startsWith("image/") });
+    await this.begin();
+  }
+
+  async begin() {
+    if (!this.still) makeRoom();
+    this.url = URL.createObjectURL(this.blob);
+    const media = this.still
       ? Object.assign(new Image(), { src: this.url })
       : make("video", { muted: true, loop: true, playsInline: true, preload: "auto", src: this.url });
-    if (this.still) await this.media.decode();
+    this.media = media;
+    if (this.still) await media.decode();
     else await new Promise((done, failed) => {
-      this.media.onloadeddata = done;
-      this.media.onerror = () => failed(new Error("the preview cannot be played"));
+      media.onloadeddata = media.onemptied = done; // emptied: it was stopped
+      media.onerror = () => failed(new Error("the preview cannot be played"));
     });
+    if (this.media !== media) return;
+    this.told = !this.still && "requestVideoFrameCallback" in media;
+    if (this.told) this.listen(media);
+    this.fresh = true;
     this.play();
   }
 
+  listen(media) {
+    media.requestVideoFrameCallback((_, { mediaTime }) => {
+      if (this.media !== media) return;
+      Object.assign(this, { fresh: true, picture: mediaTime });
+      this.listen(media);
+    });
+  }
+
   play() {
-    if (!this.media || this.still || this.stopped) return;
-    if (state.playing) this.media.play().catch(() => {});
+    if (!this.media || this.still) return;
+    if (state.playing) this.media.play().catch(() => {}); // stopped before it began
     else this.media.pause();
   }
 
   seek(frame) {
-    const last = this.about.frames - 1;
-    const wrapped = (frame + last + 1) % (last + 1);
-    if (!this.still) this.media.currentTime = (wrapped + 0.5) / this.about.fps;
+    if (!this.media || this.still) return;
+    const { frames, fps } = this.about;
+    this.media.currentTime = (((frame % frames) + frames) % frames + 0.5) / fps;
   }
 
-  frame() {
-    return this.still ? 0 : Math.min(this.about.frames - 1, Math.floor(this.media.currentTime * this.about.fps));
+  // The frame that was asked for last, or that plays; the one in the picture may be one behind.
+  frame(time = this.media?.currentTime ?? 0) {
+    return this.still ? 0 : Math.max(0, Math.min(this.about.frames - 1, Math.floor(time * this.about.fps + 0.01)));
   }
 
   // One snapshot for all panels: a video that plays may move on between two drawImage calls.
   draw(force) {
-    if (!this.media || !this.about) return;
+    if (!this.about || !(this.media || this.shot)) return;
     const { media } = this;
-    const ready = this.still ? media.complete && media.naturalWidth > 0 : media.readyState >= 2; // not while it seeks
+    const ready = media && (this.still ? media.complete && media.naturalWidth > 0 : media.readyState >= 2 && !media.seeking);
     if (!ready && !(force && this.shot)) return;
-    const time = this.still ? 0 : media.currentTime;
-    if (time === this.time && !force) return;
-    this.time = time;
-    const [height, width] = this.about.cell;
-    this.shot ??= make("canvas", { width: 3 * width, height: 2 * height })
-      .getContext("2d", { willReadFrequently: true });
-    if (ready) this.shot.drawImage(media, 0, 0);
+    const time = ready && !this.still ? media.currentTime : this.time;
+    const due = this.fresh || (this.told ? Math.abs(time - this.time) > 0.4 : time !== this.time);
+    if (!due && !force) return;
+    if (ready) {
+      this.time = this.told && this.fresh ? this.picture ?? time : time;
+      this.fresh = false;
+      const [height, width] = this.about.cell;
+      this.shot ??= make("canvas", { width: 3 * width, height: 2 * height })
+        .getContext("2d", { willReadFrequently: true });
+      this.shot.drawImage(media, 0, 0);
+    }
     for (const [canvas, panels] of this.targets) drawPanels(this, canvas, panels);
+  }
+
+  // Lets the video go; the picture stays.
+  freeze() {
+    const { media, url } = this;
+    this.media = null;
+    if (media && !this.still) { media.pause(); media.removeAttribute("src"); media.load(); }
+    if (url) URL.revokeObjectURL(url);
+    this.url = null;
   }
 
   stop() {
     this.stopped = true;
     this.abort.abort();
     players.delete(this);
-    if (this.media && !this.still) { this.media.pause(); this.media.removeAttribute("src"); this.media.load(); }
-    if (this.url) URL.revokeObjectURL(this.url);
-    this.media = null;
+    this.freeze();
+    Object.assign(this, { shot: null, blob: null, targets: [] });
+    const cold = [...players].find((player) => player.blob && !player.media);
+    cold?.begin().catch((error) => { cold.problem = said(error); });
   }
 }
 
 function drawPanels(player, canvas, names) {
   const [height, width] = player.about.panel;
+  canvas.style.aspectRatio = `${width} / ${height}`;
   const columns = names.length > 1 ? 2 : 1;
   const size = [columns * width, Math.ceil(names.length / columns) * height];
   if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
@@ -152,7 +201,7 @@ function overBacking(player) {
 }
 
 function tick() {
+  requestAnimationFrame(tick); // first: whatever one clip does, the others go on
   for (const player of players) player.draw(false);
   if (opened?.player.media) showFrame(opened.player);
-  requestAnimationFrame(tick);
 }

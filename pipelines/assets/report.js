@@ -1,12 +1,12 @@
-// Shows the rows in #data: grid, filters, one clip, scores, rejected rows. Text from rows is only
-// ever set as text. Clips load and play when they are in view.
+// Shows the rows in #data: grid, filters, controls. Text from rows is only ever set as text. Clips
+// load and play when they are in view.
 
 const PAGE = 24;
 
 let listed = []; // the clips that pass the filters, as far as they are known
 let total = 0;
 let asked = 0; // number of the newest query: answers to older ones are dropped
-let opened = null;
+let running = null; // the newest query, until it is answered
 
 function options(select, entries) {
   select.replaceChildren(...entries.map(([value, text]) => make("option", { value, textContent: text })));
@@ -47,34 +47,62 @@ function sorted(clips, order) {
   return [...known, ...clips.filter((clip) => key(clip) === undefined)];
 }
 
-async function refresh(append) {
+// A new list (of other filters), or more of this one. More is never asked for while a list comes.
+function refresh(append) {
+  if (append && running) return running;
   const mine = (asked += 1);
+  running = found(append, mine).finally(() => { if (mine === asked) running = null; });
+  return running;
+}
+
+async function found(append, mine) {
+  let answer = null;
+  let problem = "";
   try {
-    const found = await query(wanted(), append ? listed.length : 0);
-    if (mine !== asked) return;
-    if (!append) { $("grid").replaceChildren(); cards.disconnect(); for (const p of [...players]) if (p !== opened?.player) p.stop(); listed = []; }
-    total = found.total;
-    listed.push(...found.rows);
-    $("grid").append(...found.rows.map(card));
+    answer = await query(wanted(), append ? listed.length : 0);
   } catch (error) {
-    $("count").textContent = String(error.message || error);
-    return;
+    problem = said(error);
   }
+  if (mine !== asked) return;
+  if (!append) {
+    cards.disconnect();
+    for (const player of [...players]) if (player !== opened?.player) player.stop();
+    $("grid").replaceChildren();
+    [listed, total] = [[], 0];
+  }
+  if (answer) {
+    total = answer.total;
+    listed.push(...answer.rows);
+    $("grid").append(...answer.rows.map(card));
+    if (!append) roving($("grid").firstElementChild);
+  }
+  counted(problem);
+  if (answer) { bottom.unobserve($("more")); bottom.observe($("more")); } // it may still be in view
+}
+
+function counted(problem) {
   const all = data.total.toLocaleString("en");
+  const most = total.toLocaleString("en");
   const sample = !serving && data.clips.length < data.total ? `; this page holds ${data.clips.length} of ${all}` : "";
-  $("empty").hidden = total > 0;
+  const passing = setFilters() ? `the ${most} clips that pass the filters` : `${most} clips`;
+  $("empty").hidden = total > 0 || Boolean(problem);
   $("empty").firstChild.textContent = data.total ? `None of the ${all} clips passes the filters.` : "There is no clip in here.";
   $("empty").lastChild.hidden = !data.total;
-  if (!total) $("count").textContent = `0 of ${all} clips`;
-  else $("count").textContent = `${listed.length} of ${total.toLocaleString("en")} clips shown${sample}`;
-  $("more").hidden = listed.length >= total;
+  $("count").classList.toggle("failed", Boolean(problem));
+  $("count").textContent = problem || (total ? `${listed.length} of ${passing} shown${sample}` : `0 of ${all} clips`);
+  $("more").textContent = problem ? "Try again" : "Show more clips";
+  $("more").hidden = !problem && listed.length >= total;
 }
+
+const bottom = new IntersectionObserver((entries) => {
+  if (entries.at(-1).isIntersecting && listed.length < total) refresh(true);
+}, { rootMargin: "400px" });
 
 const cards = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const element = entry.target;
     if (entry.isIntersecting && !element.player) start(element);
-    else if (!entry.isIntersecting && element.player) { element.player.stop(); element.player = null; }
+    else if (!entry.isIntersecting && element.player) leave(element);
   }
 }, { rootMargin: "200px" });
 
@@ -84,21 +112,35 @@ function names(clip) {
 }
 
 function card(clip) {
-  const aspect = clip.width ? clip.width / clip.height : 1.5;
-  const canvas = make("canvas", { width: Math.max(1, Math.round(96 * aspect)), height: 96 });
-  const stage = make("div", { className: "stage" }, canvas);
-  const name = make("p", { className: "title" }, make("span", { className: "tag", textContent: clip.kind }), make("code", { textContent: clip.id.slice(0, 40) }));
-  const score = [$("sort").value.slice(1), $("score").value].find((one) => clip.scores[one] !== undefined);
-  if (score) name.insertBefore(make("small", { textContent: `${score} ${short(clip.scores[score])}` }), name.lastChild);
-  const prompt = clip.prompts.blended || clip.prompts.foreground || "(no prompt)";
-  const element = make("article", { className: "card", tabIndex: 0, clip }, stage, name,
-    make("p", { className: "prompt", dir: "auto", textContent: prompt.slice(0, 400) }),
+  const name = make("p", { className: "title" }, make("span", { className: "tag", textContent: clip.kind }));
+  for (const score of new Set([$("sort").value.slice(1), $("score").value])) {
+    if (clip.scores[score] !== undefined) name.append(make("small", { textContent: `${score} ${short(clip.scores[score])}` }));
+  }
+  name.append(make("code", { textContent: clip.id.slice(0, 40) }));
+  const prompt = (clip.prompts.blended || clip.prompts.foreground || "(no prompt)").slice(0, 400);
+  const element = make("article", { className: "card", tabIndex: -1, clip }, make("div", { className: "stage" }), name,
+    make("p", { className: "prompt", dir: "auto", textContent: prompt }),
     make("p", { className: "source", dir: "auto", textContent: clip.source.slice(-200) }));
-  element.setAttribute("aria-label", `${clip.kind} clip ${clip.id.slice(0, 40)}`);
+  element.setAttribute("role", "button");
+  element.setAttribute("aria-haspopup", "dialog");
+  element.setAttribute("aria-label", `${clip.kind} clip: ${prompt}, of ${clip.source.slice(-200)}`);
   element.onclick = () => open(clip);
-  labels(element);
+  setStage(element);
   cards.observe(element);
   return element;
+}
+
+// Of the cards one is a tab stop, the one that had the focus last; arrows move between them.
+function roving(element) {
+  for (const other of $("grid").querySelectorAll(".card[tabindex='0']")) other.tabIndex = -1;
+  if (element) element.tabIndex = 0;
+}
+
+function setStage(element) {
+  const canvas = make("canvas", { width: 3, height: 2 });
+  canvas.style.aspectRatio = element.clip.width ? `${element.clip.width} / ${element.clip.height}` : "3 / 2";
+  element.querySelector(".stage").replaceChildren(canvas);
+  labels(element);
 }
 
 function labels(element) {
@@ -114,145 +156,23 @@ function labels(element) {
 }
 
 function start(element) {
-  const canvas = element.querySelector("canvas");
-  const failed = (text) => {
-    element.querySelector(".stage").replaceChildren(make("p", { className: "problem", textContent: "No preview: " + text.slice(0, 300) }));
-  };
-  element.player = new Player(element.clip, false, failed);
-  element.player.targets = [[canvas, names(element.clip)]];
+  if (!element.querySelector("canvas")) setStage(element); // a preview failed; now it may not
   const stage = element.querySelector(".stage");
+  const player = new Player(element.clip, false, (text) => {
+    stage.replaceChildren(make("p", { className: "problem", textContent: "No preview: " + text.slice(0, 300) }));
+    player.targets = [];
+  });
+  element.player = player;
+  player.targets = [[element.querySelector("canvas"), names(element.clip)]];
   stage.classList.add("waiting");
-  element.player.ready.then(() => stage.classList.remove("waiting"));
+  player.ready.then(() => { if (element.player === player) stage.classList.remove("waiting"); });
 }
 
-// --- one clip -------------------------------------------------------------------------------
-
-function open(clip) {
-  opened?.player.stop();
-  const player = new Player(clip, true, (text) => {
-    $("panels").replaceChildren(make("p", { className: "problem", textContent: "No preview: " + text.slice(0, 300) }));
-  });
-  opened = { clip, player };
-  $("detail-title").textContent = `${clip.kind} ${clip.id.slice(0, 60)}`;
-  panels();
-  facts(clip);
-  $("time").hidden = clip.num_frames === 1;
-  player.ready.then(() => { if (player.about) $("frame").max = player.about.frames - 1; });
-  const place = listed.indexOf(clip);
-  $("previous").setAttribute("aria-disabled", place <= 0);
-  $("next").setAttribute("aria-disabled", place < 0 || place >= listed.length - 1);
-  if (!$("detail").open) $("detail").showModal();
-}
-
-function panels() {
-  const some = state.layers === "all" ? (opened.clip.flat ? SHOWN : PANELS) : names(opened.clip);
-  const canvases = some.map(() => make("canvas", { width: 3, height: 2 }));
-  $("panels").className = some.length > 1 ? "" : "one";
-  $("panels").replaceChildren(...some.map((name, i) => {
-    const text = name === "difference" ? "difference from recomposed, x8: black is exact" : name;
-    return make("figure", {}, canvases[i], make("figcaption", { textContent: text }));
-  }));
-  canvases.forEach((canvas, i) => {
-    canvas.onclick = () => change({ layers: some.length > 1 ? some[i] : "all" });
-  });
-  opened.player.targets = some.map((name, i) => [canvases[i], [name]]);
-  opened.player.draw(true);
-}
-
-function facts(clip) {
-  const span = clip.end > clip.start ? `${short(clip.start)} to ${short(clip.end)} s` : "";
-  const size = clip.num_frames ? `${clip.num_frames} frames, ${clip.width}x${clip.height}, ${short(clip.fps)} fps` : "";
-  const rows = [
-    ...SHOWN.map((layer) => [layer === "alpha" ? "" : layer + " prompt", clip.prompts[layer]]),
-    ["source", clip.source], ["span", span], ["licence", clip.licence === undefined ? "" : clip.licence || "not stated"],
-    ["attribution", clip.attribution], ["parents", (clip.parents || []).join(", ")], ["size", size],
-    ["alpha", clip.alpha_kind], ["background", clip.background_kind], ["recipe", clip.recipe], ["id", clip.id],
-  ];
-  $("facts").replaceChildren(...rows.filter(([name, value]) => name && value).flatMap(([name, value]) =>
-    [make("dt", { textContent: name }), make("dd", { dir: "auto", textContent: value })]));
-  $("detail-scores").replaceChildren(...Object.entries(clip.scores).flatMap(([name, value]) => {
-    const shape = data.histograms[name];
-    const picture = shape ? [bars(shape, value)] : [];
-    return [make("dt", { textContent: name }), make("dd", {}, short(value), ...picture)];
-  }));
-}
-
-function showFrame(player) {
-  const frame = player.frame();
-  if ($("frame") !== document.activeElement) $("frame").value = frame;
-  $("at").textContent = `${frame + 1} / ${player.about.frames}`;
-}
-
-function neighbour(step) {
-  const place = listed.indexOf(opened.clip) + step;
-  if (place >= 0 && place < listed.length) open(listed[place]);
-}
-
-function closed() {
-  opened?.player.stop();
-  const element = [...$("grid").children].find((c) => c.clip === opened?.clip);
-  opened = null;
-  element?.focus();
-}
-
-// --- scores and rejected rows ---------------------------------------------------------------
-
-function bars(shape, mark) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", `0 0 ${shape.bins.length} 10`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const most = Math.max(...shape.bins, 1);
-  const here = mark === undefined ? -1 : Math.max(0, Math.min(shape.bins.length - 1, Math.floor(((mark - shape.low) / (shape.high - shape.low)) * shape.bins.length)));
-  shape.bins.forEach((count, i) => {
-    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const height = i === here ? Math.max(2, (10 * count) / most) : (10 * count) / most;
-    for (const [name, value] of Object.entries({ x: i + 0.1, y: 10 - height, width: 0.8, height })) rect.setAttribute(name, value);
-    if (i === here) rect.setAttribute("class", "here");
-    svg.append(rect);
-  });
-  return svg;
-}
-
-function histograms() {
-  const all = Object.entries(data.histograms);
-  $("scores-box").hidden = !all.length;
-  $("histograms").replaceChildren(...all.map(([name, shape]) => {
-    const head = make("span", {}, name);
-    const middle = make("small", { textContent: "median " + short(shape.median) });
-    const ends = make("span", {}, make("small", { textContent: short(shape.low) }), make("small", { textContent: short(shape.high) }));
-    const button = make("button", { type: "button", className: "histogram" }, head, middle, bars(shape), ends);
-    button.onclick = () => { $("score").value = name; $("sort").value = "-" + name; mark(); refresh(false); };
-    button.dataset.score = name;
-    return button;
-  }));
-}
-
-function mark() {
-  for (const button of $("histograms").children) button.setAttribute("aria-pressed", button.dataset.score === $("score").value);
-  const { kind, licence, text, score, min, max } = wanted();
-  const set = [kind, licence, text, score && min + max].filter(Boolean).length;
-  $("filters-title").textContent = set ? `Filters (${set} set)` : "Filters";
-}
-
-async function rejected(append) {
-  const reason = $("reason").value;
-  const offset = append ? $("rejected").children.length : 0;
-  let rows = data.rejected || [];
-  let count = data.rejected_total;
-  if (serving) ({ rows, total: count } = await (await fetch("rejected?" + new URLSearchParams({ reason, offset, count: 100 }))).json());
-  else {
-    const some = rows.filter((row) => !reason || row.general === reason);
-    [rows, count] = [some.slice(offset, offset + 100), some.length];
-  }
-  const cells = rows.map((row) => {
-    const span = row.start != null ? `${short(row.start)} to ${short(row.end)} s` : "";
-    const scores = Object.entries(row.quality).map(([name, value]) => `${name} ${short(value)}`).join(", ");
-    return make("tr", {}, ...[row.uri, row.stage, row.reason, span, scores].map((text) => make("td", { dir: "auto", textContent: text ?? "" })));
-  });
-  if (append) $("rejected").append(...cells);
-  else $("rejected").replaceChildren(...cells);
-  $("more-rejected").hidden = $("rejected").children.length >= count;
+function leave(element) {
+  element.player.stop();
+  element.player = null;
+  const canvas = element.querySelector("canvas");
+  if (canvas) [canvas.width, canvas.height] = [3, 2]; // pictures of thousands of cards fill the memory
 }
 
 // --- controls -------------------------------------------------------------------------------
@@ -262,9 +182,9 @@ function redraw() {
   $("layers").value = $("detail-layers").value = state.layers;
   $("backing").value = $("detail-backing").value = state.backing;
   for (const element of $("grid").children) {
-    const stage = element.querySelector(".stage");
-    if (stage.querySelector("canvas")) labels(element);
-    if (element.player) element.player.targets = [[element.querySelector("canvas"), names(element.clip)]];
+    const canvas = element.querySelector("canvas");
+    if (canvas) labels(element);
+    if (canvas && element.player) element.player.targets = [[canvas, names(element.clip)]];
   }
   if (opened) panels();
   for (const player of players) { player.play(); player.draw(true); }
@@ -274,14 +194,13 @@ function change(values) { Object.assign(state, values); redraw(); }
 
 function step(way) {
   change({ playing: false });
-  const some = opened ? [opened.player] : [...players];
-  for (const player of some) if (player.media) player.seek(player.frame() + way);
+  for (const player of opened ? [opened.player] : players) if (player.media) player.seek(player.frame() + way);
 }
 
 function move(key) {
   const all = [...$("grid").children];
   const here = all.indexOf(document.activeElement.closest?.(".card"));
-  if (here < 0) { all[0]?.focus(); return; }
+  if (here < 0) { (all.find((element) => element.tabIndex === 0) ?? all[0])?.focus(); return; }
   const columns = Math.max(1, all.filter((c) => c.offsetTop === all[0].offsetTop).length);
   const there = here + { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
   all[Math.max(0, Math.min(all.length - 1, there))].focus();
@@ -337,6 +256,7 @@ function setUp() {
   $("filters").oninput = () => { mark(); refresh(false); };
   $("filters").onsubmit = (event) => event.preventDefault();
   $("filters").onreset = () => setTimeout(() => { mark(); refresh(false); });
+  $("grid").addEventListener("focusin", (event) => roving(event.target.closest(".card")));
   $("more").onclick = () => refresh(true);
   $("reason").onchange = () => rejected(false);
   $("more-rejected").onclick = () => rejected(true);
@@ -345,7 +265,6 @@ function setUp() {
   $("close").onclick = () => $("detail").close();
   $("detail").onclose = closed;
   $("frame").oninput = () => { change({ playing: false }); opened?.player.seek(+$("frame").value); };
-  new IntersectionObserver((entries) => { if (entries[0].isIntersecting && !$("more").hidden) refresh(true); }).observe($("more"));
   redraw();
   refresh(false);
   rejected(false);
