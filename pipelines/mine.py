@@ -299,10 +299,10 @@ def _mine_window(
         recipe=job.recipe.hash,
         crf=options.crf,
     )
-    return row | _shadow_cells(found, inpainter, options, looks)
+    return row | shadow_cells(found, inpainter, options, looks)
 
 
-def _shadow_cells(
+def shadow_cells(
     found: Mined, inpainter: Inpainter, options: MineOptions, looks: Sequence[Look]
 ) -> dict[str, Any]:
     """Who owns the subject's shadow, and the background without it (and other leftovers).

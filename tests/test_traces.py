@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from matting_clips import Truth, moving_disc
 
+from layerflow.media import decode_color
+from manifests.mine import MineOptions
+from pipelines.matting import Matte
+from pipelines.mine import make_layers, shadow_cells
 from pipelines.stages.plate import clean_plate
+from pipelines.stages.score import neighbour_flows
 from pipelines.stages.traces import find_traces
 
 
@@ -70,3 +75,21 @@ def test_an_empty_or_full_matte_has_no_traces() -> None:
         alpha = np.full_like(levels(clip), value)
         found = find_traces(clip.frames, alpha, clean_plate(clip.frames, alpha))
         assert not found.mask.any() and not found.found
+
+
+def test_a_mined_row_says_who_owns_the_shadow_and_has_the_background_without_it() -> None:
+    options = MineOptions(inputs=["a"], out="c", size="160x240", crf=2)
+    clip = moving_disc(pan=0.0, speed=7.0)
+    frames, shadow = beside(clip, shade=0.6)
+    for film, owner in ((frames, "background"), (clip.frames, "none")):
+        found = make_layers(
+            film, lambda _: Matte(clip.alpha, {}), 8.0, neighbour_flows(film), {"motion": 1.0}
+        )
+        cells = shadow_cells(found, None, options, ())
+        assert cells["shadow"] == owner and (cells["plate"] is None) == (owner == "none")
+        if owner == "background":
+            plate = decode_color(cells["plate"]).astype(int)
+            visible = shadow & ~found.plate.hole
+            error = np.abs(plate[visible] - clip.background[visible]).mean()
+            kept = np.abs(film[visible].astype(int) - clip.background[visible]).mean()
+            assert error < 0.4 * kept
