@@ -27,9 +27,10 @@ from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
 from trainer.check import check
 from trainer.checkpoint import Position
+from trainer.costs import step_costs
 from trainer.data import Batches, check_alike, open_parts
 from trainer.export import export, load_model, model_after
-from trainer.metrics import Metrics, line, step_costs
+from trainer.metrics import Metrics, line
 from trainer.network import attention_kernel, prepare
 from trainer.order import Order
 from trainer.sampling import SampleJob, run_job

@@ -12,15 +12,14 @@ import torch
 
 from manifests.train import Stage, TrainManifest
 from trainer.check import check
+from trainer.costs import Costs, block_parts, memory_bytes, step_costs
 from trainer.data import open_parts
-from trainer.metrics import Costs, device_peak, step_costs
+from trainer.metrics import device_peak
 from trainer.stages import attach, trainable_names
 
 # Of the peak that training reaches: on GPUs what is published for video transformers (30 to 38 %),
 # on CPUs what the tiny preset reached of a large matrix product.
 EFFICIENCY = {"cuda": 0.35, "cpu": 0.3}
-KEPT = 11  # of them, results of matrix products and attention: qkv 3, out 1, feed-forward 5, sums
-ACTIVATIONS = 16  # values of width d that a block keeps a token, from published memory tables
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,12 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
         return memory_bytes(
             said,
             transformer.config,
+            block_parts(transformer, names),
             total=sum(sizes.values()),
             trained=trained,
             average=stage.ema is not None,
             tokens=largest.tokens * batch // (workers * accumulate),
-            parts=workers if stage.parallel == "fsdp" else 1,
+            shards=workers if stage.parallel == "fsdp" else 1,
         )
 
     groups: dict[str, int] = {}
@@ -132,31 +132,6 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
             for kind in ("none", "selective", "full")
         },
     )
-
-
-def memory_bytes(
-    manifest: TrainManifest,
-    config: Any,
-    *,
-    total: int,
-    trained: int,
-    average: bool,
-    tokens: int,
-    parts: int = 1,
-) -> float:
-    """Estimate for one worker: fp32 weights; gradient, two moments (and average) of what trains,
-    all in `parts` when sharded; and activations: about 16 values of the network's width a token
-    and block, 11 where matrix products are kept and the rest recomputed, or 1 and one block's 16
-    when blocks are recomputed."""
-    width = config.num_attention_heads * config.attention_head_dim
-    size = 2 if manifest.precision == "bf16" else 4
-    per_token = ACTIVATIONS * config.num_layers
-    if manifest.checkpointing == "full":
-        per_token = config.num_layers + ACTIVATIONS
-    elif manifest.checkpointing == "selective":
-        per_token = KEPT * config.num_layers
-    state = 4 * (total + trained * (4 if average else 3)) / parts
-    return float(state + tokens * per_token * width * size)
 
 
 def speed(device: torch.device) -> float:
