@@ -13,8 +13,8 @@ import torch
 from manifests.train import Stage, TrainManifest
 from trainer.check import check
 from trainer.costs import Costs, block_parts, memory_bytes, step_costs
-from trainer.data import open_parts
-from trainer.metrics import device_peak
+from trainer.data import buckets, buckets_text, open_parts
+from trainer.metrics import PEAKS, device_peak
 from trainer.stages import attach, trainable_names
 
 # Of the peak that training reaches: on GPUs what is published for video transformers (30 to 38 %),
@@ -33,7 +33,8 @@ class StagePlan:
     groups: dict[str, int]
     """Module group -> parameters of it that train."""
     rows: list[int]
-    shapes: list[tuple[int, int, int]]
+    buckets: dict[tuple[int, int, int], int]
+    """Latent frames, height and width -> clips of that shape."""
     costs: Costs
     """Of one sample, at the mixture's largest shape."""
     flops: float
@@ -80,13 +81,13 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
     names = trainable_names(transformer, stage)
     sizes = {name: p.numel() for name, p in transformer.named_parameters()}
     parts = open_parts(manifest, stage)
-    shapes = sorted({shape for part in parts for shape in part.shapes})
+    found = buckets(parts)
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
     accumulate = manifest.passes(stage, workers)
     channels = transformer.config.in_channels
     by_shape = {
-        (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in shapes
+        (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in found
     }
     weights = torch.tensor([component.weight for component in stage.mixture])
     means = [
@@ -119,7 +120,7 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
         total=sum(sizes.values()),
         groups=groups,
         rows=[len(part.rows) for part in parts],
-        shapes=shapes,
+        buckets=found,
         costs=largest,
         flops=flops,
         seconds=stage.steps * flops / rate,
@@ -149,6 +150,24 @@ def speed(device: torch.device) -> float:
     return peak * EFFICIENCY[device.type]
 
 
+def times(manifest: TrainManifest, plan: StagePlan) -> str:
+    """How long a stage takes here; where that is a CPU, also on as many H100 as workers."""
+    here = duration(plan.seconds)
+    if use_gpu(manifest):
+        return here
+    workers = max(1, manifest.workers)
+    there = plan.steps * plan.flops / (workers * PEAKS["H100"] * EFFICIENCY["cuda"])
+    return f"{here} on this CPU, {duration(there)} on {workers} H100"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which people would say it."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def free_memory(device: torch.device) -> float:
     """Bytes that are free on the device now."""
     if device.type == "cuda":
@@ -161,17 +180,16 @@ def lines(manifest: TrainManifest, plans: list[StagePlan]) -> list[str]:
     out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
     for plan, stage in zip(plans, manifest.stages, strict=True):
         batch = stage.batch or manifest.batch
-        shapes = ", ".join("x".join(map(str, shape)) for shape in plan.shapes)
         groups = sorted(plan.groups.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {count / 1e3:.1f} k" for name, count in groups[:6])
         more = f", and {len(groups) - 6} more" if len(groups) > 6 else ""
         out += [
             f"{plan.name}: {plan.steps} steps of {batch} clips",
             f"  trains {plan.trained / 1e6:.3f} M parameters: {shown}{more}",
-            f"  rows {' + '.join(map(str, plan.rows))}; latent shapes (f x h x w) {shapes}",
+            f"  rows {' + '.join(map(str, plan.rows))}; "
+            f"latent shapes (f x h x w) {buckets_text(plan.buckets)}",
             f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step",
-            f"  about {plan.memory / 2**30:.2f} GiB a worker and "
-            f"{plan.seconds / 60:.1f} min (estimates)",
+            f"  about {plan.memory / 2**30:.2f} GiB a worker; {times(manifest, plan)} (estimates)",
             "  GiB by choice: "
             + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
         ]
