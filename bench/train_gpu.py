@@ -7,11 +7,12 @@
 CogVideoX-2B's shape with random weights in bf16 autocast, one sample of 4 layers of 13 x 480x720
 frames (4 latent frames each): 22,278 tokens. The stages are those of
 `manifests/layerflow-2b-one-gpu.yaml`, the step is what `trainer.loop` does with them, made of the
-loop's own parts, without a loader; a first step warms up. Needs torch, diffusers and peft, no
+loop's own parts, without a loader; two steps warm up. Needs torch, diffusers and peft, no
 ray, datasets or pyarrow.
 
 FLOPs are the model's (`trainer.metrics.step_costs`): recomputation does not count. "planned" is
 what `layerflow train --plan` says of memory, "reserved" the most that torch took from the device.
+`python -m bench.train_memory` counts the same bytes without a GPU.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from layerflow.objective import layer_loss
 from layerflow.presets import TINY, make_scheduler, tiny_transformer
 from layerflow.transformer import LayerFlowTransformer3DModel
 from manifests.train import Stage, TrainManifest, load
+from trainer.costs import block_parts, memory_bytes, step_costs
 from trainer.data import Batch
-from trainer.metrics import device_peak, memory_gib, step_costs
+from trainer.metrics import device_peak, memory_gib
 from trainer.network import attention_kernel, prepare
-from trainer.plan import memory_bytes
 from trainer.stages import attach, lay_out, trainable_names
 from trainer.world import ALONE
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "layerflow-2b-one-gpu.yaml"
 SHAPE_2B = (1, 4, 4, 16, 60, 90)  # samples, layers, latent frames, channels, height, width
-SHAPE_TINY = (2, 4, 4, 27, 4, 4)
+SHAPE_TINY = (1, 4, 1, 27, 4, 4)
 CONFIG_2B = {
     "num_attention_heads": 30,
     "attention_head_dim": 64,
@@ -64,7 +65,8 @@ CONFIG_2B = {
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one variant. seconds: median of its steps; gib: the most that was reserved."""
+    """Of one variant. seconds: median of its steps; gib: the most that was reserved,
+    allocated_gib: the most of it that tensors held at once."""
 
     stage: str
     compile: bool
@@ -75,6 +77,7 @@ class Figures:
     tflops: float | None = None
     mfu: float | None = None
     gib: float | None = None
+    allocated_gib: float | None = None
     planned_gib: float | None = None
     error: str = ""
 
@@ -117,12 +120,14 @@ def main() -> None:
 
 
 def measure(manifest: TrainManifest, name: str, device: torch.device, steps: int) -> Figures:
-    """One variant; running out of memory is a figure too."""
+    """One variant; running out of memory is a figure too, and so is a kernel that is not there."""
     labels = (name, manifest.compile, manifest.attention, manifest.checkpointing)
     try:
         return run(manifest, manifest.stage(name), device, steps, labels)
     except torch.OutOfMemoryError:
         return Figures(*labels, error="out of memory")
+    except (RuntimeError, ValueError) as error:
+        return Figures(*labels, error=str(error).splitlines()[0])
     finally:
         gc.collect()
         torch.compiler.reset()
@@ -136,22 +141,18 @@ def run(
 ) -> Figures:
     shape = SHAPE_2B if device.type == "cuda" else SHAPE_TINY
     transformer = network(device)
-    attach(transformer, stage, manifest.seed)
+    for earlier in manifest.stages:  # an earlier stage's adapter stays on the network
+        attach(transformer, earlier, manifest.seed)
+        if earlier.name == stage.name:
+            break
     names = trainable_names(transformer, stage)
     costs = step_costs(transformer, shape[1:], set(names))
-    sizes = {n: p.numel() for n, p in transformer.named_parameters()}
-    planned = memory_bytes(
-        manifest,
-        transformer.config,
-        total=sum(sizes.values()),
-        trained=sum(sizes[n] for n in names),
-        average=stage.ema is not None,
-        tokens=costs.tokens * shape[0],
-    )
+    planned = planned_bytes(manifest, stage, transformer, shape)
     with ExitStack() as stack:
         stack.enter_context(attention_kernel(manifest, device))
         step = training_step(prepare(transformer, manifest), manifest, stage, shape, device)
-        timed(step, device)
+        for _ in range(2):  # compilation and the choice of kernels
+            timed(step, device)
         seconds = statistics.median(timed(step, device) for _ in range(steps))
     rate, peak = shape[0] * costs.total / seconds, device_peak(device)
     return Figures(
@@ -161,7 +162,25 @@ def run(
         tflops=rate / 1e12,
         mfu=rate / peak if peak else None,
         gib=memory_gib(device),
+        allocated_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
         planned_gib=planned / 2**30,
+    )
+
+
+def planned_bytes(
+    manifest: TrainManifest, stage: Stage, transformer: Any, shape: tuple[int, ...]
+) -> float:
+    """What `layerflow train --plan` says of such a step's memory."""
+    names = trainable_names(transformer, stage)
+    sizes = {n: p.numel() for n, p in transformer.named_parameters()}
+    return memory_bytes(
+        manifest,
+        transformer.config,
+        block_parts(transformer, names),
+        total=sum(sizes.values()),
+        trained=sum(sizes[n] for n in names),
+        average=stage.ema is not None,
+        tokens=shape[0] * step_costs(transformer, shape[1:], set(names)).tokens,
     )
 
 
@@ -182,7 +201,7 @@ def training_step(
     device: torch.device,
 ) -> Callable[[], None]:
     """What the loop does with one batch."""
-    trained = lay_out(transformer, stage, ALONE, bf16=True)
+    trained = lay_out(transformer, stage, ALONE, bf16=manifest.precision == "bf16")
     optimizer = trained.optimizer(stage.optimizer or manifest.optimizer)
     batch = random_batch(transformer.config, shape).to(device)
     scheduler = make_scheduler("ddim")
@@ -190,7 +209,7 @@ def training_step(
 
     def step() -> None:
         trained.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, manifest.precision == "bf16"):
             losses = layer_loss(
                 transformer,
                 scheduler,

@@ -153,6 +153,9 @@ def step_blocks(manifest: TrainManifest, batch: Batch) -> list[Block]:
     def interrupt(line: str) -> None:
         nonlocal clock
         after_loop = now()
+        if "loss" not in line:
+            clock = after_loop  # said before the first step
+            return
         for _ in range(EVERY):
             step()
         after_bare = now()

@@ -27,7 +27,7 @@ from pipelines.encode import run_encode
 from pipelines.stages.latent import Augment
 from trainer import metrics
 from trainer.launch import launch, train_on_ray
-from trainer.plan import lines, make_plan
+from trainer.plan import duration, lines, make_plan
 
 
 def losses(out: Path) -> list[float]:
@@ -154,16 +154,22 @@ def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
     assert motion.trained == 2 * 4 * 2 * 2 * 32  # blocks x targets x halves x rank x width
     assert content.trained == motion.trained // 2  # one block of two
     assert base.trained > 10 * motion.trained
-    assert content.rows == [6, 10] and base.shapes == [(2, 2, 2)]
+    assert content.rows == [6, 10] and base.buckets == {(2, 2, 2): 10}
     assert base.costs.tokens == 4 * 2 * 4 + 6
     text = "\n".join(lines(manifest, plans))
     assert base.memory == base.choices["fp32 none"]
     assert base.choices["bf16 full"] < base.choices["bf16 selective"] < base.choices["bf16 none"]
     assert "GiB by choice: fp32 none" in text and "free now:" in text
+    assert "latent shapes (f x h x w) 2x2x2 (10 clips)" in text
     assert "motion: 4 steps of 4 clips" in text and "transformer_blocks.1" in text
     result = command("train", write(manifest, tmp_path / "m.yaml"), "--plan")
     assert result.exit_code == 0 and "content: 4 steps" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_durations_are_said_in_the_unit_that_fits() -> None:
+    said = [duration(seconds) for seconds in (41.26, 119.0, 600.0, 9000.0, 86400.0 * 40)]
+    assert said == ["41.3 s", "119.0 s", "10.0 min", "2.5 h", "40.0 days"]
 
 
 def test_two_ray_workers_give_the_curve_of_one_process(tmp_path: Path) -> None:

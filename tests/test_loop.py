@@ -139,7 +139,10 @@ def test_only_one_stage(tmp_path: Path) -> None:
         run(manifest, only="motion")
     with pytest.raises(ValueError, match="no stage 'nope'"):
         run(manifest, only="nope")
-    assert run(manifest, only="base") and len(losses(manifest)) == 5
+    said: list[str] = []
+    assert loop.train(manifest, manifest.out, only="base", log=said.append)
+    assert said[0].startswith("base: trains 0.0") and said[0].endswith("shapes 2x2x2 (10 clips)")
+    assert len(losses(manifest)) == 5
     assert run(manifest, only="motion") and len(losses(manifest)) == 9
 
 

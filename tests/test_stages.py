@@ -11,8 +11,8 @@ from trainer_kit import make_model
 
 from layerflow import adapters
 from manifests.train import Optimizer, Stage
+from trainer.costs import step_costs
 from trainer.export import load_model
-from trainer.metrics import step_costs
 from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
 
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -119,13 +120,24 @@ def make_part(component: Component, source: Any, rows: Sequence[int], longest: i
     return Part(source, rows, shapes, component.motion_gate, component.freeze)
 
 
+def buckets(parts: Sequence[Part]) -> dict[tuple[int, int, int], int]:
+    """Shape -> clips of that shape, smallest first: what a forward pass never mixes."""
+    counts = Counter(shape for part in parts for shape in part.shapes)
+    return dict(sorted(counts.items()))
+
+
+def buckets_text(found: Mapping[tuple[int, int, int], int]) -> str:
+    """Buckets in words: latent frames x height x width, and how many clips have them."""
+    return ", ".join(f"{f}x{h}x{w} ({count} clips)" for (f, h, w), count in found.items())
+
+
 def check_alike(parts: Sequence[Part], stage: str) -> None:
     """ValueError unless all clips have one shape, as a sharded stage needs it: workers that see
     different numbers of shapes make different numbers of passes, and wait for ever."""
-    shapes = sorted({shape for part in parts for shape in part.shapes})
-    if len(shapes) > 1:
+    found = buckets(parts)
+    if len(found) > 1:
         raise ValueError(
-            f"stage {stage!r}: parallel fsdp needs clips of one shape, not {shapes}; "
+            f"stage {stage!r}: parallel fsdp needs clips of one shape, not {list(found)}; "
             "set `frames`, or encode at one size"
         )
 

@@ -27,9 +27,10 @@ from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
 from trainer.check import check
 from trainer.checkpoint import Position
-from trainer.data import Batches, check_alike, open_parts
+from trainer.costs import step_costs
+from trainer.data import Batches, buckets, buckets_text, check_alike, open_parts
 from trainer.export import export, load_model, model_after
-from trainer.metrics import Metrics, line, step_costs
+from trainer.metrics import Metrics, line
 from trainer.network import attention_kernel, prepare
 from trainer.order import Order
 from trainer.sampling import SampleJob, run_job
@@ -157,6 +158,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     trained = lay_out(transformer, stage, world, bf16=manifest.precision == "bf16")
     options = stage.optimizer or manifest.optimizer
     optimizer = trained.optimizer(options)
+    trains = sum(parameter.numel() for parameter in trained.parameters.values())
+    shapes = buckets_text(buckets(batches.parts))
+    run.log(f"{stage.name}: trains {trains / 1e6:.3f} M parameters; latent shapes {shapes}")
     position = checkpoint.restore(run.out, stage.name, trained, optimizer)
     if position is not None:
         run.log(f"{stage.name}: goes on after step {position.step} of {stage.steps}")

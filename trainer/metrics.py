@@ -1,4 +1,4 @@
-"""One row of figures a step, to CSV and TensorBoard (and W&B when asked), and the FLOPs behind it.
+"""One row of figures a step, to CSV and TensorBoard (and W&B when asked).
 
 Loss and gradient norm stay on the device until `flush`, so that logging never makes it wait.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import os
 import resource
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer.costs import Costs
 from trainer.data import Batch
 
 COLUMNS = (
@@ -190,51 +190,6 @@ def _number(text: str) -> Any:
         except ValueError:
             continue
     return text or None
-
-
-@dataclass(frozen=True)
-class Costs:
-    """FLOPs of one training step on one sample, and what they rest on."""
-
-    tokens: int
-    forward: float
-    backward: float
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
-
-
-def step_costs(transformer: Any, shape: tuple[int, ...], trained: Collection[str]) -> Costs:
-    """Model FLOPs of one sample's training step (recomputation does not count).
-
-    shape: latents ``[layers, f, C, h, w]``. Per block, with width d and s tokens, a forward pass
-    is 24 d^2 s (linear layers: qkv and out 8, feed-forward 16) + 4 s^2 d (attention, both
-    products). The backward pass costs as much again for the inputs' gradients from the first
-    trained block on (attention twice), as much again for the weights' in blocks that train whole,
-    and 6 s for each LoRA parameter. Norms, embeddings and AdaLN are left out: they do not grow
-    with s times d^2.
-    """
-    config = transformer.config
-    layers, frames, _, height, width = shape
-    text = int(getattr(config, "max_text_seq_length", 0))
-    size = config.patch_size**2 * (config.patch_size_t or 1)
-    tokens = text + layers * frames * height * width // size
-    d = config.num_attention_heads * config.attention_head_dim
-    linear, attention = 24.0 * d * d * tokens, 4.0 * tokens * tokens * d
-    whole, lora, first = set(), 0, config.num_layers
-    for name, parameter in transformer.named_parameters():
-        if name not in trained:
-            continue
-        block = int(name.split(".")[1]) if name.startswith("transformer_blocks.") else 0
-        first = min(first, block)
-        if ".lora_" in name:
-            lora += parameter.numel()
-        elif name.startswith("transformer_blocks."):
-            whole.add(block)
-    forward = config.num_layers * (linear + attention)
-    backward = (config.num_layers - first) * (linear + 2 * attention) + len(whole) * linear
-    return Costs(tokens, forward + 2.0 * tokens * lora, backward + 4.0 * tokens * lora)
 
 
 def device_peak(device: torch.device) -> float | None:

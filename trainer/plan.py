@@ -12,15 +12,14 @@ import torch
 
 from manifests.train import Stage, TrainManifest
 from trainer.check import check
-from trainer.data import open_parts
-from trainer.metrics import Costs, device_peak, step_costs
+from trainer.costs import Costs, block_parts, memory_bytes, step_costs
+from trainer.data import buckets, buckets_text, open_parts
+from trainer.metrics import PEAKS, device_peak
 from trainer.stages import attach, trainable_names
 
 # Of the peak that training reaches: on GPUs what is published for video transformers (30 to 38 %),
 # on CPUs what the tiny preset reached of a large matrix product.
 EFFICIENCY = {"cuda": 0.35, "cpu": 0.3}
-KEPT = 11  # of them, results of matrix products and attention: qkv 3, out 1, feed-forward 5, sums
-ACTIVATIONS = 16  # values of width d that a block keeps a token, from published memory tables
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class StagePlan:
     groups: dict[str, int]
     """Module group -> parameters of it that train."""
     rows: list[int]
-    shapes: list[tuple[int, int, int]]
+    buckets: dict[tuple[int, int, int], int]
+    """Latent frames, height and width -> clips of that shape."""
     costs: Costs
     """Of one sample, at the mixture's largest shape."""
     flops: float
@@ -81,13 +81,13 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
     names = trainable_names(transformer, stage)
     sizes = {name: p.numel() for name, p in transformer.named_parameters()}
     parts = open_parts(manifest, stage)
-    shapes = sorted({shape for part in parts for shape in part.shapes})
+    found = buckets(parts)
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
     accumulate = manifest.passes(stage, workers)
     channels = transformer.config.in_channels
     by_shape = {
-        (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in shapes
+        (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in found
     }
     weights = torch.tensor([component.weight for component in stage.mixture])
     means = [
@@ -101,11 +101,12 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
         return memory_bytes(
             said,
             transformer.config,
+            block_parts(transformer, names),
             total=sum(sizes.values()),
             trained=trained,
             average=stage.ema is not None,
             tokens=largest.tokens * batch // (workers * accumulate),
-            parts=workers if stage.parallel == "fsdp" else 1,
+            shards=workers if stage.parallel == "fsdp" else 1,
         )
 
     groups: dict[str, int] = {}
@@ -119,7 +120,7 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
         total=sum(sizes.values()),
         groups=groups,
         rows=[len(part.rows) for part in parts],
-        shapes=shapes,
+        buckets=found,
         costs=largest,
         flops=flops,
         seconds=stage.steps * flops / rate,
@@ -132,31 +133,6 @@ def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: fl
             for kind in ("none", "selective", "full")
         },
     )
-
-
-def memory_bytes(
-    manifest: TrainManifest,
-    config: Any,
-    *,
-    total: int,
-    trained: int,
-    average: bool,
-    tokens: int,
-    parts: int = 1,
-) -> float:
-    """Estimate for one worker: fp32 weights; gradient, two moments (and average) of what trains,
-    all in `parts` when sharded; and activations: about 16 values of the network's width a token
-    and block, 11 where matrix products are kept and the rest recomputed, or 1 and one block's 16
-    when blocks are recomputed."""
-    width = config.num_attention_heads * config.attention_head_dim
-    size = 2 if manifest.precision == "bf16" else 4
-    per_token = ACTIVATIONS * config.num_layers
-    if manifest.checkpointing == "full":
-        per_token = config.num_layers + ACTIVATIONS
-    elif manifest.checkpointing == "selective":
-        per_token = KEPT * config.num_layers
-    state = 4 * (total + trained * (4 if average else 3)) / parts
-    return float(state + tokens * per_token * width * size)
 
 
 def speed(device: torch.device) -> float:
@@ -174,6 +150,24 @@ def speed(device: torch.device) -> float:
     return peak * EFFICIENCY[device.type]
 
 
+def times(manifest: TrainManifest, plan: StagePlan) -> str:
+    """How long a stage takes here; where that is a CPU, also on as many H100 as workers."""
+    here = duration(plan.seconds)
+    if use_gpu(manifest):
+        return here
+    workers = max(1, manifest.workers)
+    there = plan.steps * plan.flops / (workers * PEAKS["H100"] * EFFICIENCY["cuda"])
+    return f"{here} on this CPU, {duration(there)} on {workers} H100"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which people would say it."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def free_memory(device: torch.device) -> float:
     """Bytes that are free on the device now."""
     if device.type == "cuda":
@@ -186,17 +180,16 @@ def lines(manifest: TrainManifest, plans: list[StagePlan]) -> list[str]:
     out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
     for plan, stage in zip(plans, manifest.stages, strict=True):
         batch = stage.batch or manifest.batch
-        shapes = ", ".join("x".join(map(str, shape)) for shape in plan.shapes)
         groups = sorted(plan.groups.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {count / 1e3:.1f} k" for name, count in groups[:6])
         more = f", and {len(groups) - 6} more" if len(groups) > 6 else ""
         out += [
             f"{plan.name}: {plan.steps} steps of {batch} clips",
             f"  trains {plan.trained / 1e6:.3f} M parameters: {shown}{more}",
-            f"  rows {' + '.join(map(str, plan.rows))}; latent shapes (f x h x w) {shapes}",
+            f"  rows {' + '.join(map(str, plan.rows))}; "
+            f"latent shapes (f x h x w) {buckets_text(plan.buckets)}",
             f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step",
-            f"  about {plan.memory / 2**30:.2f} GiB a worker and "
-            f"{plan.seconds / 60:.1f} min (estimates)",
+            f"  about {plan.memory / 2**30:.2f} GiB a worker; {times(manifest, plan)} (estimates)",
             "  GiB by choice: "
             + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
         ]

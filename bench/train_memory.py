@@ -1,0 +1,154 @@
+"""FLOPs and bytes of a training step at the paper's size, counted on tensors without data.
+
+    python -m bench.train_memory [--stages content base] [--checkpointing none selective full]
+                                 [--precision bf16]
+
+Needs no GPU and little memory: the step is that of `bench/train_gpu.py`, its tensors have shapes
+but no contents, and every operation's results are counted while they live. What a CPU does
+otherwise than a GPU is put right: under autocast a GPU's norms take and give fp32. What a GPU
+adds is not in it: fragments that the allocator keeps, work space of kernels, and fp32 sums in the
+backward pass of flash attention (4 bytes a token and channel of the width, at one time).
+
+Printed are the bytes that live at once, at most, and what `layerflow train --plan` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.train_gpu import CONFIG_2B, MANIFEST, SHAPE_2B, planned_bytes, training_step
+from layerflow import adapters
+from layerflow.objective import layer_loss
+from layerflow.presets import make_scheduler
+from layerflow.transformer import LayerFlowTransformer3DModel
+from manifests.train import Stage, TrainManifest, load
+from trainer.data import Batch
+from trainer.network import prepare
+from trainer.stages import attach, trainable_names
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--stages", nargs="+", default=["content", "base"])
+    parser.add_argument("--checkpointing", nargs="+", default=["none", "selective", "full"])
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    options = parser.parse_args()
+    for name, kind in itertools.product(options.stages, options.checkpointing):
+        changes = {"precision": options.precision, "checkpointing": kind}
+        manifest = load(MANIFEST).model_copy(update=changes)
+        stage = manifest.stage(name)
+        held = count_bytes(manifest, stage, CONFIG_2B, SHAPE_2B)
+        planned = planned_bytes(manifest, stage, network(stage, CONFIG_2B), SHAPE_2B)
+        print(
+            f"{name:8} {options.precision} {kind:9} counted {held / GIB:6.2f} GiB, "
+            f"planned {planned / GIB:6.2f} ({100 * (planned / held - 1):+.1f} %)",
+            flush=True,
+        )
+
+
+def network(stage: Stage, config: dict[str, Any]) -> Any:
+    """A transformer with the stage's adapter, without weights."""
+    with torch.device("meta"):
+        transformer = LayerFlowTransformer3DModel(**config)
+    attach(transformer, stage, 0)
+    return transformer
+
+
+def count_flops(stage: Stage, config: dict[str, Any], batch: Batch) -> tuple[float, float]:
+    """FLOPs of the forward and the backward pass, products and attention alone."""
+    transformer = network(stage, config)
+    adapters.set_trainable(transformer, trainable_names(transformer, stage))
+    values = [value.to("meta") for value in vars(batch).values()]
+    latents, noise, text, given, timesteps, gate = values
+    with FlopCounterMode(display=False) as counter:
+        losses = layer_loss(
+            transformer, make_scheduler("ddim"), latents, text, given, timesteps, noise, gate
+        )
+        forward = counter.get_total_flops()
+        losses.mean().backward()
+        return forward, counter.get_total_flops() - forward
+
+
+def count_bytes(
+    manifest: TrainManifest, stage: Stage, config: dict[str, Any], shape: tuple[int, ...]
+) -> int:
+    """The most bytes that live at once in a step after the first one."""
+    transformer = network(stage, config)
+    with FakeTensorMode(), Live() as live, norms_in_fp32(manifest.precision == "bf16"):
+        for module in transformer.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(torch.empty(parameter.shape))
+        prepare(transformer, manifest)
+        step = training_step(transformer, manifest, stage, shape, CPU)
+        step()
+        gc.collect()
+        live.most = live.now
+        step()
+        return live.most
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return result
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.drop, key)
+
+    def drop(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+@contextmanager
+def norms_in_fp32(on: bool) -> Iterator[None]:
+    """Layer norms as CUDA's autocast runs them."""
+    usual = torch.nn.LayerNorm.forward
+
+    def forward(self: torch.nn.LayerNorm, values: torch.Tensor) -> torch.Tensor:
+        return usual(self, values.float())
+
+    if on:
+        torch.nn.LayerNorm.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.LayerNorm.forward = usual  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
