@@ -11,7 +11,7 @@ from layerflow.media import decode_color
 from manifests.mine import MineOptions
 from pipelines.matting import Matte
 from pipelines.mine import make_layers, shadow_cells
-from pipelines.stages.plate import clean_plate
+from pipelines.stages.plate import Look, clean_plate
 from pipelines.stages.score import neighbour_flows
 from pipelines.stages.traces import find_traces
 
@@ -67,6 +67,21 @@ def test_without_one_nothing_is_found(pan: float) -> None:
     clip = moving_disc(pan=pan, speed=7.0)
     found = find_traces(clip.frames, levels(clip), clean_plate(clip.frames, levels(clip)))
     assert not found.found and found.shadow_fraction + found.leftover_fraction < 0.01
+
+
+def test_what_stands_still_beside_the_matte_shows_in_earlier_looks() -> None:
+    clip = moving_disc(pan=0.0, speed=0.0)
+    upper = levels(clip)
+    upper[:, 80:] = 0  # the lower half of the disc is missed, and never moves
+    free = np.zeros(upper.shape[1:], bool)
+    assert not find_traces(clip.frames, upper, clean_plate(clip.frames, upper)).found
+    looks = [Look(clip.background[0], free)] * 4
+    found = find_traces(clip.frames, upper, clean_plate(clip.frames, upper, looks=looks))
+    assert found.leftover_fraction > 0.4
+    whole = find_traces(
+        clip.frames, levels(clip), clean_plate(clip.frames, levels(clip), looks=looks)
+    )
+    assert not whole.found
 
 
 def test_an_empty_or_full_matte_has_no_traces() -> None:

@@ -42,7 +42,8 @@ class Plate:
     the background is the video. ``seen``: bool [T, H, W], False where the background had to be
     inpainted. ``unseen_fraction``: share of the hole that was never seen. ``kind``: ``real`` (no
     hole at all), ``filled`` (all from other frames) or ``inpainted``. ``registration``: the camera
-    motion at the frames' own scale.
+    motion at the frames' own scale. ``looks``: earlier frames of the same view that were used, as
+    light as the reference frame.
     """
 
     background: np.ndarray
@@ -51,6 +52,7 @@ class Plate:
     unseen_fraction: float
     kind: str
     registration: Registration
+    looks: Sequence[Look] = ()
 
 
 def clean_plate(
@@ -84,14 +86,14 @@ def clean_plate(
         if registration is None:
             registration = camera_motion(frames, hole)
         fill = inpainter or OpenCvInpainter()
-        looks = _same_view(looks, frames, hole, registration)
+        same = _same_view(looks, frames, hole, registration)
         background, seen = _fill_all(
-            frames, support, hole, registration, radius, min_samples, fill, looks
+            frames, support, hole, registration, radius, min_samples, fill, same
         )
     size = int(hole.sum())
     unseen = float((hole & ~seen).sum()) / size if size else 0.0
     kind = "real" if size == 0 else "inpainted" if unseen > 0 else "filled"
-    return Plate(background, hole, seen, unseen, kind, registration)
+    return Plate(background, hole, seen, unseen, kind, registration, same)
 
 
 def camera_motion(frames: np.ndarray, exclude: np.ndarray | None = None) -> Registration:

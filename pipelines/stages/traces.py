@@ -4,7 +4,8 @@ A mined background is the video itself outside the dilated matte, so a shadow on
 it and moves there without its owner. It is found where the camera motion is known and other frames
 show the same place without it: a change of the registered picture that touches the subject. Darker
 in the same colour is a shadow. Anything else is a leftover, a reflection or, more often, an arm or
-a foot that the matte misses.
+a foot that the matte misses. Earlier looks of a still camera tell more: legs that stand still in
+the clip were not there before it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _SOURCES = 12  # frames that show a place without the shadow
 _LEAST_LOOKS = 3
 _LEAST_CHANGE = 7.0  # levels
 _DARKEST, _LIGHTEST = 0.3, 0.96  # of a shadow, times the background
+_AGREE = 8.0  # spread of earlier looks, levels, up to which they show one thing
 _REACH = 1.5  # a shadow is at most this many times as far away as its owner is large
 
 
@@ -47,8 +49,7 @@ def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
     """The shadow of a clip's subject, and what else of it is left outside the matte.
 
     ``frames``: uint8 [T, H, W, 3]; ``alpha``: uint8 [T, H, W]; ``plate``: of ``clean_plate`` for
-    them. What a frame's neighbours do not show free of the subject is not judged: a subject that
-    stays has no shadow here.
+    them. What neither other frames nor earlier looks show free of the subject is not judged.
     """
     count, height, width = alpha.shape
     factor = min(1.0, (_WORK_AREA / (height * width)) ** 0.5)
@@ -57,6 +58,7 @@ def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
         small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
         hole = np.stack([_shrunk(m, size) for m in plate.hole])
         registration = plate.registration.scaled(size[0] / width, size[1] / height)
+        before = _before(plate, size)
         masks = np.zeros((count, height, width), bool)
         shares = np.zeros((count, 2))
         for t in range(count):
@@ -64,6 +66,9 @@ def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
             if area < 4:
                 continue
             shadow, other = _traces_of(small, hole, registration, t, area)
+            if before is not None:
+                left = _left(small[t], hole[t], *before, area)
+                other |= left & ~shadow
             shares[t] = shadow.sum() / area, other.sum() / area
             if (shadow | other).any():
                 mask = cv2.resize((shadow | other).astype(np.float32), (width, height)) > 0.3
@@ -82,24 +87,75 @@ def _traces_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shadow and leftovers of frame t at work size, bool [h, w] each."""
     shadow, other = np.zeros((2, *hole.shape[1:]), bool)
-    near = dilate(hole[t], max(1, round(_REACH * area**0.5)))
-    x, y, width, height = cv2.boundingRect(near.astype(np.uint8))
-    window = slice(y, y + height), slice(x, x + width)
+    window = _around(hole[t], area)
     clear, looks, spread = _without_subject(frames, hole, registration, t, window)
-    now, near = frames[t][window].astype(np.float32), near[window]
-    change = np.abs(now - clear).max(-1)
-    known = (looks >= _LEAST_LOOKS) & ~hole[t][window]
-    if not known.any():
-        return shadow, other
-    limit = max(_LEAST_CHANGE, 4.5 * float(np.median(change[known]))) + spread
-    changed = (cv2.blur(change, (3, 3)) > limit) & known & near
+    now = frames[t][window].astype(np.float32)
     light = now.mean(-1) / np.maximum(clear.mean(-1), 1)
     tint = np.abs(now - light[..., None] * clear).max(-1)
+    change = np.abs(now - clear).max(-1)
     darker = (light > _DARKEST) & (light < _LIGHTEST) & (tint < 0.35 * change + 4)
-    for part in _touching(changed, dilate(hole[t][window], 2), area):
+    for part in _parts(now, hole[t][window], clear, looks, spread, area):
         layer = shadow if darker[part].mean() > 0.6 else other
         layer[window] |= part
     return shadow, other
+
+
+def _left(
+    frame: np.ndarray,
+    hole: np.ndarray,
+    clear: np.ndarray,
+    looks: np.ndarray,
+    spread: np.ndarray,
+    area: float,
+) -> np.ndarray:
+    """What touches the subject and was not there in earlier looks, at work size, bool [h, w]."""
+    left = np.zeros(hole.shape, bool)
+    window = _around(hole, area)
+    agreed = np.where(spread < _AGREE, looks, 0)[window]
+    now = frame[window].astype(np.float32)
+    for part in _parts(now, hole[window], clear[window], agreed, spread[window], area):
+        left[window] |= part
+    return left
+
+
+def _around(hole: np.ndarray, area: float) -> tuple[slice, slice]:
+    """The bounding box of a subject's surroundings."""
+    radius = max(1, round(_REACH * area**0.5))
+    x, y, width, height = cv2.boundingRect(hole.astype(np.uint8))
+    rows = slice(max(0, y - radius), min(hole.shape[0], y + height + radius))
+    return rows, slice(max(0, x - radius), min(hole.shape[1], x + width + radius))
+
+
+def _before(
+    plate: Plate, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Earlier looks together at work size: median float32 [h, w, 3], number and spread [h, w]."""
+    if len(plate.looks) < _LEAST_LOOKS:
+        return None
+    stack = np.full((len(plate.looks), size[1], size[0], 3), 32767, np.int16)
+    for i, look in enumerate(plate.looks):
+        clean = ~_shrunk(look.hole, size)
+        stack[i][clean] = cv2.resize(look.frame, size, interpolation=cv2.INTER_AREA)[clean]
+    clear, looks, spread = median_and_spread(stack)
+    return clear.astype(np.float32), looks, spread
+
+
+def _parts(
+    now: np.ndarray,
+    hole: np.ndarray,
+    clear: np.ndarray,
+    looks: np.ndarray,
+    spread: np.ndarray,
+    area: float,
+) -> list[np.ndarray]:
+    """Connected parts that differ from the clear picture and touch the hole, bool [h, w] each."""
+    change = np.abs(now - clear).max(-1)
+    known = (looks >= _LEAST_LOOKS) & ~hole
+    if not known.any():
+        return []
+    limit = max(_LEAST_CHANGE, 4.5 * float(np.median(change[known]))) + spread
+    changed = (cv2.blur(change, (3, 3)) > limit) & known
+    return _touching(changed, dilate(hole, 2), area)
 
 
 def _without_subject(
