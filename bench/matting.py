@@ -23,10 +23,9 @@ import numpy as np
 from layerflow.corpus import Corpus
 from layerflow.video import read_frames
 from pipelines.matting import MATTERS, Matter, make_matter
-from pipelines.stages.colour import straight_foreground
+from pipelines.mine import make_layers
 from pipelines.stages.gates import judge
-from pipelines.stages.plate import clean_plate
-from pipelines.stages.score import score_clip
+from pipelines.stages.score import neighbour_flows, score_frames
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,17 @@ def measure(clip: Known, matter: Matter) -> tuple[Result, np.ndarray]:
     start = time.process_time()
     matte = matter(clip.frames)
     seconds = (time.process_time() - start) / len(clip.frames)
-    alpha = np.rint(np.clip(matte.alpha, 0, 1) * 255).astype(np.uint8)
-    plate = clean_plate(clip.frames, alpha)
-    foreground = straight_foreground(clip.frames, alpha, plate.background)
-    scores = score_clip(clip.frames, foreground, alpha, plate, matte.confidence)
-    a, b = matte.alpha >= 0.5, clip.alpha >= 0.5
+    flows = neighbour_flows(clip.frames)
+    early = score_frames(clip.frames, flows)
+    found = make_layers(clip.frames, lambda _: matte, 8.0, flows, early)
+    scores, plate = found.scores, found.plate
+    alpha = found.layers["alpha"].astype(np.float32) / 255
+    a, b = alpha >= 0.5, clip.alpha >= 0.5
     both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
-    change = np.diff(matte.alpha, axis=0) - np.diff(clip.alpha, axis=0)
+    change = np.diff(alpha, axis=0) - np.diff(clip.alpha, axis=0)
     result = Result(
         iou=float(np.where(either > 0, both / np.maximum(either, 1), 1).mean()),
-        mad=1000 * float(np.abs(matte.alpha - clip.alpha).mean()),
+        mad=1000 * float(np.abs(alpha - clip.alpha).mean()),
         dtssd=100 * float(np.sqrt((change**2).sum() / max(1, clip.alpha.size))),
         seconds=seconds,
         recomposition=scores["recomposition_error"],
@@ -92,7 +92,7 @@ def measure(clip: Known, matter: Matter) -> tuple[Result, np.ndarray]:
         standard=judge(scores, "standard") is None,
         strict=judge(scores, "strict") is None,
     )
-    return result, matte.alpha
+    return result, alpha
 
 
 def _psnr(made: np.ndarray, true: np.ndarray | None, where: np.ndarray) -> float:

@@ -111,7 +111,8 @@ def list_foregrounds(inputs: Sequence[str], gate: str) -> list[Source]:
     Raises ValueError when an input does not exist or nothing is found.
     """
     found = [source for item in inputs for source in _listed(item, gate)]
-    return _checked(found, "foreground", inputs)
+    hint = "" if gate == "off" else f"; of mined clips, none passes the gate {gate} (--gate)"
+    return _checked(found, "foreground", inputs, hint)
 
 
 def list_backgrounds(inputs: Sequence[str]) -> list[Source]:
@@ -120,10 +121,10 @@ def list_backgrounds(inputs: Sequence[str]) -> list[Source]:
     return _checked(found, "background", inputs)
 
 
-def _checked(found: list[Source], what: str, inputs: Sequence[str]) -> list[Source]:
+def _checked(found: list[Source], what: str, inputs: Sequence[str], hint: str = "") -> list[Source]:
     unique = {source.stamp: source for source in found}
     if not unique:
-        raise ValueError(f"no {what} in {', '.join(inputs)}")
+        raise ValueError(f"no {what} in {', '.join(inputs)}{hint}")
     return sorted(unique.values(), key=lambda source: (source.uri, source.stamp))
 
 
