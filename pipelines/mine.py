@@ -299,22 +299,23 @@ def _mine_window(
         recipe=job.recipe.hash,
         crf=options.crf,
     )
-    return row | shadow_cells(found, inpainter, options, looks)
+    return row | shadow_cells(found, inpainter, options)
 
 
-def shadow_cells(
-    found: Mined, inpainter: Inpainter, options: MineOptions, looks: Sequence[Look]
-) -> dict[str, Any]:
+def shadow_cells(found: Mined, inpainter: Inpainter | None, options: MineOptions) -> dict[str, Any]:
     """Who owns the subject's shadow, and the background without it (and other leftovers).
 
     Outside the matte the background is the video itself, so it owns them.
     """
     if not found.traces.found:
         return {"shadow": "none", "plate": None, "objects": None, "draw": None}
-    layers, registration = found.layers, found.plate.registration
-    cover = np.where(found.traces.mask, np.uint8(255), layers["alpha"])
+    layers, before = found.layers, found.plate
     plate = clean_plate(
-        layers["blended"], cover, registration=registration, inpainter=inpainter, looks=looks
+        layers["blended"],
+        np.where(found.traces.mask, np.uint8(255), layers["alpha"]),
+        registration=before.registration,
+        inpainter=inpainter,
+        looks=before.looks,
     )
     cell = encode_color(plate.background, options.fps, crf=options.crf)
     return {"shadow": "background", "plate": cell, "objects": None, "draw": None}

@@ -100,7 +100,7 @@ def test_a_mined_row_says_who_owns_the_shadow_and_has_the_background_without_it(
         found = make_layers(
             film, lambda _: Matte(clip.alpha, {}), 8.0, neighbour_flows(film), {"motion": 1.0}
         )
-        cells = shadow_cells(found, None, options, ())
+        cells = shadow_cells(found, None, options)
         assert cells["shadow"] == owner and (cells["plate"] is None) == (owner == "none")
         if owner == "background":
             plate = decode_color(cells["plate"]).astype(int)
