@@ -23,8 +23,8 @@ import numpy as np
 from layerflow.corpus import Corpus
 from layerflow.video import read_frames
 from pipelines.matting import MATTERS, Matter, make_matter
-from pipelines.mine import make_layers
 from pipelines.stages.gates import judge
+from pipelines.stages.layers import make_layers
 from pipelines.stages.score import neighbour_flows, score_frames
 
 

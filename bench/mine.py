@@ -33,9 +33,9 @@ from layerflow.video import fetch, scan
 from manifests.common import parse_size
 from pipelines.matting import make_matter
 from pipelines.matting.numerics import single_thread
-from pipelines.mine import make_layers
 from pipelines.stages.duplicates import signature
 from pipelines.stages.frames import find_bars, trim_fades
+from pipelines.stages.layers import make_layers
 from pipelines.stages.score import neighbour_flows, score_frames
 from pipelines.stages.shots import cut_windows, find_shots
 

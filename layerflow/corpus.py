@@ -32,7 +32,7 @@ QUALITY_FIELDS = (
     *("components", "ghost", "unseen_fraction", "registration_residual", "matte_confidence"),
     *("matte_stability", "matte_agreement", "warp_iou", "motion_contrast", "feature_survival"),
     *("colour_separation", "camera_static", "shadow_fraction", "leftover_fraction"),
-    "newcomers",
+    *("newcomers", "bystander_fraction"),
     # frames
     *("motion", "blur", "exposure_low", "exposure_high", "text", "duplicate_distance"),
     # paste and pack: the equation before and after encoding, the drawn path

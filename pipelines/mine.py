@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from layerflow.clip import PROMPTED, U8, LayeredClip
+from layerflow.clip import PROMPTED, LayeredClip
 from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.decode import Decoder, shared_decoder
 from layerflow.media import MediaError, encode_color
-from layerflow.video import Limits
+from layerflow.video import Box, Limits
 from manifests.mine import MineOptions
 from pipelines.jobs import (
     Choose,
@@ -36,23 +35,21 @@ from pipelines.jobs import (
     run_job,
     unit_key,
 )
-from pipelines.matting import Matter, make_matter
+from pipelines.matting import Backdrop, Matter, make_matter
+from pipelines.stages.backdrop import find_backdrop, is_still
 from pipelines.stages.caption import caption_clip, make_captioner
-from pipelines.stages.colour import straight_foreground
 from pipelines.stages.gates import judge, resolve_gate
 from pipelines.stages.inpaint import Inpainter, make_inpainter
+from pipelines.stages.layers import Mined, make_layers
 from pipelines.stages.listing import Source, list_sources, local_copy
-from pipelines.stages.plate import Look, Plate, clean_plate
+from pipelines.stages.plate import clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
-from pipelines.stages.prune import without_background
-from pipelines.stages.score import Flows, neighbour_flows, score_clip, score_frames
+from pipelines.stages.score import neighbour_flows, score_frames
 from pipelines.stages.shots import Window
 from pipelines.stages.spans import WHOLE, time_spans
-from pipelines.stages.traces import Traces, find_traces
 from pipelines.survey import plan_duplicates, survey_unit
 
-FORMAT_VERSION = 4
-LOOKS, MAX_LOOKS = 4, 48  # frames of each window, and in all, that later windows may look at
+FORMAT_VERSION = 5
 GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 Twin = tuple[str, float, float]
@@ -178,13 +175,22 @@ class _Job:
     path: Path
     decoder: Decoder
     outcome: Outcome
-    looks: deque[Look] = field(default_factory=lambda: deque(maxlen=MAX_LOOKS))
+    shots: Sequence[Sequence[float]] = ()
+    _latest: tuple[int, Backdrop | None] = (-1, None)
 
-    def remember(self, frames: U8, hole: np.ndarray | None = None) -> None:
-        """Keep a few frames: later windows may see behind their subjects in them."""
-        for t in np.linspace(0, len(frames) - 1, min(LOOKS, len(frames))).round().astype(int):
-            hidden = np.zeros(frames.shape[1:3], bool) if hole is None else hole[t]
-            self.looks.append(Look(frames[t].copy(), hidden.copy()))
+    def backdrop(self, shot: int, window: Window) -> Backdrop | None:
+        """The backdrop of a shot, found once; a camera that moves has none."""
+        if self._latest[0] != shot:
+            self._latest = shot, self._find_backdrop(self.shots[shot], window.box)
+        return self._latest[1]
+
+    def _find_backdrop(self, times: Sequence[float], box: Box | None) -> Backdrop | None:
+        if not times:
+            return None
+        try:
+            return find_backdrop(self.decoder.fetch(self.path, times, *self.options.size, box=box))
+        except MediaError:  # a window that needs a broken frame will say so itself
+            return None
 
     def reject(
         self,
@@ -230,20 +236,22 @@ def _rows(job: _Job) -> Iterator[dict[str, Any]]:
         return
     try:
         with local_copy(payload["location"], Limits().max_bytes) as path:
-            job.path = path
+            job.path, job.shots = path, survey["shots"]
             for index, found in enumerate(survey["windows"]):
                 window = Window(tuple(found["times"]), found["box"] and tuple(found["box"]))
                 twin = payload.get("duplicates", {}).get(str(index))
-                row = _try_window(job, window, survey["sha256"], twin)
+                row = _try_window(job, window, found["shot"], survey["sha256"], twin)
                 if row is not None:
                     yield row
     except (ValueError, FileNotFoundError, PermissionError) as error:
         job.reject("read", str(error))
 
 
-def _try_window(job: _Job, window: Window, sha256: str, twin: Twin | None) -> dict[str, Any] | None:
+def _try_window(
+    job: _Job, window: Window, shot: int, sha256: str, twin: Twin | None
+) -> dict[str, Any] | None:
     try:
-        return _mine_window(job, window, sha256, twin)
+        return _mine_window(job, window, shot, sha256, twin)
     except MediaError as error:
         job.reject("decode", str(error), window)
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
@@ -252,7 +260,7 @@ def _try_window(job: _Job, window: Window, sha256: str, twin: Twin | None) -> di
 
 
 def _mine_window(
-    job: _Job, window: Window, sha256: str, twin: Twin | None
+    job: _Job, window: Window, shot: int, sha256: str, twin: Twin | None
 ) -> dict[str, Any] | None:
     """Cheap filters, layers, scores and the gate for one window: its row, if it passes."""
     options, payload = job.options, job.payload
@@ -270,13 +278,11 @@ def _mine_window(
     verdict = judge(early, gate)
     if verdict is not None:
         job.reject("filters", verdict, window, early)
-        job.remember(frames)
         return None
     matter = _matter(options.matting, options.weights, options.device)
     inpainter = make_inpainter(options.inpaint, options.inpaint_weights, options.device)
-    looks = tuple(job.looks)
-    found = make_layers(frames, matter, options.fps, flows, early, inpainter, looks)
-    job.remember(frames, found.plate.hole)
+    backdrop = job.backdrop(shot, window) if is_still(frames) else None
+    found = make_layers(frames, matter, options.fps, flows, early, inpainter, backdrop)
     layers, scores = found.layers, found.scores
     verdict = judge(scores, gate)
     if verdict is not None:
@@ -315,57 +321,7 @@ def shadow_cells(found: Mined, inpainter: Inpainter | None, options: MineOptions
         np.where(found.traces.mask, np.uint8(255), layers["alpha"]),
         registration=before.registration,
         inpainter=inpainter,
-        looks=before.looks,
+        backdrop=before.backdrop,
     )
     cell = encode_color(plate.background, options.fps, crf=options.crf)
     return {"shadow": "background", "plate": cell, "objects": None, "draw": None}
-
-
-@dataclass(frozen=True)
-class Mined:
-    """One window's layers (LayeredClip fields) and scores, and what they were made with."""
-
-    layers: dict[str, Any]
-    scores: dict[str, float]
-    plate: Plate
-    traces: Traces
-
-
-def make_layers(
-    frames: U8,
-    matter: Matter,
-    fps: float,
-    flows: Flows,
-    early: Mapping[str, float],
-    inpainter: Inpainter | None = None,
-    looks: Sequence[Look] = (),
-) -> Mined:
-    """Layers and scores of one window uint8 ``[T, H, W, 3]``.
-
-    flows: of ``neighbour_flows``; early: scores that are known already; inpainter: by default
-    OpenCV's; looks: earlier frames of the film.
-    """
-    matte = matter(frames)
-    alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
-    plate = clean_plate(frames, alpha, inpainter=inpainter, looks=looks)
-    alpha, pruned = without_background(frames, alpha, plate)
-    if pruned:
-        plate = clean_plate(frames, alpha, inpainter=inpainter, looks=looks)
-    foreground = straight_foreground(frames, alpha, plate.background)
-    scores = score_clip(
-        frames, foreground, alpha, plate, matte.confidence, flows=flows, frame_scores=early
-    )
-    traces = find_traces(frames, alpha, plate)
-    scores["shadow_fraction"] = traces.shadow_fraction
-    scores["leftover_fraction"] = traces.leftover_fraction
-    layers = {
-        "foreground": foreground,
-        "alpha": alpha,
-        "background": plate.background,
-        "blended": frames,
-        "fps": fps,
-        "kind": "mined",
-        "alpha_kind": "soft",
-        "background_kind": plate.kind,
-    }
-    return Mined(layers, scores, plate, traces)

@@ -16,6 +16,7 @@ from layerflow.media import MediaError
 from layerflow.video import Limits
 from manifests.mine import MineOptions
 from pipelines.jobs import Unit
+from pipelines.stages.backdrop import look_times
 from pipelines.stages.duplicates import find_duplicates, signature
 from pipelines.stages.frames import find_bars, trim_fades
 from pipelines.stages.listing import local_copy
@@ -26,10 +27,11 @@ Findings = dict[str, Any]
 
 
 def survey_unit(payload: dict[str, Any], *, options: MineOptions) -> Findings:
-    """What one unit holds: ``sha256``, ``windows`` (times, box, signature), ``problems`` (stage,
-    reason). Never raises for a bad input.
+    """What one unit holds: ``sha256``; ``shots``, for each the times of looks at it;
+    ``windows`` (times, box, signature, shot); ``problems`` (stage, reason). Never raises for a bad
+    input.
     """
-    findings: Findings = {"sha256": "", "windows": [], "problems": []}
+    findings: Findings = {"sha256": "", "shots": [], "windows": [], "problems": []}
     if payload["problem"]:
         findings["problems"].append(["read", payload["problem"]])
         return findings
@@ -60,22 +62,25 @@ def _survey_span(
         found["problems"].append(["decode", f"{len(damage)} damaged packets: {damage[0]}"])
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps
     shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate)]
-    windows: list[Window] = []
+    windows: list[tuple[int, Window]] = []
     for shot in shots:
         bars = find_bars(thumbs[shot[0] : shot[1]])
-        windows += cut_windows(times, shot, options.frames, options.fps, bars)
+        cut = cut_windows(times, shot, options.frames, options.fps, bars)
+        if cut:
+            windows += [(len(found["shots"]), window) for window in cut]
+            found["shots"].append(look_times(times[shot[0] : shot[1]]))
     if not windows:
         reason = why_no_window(times, shots, options.frames, options.fps)
         found["problems"].append(["windows", reason])
-    for window in windows:
+    for place, window in windows:
         picture = thumbs[times.searchsorted(window.times)]
         if window.box is not None:
             height, width = picture.shape[1:3]
             top, bottom, left, right = window.box
             rows = slice(round(top * height), round(bottom * height))
             picture = picture[:, rows, round(left * width) : round(right * width)]
-        entry = {"times": window.times, "box": window.box, "signature": signature(picture).hex()}
-        found["windows"].append(entry)
+        entry = {"times": window.times, "box": window.box, "shot": place}
+        found["windows"].append(entry | {"signature": signature(picture).hex()})
 
 
 def plan_duplicates(surveys: Iterable[tuple[Unit, Findings]]) -> dict[str, dict[str, Any]]:

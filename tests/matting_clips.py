@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from pipelines.matting import Backdrop
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -85,6 +87,13 @@ def star_before_a_wall(count: int = 8, *, pan: float = 0.5, speed: float = 4.0) 
         alphas.append(alpha.astype(np.float32))
         backgrounds.append(back)
     return Truth(np.stack(frames), np.stack(alphas), np.stack(backgrounds))
+
+
+def backdrop_of(picture: np.ndarray, count: int) -> Backdrop:
+    """A backdrop that is known everywhere, in the light of all ``count`` frames."""
+    levels = np.arange(256, dtype=np.uint8)
+    tones = np.broadcast_to(levels[None, :, None], (count, 256, 3)).copy()
+    return Backdrop(picture, np.ones(picture.shape[:2], bool), tones)
 
 
 def mean_iou(alpha: np.ndarray, truth: np.ndarray) -> float:

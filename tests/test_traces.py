@@ -5,13 +5,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from matting_clips import Truth, moving_disc
+from matting_clips import Truth, backdrop_of, moving_disc
 
 from layerflow.media import decode_color
 from manifests.mine import MineOptions
 from pipelines.matting import Matte
-from pipelines.mine import make_layers, shadow_cells
-from pipelines.stages.plate import Look, clean_plate
+from pipelines.mine import shadow_cells
+from pipelines.stages.layers import make_layers
+from pipelines.stages.plate import clean_plate
 from pipelines.stages.score import neighbour_flows
 from pipelines.stages.traces import find_traces
 
@@ -69,19 +70,33 @@ def test_without_one_nothing_is_found(pan: float) -> None:
     assert not found.found and found.shadow_fraction + found.leftover_fraction < 0.01
 
 
-def test_what_stands_still_beside_the_matte_shows_in_earlier_looks() -> None:
+def test_what_stands_still_beside_the_matte_shows_before_the_backdrop() -> None:
     clip = moving_disc(pan=0.0, speed=0.0)
     upper = levels(clip)
     upper[:, 80:] = 0  # the lower half of the disc is missed, and never moves
-    free = np.zeros(upper.shape[1:], bool)
     assert not find_traces(clip.frames, upper, clean_plate(clip.frames, upper)).found
-    looks = [Look(clip.background[0], free)] * 4
-    found = find_traces(clip.frames, upper, clean_plate(clip.frames, upper, looks=looks))
-    assert found.leftover_fraction > 0.4
+    behind = backdrop_of(clip.background[0], len(upper))
+    found = find_traces(clip.frames, upper, clean_plate(clip.frames, upper, backdrop=behind))
+    assert found.leftover_fraction > 0.4 and found.bystander_fraction == 0
     whole = find_traces(
-        clip.frames, levels(clip), clean_plate(clip.frames, levels(clip), looks=looks)
+        clip.frames, levels(clip), clean_plate(clip.frames, levels(clip), backdrop=behind)
     )
     assert not whole.found
+
+
+def test_who_else_stands_before_the_backdrop_is_a_bystander() -> None:
+    clip = moving_disc(pan=0.0, speed=3.0, radius=24)
+    frames = clip.frames.copy()
+    frames[:, 120:150, 200:225] = (30, 60, 200)
+    behind = backdrop_of(clip.background[0], len(frames))
+    plate = clean_plate(frames, levels(clip), backdrop=behind)
+    found = find_traces(frames, levels(clip), plate)
+    assert found.bystander_fraction == pytest.approx(750 / (np.pi * 24**2), abs=0.15)
+    assert found.leftover_fraction < 0.02
+    alone = find_traces(clip.frames, levels(clip), plate)
+    assert alone.bystander_fraction == 0
+    unknown = find_traces(frames, levels(clip), clean_plate(frames, levels(clip)))
+    assert unknown.bystander_fraction is None
 
 
 def test_an_empty_or_full_matte_has_no_traces() -> None:

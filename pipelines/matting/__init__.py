@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
+import cv2
 import numpy as np
 
 _BACKENDS = {
@@ -43,6 +44,23 @@ class Matte:
     confidence: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Backdrop:
+    """What a still camera sees when nothing stands in front of it.
+
+    ``picture``: uint8 [H, W, 3]; ``known``: bool [H, W], where it can be relied upon; ``tones``:
+    uint8 [T, 256, 3], what its levels are in the light of frame t of a clip.
+    """
+
+    picture: np.ndarray
+    known: np.ndarray
+    tones: np.ndarray
+
+    def at(self, t: int) -> np.ndarray:
+        """The backdrop in the light of frame t, uint8 [H, W, 3]."""
+        return cast(np.ndarray, cv2.LUT(self.picture, self.tones[t][None]))
+
+
 @runtime_checkable
 class Matter(Protocol):
     """A matting backend. ``licence`` is that of the weights (or of the code if it has none)."""
@@ -51,8 +69,11 @@ class Matter(Protocol):
     version: str
     licence: str
 
-    def __call__(self, frames: np.ndarray) -> Matte:
-        """Matte one clip: ``frames`` uint8 [T, H, W, 3] RGB -> ``Matte`` of the same T, H, W."""
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
+        """Matte one clip: ``frames`` uint8 [T, H, W, 3] RGB -> ``Matte`` of the same T, H, W.
+
+        ``backdrop``: what is behind the subject, if that is known; a backend may ignore it.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.matting import Matte, check_frames
+from pipelines.matting import Backdrop, Matte, check_frames
 
 
 def with_mask(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ class AlphaMatter:
     def __init__(self, mask: np.ndarray | None = None) -> None:
         self.mask = mask
 
-    def __call__(self, frames: np.ndarray) -> Matte:
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 4], or [T, H, W, 3] with a mask. ValueError if there is neither."""
         check_frames(frames, (3, 4))
         if frames.shape[-1] == 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipelines.matting import Matte, check_frames
+from pipelines.matting import Backdrop, Matte, check_frames
 
 
 def parse_colour(colour: str | tuple[int, int, int]) -> tuple[int, int, int]:
@@ -51,7 +51,7 @@ class ChromaMatter:
         self.low = low
         self.high = high
 
-    def __call__(self, frames: np.ndarray) -> Matte:
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]. ``matte_confidence`` is how even the border's colour is."""
         check_frames(frames)
         border = _border_pixels(frames)

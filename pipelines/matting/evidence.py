@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipelines.matting.numerics import sort_first_axis
+from pipelines.matting import Backdrop
+from pipelines.matting.numerics import smoothstep, sort_first_axis
 from pipelines.matting.registration import Registration, project, warp
 
 _CANVAS_LIMIT = 3.0  # the plate's canvas is at most this many frames wide and high
+_BACKDROP_NOISE = 5.0  # Lab difference at which a pixel begins to differ from the backdrop
+_SHADE_WINDOW = 7  # pixels over which a change of light is even
+_BLANK = 3.0  # levels of standard deviation in it, less is no structure
 _FIT_STEP = 8  # the background's smooth motion is fitted on every eighth pixel
 
 
@@ -169,6 +173,59 @@ def plate_evidence(
         error = _tolerant_difference(lab[t], look)
         difference[t] = np.where(counted > 0, error / (4 + 0.6 * varied), 0)
     return PlateEvidence(difference, seen, steady)
+
+
+def backdrop_evidence(rgb: np.ndarray, lab: np.ndarray, backdrop: Backdrop) -> PlateEvidence:
+    """Compare frames, uint8 [T, h, w, 3] RGB and Lab, with the backdrop of a still camera.
+
+    A change of light, such as the subject's shadow, is no difference.
+    """
+    count, height, width = lab.shape[:3]
+    size = (width, height)
+    known = cv2.resize(backdrop.known.astype(np.float32), size, interpolation=cv2.INTER_AREA) == 1
+    difference = np.zeros((count, height, width), np.float32)
+    for t in range(count):
+        small = cv2.resize(backdrop.at(t), size, interpolation=cv2.INTER_AREA)
+        error = _tolerant_difference(lab[t], cv2.cvtColor(small, cv2.COLOR_RGB2LAB))
+        error *= 1 - _shading(rgb[t], small)
+        difference[t] = np.where(known, error / _BACKDROP_NOISE, 0)
+    seen = np.repeat(known[None], count, 0)
+    return PlateEvidence(difference, seen, seen.astype(np.float32))
+
+
+def _shading(frame: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """How surely a frame is the picture in another light, both uint8 [h, w, 3]; [h, w] in [0, 1].
+
+    The tint stays, and so does the structure, seen through a moving window. On a blank wall only a
+    small change is taken for one of light: a grey coat looks like a deep shadow there.
+    """
+    size = (_SHADE_WINDOW, _SHADE_WINDOW)
+    a, b = cv2.blur(frame, size).astype(np.float32), cv2.blur(picture, size).astype(np.float32)
+    gray = [
+        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in (frame, picture)
+    ]
+    mean = [cv2.blur(image, size) for image in gray]
+    spread = [
+        np.sqrt(np.maximum(cv2.blur(image**2, size) - m**2, 0))
+        for image, m in zip(gray, mean, strict=True)
+    ]
+    both = cv2.blur(gray[0] * gray[1], size) - mean[0] * mean[1]
+    alike = smoothstep(0.5, 0.8, both / np.maximum(spread[0] * spread[1], 1))
+    light = (mean[0] + 1) / (mean[1] + 1)
+    alike *= (spread[1] > _BLANK) & (light > 0.3) & (light < 1.15)
+    slight = (spread[1] <= _BLANK) & (spread[0] <= _BLANK)
+    slight = slight * (1 - smoothstep(0.06, 0.12, np.abs(light - 1)))
+    tint = np.abs(a - light[..., None] * b).max(-1)
+    return (1 - smoothstep(6, 14, tint)) * np.maximum(alike, slight)
+
+
+def prefer(sure: PlateEvidence, other: PlateEvidence) -> PlateEvidence:
+    """The first evidence where it has seen the background, else the other."""
+    return PlateEvidence(
+        np.where(sure.seen, sure.difference, other.difference),
+        sure.seen | other.seen,
+        np.where(sure.seen, sure.steady, other.steady),
+    )
 
 
 def _canvas(

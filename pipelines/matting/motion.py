@@ -15,13 +15,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import Matte, check_frames
+from pipelines.matting import Backdrop, Matte, check_frames
 from pipelines.matting.decide import ColourModel, contrast_weights, cut, fill_holes, seeds
 from pipelines.matting.evidence import (
     Matches,
     PlateEvidence,
+    backdrop_evidence,
     match,
     plate_evidence,
+    prefer,
     residual_motion,
 )
 from pipelines.matting.graph import Graph, build_graph
@@ -52,7 +54,8 @@ class _Clip:
     """A clip at work size and what does not change between passes.
 
     ``lab8`` is uint8 Lab; ``guide`` is RGB in [0, 1]; ``texture`` says where flow can be trusted;
-    ``matches`` join neighbouring frames, ``far`` those by whose flow motion is judged.
+    ``matches`` join neighbouring frames, ``far`` those by whose flow motion is judged; ``backdrop``
+    is what a known backdrop says.
     """
 
     gray: np.ndarray
@@ -65,6 +68,7 @@ class _Clip:
     graph: Graph
     colours: ColourModel
     contrast: list[tuple[np.ndarray, np.ndarray]]
+    backdrop: PlateEvidence | None
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,10 @@ class MotionMatter:
         self.segments = segments
         self.observe = observe
 
-    def __call__(self, frames: np.ndarray) -> Matte:
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]; all zero with confidence 0 when nothing moves by itself.
+
+        With a ``backdrop`` also those parts of a subject are found that stand still.
 
         Confidence: ``matte_confidence``, the mean evidence inside minus outside;
         ``matte_agreement``, how well the threshold captures the seeds (F); ``matte_stability``, IoU
@@ -124,7 +130,7 @@ class MotionMatter:
         if count < 2 or min(height, width) < 16:
             return nothing
         with single_thread():
-            clip = _prepare(frames, self.work_area, self.segments)
+            clip = _prepare(frames, self.work_area, self.segments, backdrop)
             found, stability = self._iterate(clip)
             if found is None or not found.subject.any():
                 return nothing
@@ -153,7 +159,7 @@ class MotionMatter:
         return last, stability
 
 
-def _prepare(frames: np.ndarray, work_area: int, segments: int) -> _Clip:
+def _prepare(frames: np.ndarray, work_area: int, segments: int, backdrop: Backdrop | None) -> _Clip:
     height, width = frames.shape[1:3]
     factor = min(2.0, (work_area / (height * width)) ** 0.5)
     size = (max(16, round(width * factor)), max(16, round(height * factor)))
@@ -179,6 +185,7 @@ def _prepare(frames: np.ndarray, work_area: int, segments: int) -> _Clip:
         graph,
         ColourModel(lab8),
         [contrast_weights(f, _CUT_STRENGTH) for f in lab],
+        None if backdrop is None else backdrop_evidence(rgb, lab8, backdrop),
     )
 
 
@@ -207,6 +214,8 @@ def _one_pass(clip: _Clip, last: _Pass | None) -> _Pass | None:
     length, noise = residual_motion(clip.far, registration, shape, exclude)
     motion = length / (0.25 + 2 * noise[:, None, None])
     plate = plate_evidence(clip.lab8, registration, exclude)
+    if clip.backdrop is not None:
+        plate = prefer(clip.backdrop, plate)
     first = plate if last is None else last.first
     foreign, plate = _second_look(clip, motion > 3 if last is None else last.movers, plate, first)
 

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import Matte, check_frames, require
+from pipelines.matting import Backdrop, Matte, check_frames, require
 from pipelines.matting.numerics import single_thread
 from pipelines.matting.stabilise import matte_from_predictions
 
@@ -90,7 +90,7 @@ class OnnxMatter:
         self._output = self._session.get_outputs()[0].name
         self._logits = self.preset.logits
 
-    def __call__(self, frames: np.ndarray) -> Matte:
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]."""
         alpha, confidence = matte_from_predictions(frames, self.predict(frames))
         return Matte(alpha, confidence)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matting import Matte, check_frames, require
+from pipelines.matting import Backdrop, Matte, check_frames, require
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
 LOCAL_MODELS: dict[str, str] = {
@@ -72,7 +72,7 @@ class RembgMatter:
         self._session.normalize = self._normalize
         self._brightest = 255.0
 
-    def __call__(self, frames: np.ndarray) -> Matte:
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]."""
         check_frames(frames)
         self._brightest = max(1.0, float(frames.max()))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matting import Matte, check_frames, require
+from pipelines.matting import Backdrop, Matte, check_frames, require
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
 MODES = ("fast", "base")
@@ -62,7 +62,7 @@ class TransparentBackgroundMatter:
         self._pyramid = self._remover.model.forward_inspyre
         self._remover.model.forward_inspyre = self._forward
 
-    def __call__(self, frames: np.ndarray) -> Matte:
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]."""
         check_frames(frames)
         probability = np.stack([self._predict(frame) for frame in frames])

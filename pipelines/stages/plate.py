@@ -1,37 +1,26 @@
 """The clean plate: what the camera would have seen without the subject.
 
 Behind the subject, the background is gathered from the clip's other frames, moved into place by the
-camera motion, as a per-pixel median; what no frame ever showed is inpainted by OpenCV or a network
-(``pipelines.stages.inpaint``). Outside the dilated matte the background is the video itself, bit
-for bit.
+camera motion, as a per-pixel median, or taken from the shot's backdrop; what no frame ever showed
+is inpainted by OpenCV or a network (``pipelines.stages.inpaint``). Outside the dilated matte the
+background is the video itself, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from pipelines.matting import Backdrop
 from pipelines.matting.numerics import dilate, single_thread, sort_first_axis
 from pipelines.matting.registration import Registration, register, visible, warp
 from pipelines.stages.inpaint import Hole, Inpainter, OpenCvInpainter
 
 _MAX_SOURCES = 24  # frames that one frame's background is gathered from
 _WORK_AREA = 432 * 288  # camera motion is estimated at about this many pixels
-_MAX_LOOKS = 16  # looks from before the clip that are added to them
-_STILL = 0.9  # share of frame pairs without camera motion from which earlier looks can be used
-_SAME_VIEW = 5.0  # median difference, levels, up to which a look shows the same view
-_AGREE = 8.0  # levels; looks that spread further apart show different things
-
-
-@dataclass(frozen=True)
-class Look:
-    """A frame from outside the clip: uint8 [H, W, 3], and where a subject hides it, bool [H, W]."""
-
-    frame: np.ndarray
-    hole: np.ndarray
+_AGREE = 10.0  # levels; frames that differ more from the backdrop may show an unmatted subject
 
 
 @dataclass(frozen=True)
@@ -42,8 +31,7 @@ class Plate:
     the background is the video. ``seen``: bool [T, H, W], False where the background had to be
     inpainted. ``unseen_fraction``: share of the hole that was never seen. ``kind``: ``real`` (no
     hole at all), ``filled`` (all from other frames) or ``inpainted``. ``registration``: the camera
-    motion at the frames' own scale. ``looks``: earlier frames of the same view that were used, as
-    light as the reference frame.
+    motion at the frames' own scale. ``backdrop``: what it was helped by.
     """
 
     background: np.ndarray
@@ -52,7 +40,7 @@ class Plate:
     unseen_fraction: float
     kind: str
     registration: Registration
-    looks: Sequence[Look] = ()
+    backdrop: Backdrop | None = None
 
 
 def clean_plate(
@@ -63,7 +51,7 @@ def clean_plate(
     min_samples: int = 3,
     registration: Registration | None = None,
     inpainter: Inpainter | None = None,
-    looks: Sequence[Look] = (),
+    backdrop: Backdrop | None = None,
 ) -> Plate:
     """Remove the subject from a clip.
 
@@ -71,9 +59,9 @@ def clean_plate(
     how many pixels the matte is dilated, by default 2.5 % of the short side; ``min_samples``: how
     many clean looks a pixel needs to count as seen (fewer for clips of fewer than ``2 *
     min_samples`` frames); ``registration``: the camera motion if it is known already;
-    ``inpainter``: fills what was never seen, by default ``OpenCvInpainter``; ``looks``: earlier
-    frames of the film at the same size, used where the camera stands still and they show the same
-    view. Raises ValueError for shapes that do not fit.
+    ``inpainter``: fills what was never seen, by default ``OpenCvInpainter``; ``backdrop``: of a
+    still camera; it takes the place of what the clip does not show or shows otherwise. Raises
+    ValueError for shapes that do not fit.
     """
     if frames.ndim != 4 or alpha.shape != frames.shape[:3]:
         raise ValueError(f"alpha {list(alpha.shape)} does not fit frames {list(frames.shape)}")
@@ -86,14 +74,13 @@ def clean_plate(
         if registration is None:
             registration = camera_motion(frames, hole)
         fill = inpainter or OpenCvInpainter()
-        same = _same_view(looks, frames, hole, registration)
         background, seen = _fill_all(
-            frames, support, hole, registration, radius, min_samples, fill, same
+            frames, support, hole, registration, radius, min_samples, fill, backdrop
         )
     size = int(hole.sum())
     unseen = float((hole & ~seen).sum()) / size if size else 0.0
     kind = "real" if size == 0 else "inpainted" if unseen > 0 else "filled"
-    return Plate(background, hole, seen, unseen, kind, registration, same)
+    return Plate(background, hole, seen, unseen, kind, registration, backdrop)
 
 
 def camera_motion(frames: np.ndarray, exclude: np.ndarray | None = None) -> Registration:
@@ -124,7 +111,7 @@ def _fill_all(
     radius: int,
     min_samples: int,
     fill: Inpainter,
-    looks: Sequence[Look],
+    backdrop: Backdrop | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Background and seen-mask of all frames; the middle frame first, so that others may copy."""
     count = len(frames)
@@ -139,7 +126,9 @@ def _fill_all(
         if not hole[t].any():
             continue
         window = _window(hole[t])
-        gathered, number = _gather(frames, hole, registration, gains, t, window, looks)
+        gathered, number = _gather(frames, hole, registration, gains, t, window)
+        if backdrop is not None:
+            gathered, number = _settle(gathered, number, needed, backdrop, t, window)
         inside = hole[t][window]
         unseen = inside & (number < needed)
         patch = np.where(inside[..., None], gathered, frames[t][window])
@@ -183,12 +172,10 @@ def _gather(
     gains: np.ndarray,
     t: int,
     window: tuple[slice, slice],
-    looks: Sequence[Look],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The median of the clean looks at a window of frame t, and how many looks there were.
 
-    Returns uint8 [h, w, 3] and int [h, w]; the number is 0 where earlier looks disagree: there may
-    have been a subject that nobody matted.
+    Returns uint8 [h, w, 3] and int [h, w].
     """
     height, width = window[0].stop - window[0].start, window[1].stop - window[1].start
     shift = np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
@@ -196,11 +183,7 @@ def _gather(
     if len(sources) > _MAX_SOURCES:
         pick = np.linspace(0, len(sources) - 1, _MAX_SOURCES).round().astype(int)
         sources = [sources[i] for i in pick]
-    stack = np.full((len(sources) + len(looks), height, width, 3), 32767, np.int16)
-    for i, look in enumerate(looks, start=len(sources)):
-        clean = ~look.hole[window]
-        light = gains[t] / gains[registration.reference]
-        stack[i][clean] = np.clip(np.rint(look.frame[window] * light), 0, 255)[clean]
+    stack = np.full((len(sources), height, width, 3), 32767, np.int16)
     for i, s in enumerate(sources):
         matrix = registration.between(s, t)
         if np.array_equal(matrix, np.eye(3)):
@@ -214,37 +197,22 @@ def _gather(
             seen = np.clip(np.rint(seen * gain), 0, 255)
         stack[i][clean] = seen[clean]
     number = (stack[..., 0] != 32767).sum(0)
-    median = _median(stack, number)
-    if looks:
-        apart = np.abs(np.where(stack == 32767, median, stack) - median.astype(np.int16)).mean(-1)
-        number = np.where(apart.sum(0) > _AGREE * np.maximum(number, 1), 0, number)
-    return median, number
+    return _median(stack, number), number
 
 
-def _same_view(
-    looks: Sequence[Look], frames: np.ndarray, hole: np.ndarray, registration: Registration
-) -> list[Look]:
-    """The looks that show what the clip shows, as light as its reference frame; evenly picked."""
-    if registration.static < _STILL:
-        return []
-    reference = registration.reference
-    target, step = frames[reference].astype(np.float32), max(1, frames.shape[1] // 96)
-    found = []
-    for look in looks:
-        if look.frame.shape != target.shape:
-            continue
-        clean = ~(look.hole | hole[reference])[::step, ::step]
-        a = look.frame[::step, ::step][clean].astype(np.float32)
-        b = target[::step, ::step][clean]
-        if len(a) < 100:
-            continue
-        gain = np.clip((b.mean(0) + 1) / (a.mean(0) + 1), 0.8, 1.25)
-        if np.median(np.abs(a * gain - b).max(-1)) < _SAME_VIEW:
-            frame = np.clip(np.rint(look.frame * gain), 0, 255).astype(np.uint8)
-            found.append(Look(frame, look.hole))
-    if len(found) > _MAX_LOOKS:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, _MAX_LOOKS).round().astype(int)]
-    return found
+def _settle(
+    gathered: np.ndarray,
+    number: np.ndarray,
+    needed: int,
+    backdrop: Backdrop,
+    t: int,
+    window: tuple[slice, slice],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The backdrop where the clip shows too little or something else: whoever stands unmatted."""
+    known, picture = backdrop.known[window], backdrop.at(t)[window]
+    apart = np.abs(gathered.astype(np.int16) - picture).max(-1)
+    use = known & ((number < needed) | (apart > _AGREE))
+    return np.where(use[..., None], picture, gathered), np.where(known, needed, number)
 
 
 def _median(stack: np.ndarray, number: np.ndarray) -> np.ndarray:
