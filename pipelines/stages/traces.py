@@ -28,6 +28,7 @@ _SOURCES = 12  # frames that show a place without the shadow
 _LEAST_LOOKS = 3
 _LEAST_CHANGE = 7.0  # levels
 _DARKEST, _LIGHTEST = 0.3, 0.96  # of a shadow, times the background
+_ROUGH = 5.0  # levels of structure that a shadow may add
 _REACH = 1.5  # a shadow is at most this many times as far away as its owner is large
 
 
@@ -113,11 +114,21 @@ def _traces_of(
 
 
 def _darker(now: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Where the picture is the clear one in less light, bool [h, w]."""
+    """Where the picture is the clear one in less light, bool [h, w].
+
+    A shadow has no structure of its own.
+    """
     light = now.mean(-1) / np.maximum(clear.mean(-1), 1)
     tint = np.abs(now - light[..., None] * clear).max(-1)
     change = np.abs(now - clear).max(-1)
-    return (light > _DARKEST) & (light < _LIGHTEST) & (tint < 0.35 * change + 4)
+    smooth = _roughness(now) < light * _roughness(clear) + _ROUGH
+    return (light > _DARKEST) & (light < _LIGHTEST) & (tint < 0.35 * change + 4) & smooth
+
+
+def _roughness(image: np.ndarray) -> np.ndarray:
+    """Standard deviation of float32 [h, w, 3] in a small window, mean of channels, [h, w]."""
+    mean, square = cv2.blur(image, (3, 3)), cv2.blur(image**2, (3, 3))
+    return np.sqrt(np.maximum(square - mean**2, 0)).mean(-1)
 
 
 def _bystanders(
