@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import U8
+from layerflow.mattes import fetch_matte
 from layerflow.media import MediaError
 from layerflow.video import F64, Box, Limits, VideoInfo, duration, fetch, probe, read_frames, scan
 
@@ -98,6 +99,20 @@ class Decoder:
     ) -> U8:
         """See ``layerflow.video.fetch``."""
         request = {"op": "fetch", "path": str(path), "height": height, "width": width, "box": box}
+        head, body = self._ask({**request, "times": [float(t) for t in times]})
+        return _frames(head, body)
+
+    def fetch_matte(
+        self,
+        path: Path,
+        times: Sequence[float],
+        height: int,
+        width: int,
+        *,
+        box: Box | None = None,
+    ) -> U8:
+        """See ``layerflow.mattes.fetch_matte``."""
+        request = {"op": "matte", "path": str(path), "height": height, "width": width, "box": box}
         head, body = self._ask({**request, "times": [float(t) for t in times]})
         return _frames(head, body)
 
@@ -203,6 +218,9 @@ def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
     if request["op"] == "fetch":
         size = request["height"], request["width"]
         return {}, fetch(path, request["times"], *size, limits, box=request["box"])
+    if request["op"] == "matte":
+        size = request["height"], request["width"]
+        return {}, fetch_matte(path, request["times"], *size, limits, box=request["box"])
     if request["op"] == "read":
         frames, fps = read_frames(path, max_frames=request["max_frames"], limits=limits)
         return {"fps": fps}, frames

@@ -88,13 +88,13 @@ def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
             fps=fps,
             seconds=seconds,
             num_frames=len(times),
-            has_alpha=_has_alpha(stream),
+            has_alpha=has_alpha(stream),
             interlaced=interlaced,
             hdr=hdr,
         )
 
 
-def _probed(path: Path, limits: Limits) -> VideoInfo:
+def probed(path: Path, limits: Limits) -> VideoInfo:
     """``probe``, once for all windows of a file: it reads every packet."""
     try:
         stat = path.stat()
@@ -176,7 +176,7 @@ def _packet_times(container: Any, stream: Any, limits: Limits) -> F64:
     return np.sort(np.asarray(ticks, np.float64)) * float(stream.time_base)
 
 
-def _has_alpha(stream: Any) -> bool:
+def has_alpha(stream: Any) -> bool:
     context = stream.codec_context
     if stream.metadata.get("alpha_mode") == "1":
         return True
@@ -211,7 +211,7 @@ def _decoded(container: Any, stream: Any, damage: list[str] | None = None) -> It
         damage.append(_text(error))
 
 
-def _upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
+def upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
     """A frame as an array: HDR brought to SDR, of two fields the first, turned upright."""
     if pixel_format == "rgb24" and is_hdr(frame):
         array = to_sdr(frame, converter)
@@ -224,10 +224,19 @@ def _upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
 
-def _timed_frames(
-    path: Path, start: float, end: float, limits: Limits, damage: list[str] | None = None
+def timed_frames(
+    path: Path,
+    start: float,
+    end: float,
+    limits: Limits,
+    damage: list[str] | None = None,
+    *,
+    alpha: bool = False,
 ) -> Iterator[Any]:
-    """(time, frame) of decodable frames with ``start <= time < end`` seconds."""
+    """(time, frame) of decodable frames with ``start <= time < end`` seconds.
+
+    alpha: keep the alpha channel, by a decoder that can.
+    """
     with _open(path, limits) as container:
         stream = _video_stream(container, limits)
         first = None
@@ -236,7 +245,13 @@ def _timed_frames(
             if first is None:
                 return
             container.seek(int((start + first) / float(stream.time_base)), stream=stream)
-        for frame in _decoded(container, stream, damage):
+        library = ALPHA_DECODERS.get(stream.codec_context.name) if alpha else None
+        frames = (
+            _decoded_by(library, container, stream)
+            if library and has_alpha(stream)
+            else _decoded(container, stream, damage)
+        )
+        for frame in frames:
             if frame.time is None:
                 continue
             first = frame.time if first is None else first
@@ -263,10 +278,10 @@ def scan(
     times: list[float] = []
     thumbs: list[U8] = []
     converter = VideoReformatter()
-    for time, frame in _timed_frames(path, start, end, limits or Limits(), damage):
+    for time, frame in timed_frames(path, start, end, limits or Limits(), damage):
         if times and time <= times[-1]:
             continue
-        image = _upright(frame, "rgb24", converter)
+        image = upright(frame, "rgb24", converter)
         height = max(2, round(image.shape[0] * THUMB_WIDTH / image.shape[1]))
         times.append(time)
         thumbs.append(cv2.resize(image, (THUMB_WIDTH, height), interpolation=cv2.INTER_AREA))
@@ -293,7 +308,7 @@ def fetch(
     MediaError when one cannot be decoded.
     """
     limits = limits or Limits()
-    info = _probed(path, limits)
+    info = probed(path, limits)
     simple = info.codec in DECORD_CODECS and info.pixel_format == "yuv420p"
     simple = simple and not (info.interlaced or info.hdr)
     if simple and info.rotation == 0 and not info.has_alpha and info.height <= 576:
@@ -303,7 +318,7 @@ def fetch(
     return _fetch_av(path, times, height, width, limits, box)
 
 
-def _fit(image: U8, height: int, width: int, box: Box | None) -> U8:
+def fit(image: U8, height: int, width: int, box: Box | None) -> U8:
     if box is not None:
         h, w = image.shape[:2]
         image = image[round(box[0] * h) : round(box[1] * h), round(box[2] * w) : round(box[3] * w)]
@@ -327,7 +342,7 @@ def _fetch_decord(
         out = np.empty((len(times), height, width, 3), np.uint8)
         for row, place in enumerate(places):
             image = reader[int(order[place])].asnumpy()
-            out[row] = _fit(image, height, width, box)
+            out[row] = fit(image, height, width, box)
     except (decord.DECORDError, RuntimeError, IndexError, ValueError):
         return None
     return out
@@ -344,13 +359,13 @@ def _fetch_av(
     wanted = {round(time, 4): row for row, time in enumerate(times)}
     out = np.empty((len(times), height, width, 3), np.uint8)
     found = 0
-    span = _timed_frames(path, max(0.0, min(times) - 1e-3), max(times) + 1e-3, limits)
+    span = timed_frames(path, max(0.0, min(times) - 1e-3), max(times) + 1e-3, limits)
     converter = VideoReformatter()
     for time, frame in span:
         row = wanted.pop(round(time, 4), None)
         if row is None:
             continue
-        out[row] = _fit(_upright(frame, "rgb24", converter), height, width, box)
+        out[row] = fit(upright(frame, "rgb24", converter), height, width, box)
         found += 1
     if found < len(times):
         raise MediaError(f"{len(times) - found} of {len(times)} frames could not be decoded")
@@ -376,7 +391,7 @@ def read_frames(
         library = ALPHA_DECODERS.get(info.codec) if info.has_alpha else None
         source = _decoded_by(library, container, stream) if library else _decoded(container, stream)
         converter = VideoReformatter()
-        frames = [_upright(frame, pixel_format, converter) for frame in source]
+        frames = [upright(frame, pixel_format, converter) for frame in source]
     if not frames:
         raise MediaError("no frame could be decoded")
     return np.stack(frames), info.fps or 8.0
@@ -385,6 +400,6 @@ def read_frames(
 def _decoded_by(library: str, container: Any, stream: Any) -> Iterator[Any]:
     context: Any = av.CodecContext.create(library, "r")
     for packet in container.demux(stream):
-        if packet.size:
-            yield from context.decode(packet)
-    yield from context.decode(None)
+        for frame in context.decode(packet if packet.size else None):
+            frame.time_base = stream.time_base
+            yield frame

@@ -36,12 +36,13 @@ from pipelines.jobs import (
     unit_key,
 )
 from pipelines.matting import Backdrop, Matter, make_matter
+from pipelines.matting.alpha import AlphaMatter
 from pipelines.stages.backdrop import find_backdrop, is_still
 from pipelines.stages.caption import caption_clip, make_captioner
 from pipelines.stages.gates import judge, resolve_gate
 from pipelines.stages.inpaint import Inpainter, make_inpainter
 from pipelines.stages.layers import Mined, make_layers
-from pipelines.stages.listing import Source, list_sources, local_copy
+from pipelines.stages.listing import Source, list_sources, local_copy, matte_beside
 from pipelines.stages.plate import clean_plate
 from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
 from pipelines.stages.score import neighbour_flows, score_frames
@@ -184,6 +185,19 @@ class _Job:
             self._latest = shot, self._find_backdrop(self.shots[shot], window.box)
         return self._latest[1]
 
+    def matter(self, window: Window) -> Matter:
+        """The backend; one that takes mattes which come with the video gets the window's."""
+        options = self.options
+        if options.matting != AlphaMatter.name:
+            return _matter(options.matting, options.weights, options.device)
+        remote = "://" in self.payload["location"]
+        matte = None if remote else matte_beside(Path(self.payload["location"]))
+        if matte is None and not self.decoder.probe(self.path).has_alpha:
+            raise MediaError("no alpha channel, and no film of the matte beside it (NAME.mask.*)")
+        size = self.options.size
+        mask = self.decoder.fetch_matte(matte or self.path, window.times, *size, box=window.box)
+        return AlphaMatter(mask)
+
     def _find_backdrop(self, times: Sequence[float], box: Box | None) -> Backdrop | None:
         if not times:
             return None
@@ -279,7 +293,7 @@ def _mine_window(
     if verdict is not None:
         job.reject("filters", verdict, window, early)
         return None
-    matter = _matter(options.matting, options.weights, options.device)
+    matter = job.matter(window)
     inpainter = make_inpainter(options.inpaint, options.inpaint_weights, options.device)
     backdrop = job.backdrop(shot, window) if is_still(frames) else None
     found = make_layers(frames, matter, options.fps, flows, early, inpainter, backdrop)

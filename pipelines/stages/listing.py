@@ -98,6 +98,12 @@ def _wanted(path: Path, suffixes: frozenset[str]) -> bool:
     return path.suffix.lower() in suffixes and not _is_matte_of_a_neighbour(path)
 
 
+def matte_beside(path: Path) -> Path | None:
+    """The film of a local video's matte: ``clip.mask.mkv`` or ``clip.alpha.mp4`` beside it."""
+    names = (f"{path.stem}{m}{s}" for m in sorted(MATTE_MARKS) for s in sorted(VIDEO_SUFFIXES))
+    return next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
+
+
 def _is_matte_of_a_neighbour(path: Path) -> bool:
     base = Path(path.stem)
     if base.suffix.lower() not in MATTE_MARKS:
