@@ -6,7 +6,8 @@ A SOURCE is a folder with ``NAME.mp4`` (or another video) beside ``NAME.mask.mkv
 pasted clips. Per clip and backend: IoU at one half, mean over frames; MAD, 1000 x mean |a - a*|;
 dtSSD, 100 x sqrt(mean((da - da*)^2)) over neighbouring frames; CPU seconds a frame of the matting
 alone; the recomposition error before encoding and, where the true background is known, the PSNR of
-the clean plate inside the hole (and of what was seen of it). The last columns say whether the gates
+the clean plate inside the hole (and of what was seen of it). ``chroma`` gets the subjects before a
+green screen, ``alpha`` the true mattes. The last columns say whether the gates
 ``standard`` and ``strict`` take the clip.
 """
 
@@ -15,17 +16,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from layerflow.clip import composite
 from layerflow.corpus import Corpus
 from layerflow.video import read_frames
 from pipelines.matting import MATTERS, Matter, make_matter
+from pipelines.matting.alpha import AlphaMatter
 from pipelines.stages.gates import judge
 from pipelines.stages.layers import make_layers
 from pipelines.stages.score import neighbour_flows, score_frames
+
+SCREEN = (30, 190, 60)  # RGB of the screen that ``chroma`` is tried on
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Known:
     frames: np.ndarray
     alpha: np.ndarray
     background: np.ndarray | None = None
+    foreground: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,29 @@ def known_clips(source: Path, limit: int | None) -> Iterator[Known]:
         for index in range(min(limit or len(corpus), len(corpus))):
             clip = corpus.clip(index)
             alpha = clip.alpha.astype(np.float32) / 255
-            yield Known(corpus.ids()[index], clip.blended, alpha, clip.background)
+            yield Known(corpus.ids()[index], clip.blended, alpha, clip.background, clip.foreground)
         return
     for mask_path in sorted(source.glob("*.mask.mkv"))[:limit]:
         name = mask_path.name.removesuffix(".mask.mkv")
         video = next(p for p in sorted(source.glob(f"{name}.*")) if p != mask_path)
         mask = read_frames(mask_path)[0]
         yield Known(name, read_frames(video)[0][..., :3], mask[..., 0].astype(np.float32) / 255)
+
+
+def suited(clip: Known, backend: str) -> tuple[Known, Matter | None] | None:
+    """The clip as a backend without weights wants it, and that backend if it is made for the clip.
+
+    ``alpha`` gets the true matte, ``chroma`` the subject before a screen; None without a subject.
+    """
+    if backend == "alpha":
+        return clip, AlphaMatter(np.rint(clip.alpha * 255).astype(np.uint8))
+    if backend != "chroma":
+        return clip, None
+    if clip.foreground is None:
+        return None
+    screen = np.broadcast_to(np.uint8(SCREEN), clip.frames.shape)
+    frames = composite(clip.foreground, np.rint(clip.alpha * 255).astype(np.uint8), screen)
+    return replace(clip, frames=frames, background=screen), None
 
 
 def measure(clip: Known, matter: Matter) -> tuple[Result, np.ndarray]:
@@ -150,8 +172,12 @@ def main() -> None:
         print(f"{'clip':24} " + " ".join(f"{name:>8}" for name in COLUMNS))
         for source in options.sources:
             results = []
-            for clip in known_clips(source, options.limit):
-                result, alpha = measure(clip, matter)
+            for found in known_clips(source, options.limit):
+                made = suited(found, backend)
+                if made is None:
+                    continue
+                clip = made[0]
+                result, alpha = measure(clip, made[1] or matter)
                 results.append(result)
                 gates = [name for name in ("standard", "strict") if getattr(result, name)]
                 values = [getattr(result, f.name) for f in fields(result)][: len(COLUMNS)]

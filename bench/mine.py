@@ -33,6 +33,7 @@ from layerflow.video import fetch, scan
 from manifests.common import parse_size
 from pipelines.matting import make_matter
 from pipelines.matting.numerics import single_thread
+from pipelines.stages.backdrop import find_backdrop, is_still, look_times
 from pipelines.stages.duplicates import signature
 from pipelines.stages.frames import find_bars, trim_fades
 from pipelines.stages.layers import make_layers
@@ -80,7 +81,10 @@ def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
                 frames = fetch(path, window.times, *size, box=window.box)
                 flows = neighbour_flows(frames)
                 early = score_frames(frames, flows)
-                found = make_layers(frames, matter, FPS, flows, early)
+                backdrop = None
+                if is_still(frames) and (looks := look_times(times[slice(*shot)])):
+                    backdrop = find_backdrop(fetch(path, looks, *size, box=window.box))
+                found = make_layers(frames, matter, FPS, flows, early, None, backdrop)
             clip = LayeredClip(**found.layers, prompts={})
             encode_row(
                 clip,

@@ -94,7 +94,7 @@ class MotionMatter:
     """
 
     name = "motion"
-    version = "2"
+    version = "3"
     licence = "Apache-2.0"
 
     def __init__(
@@ -122,7 +122,8 @@ class MotionMatter:
         Confidence: ``matte_confidence``, the mean evidence inside minus outside;
         ``matte_agreement``, how well the threshold captures the seeds (F); ``matte_stability``, IoU
         of the last two passes; ``motion_contrast``, how much faster than the background the
-        subject moves, in [0, 1]; ``colour_separation``, 1 - overlap of the colours inside and out.
+        subject's liveliest part moves, in [-1, 1]; ``colour_separation``, 1 - overlap of the
+        colours inside and out.
         """
         check_frames(frames)
         count, height, width = frames.shape[:3]
@@ -295,7 +296,9 @@ def _logit(p: np.ndarray | np.float32) -> np.ndarray:
 def _confidence(clip: _Clip, found: _Pass) -> dict[str, float]:
     inside, best = found.subject, found.hypothesis
     field = clip.graph.paint(best.p)
-    moving, still = float(found.motion[inside].mean()), float(found.motion[~inside].mean())
+    textured = ~inside & (clip.texture > 0.2)
+    moving = float(np.percentile(found.motion[inside], 97))
+    still = float(np.percentile(found.motion[textured if textured.any() else ~inside], 90))
     ratio = clip.colours.ratio(inside)
     return {
         "matte_confidence": float(field[inside].mean() - field[~inside].mean()),

@@ -36,6 +36,7 @@ _TRAVEL = 0.02  # of the height
 _STRUCTURE = 6.0  # levels of the Laplacian; a blank wall would fit any view
 _SAME_VIEW = 0.65  # share of the structure that a frame of the same view shows in its place
 _EQUAL = 8.0  # levels
+_STRIP = 64  # rows at a time: the stack of all looks is large
 _SAMPLES, _REWEIGHTED = 4000, 8  # of a tone curve's fit
 
 
@@ -256,11 +257,15 @@ def _whose(part: np.ndarray, look: _Sketch, base: _Sketch, rows: slice, columns:
 def _enlarge(looks: U8, tones: np.ndarray, near: np.ndarray, known: np.ndarray) -> Backdrop:
     """The median of the looks where they show the backdrop, at their own size."""
     height, width = looks.shape[1:3]
-    stack = np.full(looks.shape, 32767, np.int16)
-    for i, look in enumerate(looks):
-        shows = cv2.resize(near[i].astype(np.float32), (width, height)) > 0.99
-        stack[i][shows] = cv2.LUT(look, tones[i][None])[shows]
-    picture, number, _ = median_and_spread(stack)
+    shows = [cv2.resize(n.astype(np.float32), (width, height)) > 0.99 for n in near]
+    picture = np.empty((height, width, 3), np.uint8)
+    number = np.empty((height, width), np.uint8)
+    for top in range(0, height, _STRIP):
+        rows = slice(top, top + _STRIP)
+        stack = np.full(looks[:, rows].shape, 32767, np.int16)
+        for i, look in enumerate(looks):
+            stack[i][shows[i][rows]] = cv2.LUT(look[rows], tones[i][None])[shows[i][rows]]
+        picture[rows], number[rows], _ = median_and_spread(stack)
     sure = cv2.resize(known.astype(np.float32), (width, height)) > 0.99
     same = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, -1)
     return Backdrop(picture, sure & (number >= 2), same)

@@ -50,7 +50,7 @@ GATES: dict[str, dict[str, tuple[float, float]]] = {
         "matte_confidence": (0.6, 1.0),
         "matte_agreement": (0.65, 1.0),
         "matte_stability": (0.8, 1.0),
-        "motion_contrast": (0.05, 1.0),
+        "motion_contrast": (0.3, 1.0),
     },
     "strict": {
         "motion": (0.05, 30.0),
@@ -76,7 +76,7 @@ GATES: dict[str, dict[str, tuple[float, float]]] = {
         "matte_confidence": (0.7, 1.0),
         "matte_agreement": (0.7, 1.0),
         "matte_stability": (0.85, 1.0),
-        "motion_contrast": (0.1, 1.0),
+        "motion_contrast": (0.4, 1.0),
     },
 }
 
