@@ -7,14 +7,13 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import pytest
 from matting_clips import backdrop_of, mean_iou, texture
 
 from layerflow.corpus import Corpus
 from manifests.mine import MineOptions
 from pipelines.matting import Matte
 from pipelines.matting.motion import MotionMatter
-from pipelines.mine import run_mine
+from pipelines.mine import plan_units, run_mine
 from pipelines.stages.backdrop import (
     MAX_LOOKS,
     find_backdrop,
@@ -23,7 +22,9 @@ from pipelines.stages.backdrop import (
     shared_with,
 )
 from pipelines.stages.layers import make_layers
+from pipelines.stages.listing import list_sources
 from pipelines.stages.score import neighbour_flows
+from pipelines.survey import survey_unit
 
 Colour = tuple[int, int, int]
 HEIGHT, WIDTH = 144, 216
@@ -165,19 +166,35 @@ def test_a_subject_that_never_leaves_its_place_is_not_its_own_backdrop() -> None
     assert found.plate.backdrop is None and found.scores["unseen_fraction"] > 0.5
 
 
-@pytest.mark.slow
-def test_a_mined_film_keeps_whoever_stands_in_an_empty_room(tmp_path: Path) -> None:
-    film = [scene(None)] * 24
-    for k in range(24):
-        film.append(scene(round(110 + 120 * max(0.0, 1 - k / 16)), arm=0.8))
-    film += [scene(110, arm=0.8 + 0.9 * np.sin(k / 4)) for k in range(48)]
-    (tmp_path / "videos").mkdir()
-    with av.open(str(tmp_path / "videos" / "room.mp4"), "w") as container:
+def write(path: Path, film: list[np.ndarray]) -> None:
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8, options={"crf": "10"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for frame in noisy(film):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def test_looks_stay_inside_their_shot(tmp_path: Path) -> None:
+    other = texture(HEIGHT, WIDTH, 9, (60, 120, 150))
+    write(tmp_path / "two.mp4", [scene(None)] * 24 + [other] * 32)
+    options = MineOptions(
+        inputs=[str(tmp_path)], out="c", size="144x216", frames=8, fps=8, gate="off"
+    )
+    (unit,) = plan_units(list_sources(options.inputs), options)
+    survey = survey_unit(unit.payload, options=options)
+    assert [len(times) for times in survey["shots"]] == [12, 16]
+    assert max(survey["shots"][0]) < 2.95 and min(survey["shots"][1]) > 2.95
+    assert [window["shot"] for window in survey["windows"]] == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_mined_film_keeps_whoever_stands_in_an_empty_room(tmp_path: Path) -> None:
+    film = [scene(None)] * 10
+    for k in range(14):
+        film.append(scene(round(110 + 120 * max(0.0, 1 - k / 12)), arm=0.8))
+    film += [scene(110, arm=0.8 + 0.9 * np.sin(k / 4)) for k in range(24)]
+    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos" / "room.mp4", film)
     options = MineOptions(
         inputs=[str(tmp_path / "videos")],
         out=str(tmp_path / "mined"),
@@ -189,8 +206,8 @@ def test_a_mined_film_keeps_whoever_stands_in_an_empty_room(tmp_path: Path) -> N
     )
     run_mine(options, workers=0, quiet=True)
     corpus = Corpus.open(tmp_path / "mined")
-    standing = [i for i in range(len(corpus)) if corpus.row(i)["origin"]["start"] > 6.5]
-    assert len(standing) >= 2
+    standing = [i for i in range(len(corpus)) if corpus.row(i)["origin"]["start"] > 2.5]
+    assert len(standing) == 2
     for i in standing:
         clip = corpus.clip(i)
         _, body = person(110, (0, 0, 0))
