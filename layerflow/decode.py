@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -96,23 +96,10 @@ class Decoder:
         width: int,
         *,
         box: Box | None = None,
+        op: Literal["fetch", "matte"] = "fetch",
     ) -> U8:
-        """See ``layerflow.video.fetch``."""
-        request = {"op": "fetch", "path": str(path), "height": height, "width": width, "box": box}
-        head, body = self._ask({**request, "times": [float(t) for t in times]})
-        return _frames(head, body)
-
-    def fetch_matte(
-        self,
-        path: Path,
-        times: Sequence[float],
-        height: int,
-        width: int,
-        *,
-        box: Box | None = None,
-    ) -> U8:
-        """See ``layerflow.mattes.fetch_matte``."""
-        request = {"op": "matte", "path": str(path), "height": height, "width": width, "box": box}
+        """See ``layerflow.video.fetch``; with ``op`` "matte" ``layerflow.mattes.fetch_matte``."""
+        request = {"op": op, "path": str(path), "height": height, "width": width, "box": box}
         head, body = self._ask({**request, "times": [float(t) for t in times]})
         return _frames(head, body)
 

@@ -195,8 +195,10 @@ class _Job:
         if matte is None and not self.decoder.probe(self.path).has_alpha:
             raise MediaError("no alpha channel, and no film of the matte beside it (NAME.mask.*)")
         size = self.options.size
-        mask = self.decoder.fetch_matte(matte or self.path, window.times, *size, box=window.box)
-        return AlphaMatter(mask)
+        path = matte or self.path
+        return AlphaMatter(
+            self.decoder.fetch(path, window.times, *size, box=window.box, op="matte")
+        )
 
     def _find_backdrop(self, times: Sequence[float], box: Box | None) -> Backdrop | None:
         if not times:

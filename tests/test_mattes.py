@@ -62,21 +62,21 @@ def test_mattes_are_found_by_time(tmp_path: Path, clip: Truth) -> None:
     with_mask(tmp_path, clip)
     times = [k / FPS for k in (3, 11, 20)]
     with Decoder() as decoder:
-        read = decoder.fetch_matte(tmp_path / "disc.mask.mkv", times, 96, 144)
+        read = decoder.fetch(tmp_path / "disc.mask.mkv", times, 96, 144, op="matte")
         assert np.abs(read.astype(int) - levels(clip)[[3, 11, 20]]).max() <= 2
-        part = decoder.fetch_matte(
-            tmp_path / "disc.mask.mkv", times, 48, 72, box=(0.0, 0.5, 0.0, 0.5)
+        part = decoder.fetch(
+            tmp_path / "disc.mask.mkv", times, 48, 72, box=(0.0, 0.5, 0.0, 0.5), op="matte"
         )
         assert np.abs(part.astype(int) - levels(clip)[[3, 11, 20], :48, :72]).max() <= 2
         with pytest.raises(MediaError, match="1 of 2 mattes are missing"):
-            decoder.fetch_matte(tmp_path / "disc.mask.mkv", [0.1, 4.0], 96, 144)
+            decoder.fetch(tmp_path / "disc.mask.mkv", [0.1, 4.0], 96, 144, op="matte")
 
 
 def test_an_alpha_channel_is_read_from_the_middle(tmp_path: Path, clip: Truth) -> None:
     path = with_alpha(tmp_path, clip)
     with Decoder() as decoder:
         times, _ = decoder.scan(path)
-        read = decoder.fetch_matte(path, times[[15, 22]], 96, 144)
+        read = decoder.fetch(path, times[[15, 22]], 96, 144, op="matte")
     assert np.abs(read.astype(int) - levels(clip)[[15, 22]]).mean() < 2
 
 
