@@ -72,7 +72,8 @@ class Matter(Protocol):
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte one clip: ``frames`` uint8 [T, H, W, 3] RGB -> ``Matte`` of the same T, H, W.
 
-        ``backdrop``: what is behind the subject, if that is known; a backend may ignore it.
+        ``backdrop``: what is behind the subject, if that is known. A backend that makes use of it
+        has an attribute ``uses_backdrop = True``.
         """
         ...
 

@@ -96,6 +96,7 @@ class MotionMatter:
     name = "motion"
     version = "3"
     licence = "Apache-2.0"
+    uses_backdrop = True
 
     def __init__(
         self,

@@ -77,11 +77,14 @@ def _matted(
 ) -> tuple[Matte, U8, Backdrop | None]:
     """The matte, its alpha uint8 ``[T, H, W]``, and the backdrop if it is of use for this clip."""
     fitted = None if backdrop is None else fit_backdrop(backdrop, frames)
-    matte = matter(frames) if fitted is None else matter(frames, fitted)
+    uses = fitted is not None and getattr(matter, "uses_backdrop", False)
+    matte = matter(frames, fitted) if uses else matter(frames)
     alpha = _levels(matte)
     if fitted is not None and shared_with(fitted, frames, alpha) > SHARED:
-        matte, fitted = matter(frames), None
-        alpha = _levels(matte)
+        fitted = None
+        if uses:
+            matte = matter(frames)
+            alpha = _levels(matte)
     return matte, alpha, fitted
 
 
