@@ -233,10 +233,7 @@ def timed_frames(
     *,
     alpha: bool = False,
 ) -> Iterator[Any]:
-    """(time, frame) of decodable frames with ``start <= time < end`` seconds.
-
-    alpha: keep the alpha channel, by a decoder that can.
-    """
+    """(time, frame) of decodable frames with ``start <= time < end`` seconds; alpha: keep it."""
     with _open(path, limits) as container:
         stream = _video_stream(container, limits)
         first = None
@@ -245,12 +242,9 @@ def timed_frames(
             if first is None:
                 return
             container.seek(int((start + first) / float(stream.time_base)), stream=stream)
-        library = ALPHA_DECODERS.get(stream.codec_context.name) if alpha else None
-        frames = (
-            _decoded_by(library, container, stream)
-            if library and has_alpha(stream)
-            else _decoded(container, stream, damage)
-        )
+        frames = _decoded(container, stream, damage)
+        if alpha and has_alpha(stream) and stream.codec_context.name in ALPHA_DECODERS:
+            frames = _decoded_by(ALPHA_DECODERS[stream.codec_context.name], container, stream)
         for frame in frames:
             if frame.time is None:
                 continue
