@@ -119,7 +119,7 @@ def test_looks_are_spread_over_the_shot() -> None:
     assert look_times(times[:26]) == () and look_times(np.zeros(0)) == ()
 
 
-def waving(count: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def waving(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Someone who stands still and lifts an arm: frames and true mask."""
     arms = np.linspace(1.2, -1.0, count)
     frames = noisy([scene(110, arm=a) for a in arms], seed=1)
@@ -189,29 +189,31 @@ def test_looks_stay_inside_their_shot(tmp_path: Path) -> None:
 
 
 def test_a_mined_film_keeps_whoever_stands_in_an_empty_room(tmp_path: Path) -> None:
-    film = [scene(None)] * 10
-    for k in range(14):
-        film.append(scene(round(110 + 120 * max(0.0, 1 - k / 12)), arm=0.8))
-    film += [scene(110, arm=0.8 + 0.9 * np.sin(k / 4)) for k in range(24)]
+    film = [scene(None)] * 4
+    for k in range(12):
+        film.append(scene(round(110 + 120 * max(0.0, 1 - k / 10)), arm=0.8))
+    film += [scene(110, arm=0.8 + 0.9 * np.sin(k / 3)) for k in range(16)]
     (tmp_path / "videos").mkdir()
     write(tmp_path / "videos" / "room.mp4", film)
     options = MineOptions(
         inputs=[str(tmp_path / "videos")],
         out=str(tmp_path / "mined"),
-        size="144x216",
-        frames=12,
+        size="96x144",
+        frames=8,
         fps=8,
         gate="standard",
         thresholds={"blur": (0, 1e9), "duplicate_distance": (0, 9)},
     )
     run_mine(options, workers=0, quiet=True)
     corpus = Corpus.open(tmp_path / "mined")
-    standing = [i for i in range(len(corpus)) if corpus.row(i)["origin"]["start"] > 2.5]
+    standing = [i for i in range(len(corpus)) if corpus.row(i)["origin"]["start"] > 1.5]
     assert len(standing) == 2
+    empty = cv2.resize(room(), (144, 96), interpolation=cv2.INTER_AREA)
+    _, mask = person(110, (0, 0, 0))
+    mask[:, 124:] = False  # without the arm
+    body = cv2.resize(mask.astype(np.float32), (144, 96), interpolation=cv2.INTER_AREA) > 0.99
     for i in standing:
         clip = corpus.clip(i)
-        _, body = person(110, (0, 0, 0))
-        body[:, 124:] = False  # without the arm
         assert (clip.alpha[:, body] > 127).mean() > 0.95
         hole = clip.alpha.max(0) > 127
-        assert np.abs(clip.background[:, hole].astype(int) - room()[hole]).mean() < 5
+        assert np.abs(clip.background[:, hole].astype(int) - empty[hole]).mean() < 5
