@@ -201,8 +201,6 @@ class _Job:
         )
 
     def _find_backdrop(self, times: Sequence[float], box: Box | None) -> Backdrop | None:
-        if not times:
-            return None
         try:
             return find_backdrop(self.decoder.fetch(self.path, times, *self.options.size, box=box))
         except MediaError:  # a window that needs a broken frame will say so itself
@@ -297,7 +295,8 @@ def _mine_window(
         return None
     matter = job.matter(window)
     inpainter = make_inpainter(options.inpaint, options.inpaint_weights, options.device)
-    backdrop = job.backdrop(shot, window) if is_still(frames) else None
+    usable = job.shots[shot] and is_still(frames)
+    backdrop = job.backdrop(shot, window) if usable else None
     found = make_layers(frames, matter, options.fps, flows, early, inpainter, backdrop)
     layers, scores = found.layers, found.scores
     verdict = judge(scores, gate)

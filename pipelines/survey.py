@@ -68,7 +68,9 @@ def _survey_span(
         cut = cut_windows(times, shot, options.frames, options.fps, bars)
         if cut:
             windows += [(len(found["shots"]), window) for window in cut]
-            found["shots"].append(look_times(times[shot[0] : shot[1]]))
+            # Looks all over a shot of one window would show what the window itself shows.
+            looks = look_times(times[shot[0] : shot[1]]) if len(cut) > 1 else ()
+            found["shots"].append(looks)
     if not windows:
         reason = why_no_window(times, shots, options.frames, options.fps)
         found["problems"].append(["windows", reason])
