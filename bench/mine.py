@@ -75,16 +75,15 @@ def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
     for shot in find_shots(thumbs, rate):
         shot = trim_fades(thumbs, shot)
         box = find_bars(thumbs[shot[0] : shot[1]])
-        windows = cut_windows(times, shot, FRAMES, FPS, box)
-        for window in windows:
+        for window in cut_windows(times, shot, FRAMES, FPS, box):
             signature(thumbs[times.searchsorted(window.times)])
             with single_thread():
                 frames = fetch(path, window.times, *size, box=window.box)
                 flows = neighbour_flows(frames)
                 early = score_frames(frames, flows)
                 backdrop = None
-                if len(windows) > 1 and is_still(frames):
-                    looks = look_times(times[slice(*shot)])
+                looks = look_times(times[slice(*shot)])
+                if looks and is_still(frames):
                     backdrop = find_backdrop(fetch(path, looks, *size, box=window.box))
                 found = make_layers(frames, matter, FPS, flows, early, None, backdrop)
             clip = LayeredClip(**found.layers, prompts={})

@@ -68,9 +68,7 @@ def _survey_span(
         cut = cut_windows(times, shot, options.frames, options.fps, bars)
         if cut:
             windows += [(len(found["shots"]), window) for window in cut]
-            # Looks all over a shot of one window would show what the window itself shows.
-            looks = look_times(times[shot[0] : shot[1]]) if len(cut) > 1 else ()
-            found["shots"].append(looks)
+            found["shots"].append(look_times(times[shot[0] : shot[1]]))
     if not windows:
         reason = why_no_window(times, shots, options.frames, options.fps)
         found["problems"].append(["windows", reason])
