@@ -65,8 +65,7 @@ def find_backdrop(looks: U8) -> Backdrop | None:
     count, height, width = looks.shape[:3]
     if count < MIN_LOOKS:
         return None
-    factor = min(1.0, (_WORK_AREA / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
+    size = _work_size(height, width)
     with single_thread():
         small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in looks])
         common = _most_common(small.astype(np.float32))
@@ -89,8 +88,7 @@ def fit_backdrop(backdrop: Backdrop, frames: U8) -> Backdrop | None:
     height, width = frames.shape[1:3]
     if backdrop.picture.shape != frames.shape[1:]:
         return None
-    factor = min(1.0, (_WORK_AREA / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
+    size = _work_size(height, width)
     with single_thread():
         picture = cv2.resize(backdrop.picture, size, interpolation=cv2.INTER_AREA)
         known = cv2.resize(backdrop.known.astype(np.float32), size) > 0.99
@@ -130,6 +128,12 @@ def is_still(frames: U8) -> bool:
     motion = camera_motion(frames).to_reference
     away = [np.abs(project(motion[t], corner) - corner).max() for t in (0, -1)]
     return max(away) < _TRAVEL * height
+
+
+def _work_size(height: int, width: int) -> tuple[int, int]:
+    """Width and height at which looks are compared."""
+    factor = min(1.0, (_WORK_AREA / (height * width)) ** 0.5)
+    return max(16, round(width * factor)), max(16, round(height * factor))
 
 
 def _strength(picture: U8) -> np.ndarray:
