@@ -50,7 +50,7 @@ from pipelines.stages.shots import Window
 from pipelines.stages.spans import WHOLE, time_spans
 from pipelines.survey import plan_duplicates, survey_unit
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 Twin = tuple[str, float, float]

@@ -53,7 +53,7 @@ from pipelines.publish_tables import (
 )
 from pipelines.report import make_sheet
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 RMS_SAMPLE = 24

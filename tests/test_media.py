@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -49,6 +52,61 @@ def test_alpha_is_exact_full_range_and_deterministic() -> None:
     assert np.array_equal(media.decode_alpha(data), alpha)
     assert media.encode_alpha(alpha, 8) == data
     assert np.array_equal(media.decode_cell(data), alpha)
+
+
+WRITERS = {
+    "colour": lambda frames: media.encode_color(frames, 8),
+    "colour, coarse": lambda frames: media.encode_color(frames, 8, crf=26),
+    "preview": lambda frames: media.encode_preview(frames, 8),
+    "alpha": lambda frames: media.encode_alpha(frames[..., 0], 8),
+    "still": lambda frames: media.encode_png(frames[0]),
+    "ProRes": lambda frames: written(media.write_prores4444, frames, ".mov"),
+    "VP9": lambda frames: written(media.write_vp9_alpha, frames, ".webm"),
+}
+
+
+def written(write: Callable[[Path, U8, float], None], frames: U8, suffix: str) -> bytes:
+    rgba = np.concatenate([frames, frames[..., :1]], axis=-1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"film{suffix}"
+        write(path, rgba, 8)
+        return path.read_bytes()
+
+
+def noisy_video(height: int, width: int) -> U8:
+    frames = smooth_video(5, height, width).astype(float)
+    noise = np.random.default_rng(1).normal(0, 6, frames.shape)
+    return (frames + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_bytes_do_not_depend_on_what_the_heap_held_before(writer: str) -> None:
+    frames, random = noisy_video(96, 144), np.random.default_rng(2)
+    seen = set()
+    for _ in range(6):
+        sizes = random.integers(100, 400_000, 40)
+        scraps = [random.integers(0, 256, size, dtype=np.uint8) for size in sizes]
+        del scraps[::2]
+        seen.add(WRITERS[writer](frames))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("writer", ["colour", "colour, coarse", "preview"])
+def test_every_h264_encode_gives_what_a_cpu_without_vector_instructions_gives(
+    writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = noisy_video(96, 144)
+    here = WRITERS[writer](frames)
+    write, settings = media._write_stream, []
+
+    def without_vectors(*args: Any) -> None:
+        *rest, options = args
+        settings.append(options["x264-params"])
+        write(*rest, {**options, "x264-params": options["x264-params"] + ":asm=0"})
+
+    monkeypatch.setattr(media, "_write_stream", without_vectors)
+    assert WRITERS[writer](frames) == here
+    assert settings == ["cpu-independent=1"]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
