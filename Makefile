@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= build/demo
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test test-slow check bench clean
 
@@ -14,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/layerflow demo --out $(OUT) $(if $(VIDEOS),--videos "$(VIDEOS)")
 
 test: $(VENV)/.test check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow

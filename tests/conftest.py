@@ -12,6 +12,10 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# rembg imports pymatting, which compiles for a minute on first import what no test calls.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: threads of each would only spin
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import layerflow  # noqa: F401  (first: a torchvision that does not fit torch breaks diffusers)
 
