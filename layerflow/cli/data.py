@@ -190,14 +190,14 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _assignments(items: list[str], option: str) -> dict[str, Any]:
     """``["a=1", "b=x,y"]`` -> ``{"a": 1, "b": ["x", "y"]}``; values as YAML, commas make lists."""
-    import yaml
+    from manifests.yaml_file import parse_yaml
 
     found: dict[str, Any] = {}
     for item in items:
         name, sign, text = item.partition("=")
         if not sign or not name.isidentifier():
             raise ValueError(f"{option} {item!r}: write it as NAME=VALUE")
-        values = [yaml.safe_load(part) for part in text.split(",")]
+        values = [parse_yaml(part, f"{option} {name}") for part in text.split(",")]
         found[name] = values if len(values) > 1 else values[0]
     return found
 
