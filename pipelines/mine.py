@@ -63,12 +63,13 @@ def run_mine(
     workers: int | None = None,
     quiet: bool = False,
     only: Choose | None = None,
+    accept_lost: bool = False,
 ) -> Summary:
     """Mine all videos of ``options.inputs`` into the corpus ``options.out``.
 
     workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
-    wanted, all by default. Raises ValueError for a request that cannot work (inputs, output folder,
-    backend, weights) before any work starts.
+    wanted, all by default. accept_lost: see ``run_job``. Raises ValueError for a request that
+    cannot work (inputs, output folder, backend, weights) before any work starts.
     """
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
@@ -87,6 +88,7 @@ def run_mine(
         workers=workers,
         quiet=quiet,
         only=only,
+        accept_lost=accept_lost,
         schema=EXTENDED_SCHEMA,
         gpus=GPU_SHARE if options.device.startswith("cuda") else 0.0,
     )

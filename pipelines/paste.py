@@ -50,12 +50,13 @@ def run_paste(
     workers: int | None = None,
     quiet: bool = False,
     only: Choose | None = None,
+    accept_lost: bool = False,
 ) -> Summary:
     """Make ``options.count`` pasted clips in the corpus ``options.out``.
 
     workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
-    wanted, all by default. Raises ValueError for a request that cannot work (inputs, output folder)
-    before any work starts.
+    wanted, all by default. accept_lost: see ``run_job``. Raises ValueError for a request that
+    cannot work (inputs, output folder) before any work starts.
     """
     recipe = make_recipe("pasted", options.model_dump(mode="json"), FORMAT_VERSION)
     plan = Plan(
@@ -72,6 +73,7 @@ def run_paste(
         workers=workers,
         quiet=quiet,
         only=only,
+        accept_lost=accept_lost,
         schema=EXTENDED_SCHEMA,
         refuse=None if options.repeats else Repeats(),
     )

@@ -153,7 +153,7 @@ def _clip_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (row["kind"], source["uri"], source["sha256"], *span)
 
 
-# ---- the three jobs ---------------------------------------------------------------------------
+# ---- the three jobs: units that were lost before may all be lost again, in the new corpus --------
 
 
 def _mine(
@@ -175,7 +175,7 @@ def _mine(
         return any(a < end and b > start for a, b in spans.get(unit.payload["uri"], ()))
 
     checked = check({**options, "out": str(out)}, MineOptions, "the recorded job")
-    return run_mine(checked, workers=workers, quiet=quiet, only=wanted).out
+    return run_mine(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
 
 
 def _pack(
@@ -195,7 +195,7 @@ def _pack(
             return any(group.uri in uris for group in some)
         return unit.payload["uri"] in uris
 
-    return run_pack(checked, workers=workers, quiet=quiet, only=wanted).out
+    return run_pack(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
 
 
 def _paste(
@@ -216,7 +216,7 @@ def _paste(
         firsts = (in_blocks(checked.seed, i, checked.count, len(sources)) for i in draws)
         return any(sources[first].uri in uris for first in firsts)
 
-    return run_paste(checked, workers=workers, quiet=quiet, only=wanted).out
+    return run_paste(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
 
 
 RUNS: dict[str, Callable[..., Path]] = {"mined": _mine, "image": _pack, "pasted": _paste}

@@ -37,6 +37,10 @@ def encode(
     workers: Annotated[
         int | None, typer.Option(help="tasks at a time; default: all CPUs; 0: no Ray, this process")
     ] = None,
+    accept_lost: Annotated[
+        bool,
+        typer.Option("--accept-lost", help="go on if most units fail alike: reject their clips"),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
@@ -54,6 +58,7 @@ def encode(
         dtype=dtype,
         workers=workers,
         quiet=quiet,
+        accept_lost=accept_lost,
     )
     print(
         f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
