@@ -33,6 +33,7 @@ from layerflow.corpus import (
     write_table,
 )
 from layerflow.extras import joined_schema
+from layerflow.outputs import local_output
 from layerflow.published import PublishedCorpus, is_remote
 from layerflow.splits import Assignment, assign
 from layerflow.stats import SMALL, chunks, general_reason, read_batches, small_rows
@@ -208,6 +209,7 @@ def split_corpus(
     corpus: AnyCorpus, out: Path, fractions: Mapping[str, float], *, seed: int = 0
 ) -> tuple[dict[str, Derived], Assignment]:
     """``OUT/<split>`` for every split; see ``layerflow.splits.assign``."""
+    out = local_output(out)
     assignment = assign(list(small_rows(corpus)), fractions, seed)
     made = {}
     for name in fractions:
@@ -275,6 +277,7 @@ def write_derived(
     It appears whole; the same request on a finished ``out`` does nothing. Raises ValueError when
     ``out`` holds something else.
     """
+    out = local_output(out)
     parents = [_identity(c) for c in corpora]
     recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
     if out.exists():

@@ -23,6 +23,7 @@ from layerflow.media import (
     write_prores4444,
     write_vp9_alpha,
 )
+from layerflow.outputs import local_output
 from layerflow.sheet import save_sheet
 
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -68,6 +69,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
 
     if request.id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", request.id):
         raise ValueError(f"id {request.id!r} may hold letters, digits, '.', '-' and '_' only")
+    local_output(request.out)
     pipe = load_pipeline(request.model, request.dtype)
     pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
     own = sampling_defaults(request.model)

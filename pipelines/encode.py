@@ -32,6 +32,7 @@ from layerflow.latents import (
     LatentsWriter,
     prompt_key,
 )
+from layerflow.outputs import local_output
 from layerflow.published import PublishedCorpus, fetched, open_corpus
 from pipelines.stages.latent import Augment, Encoder, Options, text_shape, variants
 from pipelines.staging import Parts, Staging, json_part, locked, stream_part
@@ -90,7 +91,7 @@ def run_encode(
     OSError when the disk is full or the fault lies with the machines (`pipelines.workers`).
     """
     started = time.monotonic()
-    out, augment = Path(out), augment or Augment()
+    out, augment = local_output(out), augment or Augment()
     options = Options(str(Path(model).resolve()), size, frames, dtype, augment)
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)

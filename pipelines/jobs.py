@@ -31,6 +31,7 @@ from layerflow.corpus import (
     write_table,
 )
 from layerflow.documents import read_json
+from layerflow.outputs import local_output
 from pipelines.replay import remember, roots
 from pipelines.staging import Parts, Staging, json_part, locked, stream_part, write_json
 from pipelines.workers import run_staged
@@ -146,6 +147,7 @@ def run_job(
     then is kept, and the same call goes on from there.
     """
     started = time.monotonic()
+    out = local_output(out)
     units = [unit for unit in units if only is None or only(unit)]
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", f"{out}: another job is writing this corpus"):

@@ -22,6 +22,7 @@ from layerflow.clip import PROMPTED, LayeredClip
 from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.decode import Decoder, shared_decoder
 from layerflow.media import MediaError, encode_color
+from layerflow.outputs import local_output
 from layerflow.video import Box, Limits
 from manifests.mine import MineOptions
 from pipelines.jobs import (
@@ -71,6 +72,7 @@ def run_mine(
     wanted, all by default. accept_lost: see ``run_job``. Raises ValueError for a request that
     cannot work (inputs, output folder, backend, weights) before any work starts.
     """
+    out = local_output(options.out)
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     resolve_gate(options.gate, options.thresholds)
@@ -83,7 +85,7 @@ def run_mine(
         units,
         partial(mine_unit, options=options, recipe=recipe),
         first_pass=FirstPass(partial(survey_unit, options=options), plan_duplicates),
-        out=Path(options.out),
+        out=out,
         recipe=recipe,
         workers=workers,
         quiet=quiet,

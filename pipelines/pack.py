@@ -29,6 +29,7 @@ from layerflow.corpus import (
 from layerflow.decode import Decoder
 from layerflow.extras import SingleObject, encode_objects, visible_alphas
 from layerflow.media import MediaError
+from layerflow.outputs import local_output
 from manifests.pack import PackOptions
 from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
@@ -89,6 +90,7 @@ def run_pack(
     wanted, all by default. accept_lost: see ``run_job``. Raises ValueError for a request that
     cannot work (inputs, layout, output folder) before any work starts.
     """
+    out = local_output(options.out)
     if options.layout not in LAYOUTS:
         raise ValueError(f"unknown layout {options.layout!r}; layouts are {', '.join(LAYOUTS)}")
     if options.layout == "psd" and importlib.util.find_spec("psd_tools") is None:
@@ -99,7 +101,7 @@ def run_pack(
     return run_job(
         plan_units(plan),
         work,
-        out=Path(options.out),
+        out=out,
         recipe=recipe,
         workers=workers,
         quiet=quiet,

@@ -18,6 +18,7 @@ from typing import Any
 from layerflow.corpus import Corpus, Table
 from layerflow.derive import Derived, recorded_jobs, write_derived
 from layerflow.extras import joined_schema
+from layerflow.outputs import local_output
 from pipelines.jobs import Unit
 from pipelines.stages.gates import judge, resolve_gate
 
@@ -47,6 +48,7 @@ def run_retry(
     gate: another quality gate for mined clips. Interrupted and started again it goes on. Raises
     ValueError when no row can be replayed, with the reason.
     """
+    out = local_output(out)
     corpus = Corpus.open(path)
     replays = _replays(corpus, recorded_jobs(path), gate)
     scratch = out.with_name(f".{out.name}.retry")

@@ -178,10 +178,13 @@ def build(
 
     jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
 
+    from layerflow.outputs import local_output
     from pipelines.mine import run_mine
     from pipelines.pack import run_pack
     from pipelines.paste import run_paste
 
+    for options in jobs:
+        local_output(options.out)
     for options in jobs:
         if isinstance(options, MineOptions):
             summary = run_mine(options, workers=workers, quiet=quiet, accept_lost=accept_lost)

@@ -80,9 +80,11 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="no lines while training")] = False,
 ) -> None:
     """The schedule of a manifest. Goes on where an earlier run stopped."""
+    from layerflow.outputs import local_output
     from manifests.train import load
 
     checked = load(manifest, out=out, workers=workers)
+    local_output(checked.out)
     if plan:
         from trainer.plan import lines, make_plan
 
