@@ -32,6 +32,7 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
+from layerflow.documents import read_json
 from layerflow.extras import joined_schema
 from layerflow.outputs import local_output
 from layerflow.published import PublishedCorpus, is_remote
@@ -257,10 +258,9 @@ def recorded_jobs(path: str | Path) -> dict[str, Any]:
     """The jobs that made a corpus: recipe -> kind and options; empty when nothing is recorded."""
     record = Path(path) / RECORD
     try:
-        found = json.loads(record.read_text())
-    except (OSError, ValueError):
+        return read_json(record)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_derived(

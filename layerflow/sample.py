@@ -14,6 +14,7 @@ import numpy as np
 
 from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
 from layerflow.decode import Decoder
+from layerflow.documents import read_json
 from layerflow.media import (
     MAX_STILL_PIXELS,
     MediaError,
@@ -126,7 +127,7 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
 def sampling_defaults(model: Path) -> dict[str, Any]:
     """The model folder's own ``num_inference_steps`` and ``guidance_scale``, if it says any."""
     file = model / SETTINGS
-    said = json.loads(file.read_text()) if file.is_file() else {}
+    said = read_json(file) if file.is_file() else {}
     sampling = said.get("sampling", {})
     return sampling if isinstance(sampling, dict) else {}
 
