@@ -8,7 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +438,48 @@ def test_ray_that_ends_stops_the_job(
     assert state(tmp_path / "c") == "running"
     run(tmp_path / "c")
     assert files(tmp_path / "c") == quiet
+
+
+@pytest.mark.slow
+def test_a_node_with_a_disk_of_its_own_stops_a_job_on_ray(
+    tmp_path: Path, quiet: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from pipelines.cluster import stop_ray
+
+    here, shared = Path(__file__).parent, tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parent}")  # of the cluster's workers
+    monkeypatch.setattr(module, "PATIENCE", 1.0)
+    small = {"object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    mount = f"mount --make-rprivate / && mount -t tmpfs tmpfs {shared}"
+    start = f"{Path(sys.executable).parent}/ray start --address={cluster.address} --num-cpus=1"
+    command = f"{mount} && exec {start} --block --object-store-memory={80 << 20}"
+    node = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", command], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        until = time.monotonic() + 120
+        while ray.cluster_resources().get("CPU", 0) < 1:
+            if node.poll() is not None:
+                pytest.skip("mounting a disk for one process is not allowed here")
+            assert time.monotonic() < until, "the node did not come up"
+            time.sleep(0.2)
+        with pytest.raises(InfrastructureError, match="all nodes mount at the same path"):
+            run(shared / "c", workers=1)
+    finally:
+        stop_ray()
+        with suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGTERM)
+        node.wait(60)
+        cluster.shutdown()
+    assert state(shared / "c") == "running"
+    run(shared / "c")
+    assert files(shared / "c") == quiet
 
 
 # ---- the parts themselves -----------------------------------------------------------------------
