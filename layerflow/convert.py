@@ -18,6 +18,7 @@ from torch import Tensor
 from layerflow import official
 from layerflow.adapter_files import write_adapter
 from layerflow.layers import OFFICIAL, OfficialTask, official_task
+from layerflow.outputs import local_output
 from layerflow.presets import new_folder, publish_folder
 from layerflow.start import copy_components, finish_folder, resolve_base
 from layerflow.torchfile import StoredTensor, read_torch_file
@@ -51,6 +52,7 @@ def convert_checkpoint(
     ValueError naming the file or key for anything truncated, missing, unexpected or misshapen;
     then nothing is left at ``out``.
     """
+    out = local_output(out)
     path = find_states(Path(checkpoint))
     source = read_source(path)
     chosen = official_task(task) if task else detect_task(source, path, latent_size)

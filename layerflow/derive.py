@@ -32,7 +32,9 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
+from layerflow.documents import read_json
 from layerflow.extras import joined_schema
+from layerflow.outputs import local_output
 from layerflow.published import PublishedCorpus, is_remote
 from layerflow.splits import Assignment, assign
 from layerflow.stats import SMALL, chunks, general_reason, read_batches, small_rows
@@ -208,6 +210,7 @@ def split_corpus(
     corpus: AnyCorpus, out: Path, fractions: Mapping[str, float], *, seed: int = 0
 ) -> tuple[dict[str, Derived], Assignment]:
     """``OUT/<split>`` for every split; see ``layerflow.splits.assign``."""
+    out = local_output(out)
     assignment = assign(list(small_rows(corpus)), fractions, seed)
     made = {}
     for name in fractions:
@@ -255,10 +258,9 @@ def recorded_jobs(path: str | Path) -> dict[str, Any]:
     """The jobs that made a corpus: recipe -> kind and options; empty when nothing is recorded."""
     record = Path(path) / RECORD
     try:
-        found = json.loads(record.read_text())
-    except (OSError, ValueError):
+        return read_json(record)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_derived(
@@ -275,6 +277,7 @@ def write_derived(
     It appears whole; the same request on a finished ``out`` does nothing. Raises ValueError when
     ``out`` holds something else.
     """
+    out = local_output(out)
     parents = [_identity(c) for c in corpora]
     recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
     if out.exists():

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from layerflow.adapter_files import WEIGHTS, read_adapter
+from layerflow.documents import read_json
 from layerflow.layers import LAYERS, official_task
 
 # Measured on CogVideoX-2B LoRA training at 17,776 tokens: 1.86 MB a token without activation
@@ -53,7 +54,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds no model (no transformer/config.json); see layerflow init"
         )
-    config = json.loads(config_file.read_text())
+    config = read_json(config_file)
     if config.get("_class_name") != "LayerFlowTransformer3DModel":
         raise ValueError(
             f"{folder} holds a {config.get('_class_name')}; make a LayerFlow model of it with "
@@ -97,7 +98,7 @@ def count_parameters(folder: Path) -> int:
 
 def _vae_config(folder: Path) -> dict[str, Any]:
     file = folder / "vae" / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _factors(vae: dict[str, Any]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 from layerflow import metrics
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip, from_float, on_grey
 from layerflow.evaluate_tables import tables
+from layerflow.outputs import local_output
 from layerflow.predictions import EvaluateRequest, given_layers, pairs
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def run_evaluate(
 
     Returns what `metrics.json` holds. ValueError for a request that cannot be done.
     """
+    local_output(request.out)
     if (request.model is None) == (request.predictions is None):
         raise ValueError("evaluate needs either --model or --predictions")
     if request.aesthetic is not None and request.clip is None:

@@ -21,7 +21,11 @@ def folder_hash(folder: Path) -> str:
     for file in files:
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
         if file.suffix == ".json":
-            content = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                content = json.loads(file.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                text = "nested too deep" if isinstance(error, RecursionError) else error
+                raise ValueError(f"{file} cannot be read: it is no JSON: {text}") from error
             if isinstance(content, dict):
                 drop = {"transformers_version", "name_or_path", "model_max_length"}
                 content = {

@@ -30,9 +30,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS, PROMPTED
+from layerflow.documents import read_json
 from layerflow.streams import batched, open_stream
 
 FORMAT_VERSION = 1
+INDEX = "index.json"
 NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
 SHARD_BYTES = 160 << 20
 DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
@@ -233,7 +235,7 @@ class Latents:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        index = self._json("index.json")
+        index = self._json(INDEX)
         self.fingerprint = self._json("fingerprint.json")
         version = self.fingerprint.get("format_version")
         if version != FORMAT_VERSION:
@@ -261,13 +263,15 @@ class Latents:
         file = self.path / name
         if not file.is_file():
             raise ValueError(f"{self.path} holds no latents (no {name}); make them with encode")
-        content: dict[str, Any] = json.loads(file.read_text())
-        return content
+        return read_json(file, {"clips": list, "prompts": list} if name == INDEX else None)
 
     def _load(self, names: Sequence[str], schema: pa.Schema) -> list[pa.RecordBatch]:
         batches: list[pa.RecordBatch] = []
         for name in names:
-            folder, file = Path(name).parts[-2:]  # names only: no path leads out of the store
+            parts = Path(name).parts[-2:] if isinstance(name, str) else ()
+            if len(parts) < 2 or ".." in parts:  # no path leads out of the store
+                raise ValueError(f"{self.path}: {INDEX} names a shard {str(name)[:80]!r}")
+            folder, file = parts
             batches += open_stream(self.path / folder / file)
         for batch in batches[:1]:
             if batch.schema.names != schema.names:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from layerflow.autoencoder import BlockDCTAutoencoder
+from layerflow.outputs import local_output
 from layerflow.transformer import LayerFlowTransformer3DModel
 
 MAX_TINY_TEXT_TOKENS = 32
@@ -119,7 +120,7 @@ def init_directory(
 
 def new_folder(out: str | Path) -> Path:
     """An empty folder to write in, beside ``out``, which must be absent or empty (ValueError)."""
-    out = Path(out)
+    out = local_output(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
     folder = out.with_name(f".{out.name}.writing")

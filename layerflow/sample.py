@@ -14,6 +14,7 @@ import numpy as np
 
 from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
 from layerflow.decode import Decoder
+from layerflow.documents import read_json
 from layerflow.media import (
     MAX_STILL_PIXELS,
     MediaError,
@@ -23,6 +24,7 @@ from layerflow.media import (
     write_prores4444,
     write_vp9_alpha,
 )
+from layerflow.outputs import local_output
 from layerflow.sheet import save_sheet
 
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -68,6 +70,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
 
     if request.id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", request.id):
         raise ValueError(f"id {request.id!r} may hold letters, digits, '.', '-' and '_' only")
+    local_output(request.out)
     pipe = load_pipeline(request.model, request.dtype)
     pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
     own = sampling_defaults(request.model)
@@ -124,7 +127,7 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
 def sampling_defaults(model: Path) -> dict[str, Any]:
     """The model folder's own ``num_inference_steps`` and ``guidance_scale``, if it says any."""
     file = model / SETTINGS
-    said = json.loads(file.read_text()) if file.is_file() else {}
+    said = read_json(file) if file.is_file() else {}
     sampling = said.get("sampling", {})
     return sampling if isinstance(sampling, dict) else {}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from layerflow import adapters
+from layerflow.documents import read_json
 from layerflow.layers import LAYERS, PROMPTED, single_layout
 from layerflow.positions import Positions
 from layerflow.presets import make_scheduler, mark_layers
@@ -53,7 +54,7 @@ def copy_components(base: Path | None, folder: Path) -> dict[str, Any]:
     if base is None:
         return {}
     index_file = base / "model_index.json"
-    index = json.loads(index_file.read_text()) if index_file.is_file() else {}
+    index = read_json(index_file) if index_file.is_file() else {}
     copied = {}
     for part in COMPONENTS:
         if (base / part).is_dir():
@@ -100,7 +101,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> Any:
     """The transformer of a base: ours or diffusers', by what its config says."""
     from diffusers import CogVideoXTransformer3DModel
 
-    kind = json.loads((folder / "config.json").read_text()).get("_class_name")
+    kind = read_json(folder / "config.json").get("_class_name")
     classes: dict[str, Any] = {
         "CogVideoXTransformer3DModel": CogVideoXTransformer3DModel,
         "LayerFlowTransformer3DModel": LayerFlowTransformer3DModel,

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from manifests.yaml_file import on_screen, read_yaml, shown
 
 
 class Strict(BaseModel):
@@ -24,13 +25,13 @@ def parse_size(value: Any) -> tuple[int, int]:
     if isinstance(value, str):
         match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value.strip())
         if not match:
-            raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {value!r}")
+            raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {shown(value)}")
         value = [int(match[1]), int(match[2])]
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {value!r}")
+        raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {shown(value)}")
     height, width = value
     if not all(isinstance(side, int) and 8 <= side <= 8192 for side in (height, width)):
-        raise ValueError(f"both sides of a size lie in 8..8192, not {value!r}")
+        raise ValueError(f"both sides of a size lie in 8..8192, not {shown(value)}")
     return height, width
 
 
@@ -39,18 +40,6 @@ Size = Annotated[
     BeforeValidator(parse_size),
     PlainSerializer(lambda size: f"{size[0]}x{size[1]}", return_type=str),
 ]
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file (safe loader). Raises ValueError that names the file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
 
 
 def load(path: Path, model: type[Model]) -> Model:
@@ -70,13 +59,13 @@ def check(content: dict[str, Any], model: type[Model], where: str) -> Model:
 
 
 def explain(error: ValidationError, where: str) -> str:
-    """One line per field that is wrong."""
+    """One line per field that is wrong; as many as fit a screen."""
     lines = []
-    for item in error.errors():
+    for item in error.errors(include_url=False):
         place = ".".join(str(part) for part in item["loc"]) or "(top)"
         if item["type"] == "extra_forbidden":
             lines.append(f"{where}: {place}: unknown key")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {place}: {message} (got {item['input']!r})")
-    return "\n".join(lines)
+            lines.append(f"{where}: {place}: {message} (got {shown(item['input'])})")
+    return on_screen(lines)

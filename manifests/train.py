@@ -33,7 +33,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from manifests.train_stage import (
@@ -52,6 +51,7 @@ from manifests.train_stage import (
     block_indices,
     given_layers,
 )
+from manifests.yaml_file import on_screen, read_yaml
 
 __all__ = [
     "LAYERS",
@@ -72,8 +72,6 @@ __all__ = [
     "load",
     "parse",
 ]
-
-MAX_BYTES = 1 << 20  # a manifest is untrusted input; no honest one comes near this
 
 
 class Validation(Strict):
@@ -243,21 +241,13 @@ def parse(document: Any, source: str = "manifest") -> TrainManifest:
     try:
         return TrainManifest.model_validate(document)
     except ValidationError as error:
-        lines = [f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{source}: the manifest is not valid\n" + "\n".join(lines)) from None
+        lines = [f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise ValueError(on_screen([f"{source}: the manifest is not valid", *lines])) from None
 
 
 def load(path: str | Path, **overrides: Any) -> TrainManifest:
     """Read and check a manifest file; `overrides` that are not None replace its fields."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such manifest")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes; this is no train manifest")
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
+    document = read_yaml(Path(path))
     if isinstance(document, dict):
         document |= {name: value for name, value in overrides.items() if value is not None}
     return parse(document, str(path))

@@ -3,7 +3,7 @@
     corpora -> rows that are not up to date -> units -> decode, augment, resize, autoencoder
             -> staged streams -> one latents folder, in the corpora's order
 
-A unit is a few consecutive rows (or prompts); it commits its own file by rename. A job that is
+A unit is a few consecutive rows (or prompts), staged as those of the corpus jobs are. A job that is
 killed and started again does what is missing; a corpus in which one clip changed re-encodes one
 row. What other weights or another size made is refused, with the difference.
 """
@@ -15,10 +15,9 @@ import itertools
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,15 @@ from layerflow.latents import (
     LatentsWriter,
     prompt_key,
 )
+from layerflow.outputs import local_output
 from layerflow.published import PublishedCorpus, fetched, open_corpus
-from layerflow.streams import read_stream, write_stream
 from pipelines.stages.latent import Augment, Encoder, Options, text_shape, variants
+from pipelines.staging import Parts, Staging, json_part, locked, stream_part
+from pipelines.workers import run_staged
 
 UNIT_ROWS = 32
 UNIT_PROMPTS = 64
-ATTEMPTS = 2
+ROWS, REASONS = "rows.arrow", "reasons.json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def run_encode(
     dtype: str = "float32",
     workers: int | None = None,
     quiet: bool = False,
+    accept_lost: bool = False,
 ) -> Summary:
     """Encode corpora into the latents folder `out`.
 
@@ -84,10 +86,12 @@ def run_encode(
     size: height and width; None: as the clips are. frames: how many of each clip's frames to
     take, evenly spread and distinct; None: all; stills stay single. augment: variants of each
     clip. workers: Ray tasks at a time; None: all CPUs (or GPUs); 0: this process, without Ray.
-    ValueError for a wrong request, and when `out` holds latents of other weights, size or rule.
+    accept_lost: any number of units may fail for one reason; their clips are rejected.
+    ValueError for a wrong request, and when `out` holds latents of other weights, size or rule;
+    OSError when the disk is full or the fault lies with the machines (`pipelines.workers`).
     """
     started = time.monotonic()
-    out, augment = Path(out), augment or Augment()
+    out, augment = local_output(out), augment or Augment()
     options = Options(str(Path(model).resolve()), size, frames, dtype, augment)
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)
@@ -103,27 +107,47 @@ def run_encode(
         return Summary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
 
     Encoder(options).check()
-    staging = out.with_name(f".{out.name}.staging")
-    staging.mkdir(parents=True, exist_ok=True)
-    tag = _key(fingerprint, asdict(augment))
-    clip_units = [_clip_unit(tag, chunk) for chunk in _chunks(missing, UNIT_ROWS)]
-    text_units = [_text_unit(tag, chunk) for chunk in _chunks(new_texts, UNIT_PROMPTS)]
-    lost = run_units(text_units + clip_units, options, staging, workers, quiet)
-    if any(key in lost for key in (unit["key"] for unit in text_units)):
-        raise ValueError(f"the text encoder of {model} cannot run: {next(iter(lost.values()))}")
-
-    rejected: list[tuple[str, str]] = []
-    with LatentsWriter(out, fingerprint) as writer:
-        clips = writer.clips(_merged(rows, have, known, clip_units, staging, lost, rejected))
-        if clips == 0:
-            raise ValueError(f"nothing could be encoded; the first reason: {rejected[0][1]}")
-        prompts = writer.prompts(_merged_prompts(texts, have, text_units, staging))
-    if rejected:
-        lines = [json.dumps({"id": id_, "reason": reason}) for id_, reason in rejected]
-        (out / "rejected.jsonl").write_text("\n".join(lines) + "\n")
-    shutil.rmtree(staging)
+    folder = out.with_name(f".{out.name}.staging")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, f"{out}: another job is writing these latents"):
+        staging = Staging.begin(folder, _roots(rows, options))
+        tag = _key(fingerprint, asdict(augment))
+        clip_units = [_clip_unit(tag, chunk) for chunk in _chunks(missing, UNIT_ROWS)]
+        text_units = [_text_unit(tag, chunk) for chunk in _chunks(new_texts, UNIT_PROMPTS)]
+        lost = run_staged(
+            text_units + clip_units,
+            partial(encode_unit, options=options),
+            staging,
+            workers=workers,
+            quiet=quiet,
+            gpus=1.0,
+            hold=True,
+            accept_lost=accept_lost,
+        )
+        reasons = [lost[unit.key] for unit in text_units if unit.key in lost]
+        if reasons:
+            raise ValueError(f"the text encoder of {model} cannot run: {reasons[0]}")
+        rejected: list[tuple[str, str]] = []
+        with LatentsWriter(out, fingerprint) as writer:
+            clips = writer.clips(_merged(rows, have, known, clip_units, staging, lost, rejected))
+            if clips == 0:
+                raise ValueError(f"nothing could be encoded; the first reason: {rejected[0][1]}")
+            prompts = writer.prompts(_merged_prompts(texts, have, text_units, staging))
+        if rejected:
+            lines = [json.dumps({"id": id_, "reason": reason}) for id_, reason in rejected]
+            (out / "rejected.jsonl").write_text("\n".join(lines) + "\n")
+        shutil.rmtree(staging.folder)
+        lock.unlink()
     done = len(missing) - len({id_ for id_, _ in rejected})
     return Summary(out, clips, done, prompts, rejected, time.monotonic() - started)
+
+
+def _roots(rows: Sequence[_Row], options: Options) -> list[str]:
+    """What every worker must see: the corpora's folders and the model."""
+    return [
+        p for p in dict.fromkeys([*(r.corpus for r in rows), options.model]) if Path(p).exists()
+    ]
 
 
 def make_fingerprint(options: Options) -> dict[str, Any]:
@@ -194,90 +218,25 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _clip_unit(tag: str, rows: Sequence[_Row]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Unit:
+    """What `run_staged` wants of a unit."""
+
+    key: str
+    payload: dict[str, Any]
+
+
+def _clip_unit(tag: str, rows: Sequence[_Row]) -> _Unit:
     contents = [(row.id, row.content) for row in rows]
-    return {"key": _key(tag, contents), "kind": "clips", "rows": [asdict(row) for row in rows]}
+    payload = {"kind": "clips", "rows": [asdict(row) for row in rows]}
+    return _Unit(_key(tag, contents), payload)
 
 
-def _text_unit(tag: str, texts: Sequence[str]) -> dict[str, Any]:
-    return {"key": _key(tag, list(texts)), "kind": "prompts", "texts": list(texts)}
+def _text_unit(tag: str, texts: Sequence[str]) -> _Unit:
+    return _Unit(_key(tag, list(texts)), {"kind": "prompts", "texts": list(texts)})
 
 
-# ---- running the units ------------------------------------------------------------------------
-
-
-def run_units(
-    units: Sequence[Mapping[str, Any]],
-    options: Options,
-    staging: Path,
-    workers: int | None,
-    quiet: bool,
-) -> dict[str, str]:
-    """Run the units that are not staged; returns those that could not be done, with reasons."""
-    from rich.progress import track
-
-    folder = staging.resolve()
-    missing = [unit for unit in units if not (staging / f"{unit['key']}.arrow").is_file()]
-    for _ in range(ATTEMPTS):
-        if not missing:
-            break
-        source = _in_process(missing, options, folder) if workers == 0 else None
-        results = source or _on_ray(missing, options, folder, workers)
-        for _ in track(
-            results, total=len(missing), description="encode", disable=quiet, transient=True
-        ):
-            pass
-        missing = [unit for unit in missing if not (staging / f"{unit['key']}.arrow").is_file()]
-    return {str(unit["key"]): f"the worker died {ATTEMPTS} times" for unit in missing}
-
-
-def _in_process(
-    units: Sequence[Mapping[str, Any]], options: Options, staging: Path
-) -> Iterator[None]:
-    for unit in units:
-        encode_unit(unit, options, staging)
-        yield None
-
-
-def _on_ray(
-    units: Sequence[Mapping[str, Any]], options: Options, staging: Path, workers: int | None
-) -> Iterator[Any]:
-    import ray
-
-    from pipelines.cluster import start_ray
-
-    start_ray(workers)
-    warnings.filterwarnings("ignore", "`ray_remote_args`")  # nothing else limits the retries
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    items = [{"unit": json.dumps(unit)} for unit in units]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))
-    arguments = {"options": options, "staging": staging}
-    if gpus:  # actors hold the weights; a task would load them again for each unit
-        yield from dataset.map(
-            _UnitActor,
-            fn_constructor_kwargs=arguments,
-            concurrency=min(workers or gpus, gpus),
-            num_gpus=1,
-            max_restarts=-1,
-            max_task_retries=0,
-        ).iter_rows()
-    else:
-        yield from dataset.map(
-            _unit_task, fn_kwargs=arguments, num_cpus=1, concurrency=workers, max_retries=1
-        ).iter_rows()
-
-
-def _unit_task(item: dict[str, Any], options: Options, staging: Path) -> dict[str, Any]:
-    encode_unit(json.loads(item["unit"]), options, staging)
-    return {"done": 1}
-
-
-class _UnitActor:
-    def __init__(self, options: Options, staging: Path) -> None:
-        self.options, self.staging = options, staging
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        return _unit_task(item, self.options, self.staging)
+# ---- one unit ---------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -285,13 +244,11 @@ def _encoder(options: Options) -> Encoder:
     return Encoder(options)
 
 
-def encode_unit(unit: Mapping[str, Any], options: Options, staging: Path) -> None:
-    """Encode one unit's clips or prompts and commit the rows; bad clips become reasons."""
+def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
+    """What a unit commits: the rows of its clips or prompts; bad clips become reasons."""
     encoder = _encoder(options)
-    path = staging / f"{unit['key']}.arrow"
     if unit["kind"] == "prompts":
-        write_stream(path, encoder.prompts(unit["texts"]), PROMPTS)
-        return
+        return {ROWS: stream_part(encoder.prompts(unit["texts"]), PROMPTS)}
     reasons: dict[str, str] = {}
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -301,9 +258,7 @@ def encode_unit(unit: Mapping[str, Any], options: Options, staging: Path) -> Non
             except ValueError as error:
                 reasons[row["id"]] = str(error)
 
-    made = list(rows())
-    (staging / f"{unit['key']}.json").write_text(json.dumps(reasons))
-    write_stream(path, made, CLIPS)
+    return {ROWS: stream_part(rows(), CLIPS), REASONS: json_part(lambda: reasons)}
 
 
 @lru_cache(maxsize=8)
@@ -318,13 +273,13 @@ def _merged(
     rows: Sequence[_Row],
     have: Latents | None,
     known: Mapping[str, str],
-    units: Sequence[Mapping[str, Any]],
-    staging: Path,
+    units: Sequence[_Unit],
+    staging: Staging,
     lost: Mapping[str, str],
     rejected: list[tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """Rows of `clips/` in the corpora's order: kept ones, and new ones from the staged units."""
-    unit_of = {row["id"]: unit["key"] for unit in units for row in unit["rows"]}
+    unit_of = {row["id"]: unit.key for unit in units for row in unit.payload["rows"]}
     places = {output: index for index, output in enumerate(known)}
     current, new, reasons = "", dict[str, dict[str, Any]](), dict[str, str]()
     for row in rows:
@@ -338,8 +293,8 @@ def _merged(
             continue
         if key != current:
             current = key
-            new = {r["id"]: r for r in read_stream(staging / f"{key}.arrow")}
-            reasons = json.loads((staging / f"{key}.json").read_text())
+            new = {r["id"]: r for r in staging.rows(key, ROWS)}
+            reasons = json.loads(staging.path(key, REASONS).read_text())
         if row.id in reasons:
             rejected.append((row.id, reasons[row.id]))
         else:
@@ -349,11 +304,11 @@ def _merged(
 def _merged_prompts(
     texts: Mapping[str, None],
     have: Latents | None,
-    units: Sequence[Mapping[str, Any]],
-    staging: Path,
+    units: Sequence[_Unit],
+    staging: Staging,
 ) -> Iterator[dict[str, Any]]:
     """Rows of `prompts/`: those kept that are still in use, then the new ones."""
     keys = {prompt_key(text) for text in texts}
     kept = (row for row in (have.prompt_rows() if have else ()) if row["key"] in keys)
-    new = (row for unit in units for row in read_stream(staging / f"{unit['key']}.arrow"))
+    new = (row for unit in units for row in staging.rows(unit.key, ROWS))
     return itertools.chain(kept, new)

@@ -7,7 +7,6 @@ the corpus' shards; the final bytes depend on the rows alone, not on workers or 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
@@ -16,8 +15,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,11 @@ from layerflow.corpus import (
     rejected_row,
     write_table,
 )
-from pipelines.replay import remember
-from pipelines.staging import commit_unit, read_stream, write_json
-from pipelines.workers import run_units
+from layerflow.documents import read_json
+from layerflow.outputs import local_output
+from pipelines.replay import remember, roots
+from pipelines.staging import Parts, Staging, json_part, locked, stream_part, write_json
+from pipelines.workers import run_staged
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def run_job(
     first_pass: FirstPass | None = None,
     gpus: float = 0.0,
     only: Choose | None = None,
+    accept_lost: bool = False,
 ) -> Summary:
     """Run every unit that is not staged yet, then compact into the corpus ``out``.
 
@@ -139,59 +141,61 @@ def run_job(
     corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
     one is left out as a near-duplicate. first_pass: before the work. gpus: share of a GPU that
     one task of the work takes, where the cluster has any. only: whether a unit is wanted; without
-    it all are.
+    it all are. accept_lost: any number of units may fail for one reason, as rejected rows.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
-    the disk is full; what was done by then is kept, and the same call goes on from there.
+    the disk is full or the fault lies with the machines (``pipelines.workers``); what was done by
+    then is kept, and the same call goes on from there.
     """
     started = time.monotonic()
+    out = local_output(out)
     units = [unit for unit in units if only is None or only(unit)]
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out / ".lock", f"{out}: another job is writing this corpus"):
         plan = unit_key([unit.key for unit in units])
         done = _claim(out, recipe, plan)
         if done is not None:
             return done
         remember(out, recipe.kind, recipe.hash, recipe.given)
-        staging = out / "staging"
-        staging.mkdir(exist_ok=True)
-        missing = [unit for unit in units if not (staging / unit.key).is_dir()]
-        resumed = len(units) - len(missing)
-        if first_pass is not None and missing:
-            additions = _look_first(units, first_pass, staging / "looks", workers, quiet)
-            missing = [replace(u, payload=u.payload | additions(u)) for u in missing]
-
-        def do(key: str, payload: dict[str, Any]) -> dict[str, int]:
-            return commit_unit(staging.resolve(), key, work(payload), schema)
-
-        def is_done(key: str) -> bool:
-            return (staging / key).is_dir()
-
-        lost = run_units(missing, do, is_done, workers=workers, quiet=quiet, gpus=gpus)
-        for unit in missing:
+        inputs = roots(recipe.given)
+        staging = Staging.begin(out / "staging", inputs)
+        resumed = sum(staging.is_done(unit.key) for unit in units)
+        run = partial(run_staged, workers=workers, quiet=quiet, gpus=gpus, accept_lost=accept_lost)
+        prepare = _looking_first(units, first_pass, staging, run) if first_pass else _as_they_are
+        lost = run(units, partial(_parts, work, schema), staging, prepare=prepare)
+        for unit in units:
             if unit.key in lost:
-                row = _lost(unit, lost[unit.key], recipe)
-                commit_unit(staging, unit.key, Outcome(rejected=[row]), schema)
+                rejected = [_lost(unit, lost[unit.key], recipe)]
+                staging.commit(unit.key, _as_parts(Outcome(rejected=rejected), schema))
         try:
-            summary = _compact(out, units, recipe, plan, schema, refuse)
+            summary = _compact(out, units, recipe, plan, schema, refuse, staging)
         except OSError:
             shutil.rmtree(out / ".building", ignore_errors=True)
             raise
         return replace(summary, seconds=time.monotonic() - started, resumed=resumed)
 
 
+ROWS, REJECTED, LOOK = "rows.arrow", "rejected.arrow", "look.json"
+
+
+def _parts(work: Work, schema: pa.Schema, payload: dict[str, Any]) -> Parts:
+    return _as_parts(work(payload), schema)
+
+
+def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
+    """What a unit commits; ``outcome.rejected`` is complete once the rows have been written."""
+    return {
+        ROWS: stream_part(outcome.rows, schema),
+        REJECTED: lambda file: stream_part(outcome.rejected, REJECTED_SCHEMA)(file),
+    }
+
+
+def _as_they_are(units: Sequence[Unit]) -> Sequence[Unit]:
+    return units
+
+
 def _lost(unit: Unit, reason: str, recipe: Recipe) -> dict[str, Any]:
     uri = str(unit.payload.get("uri", unit.key))
     return rejected_row(uri, "worker", reason, kind=recipe.kind, recipe=recipe.hash)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"{out}: another job is writing this corpus") from error
-        yield
 
 
 def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
@@ -206,20 +210,34 @@ def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
             )
         write_json(info_path, _info(recipe, plan, "running"))
         return None
-    info = json.loads(info_path.read_text())
+    info = read_json(info_path)
     if info.get("recipe") != recipe.hash:
         raise ValueError(
             f"{out} already holds a corpus of another recipe; choose another --out.\n"
             + _difference(info, recipe)
         )
+    _check_info(info_path, info)
     if info["state"] == "complete":
         if info["plan"] != plan:
             raise ValueError(
                 f"{out} is complete, but was made from other inputs; choose another --out"
             )
+        shutil.rmtree(out / "staging", ignore_errors=True)  # killed when it was all but done
         reasons = info["reasons"]
         return Summary(out, info["rows"], info["rejected"], reasons, 0.0, info["units"])
     return None
+
+
+INFO: dict[str, type] = {"state": str, "plan": str}
+COUNTS: dict[str, type] = {"rows": int, "rejected": int, "units": int, "reasons": dict}
+
+
+def _check_info(path: Path, info: Mapping[str, Any]) -> None:
+    """Raises ValueError when ``corpus.json`` says something else than this job writes."""
+    fields = INFO | (COUNTS if info.get("state") == "complete" else {})
+    wrong = [name for name, kind in fields.items() if type(info.get(name)) is not kind]
+    if wrong:
+        raise ValueError(f"{path} is damaged: its {wrong[0]} is wrong; choose another --out")
 
 
 def _info(recipe: Recipe, plan: str, state: str, **more: Any) -> dict[str, Any]:
@@ -236,7 +254,9 @@ def _info(recipe: Recipe, plan: str, state: str, **more: Any) -> dict[str, Any]:
 
 
 def _difference(info: dict[str, Any], recipe: Recipe) -> str:
-    old = {"kind": info.get("kind"), "version": info.get("version"), **info.get("options", {})}
+    said = info.get("options")
+    old = {"kind": info.get("kind"), "version": info.get("version")}
+    old |= said if isinstance(said, dict) else {}
     new = {"kind": recipe.kind, "version": recipe.version, **recipe.options}
     lines = [
         f"  {name}: {old.get(name)!r} there, {new.get(name)!r} asked"
@@ -246,26 +266,39 @@ def _difference(info: dict[str, Any], recipe: Recipe) -> str:
     return "\n".join(lines) or "  (only the format version differs)"
 
 
-def _look_first(
-    units: Sequence[Unit], first_pass: FirstPass, folder: Path, workers: int | None, quiet: bool
-) -> Callable[[Unit], dict[str, Any]]:
-    """Take the looks that are missing; returns what each unit's payload gets."""
-    folder.mkdir(exist_ok=True)
-    found = {unit.key: folder.resolve() / f"{unit.key}.json" for unit in units}
+def _looking_first(
+    units: Sequence[Unit], first_pass: FirstPass, staging: Staging, run: Callable[..., Any]
+) -> Callable[[Sequence[Unit]], Sequence[Unit]]:
+    """What completes the payloads of units that will run: looks at all of them, once."""
 
-    def look(key: str, payload: dict[str, Any]) -> dict[str, int]:
-        write_json(found[key], first_pass.look(payload))
-        return {}
+    @cache
+    def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
+        looks = Staging.begin(staging.folder / "looks", staging.inputs)
+        lost = run(units, partial(_look_parts, first_pass.look), looks, gpus=0.0)
+        seen = [unit for unit in units if unit.key not in lost]
+        found = ((u, json.loads(looks.path(u.key, LOOK).read_text())) for u in seen)
+        return looks, first_pass.plan(found), lost
 
-    missing = [unit for unit in units if not found[unit.key].is_file()]
-    lost = run_units(missing, look, lambda k: found[k].is_file(), workers=workers, quiet=quiet)
-    seen = [unit for unit in units if unit.key not in lost]
-    plan = first_pass.plan((unit, json.loads(found[unit.key].read_text())) for unit in seen)
-    return lambda unit: {
-        **plan.get(unit.key, {}),
-        "look": None if unit.key in lost else str(found[unit.key]),
-        "lost": lost.get(unit.key),
-    }
+    def prepare(missing: Sequence[Unit]) -> Sequence[Unit]:
+        looks, plan, lost = looked()
+        return [
+            replace(
+                unit,
+                payload={
+                    **unit.payload,
+                    **plan.get(unit.key, {}),
+                    "look": None if unit.key in lost else str(looks.path(unit.key, LOOK)),
+                    "lost": lost.get(unit.key),
+                },
+            )
+            for unit in missing
+        ]
+
+    return prepare
+
+
+def _look_parts(look: Callable[[dict[str, Any]], Any], payload: dict[str, Any]) -> Parts:
+    return {LOOK: json_part(look(payload))}
 
 
 def _compact(
@@ -275,9 +308,10 @@ def _compact(
     plan: str,
     schema: pa.Schema,
     refuse: Refuse | None,
+    staging: Staging,
 ) -> Summary:
     """Stream staged rows, in unit order, into shards; publish them; drop the staging files."""
-    staging, building = out / "staging", out / ".building"
+    building = out / ".building"
     shutil.rmtree(building, ignore_errors=True)
     ordered = sorted(units, key=lambda unit: unit.order)
     reasons: Counter[str] = Counter()
@@ -286,7 +320,7 @@ def _compact(
 
     def rows() -> Iterator[dict[str, Any]]:
         for unit in ordered:
-            for row in read_stream(staging / unit.key / "rows.arrow"):
+            for row in staging.rows(unit.key, ROWS):
                 number = int(row["id"], 16)
                 if number in seen:
                     text = f"the same content as {seen[number]}"
@@ -301,7 +335,7 @@ def _compact(
 
     def rejected() -> Iterator[dict[str, Any]]:
         for unit in ordered:
-            yield from read_stream(staging / unit.key / "rejected.arrow")
+            yield from staging.rows(unit.key, REJECTED)
         yield from duplicates
 
     def counted(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -314,7 +348,7 @@ def _compact(
     _publish(building, out, schema)
     counts = {"rows": kept, "rejected": refused, "reasons": dict(reasons), "units": len(units)}
     write_json(out / "corpus.json", _info(recipe, plan, "complete", **counts))
-    shutil.rmtree(staging)
+    shutil.rmtree(staging.folder)
     return Summary(out, kept, refused, dict(reasons), 0.0)
 
 

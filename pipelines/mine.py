@@ -22,6 +22,7 @@ from layerflow.clip import PROMPTED, LayeredClip
 from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.decode import Decoder, shared_decoder
 from layerflow.media import MediaError, encode_color
+from layerflow.outputs import local_output
 from layerflow.video import Box, Limits
 from manifests.mine import MineOptions
 from pipelines.jobs import (
@@ -63,13 +64,15 @@ def run_mine(
     workers: int | None = None,
     quiet: bool = False,
     only: Choose | None = None,
+    accept_lost: bool = False,
 ) -> Summary:
     """Mine all videos of ``options.inputs`` into the corpus ``options.out``.
 
     workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
-    wanted, all by default. Raises ValueError for a request that cannot work (inputs, output folder,
-    backend, weights) before any work starts.
+    wanted, all by default. accept_lost: see ``run_job``. Raises ValueError for a request that
+    cannot work (inputs, output folder, backend, weights) before any work starts.
     """
+    out = local_output(options.out)
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     resolve_gate(options.gate, options.thresholds)
@@ -82,11 +85,12 @@ def run_mine(
         units,
         partial(mine_unit, options=options, recipe=recipe),
         first_pass=FirstPass(partial(survey_unit, options=options), plan_duplicates),
-        out=Path(options.out),
+        out=out,
         recipe=recipe,
         workers=workers,
         quiet=quiet,
         only=only,
+        accept_lost=accept_lost,
         schema=EXTENDED_SCHEMA,
         gpus=GPU_SHARE if options.device.startswith("cuda") else 0.0,
     )

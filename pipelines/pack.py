@@ -29,6 +29,7 @@ from layerflow.corpus import (
 from layerflow.decode import Decoder
 from layerflow.extras import SingleObject, encode_objects, visible_alphas
 from layerflow.media import MediaError
+from layerflow.outputs import local_output
 from manifests.pack import PackOptions
 from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
@@ -81,13 +82,15 @@ def run_pack(
     workers: int | None = None,
     quiet: bool = False,
     only: Choose | None = None,
+    accept_lost: bool = False,
 ) -> Summary:
     """Pack the layered stills and films of ``options.inputs`` into the corpus ``options.out``.
 
     workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
-    wanted, all by default. Raises ValueError for a request that cannot work (inputs, layout, output
-    folder) before any work starts.
+    wanted, all by default. accept_lost: see ``run_job``. Raises ValueError for a request that
+    cannot work (inputs, layout, output folder) before any work starts.
     """
+    out = local_output(options.out)
     if options.layout not in LAYOUTS:
         raise ValueError(f"unknown layout {options.layout!r}; layouts are {', '.join(LAYOUTS)}")
     if options.layout == "psd" and importlib.util.find_spec("psd_tools") is None:
@@ -98,11 +101,12 @@ def run_pack(
     return run_job(
         plan_units(plan),
         work,
-        out=Path(options.out),
+        out=out,
         recipe=recipe,
         workers=workers,
         quiet=quiet,
         only=only,
+        accept_lost=accept_lost,
         schema=EXTENDED_SCHEMA,
     )
 

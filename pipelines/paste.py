@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 from layerflow.clip import LayeredClip
 from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.extras import SingleObject, encode_objects
 from layerflow.media import MediaError, encode_color
+from layerflow.outputs import local_output
 from manifests.paste import PasteOptions
 from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
@@ -50,13 +50,15 @@ def run_paste(
     workers: int | None = None,
     quiet: bool = False,
     only: Choose | None = None,
+    accept_lost: bool = False,
 ) -> Summary:
     """Make ``options.count`` pasted clips in the corpus ``options.out``.
 
     workers: Ray tasks at a time, None for all CPUs, 0 for this process. only: whether a unit is
-    wanted, all by default. Raises ValueError for a request that cannot work (inputs, output folder)
-    before any work starts.
+    wanted, all by default. accept_lost: see ``run_job``. Raises ValueError for a request that
+    cannot work (inputs, output folder) before any work starts.
     """
+    out = local_output(options.out)
     recipe = make_recipe("pasted", options.model_dump(mode="json"), FORMAT_VERSION)
     plan = Plan(
         tuple(list_foregrounds(options.foregrounds, options.gate)),
@@ -67,11 +69,12 @@ def run_paste(
     return run_job(
         units,
         work,
-        out=Path(options.out),
+        out=out,
         recipe=recipe,
         workers=workers,
         quiet=quiet,
         only=only,
+        accept_lost=accept_lost,
         schema=EXTENDED_SCHEMA,
         refuse=None if options.repeats else Repeats(),
     )

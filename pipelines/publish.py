@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from layerflow.care import check_folder, check_rows
 from layerflow.corpus import REJECTED_SCHEMA, Corpus, Table
+from layerflow.outputs import local_output
 from layerflow.splits import Assignment, assign, parse_fractions
 from layerflow.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
 from pipelines.licences import LicenceReport, check_allowed, review
@@ -126,6 +127,8 @@ def run_publish(
     workers: processes that make previews, by default one per CPU; 0: this process.
     Raises ValueError for a broken corpus, a licence that forbids it, or names that are not taken.
     """
+    if dry_run is not None:
+        dry_run = local_output(dry_run)
     plan = make_plan(path, options, workers=workers)
     if dry_run is None:
         from pipelines.publish_hub import push

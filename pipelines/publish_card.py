@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from layerflow.stats import NO_LICENCE
+from manifests.yaml_file import parse_yaml
 from pipelines.licences import LicenceReport, hub_licence
 
 PREVIEW = "preview"
@@ -89,8 +90,8 @@ def read_metadata(card: str) -> dict[str, Any]:
     if not card.startswith("---\n") or len(parts) < 3:
         return {}
     try:
-        found = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        found = parse_yaml(parts[1], "README.md")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from layerflow.derive import RECORD, recorded_jobs
+from pipelines.stages.listing import TABLE_SUFFIXES
 
 PATHS = ("inputs", "foregrounds", "backgrounds", "weights", "inpaint_weights", "prompts")
+READ = ("inputs", "foregrounds", "backgrounds")
+MAX_ROOTS = 32
 
 
 def remember(out: Path, kind: str, recipe: str, options: Mapping[str, Any]) -> None:
@@ -23,6 +26,17 @@ def remember(out: Path, kind: str, recipe: str, options: Mapping[str, Any]) -> N
     temporary = out / f"{RECORD}.tmp"
     temporary.write_text(json.dumps(jobs, indent=2, sort_keys=True, default=str) + "\n")
     temporary.replace(out / RECORD)
+
+
+def roots(options: Mapping[str, Any]) -> list[str]:
+    """The local folders and media files that a job reads, the first ``MAX_ROOTS`` of them.
+
+    Tables are left out: what they list may lie elsewhere.
+    """
+    named = [part for name in READ for part in options.get(name) or ()]
+    local = [Path(part) for part in map(str, named) if "://" not in part]
+    found = [path for path in local if path.exists() and path.suffix.lower() not in TABLE_SUFFIXES]
+    return [str(path.resolve()) for path in found[:MAX_ROOTS]]
 
 
 def _absolute(value: Any) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 
 from layerflow.contained import contained_map
 from layerflow.media import MediaError, encode_png
+from layerflow.outputs import local_output
 from layerflow.sheet import contact_sheet, describe
 from layerflow.stats import general_reason
 from pipelines.report_source import Source, open_source, previewer, read_preview
@@ -49,6 +50,7 @@ def write_report(
     Histograms, counts and reasons are of all rows. workers: preview processes; 0: this process.
     Raises ValueError when ``path`` is none of these.
     """
+    out = local_output(out)
     source = open_source(path, model)
     rows = list(source.rows())
     chosen = evenly(len(rows), limit)

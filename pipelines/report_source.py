@@ -19,6 +19,7 @@ import numpy as np
 
 from layerflow.clip import PROMPTED, U8, LayeredClip
 from layerflow.corpus import Table, decode_row
+from layerflow.documents import read_json
 from layerflow.media import MediaError, decode_alpha, decode_color, encode_preview
 from layerflow.published import open_corpus
 from layerflow.stats import read_batches, small_rows
@@ -196,10 +197,9 @@ def _colour(path: Path, height: int, width: int) -> U8:
 def _about(folder: Path) -> dict[str, Any]:
     """What ``layerflow sample`` wrote about a sample; nothing when there is no such file."""
     try:
-        about = json.loads((folder / "sample.json").read_text())
-    except (OSError, ValueError):
+        return read_json(folder / "sample.json")
+    except ValueError:
         return {}
-    return about if isinstance(about, dict) else {}
 
 
 def _said(about: dict[str, Any]) -> str:

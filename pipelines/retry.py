@@ -18,6 +18,7 @@ from typing import Any
 from layerflow.corpus import Corpus, Table
 from layerflow.derive import Derived, recorded_jobs, write_derived
 from layerflow.extras import joined_schema
+from layerflow.outputs import local_output
 from pipelines.jobs import Unit
 from pipelines.stages.gates import judge, resolve_gate
 
@@ -47,6 +48,7 @@ def run_retry(
     gate: another quality gate for mined clips. Interrupted and started again it goes on. Raises
     ValueError when no row can be replayed, with the reason.
     """
+    out = local_output(out)
     corpus = Corpus.open(path)
     replays = _replays(corpus, recorded_jobs(path), gate)
     scratch = out.with_name(f".{out.name}.retry")
@@ -153,7 +155,7 @@ def _clip_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (row["kind"], source["uri"], source["sha256"], *span)
 
 
-# ---- the three jobs ---------------------------------------------------------------------------
+# ---- the three jobs: units that were lost before may all be lost again, in the new corpus --------
 
 
 def _mine(
@@ -175,7 +177,7 @@ def _mine(
         return any(a < end and b > start for a, b in spans.get(unit.payload["uri"], ()))
 
     checked = check({**options, "out": str(out)}, MineOptions, "the recorded job")
-    return run_mine(checked, workers=workers, quiet=quiet, only=wanted).out
+    return run_mine(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
 
 
 def _pack(
@@ -195,7 +197,7 @@ def _pack(
             return any(group.uri in uris for group in some)
         return unit.payload["uri"] in uris
 
-    return run_pack(checked, workers=workers, quiet=quiet, only=wanted).out
+    return run_pack(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
 
 
 def _paste(
@@ -216,7 +218,7 @@ def _paste(
         firsts = (in_blocks(checked.seed, i, checked.count, len(sources)) for i in draws)
         return any(sources[first].uri in uris for first in firsts)
 
-    return run_paste(checked, workers=workers, quiet=quiet, only=wanted).out
+    return run_paste(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
 
 
 RUNS: dict[str, Callable[..., Path]] = {"mined": _mine, "image": _pack, "pasted": _paste}

@@ -63,7 +63,7 @@ def test_nothing_made_is_status_1(tmp_path: Path) -> None:
         (("mine", ".", "--out", "c", "--size", "large"), "a size is HEIGHTxWIDTH"),
         (("mine", ".", "--out", "c", "--size", "96x128", "--gate", "soft"), "gate:"),
         (("encode", "absent", "--model", "m", "--out", "l"), "m is no model directory"),
-        (("build", "absent.yaml"), "absent.yaml: cannot be read"),
+        (("build", "absent.yaml"), "absent.yaml: no such manifest"),
     ],
 )
 def test_a_wrong_request_is_one_clear_message(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_staging import DAMAGE, play
 
 from layerflow.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
 from layerflow.clip import LAYERS, LayeredClip, composite, resize_clip
@@ -142,25 +143,96 @@ def test_a_killed_job_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.M
     real = module.encode_unit
     done: list[str] = []
 
-    def dies(unit: Any, options: Any, staging: Path) -> None:
-        if unit["kind"] == "clips" and len(done) == 2:
-            raise KeyboardInterrupt
-        real(unit, options, staging)
+    def dies(unit: Any, *, options: Any) -> Any:
         if unit["kind"] == "clips":
-            done.append(unit["key"])
+            if len(done) == 2:
+                raise KeyboardInterrupt
+            done.append(unit["rows"][0]["id"])
+        return real(unit, options=options)
 
     monkeypatch.setattr(module, "encode_unit", dies)
     with pytest.raises(KeyboardInterrupt):
         encode([source], model, tmp_path / "l")
     assert not (tmp_path / "l").exists()
     again: list[str] = []
-    monkeypatch.setattr(module, "encode_unit", lambda *a: (again.append(a[0]["kind"]), real(*a)))
+
+    def counted(unit: Any, *, options: Any) -> Any:
+        again.append(unit["kind"])
+        return real(unit, options=options)
+
+    monkeypatch.setattr(module, "encode_unit", counted)
     assert encode([source], model, tmp_path / "l").clips == 4
     assert again == ["clips", "clips"]
     monkeypatch.undo()
     encode([source], model, tmp_path / "whole")
     assert Latents.open(tmp_path / "l").identity() == Latents.open(tmp_path / "whole").identity()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("while_running", [False, True], ids=["between runs", "while running"])
+@pytest.mark.parametrize(
+    "name", ["a byte of the rows flipped", "the rows cut off", "the unit gone"]
+)
+def test_a_damaged_unit_is_encoded_again(
+    name: str,
+    while_running: bool,
+    model: Path,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "UNIT_ROWS", 1)
+    real = module.encode_unit
+    seen: list[str] = []
+
+    def damages(unit: Any, *, options: Any) -> Any:
+        seen.append(unit["kind"])
+        if seen == ["prompts", "clips", "clips", "clips"]:
+            folder = tmp_path / ".l.staging"
+            there = [path for path in folder.iterdir() if path.is_dir()]
+            first = min(there, key=lambda path: path.stat().st_ctime_ns)
+            DAMAGE[name](first)
+            if not while_running:
+                raise KeyboardInterrupt
+        return real(unit, options=options)
+
+    monkeypatch.setattr(module, "encode_unit", damages)
+    if not while_running:
+        with pytest.raises(KeyboardInterrupt):
+            encode([clips], model, tmp_path / "l")
+        encode([clips], model, tmp_path / "l")
+        assert sorted(seen[4:]) == ["clips", "prompts"]
+    else:
+        encode([clips], model, tmp_path / "l")
+        assert seen[4:] == ["prompts"]
+    monkeypatch.undo()
+    encode([clips], model, tmp_path / "whole")
+    made, whole = (
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.arrow")}
+        for n in ("l", "whole")
+    )
+    assert made == whole and len(whole) >= 2
+
+
+def test_clips_that_are_lost_alike_stop_the_job_unless_that_is_accepted(
+    model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNIT_ROWS", 1)
+    real = module.encode_unit
+
+    def fails(unit: Any, *, options: Any) -> Any:
+        if unit["kind"] == "clips" and unit["rows"][0]["id"] != f"{1:016x}":
+            raise RuntimeError("no kernel image for this device")
+        return real(unit, options=options)
+
+    monkeypatch.setattr(module, "encode_unit", fails)
+    play(monkeypatch, lambda item, run: run(item))
+    other = corpus(tmp_path / "more", [row(i) for i in range(3, 6)])
+    with pytest.raises(OSError, match=r"5 of 7 units were lost .*no kernel image.*--accept-lost"):
+        encode([clips, other], model, tmp_path / "l", workers=2)
+    assert not (tmp_path / "l").exists()
+    summary = encode([clips, other], model, tmp_path / "l", workers=2, accept_lost=True)
+    assert summary.clips == 1 and len(summary.rejected) == 5
 
 
 def test_foreign_latents_are_refused_by_name(model: Path, clips: Path, tmp_path: Path) -> None:

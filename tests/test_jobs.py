@@ -128,7 +128,18 @@ def test_paths_do_not_decide_the_recipe_but_options_do() -> None:
     assert a.hash != make_recipe("mined", {"size": "1x1", "weights": "/x/net.onnx"}, 2).hash
 
 
-def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """The Ray that jobs start, for all tests of this file that need one; ended after them."""
+    from pipelines.cluster import stop_ray
+
+    yield
+    stop_ray()
+
+
+def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(
+    tmp_path: Path, local_ray: None
+) -> None:
     def dies(payload: dict) -> Outcome:
         if payload["index"] == 1:
             os._exit(3)
@@ -138,12 +149,7 @@ def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(tmp_path: Path
             rejected=[rejected_row(payload["uri"], "gate", "no", kind="pasted", recipe="r")]
         )
 
-    from pipelines.cluster import stop_ray
-
-    try:
-        summary = run_job(units(3), dies, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
-    finally:
-        stop_ray()
+    summary = run_job(units(3), dies, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
     assert summary.rejected == 3
     lost = [r for r in Corpus.open(tmp_path / "c").rejected() if r["stage"] == "worker"]
     assert [(row["uri"], row["reason"]) for row in lost] == [
@@ -228,19 +234,14 @@ def test_a_full_disk_stops_the_job_and_nothing_is_lost(
     assert files(out) == files(quiet)
 
 
-def test_a_full_disk_is_told_through_ray(small_disk: Path) -> None:
-    from pipelines.cluster import stop_ray
-
+def test_a_full_disk_is_told_through_ray(small_disk: Path, local_ray: None) -> None:
     def bulky(payload: dict) -> Outcome:
         reason = "x" * 1_500_000
         row = rejected_row(payload["uri"], "gate", reason, kind="pasted", recipe="r")
         return Outcome(rejected=[row])
 
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            run_job(units(4), bulky, out=small_disk / "c", recipe=RECIPE, workers=2, quiet=True)
-    finally:
-        stop_ray()
+    with pytest.raises(OSError, match="No space left"):
+        run_job(units(4), bulky, out=small_disk / "c", recipe=RECIPE, workers=2, quiet=True)
     assert not list((small_disk / "c" / "staging").glob(".*"))
 
 
@@ -255,6 +256,7 @@ def test_a_node_that_goes_away_in_mid_job_loses_and_repeats_nothing(
 
     from pipelines.cluster import stop_ray
 
+    stop_ray()  # the one of the tests before
     here = Path(__file__).parent
     monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parent}")  # of the cluster's workers
 

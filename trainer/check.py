@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from layerflow.documents import read_json
 from layerflow.fingerprint import fingerprint_differences, model_fingerprint
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
@@ -20,7 +20,7 @@ def check(manifest: TrainManifest) -> None:
     path = Path(manifest.model) / "transformer" / "config.json"
     if not path.is_file():
         raise ValueError(f"{manifest.model} is no model directory (no transformer/config.json)")
-    config = json.loads(path.read_text())
+    config = read_json(path)
     parts = model_fingerprint(manifest.model)
     names = {c.latents for stage in manifest.stages for c in stage.mixture}
     if manifest.validation is not None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from layerflow.documents import read_json
 from layerflow.fingerprint import folder_hash, model_fingerprint
 from manifests.train import FREE_FIELDS, TrainManifest
 from trainer.data import open_latents
@@ -145,7 +146,7 @@ def claim(out: Path, manifest: TrainManifest, *, fresh: bool = False) -> bool:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     record = out / "run.json"
     if record.is_file():
-        changed = differences(json.loads(record.read_text()), new)
+        changed = differences(read_json(record, {"manifest": dict}), new)
         if changed:
             raise ValueError(
                 f"{out} holds a run of another manifest; choose another --out, or --fresh to "
@@ -224,6 +225,9 @@ def checkpoints(out: Path, stage: str) -> list[Path]:
     return sorted(path for path in found if pattern.fullmatch(path.name))
 
 
+POSITION: dict[str, type] = {"step": int, "skipped": int, "updates": int}
+
+
 def restore(
     out: Path, stage: str, trained: Trained | Sharded, optimizer: torch.optim.Optimizer
 ) -> Position | None:
@@ -231,7 +235,7 @@ def restore(
     found = checkpoints(out, stage)
     if not found:
         return None
-    about = json.loads((found[-1] / "position.json").read_text())
+    about = read_json(found[-1] / "position.json", POSITION)
     if not isinstance(trained, Trained):
         trained.restore(found[-1], optimizer, about["updates"])
         return Position(about["step"], about["skipped"])
@@ -275,7 +279,7 @@ def save_stage(out: Path, stage: str, tensors: dict[str, torch.Tensor], steps: i
 def stage_steps(out: Path, stage: str) -> int:
     """How many steps a finished stage had; 0 if it is not finished."""
     path = out / "stages" / stage / "stage.json"
-    return int(json.loads(path.read_text())["steps"]) if path.is_file() else 0
+    return int(read_json(path, {"steps": int})["steps"]) if path.is_file() else 0
 
 
 def load_stage(out: Path, stage: str, transformer: torch.nn.Module) -> None:

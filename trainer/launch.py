@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from layerflow.outputs import local_output
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint, metrics
 from trainer.check import check
@@ -39,6 +40,7 @@ def launch(
 
     ValueError for a wrong request: batch and workers that do not fit, another run's folder.
     """
+    local_output(manifest.out)
     if manifest.workers <= 1:
         from trainer.loop import train
 

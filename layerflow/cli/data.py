@@ -25,6 +25,12 @@ MinPsnr = Annotated[
 Deadline = Annotated[float | None, typer.Option(help="seconds that decoding a source may take")]
 Licence = Annotated[str | None, typer.Option(help="licence of the inputs")]
 Attribution = Annotated[str | None, typer.Option(help="whom to name")]
+AcceptLost = Annotated[
+    bool,
+    typer.Option(
+        "--accept-lost", help="go on if most units fail alike: each becomes a rejected row"
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 
@@ -63,6 +69,7 @@ def mine(
     licence: Annotated[str | None, typer.Option(help="licence of the inputs")] = None,
     attribution: Annotated[str | None, typer.Option(help="whom to name")] = None,
     workers: Workers = None,
+    accept_lost: AcceptLost = False,
     quiet: Quiet = False,
 ) -> None:
     """Real video -> mined clips: matte, straight foreground, clean background, scores."""
@@ -76,7 +83,7 @@ def mine(
     from pipelines.mine import run_mine
 
     options = check(content, MineOptions, "layerflow mine")
-    _finish(run_mine(options, workers=workers, quiet=quiet))
+    _finish(run_mine(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
 
 
 def paste(
@@ -107,6 +114,7 @@ def paste(
         typer.Option("--set", help="any other key of the manifest: objects=1,2 shutter=0"),
     ] = None,
     workers: Workers = None,
+    accept_lost: AcceptLost = False,
     quiet: Quiet = False,
 ) -> None:
     """Matted foregrounds over other backgrounds -> pasted clips, exact by construction."""
@@ -117,7 +125,7 @@ def paste(
     from pipelines.paste import run_paste
 
     options = check(content, PasteOptions, "layerflow paste")
-    _finish(run_paste(options, workers=workers, quiet=quiet))
+    _finish(run_paste(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
 
 
 def pack(
@@ -142,6 +150,7 @@ def pack(
     licence: Licence = None,
     attribution: Attribution = None,
     workers: Workers = None,
+    accept_lost: AcceptLost = False,
     quiet: Quiet = False,
 ) -> None:
     """Layered stills -> image clips, layered films -> moving clips."""
@@ -153,12 +162,13 @@ def pack(
     from pipelines.pack import run_pack
 
     options = check(content, PackOptions, "layerflow pack")
-    _finish(run_pack(options, workers=workers, quiet=quiet))
+    _finish(run_pack(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
 
 
 def build(
     manifest: Annotated[Path, typer.Argument(help="a corpus manifest (YAML)")],
     workers: Workers = None,
+    accept_lost: AcceptLost = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the jobs that a corpus manifest lists, in order."""
@@ -168,36 +178,39 @@ def build(
 
     jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
 
+    from layerflow.outputs import local_output
     from pipelines.mine import run_mine
     from pipelines.pack import run_pack
     from pipelines.paste import run_paste
 
     for options in jobs:
+        local_output(options.out)
+    for options in jobs:
         if isinstance(options, MineOptions):
-            summary = run_mine(options, workers=workers, quiet=quiet)
+            summary = run_mine(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
         elif isinstance(options, PasteOptions):
-            summary = run_paste(options, workers=workers, quiet=quiet)
+            summary = run_paste(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
         else:
-            summary = run_pack(options, workers=workers, quiet=quiet)
+            summary = run_pack(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
         _finish(summary)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """A command's arguments as manifest keys: no run-time ones, none that was left out."""
-    runtime = ("workers", "quiet")
+    runtime = ("workers", "accept_lost", "quiet")
     return {k: v for k, v in arguments.items() if k not in runtime and v is not None}
 
 
 def _assignments(items: list[str], option: str) -> dict[str, Any]:
     """``["a=1", "b=x,y"]`` -> ``{"a": 1, "b": ["x", "y"]}``; values as YAML, commas make lists."""
-    import yaml
+    from manifests.yaml_file import parse_yaml
 
     found: dict[str, Any] = {}
     for item in items:
         name, sign, text = item.partition("=")
         if not sign or not name.isidentifier():
             raise ValueError(f"{option} {item!r}: write it as NAME=VALUE")
-        values = [yaml.safe_load(part) for part in text.split(",")]
+        values = [parse_yaml(part, f"{option} {name}") for part in text.split(",")]
         found[name] = values if len(values) > 1 else values[0]
     return found
 

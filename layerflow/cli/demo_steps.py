@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerflow.outputs import local_output
+
 if TYPE_CHECKING:
     from manifests.demo import DemoManifest
     from manifests.mine import MineOptions
@@ -130,6 +132,7 @@ class Demo:
 
     def check(self) -> None:
         """Check all options before any work."""
+        local_output(self.out)
         _ = self.mine, self.pack, self.train
         self.paste("pasted", 1, 0, self.media("foregrounds"))
         if self.videos is not None and not self.videos.exists():

@@ -10,6 +10,7 @@ import sys
 import typer
 
 GROUPS = ("data", "care", "model", "train", "evaluate", "publish", "demo")
+ERROR_WIDTH = 1000
 
 
 def build_app() -> typer.Typer:
@@ -34,7 +35,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("LAYERFLOW_TRACEBACK"):
             raise
-        print(f"layerflow: {error}", file=sys.stderr)
+        from manifests.yaml_file import on_screen
+
+        print(on_screen([f"layerflow: {error}"], ERROR_WIDTH), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("layerflow: interrupted; the same command goes on from here", file=sys.stderr)

@@ -37,6 +37,10 @@ def encode(
     workers: Annotated[
         int | None, typer.Option(help="tasks at a time; default: all CPUs; 0: no Ray, this process")
     ] = None,
+    accept_lost: Annotated[
+        bool,
+        typer.Option("--accept-lost", help="go on if most units fail alike: reject their clips"),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
@@ -54,6 +58,7 @@ def encode(
         dtype=dtype,
         workers=workers,
         quiet=quiet,
+        accept_lost=accept_lost,
     )
     print(
         f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
@@ -75,9 +80,11 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="no lines while training")] = False,
 ) -> None:
     """The schedule of a manifest. Goes on where an earlier run stopped."""
+    from layerflow.outputs import local_output
     from manifests.train import load
 
     checked = load(manifest, out=out, workers=workers)
+    local_output(checked.out)
     if plan:
         from trainer.plan import lines, make_plan
 

@@ -17,6 +17,7 @@ import av.video.reformatter
 import numpy as np
 
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.documents import read_json
 from layerflow.latents import clip_row, prompt_key, prompt_row
 from layerflow.media import PNG_MAGIC, MediaError, decode_cell
 
@@ -200,7 +201,7 @@ def text_shape(model: str) -> tuple[int, int]:
     path = Path(model) / "transformer" / "config.json"
     if not path.is_file():
         raise ValueError(f"{model} is no model directory (no transformer/config.json)")
-    config = json.loads(path.read_text())
+    config = read_json(path, {"num_text_tokens": int, "text_embed_dim": int})
     return int(config["num_text_tokens"]), int(config["text_embed_dim"])
 
 

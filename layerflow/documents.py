@@ -1,0 +1,38 @@
+"""JSON files that come with corpora, models and runs: untrusted, so read under limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 64 << 20
+"""Enough for the shard list of the largest corpus and the inputs of the longest job."""
+
+
+def read_json(path: Path, needs: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """A JSON file that holds one mapping. needs: keys that it must have -> the type of each.
+
+    Raises ValueError that names the file when it is absent, larger than ``MAX_BYTES``, damaged,
+    nested too deep, no mapping, or without what it ``needs``.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path} cannot be read: it is larger than {MAX_BYTES} bytes")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        text = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ValueError(f"{path} cannot be read: it is no JSON: {text}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} cannot be read: it holds no mapping")
+    for name, kind in (needs or {}).items():
+        if type(found.get(name)) is not kind:
+            text = f"its {name!r} is missing or no {kind.__name__}"
+            raise ValueError(f"{path} cannot be read: {text}")
+    return found

@@ -1,0 +1,21 @@
+"""Where results may be written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?:[:/]|$)")  # also as a Path shows it: s3:/bucket
+
+
+def local_output(path: str | Path) -> Path:
+    """The path that a result is written to. Raises ValueError for a URL of any scheme.
+
+    Without this a URL would silently become a local folder named after its scheme.
+    """
+    if _URL.match(str(path).strip()):
+        raise ValueError(
+            f"{path}: results are written to local or mounted paths only, not to URLs; write "
+            "them to a folder, then copy that there"
+        )
+    return Path(path)
