@@ -88,6 +88,15 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
     return bool(verdict["finished"])
 
 
+def cluster_placement(manifest: TrainManifest) -> Placement | None:
+    """Where the cluster of RAY_ADDRESS would put the workers; None where there is no such cluster
+    or the manifest does not use it. ValueError as `placement.place` says."""
+    if manifest.workers <= 1 or not os.environ.get("RAY_ADDRESS"):
+        return None
+    with ray_session(manifest.workers):
+        return place(manifest, cluster_nodes())
+
+
 def scaling(manifest: TrainManifest, placement: Placement) -> Any:
     """Ray's `ScalingConfig`: how many workers, and what each takes, where."""
     from ray.train import ScalingConfig

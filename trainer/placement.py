@@ -33,11 +33,13 @@ class Node:
 @dataclass(frozen=True)
 class Placement:
     """gpus: one a worker, or none. accelerator: the GPUs' type, where all are of one and it is
-    known. said: the decision and what it rests on, for people."""
+    known. said: the decision and what it rests on, for people. spare: whether the cluster has
+    more GPUs than workers, so that sampling gets one of its own."""
 
     gpus: bool
     accelerator: str | None
     said: str
+    spare: bool = False
 
 
 def place(manifest: TrainManifest, nodes: Sequence[Node]) -> Placement:
@@ -88,7 +90,7 @@ def _placement(manifest: TrainManifest, nodes: Sequence[Node], gpus: bool) -> Pl
                 "for fewer, or say `gpus: false` (CPUs) or `gpus: true` (wait for more nodes)"
             )
         said += f"; there is room for {room}: the run waits until more nodes join"
-    return Placement(gpus, known, said)
+    return Placement(gpus, known, said, gpus and sum(node.gpus for node in nodes) > workers)
 
 
 def _room(manifest: TrainManifest, nodes: Sequence[Node], gpus: bool) -> int:
