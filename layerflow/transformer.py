@@ -22,6 +22,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from layerflow import adapters
+from layerflow.adapter_files import check_adapters, name_adapters, saved_adapters
 from layerflow.layers import LAYERS, PROMPTED, Layout, native_layout, official_task
 from layerflow.positions import ExactTimesteps, LayerEmbedding, Positions, Tables
 
@@ -300,8 +301,10 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
             super().save_pretrained(save_directory, **kwargs)
         finally:
             del self.__dict__["state_dict"]
-        for name in getattr(self, "peft_config", {}):
+        names = sorted(getattr(self, "peft_config", {}))
+        for name in names:
             adapters.save_adapter(self, name, Path(save_directory) / "adapters" / name)
+        name_adapters(save_directory, names)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -309,9 +312,10 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
-        found = (folder / "adapters").glob(f"*/{adapters.WEIGHTS}")
-        for saved in sorted(found, key=lambda path: path.parent.name, reverse=True):
-            adapters.load_adapter(model, saved.parent.name, saved.parent)
+        found = saved_adapters(folder)
+        check_adapters(folder, found)
+        for name, file in reversed(found.items()):
+            adapters.load_adapter(model, name, file)
         return loaded
 
 

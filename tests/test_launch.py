@@ -143,8 +143,10 @@ def run_the_card(export: Path) -> None:
     finally:
         os.chdir(before)
     assert (export / "foreground.png").is_file()
-    comfy = export / "transformer/adapters/content/comfyui_lora_weights.safetensors"
-    assert comfy.is_file()
+    files = sorted(file.name for file in (export / "transformer/adapters/motion").iterdir())
+    assert files == ["model.safetensors"]
+    assert (export / "transformer/adapters/content/pytorch_lora_weights.safetensors").is_file()
+    assert "do not take it" in text and "ComfyUI" not in text
 
 
 def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
