@@ -138,7 +138,7 @@ def run_job(
     workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
     corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
     one is left out as a near-duplicate. first_pass: before the work. gpus: share of a GPU that
-    one task of the work takes, where the cluster has any. only: whether a unit is wanted; without
+    one task of the work takes. only: whether a unit is wanted; without
     it all are.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
     the disk is full; what was done by then is kept, and the same call goes on from there.

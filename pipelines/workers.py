@@ -35,8 +35,9 @@ def run_units(
     """Call ``do(key, payload)`` for all units; returns why those that are not done were given up.
 
     workers: Ray tasks at a time; None = all CPUs; 0 = in this process, where an error is raised.
-    gpus: share of a GPU that one task takes. A unit whose task raises, or whose worker dies, gets
-    ``ATTEMPTS``. OSError when the disk is full: another attempt would meet it again.
+    gpus: share of a GPU that one task takes; ValueError where the cluster has none.
+    A unit whose task raises, or whose worker dies, gets ``ATTEMPTS``. OSError when the disk is
+    full: another attempt would meet it again.
     """
     if workers == 0:
         for unit in _progress(units, len(units), quiet):
@@ -62,9 +63,11 @@ def _ray_rows(
     """Run units as a Ray Data pipeline; yields a small row as each unit ends."""
     import ray
 
-    from pipelines.cluster import start_ray
+    from pipelines.cluster import require_gpus, start_ray
 
     start_ray(workers)
+    if gpus:
+        require_gpus(workers)
     items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
 
     def run(item: dict[str, str]) -> dict[str, str]:
@@ -77,7 +80,7 @@ def _ray_rows(
         return said
 
     options: dict[str, Any] = {"num_cpus": 1, "concurrency": workers, "max_retries": 1}
-    if gpus and ray.cluster_resources().get("GPU"):
+    if gpus:
         options["num_gpus"] = gpus
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
