@@ -17,23 +17,28 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.train_gpu import CONFIG_2B, MANIFEST, SHAPE_2B, planned_bytes, training_step
+from bench.train_gpu import (
+    CONFIG_2B,
+    MANIFEST,
+    SHAPE_2B,
+    planned_bytes,
+    random_batch,
+    training_step,
+)
 from layerflow import adapters
 from layerflow.objective import layer_loss
 from layerflow.presets import make_scheduler
 from layerflow.transformer import LayerFlowTransformer3DModel
 from manifests.train import Stage, TrainManifest, load
+from trainer.count import Live
 from trainer.data import Batch
 from trainer.network import prepare
 from trainer.stages import attach, trainable_names
@@ -71,9 +76,13 @@ def network(stage: Stage, config: dict[str, Any]) -> Any:
     return transformer
 
 
-def count_flops(stage: Stage, config: dict[str, Any], batch: Batch) -> tuple[float, float]:
+def count_flops(
+    stage: Stage, config: dict[str, Any], batch: Batch, checkpointing: str = "none"
+) -> tuple[float, float]:
     """FLOPs of the forward and the backward pass, products and attention alone."""
     transformer = network(stage, config)
+    if checkpointing == "full":
+        transformer.enable_gradient_checkpointing()
     adapters.set_trainable(transformer, trainable_names(transformer, stage))
     values = [value.to("meta") for value in vars(batch).values()]
     latents, noise, text, given, timesteps, gate = values
@@ -105,33 +114,34 @@ def count_bytes(
         return live.most
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, while they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
-                self.add(tensor.untyped_storage())
-        return result
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self.sizes:
-            self.sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self.drop, key)
-
-    def drop(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
+def count_forward_bytes(
+    manifest: TrainManifest, stage: Stage, config: dict[str, Any], shape: tuple[int, ...]
+) -> int:
+    """The most bytes that a forward pass without gradients holds beside the weights."""
+    transformer = network(stage, config)
+    names = set(trainable_names(transformer, stage))
+    half = manifest.precision == "bf16"
+    with FakeTensorMode(), Live() as live, norms_in_fp32(half), torch.no_grad():
+        for path, module in transformer.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    trains = f"{path}.{name}".lstrip(".") in names
+                    full = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=trains)
+                    module._parameters[name] = full
+        batch, scheduler = random_batch(transformer.config, shape), make_scheduler("ddim")
+        before = live.most = live.now
+        with torch.autocast("cpu", torch.bfloat16, half):
+            layer_loss(
+                transformer,
+                scheduler,
+                batch.latents,
+                batch.prompt_embeds,
+                batch.given,
+                batch.timesteps,
+                batch.noise,
+                batch.motion_gate,
+            )
+        return live.most - before
 
 
 @contextmanager

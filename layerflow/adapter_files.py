@@ -1,24 +1,28 @@
-"""Adapter files: ``pytorch_lora_weights.safetensors`` as diffusers and ComfyUI load it.
+"""Adapter files: ``pytorch_lora_weights.safetensors`` as diffusers loads it, or a gated file.
 
 Tensors are named ``<module>.lora_A.weight`` and ``<module>.lora_B.weight`` here; the files put
-``transformer.`` (diffusers) or ``diffusion_model.`` (ComfyUI) in front.
+``transformer.`` (diffusers) or ``layerflow_gated.`` in front. A gated adapter is for training: at
+inference its gate is 0. Loaders that know no gate would apply it at full strength, so its file has
+a name and keys that they do not take. The name is also one that diffusers brings from the Hub.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-COMFY_WEIGHTS = "comfyui_lora_weights.safetensors"
+GATED_WEIGHTS = "model.safetensors"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' name
+_PREFIX, _GATED_PREFIX = "transformer.", "layerflow_gated."
+_NAMES = "_adapters"  # in the transformer's config.json; diffusers passes such keys over
 _LORA_KEY = re.compile(r"(?P<module>.+)\.(?P<half>lora_[AB])\.weight")
 
 
@@ -28,12 +32,11 @@ def write_adapter(
     name: str,
     directory: str | Path,
     *,
-    comfyui: bool = False,
+    gated: bool = False,
 ) -> Path:
     """Write an adapter's tensors with ``r``, ``lora_alpha`` and ``target_modules`` (config).
 
-    comfyui: also write ``comfyui_lora_weights.safetensors`` with ``diffusion_model.`` keys and
-    an ``alpha`` beside each pair. Returns the path of the first file.
+    gated: for this package alone, see above. Returns the file's path.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,15 +46,43 @@ def write_adapter(
         "layerflow_adapter": name,
         METADATA_KEY: json.dumps(metadata, sort_keys=True),
     }
-    tensors = {f"transformer.{key}": value.contiguous() for key, value in state.items()}
-    _save(tensors, folder / WEIGHTS, header)
-    if comfyui:
-        tensors = {f"diffusion_model.{key}": value.contiguous() for key, value in state.items()}
-        alpha = torch.tensor(float(config["lora_alpha"]))
-        for key in [k for k in tensors if k.endswith(".lora_A.weight")]:
-            tensors[key.replace(".lora_A.weight", ".alpha")] = alpha.clone()
-        _save(tensors, folder / COMFY_WEIGHTS, header)
-    return folder / WEIGHTS
+    prefix, file = (_GATED_PREFIX, GATED_WEIGHTS) if gated else (_PREFIX, WEIGHTS)
+    tensors = {f"{prefix}{key}": value.contiguous() for key, value in state.items()}
+    _save(tensors, folder / file, header)
+    (folder / (WEIGHTS if gated else GATED_WEIGHTS)).unlink(missing_ok=True)
+    return folder / file
+
+
+def saved_adapters(transformer: str | Path) -> dict[str, Path]:
+    """Name -> file of the adapters that lie in a transformer's folder, in order of their names."""
+    found = {}
+    for folder in sorted((Path(transformer) / "adapters").glob("*")):
+        files = [folder / name for name in (WEIGHTS, GATED_WEIGHTS)]
+        if here := [file for file in files if file.is_file()]:
+            found[folder.name] = here[0]
+    return found
+
+
+def name_adapters(transformer: str | Path, names: Sequence[str]) -> None:
+    """Write into a saved transformer's settings which adapters belong to it."""
+    path = Path(transformer) / "config.json"
+    said = json.loads(path.read_text())
+    said.pop(_NAMES, None)
+    if names:
+        said[_NAMES] = list(names)
+    path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+
+
+def check_adapters(transformer: str | Path, found: Mapping[str, Path]) -> None:
+    """ValueError when an adapter that belongs to a saved transformer is not there: without it the
+    model would compute something else and say nothing."""
+    path = Path(transformer) / "config.json"
+    said = json.loads(path.read_text()).get(_NAMES, []) if path.is_file() else []
+    if missing := sorted(set(said) - set(found)):
+        raise ValueError(
+            f"{transformer} has lost its adapters {missing} (adapters/NAME/{GATED_WEIGHTS} or "
+            f"{WEIGHTS}); copy or download the whole folder"
+        )
 
 
 def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
@@ -66,7 +97,9 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Tensor], dict[str, An
     ValueError naming the file for one that is damaged or says no rank, alpha and targets.
     """
     path = Path(directory)
-    path = path / WEIGHTS if path.is_dir() else path
+    if path.is_dir():
+        plain = path / WEIGHTS
+        path = plain if plain.is_file() else path / GATED_WEIGHTS
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -80,7 +113,8 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Tensor], dict[str, An
     for key in ("r", "lora_alpha", "target_modules"):
         if key not in config:
             raise ValueError(f"{path}: {METADATA_KEY} does not say {key!r}")
-    return {key.removeprefix("transformer."): value for key, value in state.items()}, config
+    prefix = re.compile(f"^({re.escape(_PREFIX)}|{re.escape(_GATED_PREFIX)})")
+    return {prefix.sub("", key): value for key, value in state.items()}, config
 
 
 def check_tensors(

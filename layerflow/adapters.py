@@ -269,17 +269,12 @@ def adapter_config(transformer: nn.Module, name: str) -> dict[str, Any]:
     }
 
 
-def save_adapter(
-    transformer: nn.Module, name: str, directory: str | Path, *, comfyui: bool = False
-) -> Path:
-    """Write ``pytorch_lora_weights.safetensors`` as diffusers' ``load_lora_weights`` reads it.
-
-    comfyui: also write ``comfyui_lora_weights.safetensors`` with ``diffusion_model.`` keys and
-    an ``alpha`` beside each pair. Returns the path of the first file.
-    """
+def save_adapter(transformer: nn.Module, name: str, directory: str | Path) -> Path:
+    """Write an adapter: ``pytorch_lora_weights.safetensors`` as diffusers' ``load_lora_weights``
+    reads it, but ``motion`` as a gated file, which nothing loads ungated. Returns the file."""
     config = adapter_config(transformer, name)
     state = adapter_state_dict(transformer, name)
-    return write_adapter(state, config, name, directory, comfyui=comfyui)
+    return write_adapter(state, config, name, directory, gated=name == MOTION)
 
 
 def load_adapter(transformer: nn.Module, name: str, directory: str | Path) -> None:

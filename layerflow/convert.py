@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerflow import official
+from layerflow import adapters, official
 from layerflow.adapter_files import write_adapter
 from layerflow.layers import OFFICIAL, OfficialTask, official_task
 from layerflow.outputs import local_output
@@ -177,7 +177,7 @@ def _write_adapter(
     if kept:
         modules = sorted({key.split(".lora_")[0] for key in kept})
         config = {"r": rank, "lora_alpha": official.LORA_ALPHA, "target_modules": modules}
-        write_adapter(kept, config, name, folder)
+        write_adapter(kept, config, name, folder, gated=name == adapters.MOTION)
 
 
 def write_safetensors(

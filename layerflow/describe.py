@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from layerflow.adapter_files import WEIGHTS, read_adapter
+from layerflow.adapter_files import read_adapter, saved_adapters
 from layerflow.documents import read_json
 from layerflow.layers import LAYERS, official_task
 
@@ -66,9 +66,9 @@ def describe(directory: str | Path) -> dict[str, Any]:
         if (folder / part).is_dir()
     }
     adapters = {}
-    for file in sorted((folder / "transformer" / "adapters").glob(f"*/{WEIGHTS}")):
+    for name, file in saved_adapters(folder / "transformer").items():
         state, said = read_adapter(file)
-        adapters[file.parent.name] = {
+        adapters[name] = {
             "rank": said["r"],
             "alpha": said["lora_alpha"],
             "parameters": sum(value.numel() for value in state.values()),

@@ -12,10 +12,11 @@ from typing import Any
 def folder_hash(folder: Path) -> str:
     """sha256 over the weights and settings of one model component.
 
-    Settings are compared as JSON without their private keys (versions, names), weights as bytes.
+    Settings are compared as JSON without their private keys (versions, names), weights as bytes;
+    code that is shipped beside them does not count.
     """
     digest = hashlib.sha256()
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix != ".py")
     if not files:
         raise ValueError(f"{folder} is empty or absent; is this a model directory?")
     for file in files:

@@ -10,30 +10,36 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import (
-    AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
+    CogVideoXTransformer3DModel,
     DiffusionPipeline,
+    ModelMixin,
 )
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+import layerflow.transformer  # noqa: F401  diffusers takes our classes from what is imported
 from layerflow import autoencoder, frames, text
-from layerflow.autoencoder import BlockDCTAutoencoder
 from layerflow.denoise import Denoiser
 from layerflow.layers import LAYERS, Layout
 from layerflow.sequence import Generators, decode_sequence, draw_noise, encode_given
-from layerflow.transformer import LayerFlowTransformer3DModel
 
 Given = Mapping[str, Any]
+
+OWN_MODULES = {
+    "LayerFlowTransformer3DModel": "layerflow.transformer",
+    "BlockDCTAutoencoder": "layerflow.autoencoder",
+}
 
 
 @dataclass
@@ -56,8 +62,17 @@ class LayerFlowPipelineOutput(BaseOutput):
         return self.blended
 
 
+def _is_entry(value: Any) -> bool:
+    """Whether this is a module and class of ``model_index.json``."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+
+
 class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
-    """All layers together, or some from the others. Conventions are CogVideoXPipeline's."""
+    """All layers together, or some from the others. Conventions are CogVideoXPipeline's.
+
+    vae: ``AutoencoderKLCogVideoX`` or ``BlockDCTAutoencoder``; transformer:
+    ``LayerFlowTransformer3DModel``.
+    """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar = ["tokenizer", "text_encoder", "vae"]
@@ -67,8 +82,8 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self,
         tokenizer: PreTrainedTokenizerBase | None,
         text_encoder: T5EncoderModel | None,
-        vae: AutoencoderKLCogVideoX | BlockDCTAutoencoder | None,
-        transformer: LayerFlowTransformer3DModel,
+        vae: ModelMixin | None,
+        transformer: CogVideoXTransformer3DModel,
         scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
     ) -> None:
         super().__init__()
@@ -79,6 +94,25 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             transformer=transformer,
             scheduler=scheduler,
         )
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """diffusers' ``load_config``; a folder that ships code opens with the package's own."""
+        said = super().load_config(*args, **kwargs)
+        config = said[0] if isinstance(said, tuple) else said
+        for part, entry in config.items():
+            own = OWN_MODULES.get(entry[1]) if _is_entry(entry) else None
+            if part != "_class_name" and own in sys.modules:
+                config[part] = [own, entry[1]]
+        return said
+
+    @classmethod
+    def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> Any:
+        """So that diffusers takes this class, not the one that the folder ships."""
+        said = super()._dict_from_json_file(*args, **kwargs)
+        if _is_entry(said.get("_class_name")):
+            said["_class_name"] = said["_class_name"][1]
+        return said
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """``[N, L, D]`` float32 of prefixed texts (``text.prefixed``); zeros for an empty one."""

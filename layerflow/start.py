@@ -112,7 +112,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3DModel:
-    """A native network that computes what ``base`` computes, at initialisation.
+    """A native network that computes what ``base`` computes, at initialisation and at any size.
 
     base: diffusers' CogVideoX transformer, or an official one of ours (its position table and its
     text layer embedding come along, its adapters too). Weights are shared, not copied.
@@ -134,6 +134,10 @@ def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3D
     own["sample_frames"] = (own["latent_frames"] * len(LAYERS) - 1) * int(
         config["temporal_compression_ratio"]
     ) + 1
+    if config.get("use_rotary_positional_embeddings") and not config.get("position_grid"):
+        own["position_grid"] = [
+            config[f"sample_{axis}"] // config["patch_size"] for axis in ("height", "width")
+        ]
     stored = official is not None and not has_plain_positions(base)
     for axis in ("height", "width"):
         if axis in options and not stored:  # a stored table fits its own size only
@@ -183,12 +187,17 @@ def _latent_frames(num_frames: int, config: Mapping[str, Any]) -> int:
 
 
 def _add_missing(state: dict[str, Tensor], model: LayerFlowTransformer3DModel, base: Any) -> None:
-    """What a native network has and its base has not: zeros; official text rows move to slots."""
+    """What a native network has and its base has not: zeros; official text rows move to slots.
+
+    A base that is native itself has all of it.
+    """
     like = state["proj_out.weight"]
     official = getattr(base, "official", None)
     slots = official.layout.prompt_slots if official is not None else ()
     for name, target in model.state_dict().items():
         if not name.startswith(("layer_embedding.", "position_tables.text")):
+            continue
+        if official is None and name in state:
             continue
         filled = torch.zeros(target.shape, dtype=like.dtype)
         if name in state:

@@ -22,6 +22,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from layerflow import adapters
+from layerflow.adapter_files import check_adapters, name_adapters, saved_adapters
 from layerflow.layers import LAYERS, PROMPTED, Layout, native_layout, official_task
 from layerflow.positions import ExactTimesteps, LayerEmbedding, Positions, Tables
 
@@ -40,6 +41,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
     num_prompts: prompt slots; 3 in native mode.
     positions: ``shared`` (each layer counts its time from 0) or ``continuous``; native mode only.
     stored_positions: prompts, tokens and frames of a position table that the weights carry.
+    position_grid: height and width in patches that rotary positions were learnt at, whatever size
+        the model works at; None: those of sample_height and sample_width.
     latent_frames: usual latent frames of one layer; any number works.
     norm_out_eps: epsilon of the last norm; the official network has 1e-6, diffusers 1e-5.
     exact_timesteps: timestep features as ``positions.ExactTimesteps`` makes them.
@@ -87,6 +90,7 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         latent_frames: int = 4,
         norm_out_eps: float = 1e-5,
         exact_timesteps: bool = False,
+        position_grid: tuple[int, int] | list[int] | None = None,
     ) -> None:
         _check_config(mode, task, positions, patch_size_t, ofs_embed_dim, num_prompts)
         super().__init__(
@@ -128,11 +132,12 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         if exact_timesteps:
             self.time_proj = ExactTimesteps(dim)
         kind = "rotary" if use_rotary_positional_embeddings else "sincos"
+        own_grid = (sample_height // patch_size, sample_width // patch_size)
         self.position_tables = Positions(
             "stored" if stored_positions else kind,
             dim,
             attention_head_dim,
-            (sample_height // patch_size, sample_width // patch_size),
+            own_grid if position_grid is None else _grid(position_grid),
             (spatial_interpolation_scale, temporal_interpolation_scale),
             tuple(stored_positions) if stored_positions else (0, 0, 0),  # type: ignore[arg-type]
         )
@@ -296,8 +301,10 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
             super().save_pretrained(save_directory, **kwargs)
         finally:
             del self.__dict__["state_dict"]
-        for name in getattr(self, "peft_config", {}):
+        names = sorted(getattr(self, "peft_config", {}))
+        for name in names:
             adapters.save_adapter(self, name, Path(save_directory) / "adapters" / name)
+        name_adapters(save_directory, names)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -305,10 +312,17 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
-        found = (folder / "adapters").glob(f"*/{adapters.WEIGHTS}")
-        for saved in sorted(found, key=lambda path: path.parent.name, reverse=True):
-            adapters.load_adapter(model, saved.parent.name, saved.parent)
+        found = saved_adapters(folder)
+        check_adapters(folder, found)
+        for name, file in reversed(found.items()):
+            adapters.load_adapter(model, name, file)
         return loaded
+
+
+def _grid(said: Any) -> tuple[int, int]:
+    if len(said) != 2 or not all(isinstance(side, int) and side > 0 for side in said):
+        raise ValueError(f"position_grid must be height and width in patches, not {said!r}")
+    return said[0], said[1]
 
 
 def _check_config(

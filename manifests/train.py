@@ -127,7 +127,17 @@ class TrainManifest(Strict):
     """Through Ray: when a node is lost, go on with as few workers as this, and grow back to
     `workers` when there are nodes again. The global batch stays what it is."""
     gpus: bool | None = None
-    """Use GPUs. Left out: when there are any."""
+    """Train on GPUs, one a worker. Left out: when this process, or through Ray the cluster, has
+    any. `true` is refused where there is none; on a cluster with too few it waits for more."""
+    resources_per_worker: dict[str, float] = Field({})
+    """Through Ray: what a worker reserves besides its GPU, as Ray names it: `CPU` (1 unless said),
+    `memory` in bytes, or a resource of the cluster's own."""
+    accelerator_type: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    """Through Ray: only nodes with this GPU, by Ray's name: `H100`, `A100`, `L40S`, ..."""
+    labels: dict[str, str] = Field({})
+    """Through Ray: only nodes that carry these labels."""
+    max_failures: int = Field(3, ge=-1)
+    """Through Ray: how often the workers start again after one has died; -1: without end."""
     threads: int | None = Field(None, ge=1)
     """CPU threads a worker. Left out: the machine's cores divided by the workers on it."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -167,6 +177,7 @@ class TrainManifest(Strict):
             raise ValueError(f"stages: names must differ, got {names}")
         if self.min_workers is not None and self.min_workers > max(1, self.workers):
             raise ValueError(f"min_workers is {self.min_workers}, workers only {self.workers}")
+        self._check_places()
         for stage in self.stages:
             self.passes(stage, 1)
         if any(stage.parallel == "fsdp" for stage in self.stages):
@@ -175,6 +186,15 @@ class TrainManifest(Strict):
             if self.validation is not None and self.validation.keep_best:
                 raise ValueError("validation.keep_best: not while a stage has parallel: fsdp")
         return self
+
+    def _check_places(self) -> None:
+        for name, amount in self.resources_per_worker.items():
+            if name in ("GPU", "TPU"):
+                raise ValueError(f"resources_per_worker: {name} is not set here; see `gpus`")
+            if not amount > 0:
+                raise ValueError(f"resources_per_worker.{name} must be above 0, not {amount:g}")
+        if self.accelerator_type is not None and self.gpus is False:
+            raise ValueError("accelerator_type asks for a GPU, and gpus is false")
 
     def passes(self, stage: Stage, workers: int) -> int:
         """Forward passes of one worker in a step. ValueError when the batch does not divide.
@@ -217,6 +237,10 @@ FREE_FIELDS = (
     "workers",
     "min_workers",
     "gpus",
+    "resources_per_worker",
+    "accelerator_type",
+    "labels",
+    "max_failures",
     "threads",
     "prefetch",
     "log_every",

@@ -32,6 +32,22 @@ def start_ray(workers: int | None = None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def require_gpus(workers: int | None = None) -> None:
+    """ValueError when work that asks for a GPU meets a cluster without any.
+
+    Else its tasks would run on nodes without one, and fail there one by one, or on the CPU.
+    """
+    start_ray(workers)
+    import ray
+
+    found = ray.cluster_resources()
+    if not found.get("GPU"):
+        raise ValueError(
+            f"device cuda: the cluster has no GPU ({found.get('CPU', 0):g} CPUs); start nodes with "
+            "GPUs, or choose the device cpu"
+        )
+
+
 def stop_ray() -> None:
     """Shut the local Ray down, if one runs, so that its processes and memory go."""
     import sys

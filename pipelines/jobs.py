@@ -140,8 +140,8 @@ def run_job(
     workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
     corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
     one is left out as a near-duplicate. first_pass: before the work. gpus: share of a GPU that
-    one task of the work takes, where the cluster has any. only: whether a unit is wanted; without
-    it all are. accept_lost: any number of units may fail for one reason, as rejected rows.
+    one task of the work takes. only: whether a unit is wanted; without it all are. accept_lost: any
+    number of units may fail for one reason, as rejected rows.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
     the disk is full or the fault lies with the machines (``pipelines.workers``); what was done by
     then is kept, and the same call goes on from there.

@@ -25,6 +25,7 @@ from layerflow.media import MediaError, encode_color
 from layerflow.outputs import local_output
 from layerflow.video import Box, Limits
 from manifests.mine import MineOptions
+from pipelines.cluster import require_gpus
 from pipelines.jobs import (
     Choose,
     FirstPass,
@@ -76,8 +77,13 @@ def run_mine(
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     resolve_gate(options.gate, options.thresholds)
-    _matter(options.matting, options.weights, options.device)
-    make_inpainter(options.inpaint, options.inpaint_weights, options.device)
+    gpus = _needs_gpu(options)
+    if gpus and workers != 0:
+        require_gpus(workers)
+    # The work runs elsewhere, and a cluster's head may have no GPU: weights are tried on the CPU.
+    device = "cpu" if gpus and os.environ.get("RAY_ADDRESS") and workers != 0 else options.device
+    _matter(options.matting, options.weights, device)
+    make_inpainter(options.inpaint, options.inpaint_weights, device)
     if options.captions is not None:
         make_captioner(options.captions).check()
     units = plan_units(list_sources(options.inputs), options, table)
@@ -92,8 +98,15 @@ def run_mine(
         only=only,
         accept_lost=accept_lost,
         schema=EXTENDED_SCHEMA,
-        gpus=GPU_SHARE if options.device.startswith("cuda") else 0.0,
+        gpus=GPU_SHARE if gpus else 0.0,
     )
+
+
+def _needs_gpu(options: MineOptions) -> bool:
+    devices = [options.device]
+    if options.captions is not None and options.captions.url is None:
+        devices.append(options.captions.device)
+    return any(device.startswith("cuda") for device in devices)
 
 
 def plan_units(

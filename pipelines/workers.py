@@ -58,9 +58,10 @@ def run_staged(
 
     make: payload -> what the unit commits. Units that were committed are not run again; those that
     were damaged since are. workers: Ray tasks at a time; None = all CPUs; 0 = in this process,
-    where an error is raised. gpus: share of a GPU that one task takes, where the cluster has any.
-    hold: with GPUs, in actors that keep what ``make`` loaded. accept_lost: take any number of lost
-    units for faults of their inputs. prepare: sees the units that will run, returns them complete.
+    where an error is raised. gpus: share of a GPU that one task takes, where the
+    cluster has any. hold: with GPUs, in actors that keep what ``make`` loaded. accept_lost: take
+    any number of lost units for faults of their inputs. prepare: sees the units that will run,
+    returns them complete.
     InfrastructureError when the fault lies with the machines, OSError when the disk is full.
     """
     lost: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from layerflow import adapters
-from layerflow.adapter_files import COMFY_WEIGHTS, METADATA_KEY, read_adapter
+from layerflow.adapter_files import GATED_WEIGHTS, METADATA_KEY, read_adapter, write_adapter
 from layerflow.objective import layer_loss
 from layerflow.presets import make_scheduler
 from layerflow.transformer import LayerFlowTransformer3DModel
@@ -138,10 +139,10 @@ def test_nothing_but_set_trainable_changes_what_is_trainable(tmp_path):
     same()
     model.set_adapters(["motion", "content"])
     same()
-    adapters.save_adapter(model, "motion", tmp_path / "motion")
-    adapters.load_adapter(model, "third", tmp_path / "motion")
+    adapters.save_adapter(model, "content", tmp_path / "content")
+    adapters.load_adapter(model, "third", tmp_path / "content")
     same()
-    model.load_lora_adapter(str(tmp_path / "motion"), prefix="transformer", adapter_name="fourth")
+    model.load_lora_adapter(str(tmp_path / "content"), prefix="transformer", adapter_name="fourth")
     same()
     assert model.active_adapters() == ["motion", "content", "third", "fourth"]
 
@@ -251,15 +252,43 @@ def test_stock_diffusers_loads_our_file_with_the_same_effect(tmp_path):
     assert base.peft_config["content"].lora_alpha == 1
 
 
-def test_comfyui_file(tmp_path):
-    model = with_adapters()
-    adapters.save_adapter(model, "motion", tmp_path, comfyui=True)
-    tensors = load_file(tmp_path / COMFY_WEIGHTS)
-    stem = "diffusion_model.transformer_blocks.0.attn1.to_q"
-    down, up = tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"]
-    assert down.shape == (2, 32) and up.shape == (32, 2)
-    assert float(tensors[f"{stem}.alpha"]) == 1.0
-    assert len(tensors) == 3 * 8 and all(key.startswith("diffusion_model.") for key in tensors)
+def test_motion_is_not_there_for_loaders_that_know_no_gate(tmp_path):
+    """diffusers' loader, by folder or by name, takes nothing of it; ours takes it gated."""
+    from layerflow.layers import single_layout
+    from layerflow.start import native_from
+
+    base = plain_cogvideox(rotary=False)
+    ours = native_from(copy.deepcopy(base), {"num_frames": 16})
+    adapters.add_adapter(ours, "motion", rank=2, alpha=1)
+    for parameter in adapters.adapter_parameters(ours, "motion").values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    file = adapters.save_adapter(ours, "motion", tmp_path)
+    assert file.name == GATED_WEIGHTS and [file] == list(tmp_path.iterdir())
+    for name in (None, GATED_WEIGHTS):
+        with suppress(OSError, ValueError):  # or it says that no key is for this network
+            base.load_lora_adapter(str(tmp_path), weight_name=name, adapter_name="motion")
+        assert not getattr(base, "peft_config", None)
+    again = native_from(plain_cogvideox(rotary=False), {"num_frames": 16})
+    adapters.load_adapter(again, "motion", tmp_path)
+    data = (torch.randn(1, 5, 4, 4, 6), torch.randn(1, 6, 8), torch.tensor([300]))
+    how = {"layout": single_layout(5), "return_dict": False}
+    with torch.no_grad():
+        plain = base(*data, return_dict=False)[0]
+        assert (again(*data, **how)[0] - plain).abs().max() < 1e-5
+        gate = torch.ones(1)
+        assert (again(*data, motion_gate=gate, **how)[0] - plain).abs().max() > 1e-2
+
+
+def test_a_motion_file_of_an_older_folder_opens_and_gives_way(tmp_path):
+    model, data, folder = with_adapters(), batch(), tmp_path / "adapters" / "motion"
+    model.save_pretrained(tmp_path)
+    (folder / GATED_WEIGHTS).unlink()
+    state = adapters.adapter_state_dict(model, "motion")
+    write_adapter(state, adapters.adapter_config(model, "motion"), "motion", folder)
+    old = LayerFlowTransformer3DModel.from_pretrained(tmp_path)
+    assert (run(old, data, [1.0, 0.0]) - run(model, data, [1.0, 0.0])).abs().max() < 1e-6
+    adapters.save_adapter(old, "motion", folder)
+    assert [file.name for file in folder.iterdir()] == [GATED_WEIGHTS]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +348,10 @@ def test_a_copy_has_a_gate_of_its_own():
 
 def test_motion_loaded_through_diffusers_is_gated_too(tmp_path):
     model, data = with_adapters(), batch()
-    adapters.save_adapter(model, "motion", tmp_path)
+    state, config = (
+        f(model, "motion") for f in (adapters.adapter_state_dict, adapters.adapter_config)
+    )
+    write_adapter(state, config, "motion", tmp_path)
     fresh = small_transformer()
     fresh.load_lora_adapter(str(tmp_path), prefix="transformer", adapter_name="motion")
     plain = run(small_transformer(), data)

@@ -22,11 +22,12 @@ from layerflow.clip import LayeredClip
 from layerflow.corpus import SCHEMA, encode_row, origin, write_table
 from layerflow.pipeline import LayerFlowPipeline
 from layerflow.presets import init_directory
-from manifests.train import TrainManifest
+from manifests.train import TrainManifest, Validation
 from pipelines.encode import run_encode
 from pipelines.stages.latent import Augment
 from trainer import metrics
 from trainer.launch import launch, train_on_ray
+from trainer.placement import Placement
 from trainer.plan import duration, lines, make_plan
 
 
@@ -142,8 +143,10 @@ def run_the_card(export: Path) -> None:
     finally:
         os.chdir(before)
     assert (export / "foreground.png").is_file()
-    comfy = export / "transformer/adapters/content/comfyui_lora_weights.safetensors"
-    assert comfy.is_file()
+    files = sorted(file.name for file in (export / "transformer/adapters/motion").iterdir())
+    assert files == ["model.safetensors"]
+    assert (export / "transformer/adapters/content/pytorch_lora_weights.safetensors").is_file()
+    assert "do not take it" in text and "ComfyUI" not in text
 
 
 def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
@@ -165,6 +168,40 @@ def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
     result = command("train", write(manifest, tmp_path / "m.yaml"), "--plan")
     assert result.exit_code == 0 and "content: 4 steps" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_makes_up_no_speed_and_counts_all_phases(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, precision="bf16", checkpointing="full")
+    plain = make_plan(manifest)
+    assert plain[0].seconds is None and plain[0].validation is None
+    text = "\n".join(lines(manifest, plain))
+    assert "time unknown (how fast a CPU trains; its first steps show it)" in text
+    assert "% of it recomputation" in text
+    none = make_plan(manifest.model_copy(update={"checkpointing": "none"}))
+    assert plain[0].flops == pytest.approx(1.35 * none[0].flops, rel=0.05)
+    assert plain[0].costs.total == none[0].costs.total, "MFU counts the model's FLOPs"
+
+    held = Validation.model_validate({"latents": "video", "samples": 1})
+    changes = {"validation": held, "gpus": True, "accelerator_type": "H100"}
+    there = manifest.model_copy(update=changes)
+    plans = make_plan(there)
+    base = plans[0]
+    assert base.seconds == pytest.approx(base.steps * base.flops / (0.35 * 989e12))
+    assert base.validation and base.sampling and base.sampling > base.validation
+    said = lines(there, plans)
+    assert any("on 1 H100" in line for line in said) and "free now: unknown" in said[-1]
+    assert any("in the first worker, which waits" in line for line in said)
+    for wrong, why in (
+        ({"accelerator_type": "T4"}, "no peak is known of T4"),
+        ({"accelerator_type": None}, "no peak is known of GPUs whose type nothing says"),
+        ({"precision": "fp32"}, "known peaks of GPUs are those of bf16"),
+    ):
+        changed = there.model_copy(update=wrong)
+        assert f"time unknown ({why})" in "\n".join(lines(changed, make_plan(changed)))
+    placed = Placement(True, "A100", "2 workers train on GPUs", spare=True)
+    alone = make_plan(there, placed)[0]
+    assert alone.sampling and alone.sampling < base.sampling
+    assert alone.seconds == pytest.approx(base.seconds * 989 / 312)
 
 
 def test_durations_are_said_in_the_unit_that_fits() -> None:

@@ -50,6 +50,45 @@ def test_native_started_from_cogvideox_computes_the_same(rotary, size):
     assert (ours - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("pixels", [(64, 96), (96, 96), (128, 64)])
+def test_a_working_size_of_its_own_leaves_the_base_s_positions(rotary, pixels, tmp_path):
+    """Made for another size than the base's, saved, and made once more from that."""
+    base = plain_cogvideox(rotary)
+    base.patch_embed.sample_frames = 1  # stock: any other size is computed anew
+    height, width = (side // 8 for side in pixels)
+    sized = {"height": pixels[0], "width": pixels[1], "num_frames": 8}
+    native_from(base, sized).save_pretrained(tmp_path)
+    saved = LayerFlowTransformer3DModel.from_pretrained(tmp_path)
+    assert (saved.config.sample_height, saved.config.sample_width) == (height, width)
+    again = native_from(saved, {"height": 16, "width": 32, "num_frames": 16})
+    latents, t = torch.randn(2, 3, 4, height, width), torch.tensor([3, 900])
+    text = torch.randn(2, 6, 8)
+    tables = rotary_of(base, 3, height, width) if rotary else None
+    with torch.no_grad():
+        expected = base(latents, text, t, image_rotary_emb=tables, return_dict=False)[0]
+        for model in (saved, again):
+            ours = model(latents, text, t, layout=single_layout(3), return_dict=False)[0]
+            assert (ours - expected).abs().max() < 1e-5
+    assert expected.std() > 0.1 and again.config.sample_width == 4
+    assert (again.config.position_grid == [2, 3]) is rotary
+
+
+def test_folders_that_say_no_position_grid_keep_the_one_of_their_size():
+    config = {
+        name: value
+        for name, value in dict(
+            native_from(plain_cogvideox(True), {"num_frames": 8}).config
+        ).items()
+        if not name.startswith("_") and name != "position_grid"
+    }
+    model = LayerFlowTransformer3DModel(**{**config, "sample_height": 8, "sample_width": 12})
+    assert model.position_tables.grid == (4, 6)
+    for wrong in ([4], [0, 6], ["4", 6]):
+        with pytest.raises(ValueError, match="position_grid must be height and width"):
+            LayerFlowTransformer3DModel(**config, position_grid=wrong)
+
+
 def official_network(name):
     source = {key: Ready(value) for key, value in reference.random_weights(name).items()}
     return build_network(source, OFFICIAL[name], (reference.HEIGHT, reference.WIDTH))

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from layerflow.adapter_files import GATED_WEIGHTS, WEIGHTS
+from layerflow.adapters import MOTION
 from manifests.train import Blocks, Lora, Stage, TrainManifest
 
 TAGS = ["text-to-video", "layered-video", "alpha", "layerflow", "diffusers", "diffusers-training"]
@@ -38,7 +40,8 @@ def card(
     tags = [*TAGS, "lora"] if adapters else TAGS
     head = {"library_name": "diffusers", "pipeline_tag": "text-to-video", "tags": tags}
     rows = "\n".join(row(stage, manifest) for stage in stages)
-    held = f"Adapters: {', '.join(sorted(adapters))}. " if adapters else ""
+    held = "".join(f"{about(name)}\n" for name in sorted(adapters))
+    held = f"## Adapters\n\n{held}\n" if held else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).rstrip()}
 ---
@@ -50,13 +53,16 @@ any of them from the others.
 
 ## Use
 
-Run in this folder, or put its path (or repository) in place of `"."`.
+Run in this folder, or put its path (or repository) in place of `"."`. Needs torch, diffusers,
+transformers, peft and opencv-python. The code lies beside the weights, so the toolkit need not be
+installed; with it, `layerflow.pipeline.LayerFlowPipeline.from_pretrained` opens the same folder
+without `trust_remote_code`.
 
 ```python
 import torch
-from layerflow.pipeline import LayerFlowPipeline
+from diffusers import DiffusionPipeline
 
-pipe = LayerFlowPipeline.from_pretrained(".")
+pipe = DiffusionPipeline.from_pretrained(".", trust_remote_code=True)
 layers = pipe(
     prompt={{"foreground": "a red balloon", "background": "a meadow", "blended": "a balloon"}},
     num_inference_steps={settings["steps"]},
@@ -67,14 +73,12 @@ layers.foreground[0][0].save("foreground.png")  # RGBA, frame 0 of sample 0
 layers.blended[0][0].save("blended.png")
 ```
 
-The command line does the same and writes videos:
+The toolkit's command line does the same and writes videos:
 
     layerflow sample --model . --prompt foreground="a red balloon" --out samples
     layerflow sample --model . --given blended=clip.mp4 --out layers
 
-{held}The motion adapter acts on training samples that stand still; at inference its gate is 0 and
-it changes nothing.
-
+{held}
 ## Training
 
 Seed {manifest.seed}, {manifest.precision}; `training.json` holds the whole manifest.
@@ -83,6 +87,22 @@ Seed {manifest.seed}, {manifest.precision}; `training.json` holds the whole mani
 |---|---|---|---|---|---|
 {rows}
 """
+
+
+def about(name: str) -> str:
+    """A line on an adapter: what its file is for, and for whom."""
+    place = f"transformer/adapters/{name}"
+    if name == MOTION:
+        return (
+            f"- `{name}` (`{place}/{GATED_WEIGHTS}`) served training only: it acted on samples "
+            "that stand still, and at inference its gate is 0, so that it changes nothing. Its "
+            "file is for this pipeline and for training on; other loaders, which know no gate, "
+            "do not take it."
+        )
+    return (
+        f"- `{name}` (`{place}/{WEIGHTS}`) is active in this pipeline. It belongs to the base "
+        "weights of this folder, not to those of the model that they were trained from."
+    )
 
 
 def row(stage: Stage, manifest: TrainManifest) -> str:

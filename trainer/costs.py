@@ -6,6 +6,7 @@ and `bench/train_memory.py` counts whole steps at the paper's size in the same w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,6 +34,30 @@ WHOLE = {"fp32": 44.0, "bf16": 29.5}  # more where all weights train, and nothin
 LORA = 8.0  # more where a LoRA trains: its inputs, cast once for each target
 WORK = {"fp32": 30.0, "bf16": 12.0}  # for what is computed at the moment
 OUTSIDE = 7.9  # what embeddings and the last norms keep
+# The most that a forward pass without gradients holds, a token and channel.
+FORWARD = {"fp32": 48.3, "bf16": 26.3}
+
+# Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+OTHERS = {"Laptop", "Max", "MIG", "D"}  # words in the names of lesser devices, or parts of one
+
+
+def peak_of(name: str) -> float | None:
+    """Dense bf16 peak in FLOP/s of a device by its name (torch's or Ray's); None: not known."""
+    words = re.split(r"[\s_-]+", name)
+    if OTHERS & set(words):
+        return None
+    return next((peak for key, peak in PEAKS.items() if set(key.split()) <= set(words)), None)
 
 
 @dataclass(frozen=True)
@@ -42,10 +67,18 @@ class Costs:
     tokens: int
     forward: float
     backward: float
+    recomputed: float = 0.0
+    """More in the backward pass, where blocks are recomputed."""
 
     @property
     def total(self) -> float:
+        """The model's FLOPs, which MFU counts: without recomputation."""
         return self.forward + self.backward
+
+    @property
+    def executed(self) -> float:
+        """All that the device computes."""
+        return self.total + self.recomputed
 
 
 def block_parts(transformer: Any, trained: Collection[str]) -> list[Part]:
@@ -75,33 +108,92 @@ def _width(config: Any) -> int:
     return int(config.num_attention_heads * config.attention_head_dim)
 
 
-def step_costs(transformer: Any, shape: tuple[int, ...], trained: Collection[str]) -> Costs:
-    """Model FLOPs of one sample's training step (recomputation does not count).
+def step_costs(
+    transformer: Any,
+    shape: tuple[int, ...],
+    trained: Collection[str],
+    checkpointing: str = "none",
+) -> Costs:
+    """FLOPs of one sample's training step.
 
     shape: latents ``[layers, f, C, h, w]``. Per block, with width d and s tokens, a forward pass
     is 24 d^2 s (linear layers: qkv and out 8, feed-forward 16) + 4 s^2 d (attention, both
     products). The backward pass costs as much again for the inputs' gradients from the first
     trained block on (attention twice), as much again for the weights' in blocks that train whole,
     and 6 s for each LoRA parameter. Where the first trained block is a LoRA's, nothing asks for
-    the gradient of its input: qkv's 6 d^2 s are saved. Norms, embeddings and AdaLN are left out:
-    they do not grow with s times d^2.
+    the gradient of its input: qkv's 6 d^2 s and their LoRA's are saved. `full` checkpointing
+    computes each of these blocks forward once more; `selective` keeps all products. To this come
+    the embeddings, the modulation and the last layer; norms and activations are left out, as they
+    are no products.
     """
     config = transformer.config
     layers, frames, _, height, width = shape
     text = int(getattr(config, "max_text_seq_length", 0))
     size = config.patch_size**2 * (config.patch_size_t or 1)
-    tokens = text + layers * frames * height * width // size
-    d = _width(config)
+    video = layers * frames * height * width // size
+    tokens, d = text + video, _width(config)
     linear, attention = 24.0 * d * d * tokens, 4.0 * tokens * tokens * d
+    block = linear + attention + _modulation(config)
     parts = block_parts(transformer, trained)
     reached = [part for part in parts if part != "untouched"]
     sizes = {name: p.numel() for name, p in transformer.named_parameters() if name in trained}
-    lora = sum(size for name, size in sizes.items() if _is_lora(name))
-    forward = config.num_layers * (linear + attention)
-    backward = len(reached) * (linear + 2 * attention) + parts.count("whole") * linear
+    lora = 2.0 * tokens * sum(size for name, size in sizes.items() if _is_lora(name))
+    backward = len(reached) * (linear + 2 * attention)
+    backward += parts.count("whole") * (linear + _modulation(config))
     if reached and reached[0] == "lora" and not _before_blocks(trained):
-        backward -= 6.0 * d * d * tokens
-    return Costs(tokens, forward + 2.0 * tokens * lora, backward + 4.0 * tokens * lora)
+        first = f"{BLOCKS}{parts.index('lora')}."
+        inputs = [n for n in sizes if n.startswith(first) and "lora_A" in n and ".to_out" not in n]
+        backward -= 6.0 * d * d * tokens + 2.0 * tokens * sum(sizes[name] for name in inputs)
+    if any(name.startswith("time_embedding.") for name in trained):
+        backward += len(parts) * _modulation(config)
+    around = _around_blocks(config, text, video, size, trained, bool(reached))
+    recomputed = len(reached) * block + lora if checkpointing == "full" else 0.0
+    return Costs(
+        tokens,
+        len(parts) * block + lora + around[0],
+        backward + 2.0 * lora + around[1],
+        recomputed,
+    )
+
+
+def _modulation(config: Any) -> float:
+    """AdaLN of one block: two layers from the timestep's features to six vectors each."""
+    return 2.0 * 2 * config.time_embed_dim * 6 * _width(config)
+
+
+def _around_blocks(
+    config: Any, text: int, video: int, size: int, trained: Collection[str], reached: bool
+) -> tuple[float, float]:
+    """Forward and backward FLOPs of what lies before and after the blocks."""
+    d, steps = _width(config), config.time_embed_dim
+    outputs = 2.0 * d * (config.out_channels or config.in_channels) * size * video
+    modulation = 2.0 * steps * 2 * d
+    weights = {
+        "patch_embed.text_proj.weight": 2.0 * config.text_embed_dim * d * text,
+        "patch_embed.proj.weight": 2.0 * config.in_channels * size * d * video,
+        "time_embedding.linear_1.weight": 2.0 * d * steps,
+        "time_embedding.linear_2.weight": 2.0 * steps * steps,
+        "norm_out.linear.weight": modulation,
+        "proj_out.weight": outputs,
+    }
+    backward = sum(flops for name, flops in weights.items() if name in trained)
+    if reached or any(name.startswith(("norm_final.", "norm_out.")) for name in trained):
+        backward += outputs  # the gradient of its input
+    if any(name.startswith("time_embedding.") for name in trained):
+        backward += modulation
+    if "time_embedding.linear_1.weight" in trained:
+        backward += weights["time_embedding.linear_2.weight"]
+    return sum(weights.values()), backward
+
+
+def forward_bytes(manifest: TrainManifest, config: Any, *, tokens: int, cast: int) -> float:
+    """The most that a forward pass without gradients holds beside the weights.
+
+    tokens: of all samples of the pass. cast: parameters of which autocast keeps bf16 copies
+    meanwhile: those that ask for gradients.
+    """
+    copies = 2.0 * cast if manifest.precision == "bf16" else 0.0
+    return tokens * _width(config) * FORWARD[manifest.precision] + copies
 
 
 def memory_bytes(

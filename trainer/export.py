@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from layerflow import adapters
+from layerflow.ship import ship_code
 from manifests.train import TrainManifest
 from trainer.card import write_card
 from trainer.checkpoint import fill, load_stage, publish, staging, write_json
@@ -76,7 +77,7 @@ def export(
     temporary = staging(target)
     copy_tree(source, temporary, leave={"transformer", "README.md", "training.json"})
     transformer.save_pretrained(temporary / "transformer")
-    write_comfy(transformer, temporary / "transformer")
+    ship_code(temporary)
     write_card(temporary, manifest, stage, adapters.adapter_names(transformer))
     training = {
         "stage": stage,
@@ -93,12 +94,6 @@ def export(
         copy_tree(target, temporary)
         publish(temporary, kept)
     return target
-
-
-def write_comfy(transformer: Any, folder: Path) -> None:
-    """Each adapter again under ComfyUI's names, beside diffusers' file."""
-    for name in adapters.adapter_names(transformer):
-        adapters.save_adapter(transformer, name, folder / "adapters" / name, comfyui=True)
 
 
 def copy_tree(source: Path, target: Path, leave: set[str] | None = None) -> None:

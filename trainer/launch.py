@@ -22,9 +22,10 @@ from layerflow.outputs import local_output
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint, metrics
 from trainer.check import check
+from trainer.placement import Node, Placement, place, worker_resources
 from trainer.sampling import SampleJob, run_job
+from trainer.world import uses_gpu
 
-MAX_FAILURES = 3
 FOLLOW_SECONDS = 1.0
 STOP = "stop"  # file in the run's scratch folder: the workers save and end when it appears
 SAMPLE_SECONDS = 3600.0  # to wait at the end for clips that are still being sampled
@@ -44,6 +45,7 @@ def launch(
     if manifest.workers <= 1:
         from trainer.loop import train
 
+        log(here(manifest))
         return train(manifest, manifest.out, only=only, fresh=fresh, log=log)
     return train_on_ray(manifest, only=only, fresh=fresh, log=log)
 
@@ -59,35 +61,24 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
     if all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted):
         log("all stages are done")
         return True
-    gpus = torch_gpus(manifest)
     with ray_session(manifest.workers):
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
+        placement = place(manifest, cluster_nodes())
+        log(placement.said)
+        placed = manifest.model_copy(update={"gpus": placement.gpus})
         scratch = Path(tempfile.mkdtemp(prefix=".ray-", dir=out))
         try:
             trainer = TorchTrainer(
                 run_worker,
                 train_loop_config={
-                    "manifest": manifest.model_dump_json(),
+                    "manifest": placed.model_dump_json(),
                     "only": only,
                     "folder": os.getcwd(),
                     "scratch": str(scratch.resolve()),
                 },
-                scaling_config=ScalingConfig(
-                    num_workers=(
-                        (manifest.min_workers, manifest.workers)
-                        if manifest.min_workers
-                        else manifest.workers
-                    ),
-                    use_gpu=gpus,
-                    elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-                ),
-                run_config=RunConfig(
-                    name="train",
-                    storage_path=str(scratch.resolve()),
-                    failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                ),
+                scaling_config=scaling(manifest, placement),
+                run_config=run_config(manifest, scratch),
             )
             with following(out / "metrics.csv", manifest, log), passing_on_sigterm(scratch):
                 trainer.fit()
@@ -97,6 +88,58 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
     if verdict["error"]:
         raise ValueError(verdict["error"])
     return bool(verdict["finished"])
+
+
+def cluster_placement(manifest: TrainManifest) -> Placement | None:
+    """Where the cluster of RAY_ADDRESS would put the workers; None where there is no such cluster
+    or the manifest does not use it. ValueError as `placement.place` says."""
+    if manifest.workers <= 1 or not os.environ.get("RAY_ADDRESS"):
+        return None
+    with ray_session(manifest.workers):
+        return place(manifest, cluster_nodes())
+
+
+def scaling(manifest: TrainManifest, placement: Placement) -> Any:
+    """Ray's `ScalingConfig`: how many workers, and what each takes, where."""
+    from ray.train import ScalingConfig
+
+    count: Any = manifest.workers
+    return ScalingConfig(
+        num_workers=(manifest.min_workers, count) if manifest.min_workers else count,
+        use_gpu=placement.gpus,
+        resources_per_worker=worker_resources(manifest, placement.gpus),
+        accelerator_type=manifest.accelerator_type,
+        label_selector=dict(manifest.labels) or None,
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
+
+
+def run_config(manifest: TrainManifest, scratch: Path) -> Any:
+    """Ray's `RunConfig`: its own files in the scratch folder, and how often to start again."""
+    from ray.train import FailureConfig, RunConfig
+
+    return RunConfig(
+        name="train",
+        storage_path=str(scratch.resolve()),
+        failure_config=FailureConfig(max_failures=manifest.max_failures),
+    )
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to, as they are now."""
+    import ray
+
+    return [
+        Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]
+    ]
+
+
+def here(manifest: TrainManifest) -> str:
+    """What this process trains on, and that it leaves a cluster alone."""
+    said = f"trains in this process, on {'a GPU' if uses_gpu(manifest) else 'the CPU'}"
+    if os.environ.get("RAY_ADDRESS"):
+        said += "; the cluster of RAY_ADDRESS is not used, since workers is 1"
+    return said
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -134,7 +177,7 @@ def sampling_beside(
     end. Without a free GPU on a GPU run, rank 0 samples itself."""
     import ray
 
-    gpus = torch_gpus(manifest)
+    gpus = uses_gpu(manifest)
     if gpus and ray.cluster_resources().get("GPU", 0) <= manifest.workers:
         yield run_job
         return
@@ -150,12 +193,6 @@ def sampling_beside(
 def sample_task(job: SampleJob, folder: str) -> None:
     os.chdir(folder)
     run_job(job)
-
-
-def torch_gpus(manifest: TrainManifest) -> bool:
-    import torch
-
-    return torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trainer.costs import Costs
+from trainer.costs import Costs, peak_of
 from trainer.data import Batch
 
 COLUMNS = (
@@ -33,9 +33,6 @@ COLUMNS = (
     "mfu",  # of the devices' bf16 peak; empty where that is not known
     "memory_gib",  # reserved on the device, or resident on a CPU
 )
-
-# Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 
 
 class Metrics:
@@ -196,8 +193,7 @@ def device_peak(device: torch.device) -> float | None:
     """Dense bf16 peak of a device in FLOP/s, or None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
 
 
 def memory_gib(device: torch.device) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,38 @@ import torch
 
 from manifests.train import Stage, TrainManifest
 from trainer.check import check
-from trainer.costs import Costs, block_parts, memory_bytes, step_costs
-from trainer.data import buckets, buckets_text, open_parts
-from trainer.metrics import PEAKS, device_peak
+from trainer.costs import (
+    PEAKS,
+    Costs,
+    block_parts,
+    forward_bytes,
+    memory_bytes,
+    peak_of,
+    step_costs,
+)
+from trainer.count import decoder_bytes
+from trainer.data import buckets, buckets_text, open_latents, open_parts
+from trainer.placement import Placement
 from trainer.stages import attach, trainable_names
 
-# Of the peak that training reaches: on GPUs what is published for video transformers (30 to 38 %),
-# on CPUs what the tiny preset reached of a large matrix product.
-EFFICIENCY = {"cuda": 0.35, "cpu": 0.3}
+# Of their peak, what GPUs reach in training, recomputation included: published for video
+# transformers are 30 to 38 %.
+EFFICIENCY = 0.35
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the run would train on. name: of the GPU, as far as it is known. rate: FLOP/s that all
+    workers reach together, or None. why: what is not known of it. free: bytes of a device that
+    are free now, or None where it is not this machine's. spare: whether sampling has a GPU, or
+    under Ray on CPUs a process, of its own."""
+
+    gpus: bool
+    name: str | None
+    rate: float | None
+    why: str
+    free: float | None
+    spare: bool
 
 
 @dataclass(frozen=True)
@@ -38,30 +61,65 @@ class StagePlan:
     costs: Costs
     """Of one sample, at the mixture's largest shape."""
     flops: float
-    """Of one step, over all workers."""
-    seconds: float
+    """Of one step, over all workers, recomputation included."""
+    seconds: float | None
+    """None where the device's speed is not known."""
     memory: float
-    """Bytes a worker."""
+    """Bytes a worker while it trains."""
     choices: dict[str, float]
     """The same for each precision and kind of recomputation."""
+    validation: float | None
+    """Bytes a worker in a validation; None without one."""
+    sampling: float | None
+    """Bytes of the process that samples at a validation; None where nothing is sampled."""
+
+    @property
+    def most(self) -> float:
+        return max(self.memory, self.validation or 0.0, self.sampling or 0.0)
 
 
-def make_plan(manifest: TrainManifest) -> list[StagePlan]:
-    """Plan all stages. ValueError for whatever would stop the run: manifest, model or latents."""
+def make_plan(manifest: TrainManifest, placement: Placement | None = None) -> list[StagePlan]:
+    """Plan all stages. placement: where a cluster would put the workers; None: this machine.
+
+    ValueError for whatever would stop the run: manifest, model or latents.
+    """
     check(manifest)
     transformer = empty_model(manifest.model)
-    device = torch.device("cuda" if use_gpu(manifest) else "cpu")
-    workers = max(1, manifest.workers)
-    rate = speed(device) * (workers if device.type == "cuda" else 1)
+    target = find_target(manifest, placement)
     plans = []
     for stage in manifest.stages:
         attach(transformer, stage, manifest.seed)
-        plans.append(plan_stage(manifest, stage, transformer, rate))
+        plans.append(plan_stage(manifest, stage, transformer, target))
     return plans
 
 
-def use_gpu(manifest: TrainManifest) -> bool:
-    return torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
+def find_target(manifest: TrainManifest, placement: Placement | None = None) -> Target:
+    """What the run would train on, and how fast that is; speeds that nobody knows are not made up.
+
+    A plan may be made on a machine without the GPUs that it is for.
+    """
+    there, workers = torch.cuda.is_available(), max(1, manifest.workers)
+    if placement is not None:
+        gpus, name, free = placement.gpus, placement.accelerator, None
+        spare = placement.spare or not gpus
+    else:
+        gpus = there if manifest.gpus is None else manifest.gpus
+        name = manifest.accelerator_type
+        if gpus and there and name is None:
+            name = torch.cuda.get_device_name()
+        spare = workers > 1 and (not gpus or torch.cuda.device_count() > workers)
+        here = torch.device("cuda" if gpus else "cpu")
+        free = free_memory(here) if there or not gpus else None
+    if not gpus:
+        return Target(
+            False, None, None, "how fast a CPU trains; its first steps show it", free, spare
+        )
+    peak = peak_of(name) if name else None
+    why = "" if peak else f"no peak is known of {name or 'GPUs whose type nothing says'}"
+    if manifest.precision != "bf16":
+        peak, why = None, "known peaks of GPUs are those of bf16"
+    rate = peak * EFFICIENCY * workers if peak else None
+    return Target(True, name, rate, why, free, spare)
 
 
 def empty_model(folder: str | Path) -> Any:
@@ -76,88 +134,131 @@ def empty_model(folder: str | Path) -> Any:
         return LayerFlowTransformer3DModel.from_config(config)
 
 
-def plan_stage(manifest: TrainManifest, stage: Stage, transformer: Any, rate: float) -> StagePlan:
-    """Figures of one stage; `rate` is the FLOP/s that all workers reach together."""
+def plan_stage(
+    manifest: TrainManifest, stage: Stage, transformer: Any, target: Target
+) -> StagePlan:
+    """Figures of one stage."""
     names = trainable_names(transformer, stage)
     sizes = {name: p.numel() for name, p in transformer.named_parameters()}
     parts = open_parts(manifest, stage)
     found = buckets(parts)
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
-    accumulate = manifest.passes(stage, workers)
+    size = -(-batch // (workers * manifest.passes(stage, workers)))
     channels = transformer.config.in_channels
-    by_shape = {
-        (f, h, w): step_costs(transformer, (4, f, channels, h, w), set(names)) for f, h, w in found
-    }
+
+    def costs(shape: tuple[int, int, int]) -> Costs:
+        frames, height, width = shape
+        latents = (4, frames, channels, height, width)
+        return step_costs(transformer, latents, set(names), manifest.checkpointing)
+
+    by_shape = {shape: costs(shape) for shape in found}
     weights = torch.tensor([component.weight for component in stage.mixture])
     means = [
-        sum(by_shape[shape].total for shape in part.shapes) / len(part.shapes) for part in parts
+        sum(by_shape[shape].executed for shape in part.shapes) / len(part.shapes) for part in parts
     ]
     flops = batch * float((torch.tensor(means) * weights).sum() / weights.sum())
     largest = max(by_shape.values(), key=lambda costs: costs.tokens)
-    trained = sum(sizes[name] for name in names)
+    trained, total = sum(sizes[name] for name in names), sum(sizes.values())
+    shards = workers if stage.parallel == "fsdp" else 1
 
-    def memory(said: TrainManifest) -> float:
+    def memory(said: TrainManifest, tokens: int) -> float:
         return memory_bytes(
             said,
             transformer.config,
             block_parts(transformer, names),
-            total=sum(sizes.values()),
+            total=total,
             trained=trained,
             average=stage.ema is not None,
-            tokens=largest.tokens * batch // (workers * accumulate),
-            shards=workers if stage.parallel == "fsdp" else 1,
+            tokens=tokens,
+            shards=shards,
         )
 
     groups: dict[str, int] = {}
     for name in names:
         group = ".".join(name.split(".")[:2]) if name.startswith("transformer_blocks") else name
         groups[group] = groups.get(group, 0) + sizes[name]
+    validation, sampling = validation_bytes(
+        manifest, stage, transformer, target, state=memory(manifest, 0), trained=trained, size=size
+    )
     return StagePlan(
         name=stage.name,
         steps=stage.steps,
         trained=trained,
-        total=sum(sizes.values()),
+        total=total,
         groups=groups,
         rows=[len(part.rows) for part in parts],
         buckets=found,
         costs=largest,
         flops=flops,
-        seconds=stage.steps * flops / rate,
-        memory=memory(manifest),
+        seconds=stage.steps * flops / target.rate if target.rate else None,
+        memory=memory(manifest, largest.tokens * size),
         choices={
             f"{precision} {kind}": memory(
-                manifest.model_copy(update={"precision": precision, "checkpointing": kind})
+                manifest.model_copy(update={"precision": precision, "checkpointing": kind}),
+                largest.tokens * size,
             )
             for precision in ("fp32", "bf16")
             for kind in ("none", "selective", "full")
         },
+        validation=validation,
+        sampling=sampling,
     )
 
 
-def speed(device: torch.device) -> float:
-    """FLOP/s to expect of training on a device: a share of its peak, measured if not known."""
-    peak = device_peak(device)
-    if peak is None:
-        side = 512
-        left, right = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
-        best = 1e9
-        for _ in range(5):
-            start = time.perf_counter()
-            float((left @ right)[0, 0])  # reading it waits for the device
-            best = min(best, time.perf_counter() - start)
-        peak = 2 * side**3 / best
-    return peak * EFFICIENCY[device.type]
+def validation_bytes(
+    manifest: TrainManifest,
+    stage: Stage,
+    transformer: Any,
+    target: Target,
+    *,
+    state: float,
+    trained: int,
+    size: int,
+) -> tuple[float | None, float | None]:
+    """Bytes of a worker in a validation, and of the process that samples; None where there is none.
+
+    state: bytes of weights, gradients, moments and average. size: samples of a pass at most.
+    """
+    options, config = manifest.validation, transformer.config
+    if options is None:
+        return None, None
+    if stage.ema is not None:  # what trains is kept while the average stands in for it
+        state += 4 * trained / (max(1, manifest.workers) if stage.parallel == "fsdp" else 1)
+    frames, height, width = held_out_shape(manifest.folder(options.latents))
+    tokens = step_costs(transformer, (4, frames, config.in_channels, height, width), ()).tokens
+    count = min(size, len(options.timesteps))
+    passing = forward_bytes(manifest, config, tokens=tokens * count, cast=trained)
+    if not options.samples:
+        return state + passing, None
+    total = sum(p.numel() for p in transformer.parameters())
+    latents = (frames, config.in_channels, height, width)
+    weights, decoding = decoder_bytes(Path(manifest.model) / "vae", latents)
+    guided = forward_bytes(manifest, config, tokens=2 * tokens, cast=total)
+    own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
+    return state + passing, own if target.spare else own + state
 
 
-def times(manifest: TrainManifest, plan: StagePlan) -> str:
-    """How long a stage takes here; where that is a CPU, also on as many H100 as workers."""
-    here = duration(plan.seconds)
-    if use_gpu(manifest):
-        return here
+def held_out_shape(folder: str) -> tuple[int, int, int]:
+    """Latent frames, height and width of the largest clip of a folder of latents."""
+    source = open_latents(folder)
+    columns = [source.column(f"latent_{name}") for name in ("frames", "height", "width")]
+    height, width = max(
+        zip(columns[1], columns[2], strict=True), key=lambda side: side[0] * side[1]
+    )
+    return max(columns[0]), height, width  # stills are shown as long as the longest clip
+
+
+def times(manifest: TrainManifest, plan: StagePlan, target: Target) -> str:
+    """How long a stage takes where that is known; for a CPU also on as many H100 as workers."""
+    if plan.seconds is not None:
+        return f"{duration(plan.seconds)} on {max(1, manifest.workers)} {target.name}"
+    unknown = f"time unknown ({target.why})"
+    if target.gpus:
+        return unknown
     workers = max(1, manifest.workers)
-    there = plan.steps * plan.flops / (workers * PEAKS["H100"] * EFFICIENCY["cuda"])
-    return f"{here} on this CPU, {duration(there)} on {workers} H100"
+    there = duration(plan.steps * plan.flops / (workers * PEAKS["H100"] * EFFICIENCY))
+    return f"{unknown}; {there} on {workers} H100 in bf16"
 
 
 def duration(seconds: float) -> str:
@@ -175,30 +276,48 @@ def free_memory(device: torch.device) -> float:
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def lines(manifest: TrainManifest, plans: list[StagePlan]) -> list[str]:
+def lines(
+    manifest: TrainManifest, plans: list[StagePlan], placement: Placement | None = None
+) -> list[str]:
     """The plan for people."""
+    target = find_target(manifest, placement)
     out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
+    if placement is not None:
+        out.append(placement.said)
     for plan, stage in zip(plans, manifest.stages, strict=True):
         batch = stage.batch or manifest.batch
         groups = sorted(plan.groups.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {count / 1e3:.1f} k" for name, count in groups[:6])
         more = f", and {len(groups) - 6} more" if len(groups) > 6 else ""
+        again = plan.costs.recomputed / plan.costs.executed
         out += [
             f"{plan.name}: {plan.steps} steps of {batch} clips",
             f"  trains {plan.trained / 1e6:.3f} M parameters: {shown}{more}",
             f"  rows {' + '.join(map(str, plan.rows))}; "
             f"latent shapes (f x h x w) {buckets_text(plan.buckets)}",
-            f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step",
-            f"  about {plan.memory / 2**30:.2f} GiB a worker; {times(manifest, plan)} (estimates)",
+            f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step"
+            + (f", {100 * again:.0f} % of it recomputation" if again else ""),
+            f"  about {gib(plan.memory)} a worker; {times(manifest, plan, target)} (estimates)",
             "  GiB by choice: "
             + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
         ]
-    free = free_memory(torch.device("cuda" if use_gpu(manifest) else "cpu"))
-    most = max(plan.memory for plan in plans)
-    out.append(f"free now: {free / 2**30:.1f} GiB a device")
-    if most > free:
+        if plan.validation is not None:
+            out.append(f"  validation: about {gib(plan.validation)} a worker")
+        if plan.sampling is not None:
+            where = "a process of its own" if target.spare else "the first worker, which waits"
+            out.append(f"  sampling: about {gib(plan.sampling)} in {where}")
+    most = max(plan.most for plan in plans)
+    if target.free is None:
+        out.append("free now: unknown, it is another machine's")
+        return out
+    out.append(f"free now: {gib(target.free)} a device")
+    if most > target.free:
         out.append(
-            f"this will not fit: {most / 2**30:.1f} GiB are needed; set checkpointing, "
-            "accumulate more, or choose parallel: fsdp"
+            f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "
+            "choose parallel: fsdp, or, where it is sampling, validation.samples: 0"
         )
     return out
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -115,6 +115,12 @@ def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
 
 
 def load_autoencoder(model: Path) -> Any:
+    folder = model / "vae"
+    return autoencoder_kind(folder).from_pretrained(folder).eval()
+
+
+def autoencoder_kind(folder: Path) -> Any:
+    """The class of a saved autoencoder. ValueError for one that is not known."""
     import diffusers
 
     from layerflow.autoencoder import BlockDCTAutoencoder
@@ -123,10 +129,10 @@ def load_autoencoder(model: Path) -> Any:
         "BlockDCTAutoencoder": BlockDCTAutoencoder,
         "AutoencoderKLCogVideoX": diffusers.AutoencoderKLCogVideoX,
     }
-    said = json.loads((model / "vae" / "config.json").read_text())["_class_name"]
+    said = json.loads((folder / "config.json").read_text())["_class_name"]
     if said not in kinds:
-        raise ValueError(f"{model}/vae: unknown autoencoder {said!r}; not {sorted(kinds)}")
-    return kinds[said].from_pretrained(model / "vae").eval()
+        raise ValueError(f"{folder}: unknown autoencoder {said!r}; not {sorted(kinds)}")
+    return kinds[said]
 
 
 def held_out_clips(manifest: TrainManifest, pipe: Any) -> tuple[list[LayeredClip], torch.Tensor]:

@@ -36,10 +36,21 @@ class World:
 ALONE = World(0, 1, torch.device("cpu"))
 
 
+def uses_gpu(manifest: TrainManifest) -> bool:
+    """Whether this process is to train on a GPU. ValueError when it is, and sees none."""
+    there = torch.cuda.is_available()
+    if manifest.gpus and not there:
+        raise ValueError(
+            "gpus: true, but torch sees no GPU in this process: check the driver and that torch "
+            f"was built for it (torch {torch.__version__}), or say `gpus: false`"
+        )
+    return there if manifest.gpus is None else manifest.gpus
+
+
 @contextmanager
 def join_world(manifest: TrainManifest) -> Iterator[World]:
     """The process group that is there (Ray Train's), or torchrun's, or none for one process."""
-    gpus = torch.cuda.is_available() if manifest.gpus is None else manifest.gpus
+    gpus = uses_gpu(manifest)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     sharded = any(stage.parallel == "fsdp" for stage in manifest.stages)
     started = not dist.is_initialized() and (several or sharded)

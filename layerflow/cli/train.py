@@ -85,12 +85,14 @@ def train(
 
     checked = load(manifest, out=out, workers=workers)
     local_output(checked.out)
+    from trainer.launch import cluster_placement, launch
+
     if plan:
         from trainer.plan import lines, make_plan
 
-        print("\n".join(lines(checked, make_plan(checked))))
+        placed = cluster_placement(checked)
+        print("\n".join(lines(checked, make_plan(checked, placed), placed)))
         return
-    from trainer.launch import launch
 
     finished = launch(checked, only=stage, fresh=fresh, log=(lambda line: None) if quiet else _say)
     if not finished:

@@ -181,9 +181,14 @@ def _open(weights: Path, device: str) -> Any:
         session = onnxruntime.InferenceSession(str(weights), options, providers=providers)
     except Exception as error:
         raise ValueError(f"{weights} is not an ONNX model that runs: {error}") from error
-    if device.startswith("cuda") and "CUDAExecutionProvider" not in session.get_providers():
-        raise ValueError(_NO_GPU)  # it fell back to the CPU with a line in the log
+    require_device(session, device)
     return session
+
+
+def require_device(session: Any, device: str) -> None:
+    """ValueError for a session that fell back to the CPU, which leaves but a line in the log."""
+    if device.startswith("cuda") and "CUDAExecutionProvider" not in session.get_providers():
+        raise ValueError(_NO_GPU)
 
 
 def _only_input(session: Any, weights: Path) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.matting import Backdrop, Matte, check_frames, require
+from pipelines.matting.onnx_session import require_device
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
 LOCAL_MODELS: dict[str, str] = {
@@ -67,6 +68,7 @@ class RembgMatter:
         else:
             self._session = _custom_session(Path(weights), model or "u2net_custom", device)
             self.licence = "as the weights file"
+        require_device(self._session.inner_session, device)
         self._recorder = _Recorder(self._session.inner_session, hasattr(self._session, "sigmoid"))
         self._session.inner_session = self._recorder
         self._session.normalize = self._normalize
