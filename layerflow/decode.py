@@ -92,11 +92,14 @@ class Decoder:
         end: float = 1e12,
         *,
         damage: list[str] | None = None,
+        splices: list[float] | None = None,
     ) -> tuple[F64, U8]:
         """See ``layerflow.video.scan``."""
         head, body = self._ask({"op": "scan", "path": str(path), "start": start, "end": end})
         if damage is not None:
             damage += head["damage"]
+        if splices is not None:
+            splices += head["splices"]
         return np.asarray(head["times"]), _frames(head, body)
 
     def fetch(
@@ -225,8 +228,11 @@ def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
         return {"seconds": duration(path, limits)}, None
     if request["op"] == "scan":
         damage: list[str] = []
-        times, thumbs = scan(path, request["start"], request["end"], limits, damage=damage)
-        return {"times": times.tolist(), "damage": damage[:1000]}, thumbs
+        splices: list[float] = []
+        span = request["start"], request["end"]
+        times, thumbs = scan(path, *span, limits, damage=damage, splices=splices)
+        head = {"times": times.tolist(), "damage": damage[:1000], "splices": splices}
+        return head, thumbs
     if request["op"] == "fetch":
         size = request["height"], request["width"]
         return {}, fetch(path, request["times"], *size, limits, box=request["box"])
