@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ def reason_of(error: BaseException) -> str:
 def best_stream(container: Any, limits: Limits) -> Any:
     """The video stream that is the film; MediaError when there is none, or it is over ``limits``.
 
-    Cover pictures, thumbnails and previews are left out. Among films the default one is taken,
-    then the largest, then the longest.
+    Cover pictures, thumbnails and previews are left out: by their marks, with a tenth of the
+    longest's duration or a single frame, with half of the largest's pixels. Among films the default
+    one is taken, then the largest, then the longest.
     """
     no_film = (
         av.stream.Disposition.attached_pic
@@ -63,11 +65,12 @@ def best_stream(container: Any, limits: Limits) -> Any:
     longest = max(_seconds(s) for s in streams)
     streams = [s for s in streams if not 0 < _seconds(s) < longest / 10] or streams
     streams = [s for s in streams if s.frames != 1] or streams
+    largest = max(_pixels(s) for s in streams)
+    streams = [s for s in streams if 2 * _pixels(s) > largest] or streams
 
     def rank(stream: Any) -> tuple[bool, int, float, int]:
-        context = stream.codec_context
         default = bool(stream.disposition & av.stream.Disposition.default)
-        return default, context.width * context.height, _seconds(stream), -stream.index
+        return default, _pixels(stream), _seconds(stream), -stream.index
 
     stream = max(streams, key=rank)
     _check(container, stream, limits)
@@ -75,7 +78,16 @@ def best_stream(container: Any, limits: Limits) -> Any:
     return stream
 
 
+def _pixels(stream: Any) -> int:
+    return int(stream.codec_context.width * stream.codec_context.height)
+
+
 def _seconds(stream: Any) -> float:
+    """A stream's own duration; Matroska has it in a tag. 0 if it is unknown."""
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:
+        hours, minutes, seconds = (float(part) for part in tag.groups())
+        return hours * 3600 + minutes * 60 + seconds
     return float((stream.duration or 0) * (stream.time_base or 0))
 
 

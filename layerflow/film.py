@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from layerflow.bitstream import KEY_CODECS
 from layerflow.container import Limits, best_stream, has_alpha, open_container, reason_of
 from layerflow.hdr import is_hdr
 from layerflow.media import MediaError
-from layerflow.packets import KEY_CODECS, NONE, Packets, read_packets
+from layerflow.packets import NONE, Packets, read_packets
 from layerflow.upright import View, aspect_of, view_of
 
 ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
@@ -208,6 +209,7 @@ class Film:
         for place, packet in self._packets(start):
             if packets.take[place] != state.take:
                 yield from state.accept(self._decoded(None))
+                state.ended()
                 context.flush_buffers()
                 state = _Run(self, int(packets.take[place]), begun=False)
             if packets.stamped:
@@ -217,6 +219,7 @@ class Film:
             state.lost += len(self._damage) > before
             yield from state.accept(frames, int(packets.rank[place]))
         yield from state.accept(self._decoded(None))
+        state.ended()
 
     def _decoded(self, packet: Any) -> list[Any]:
         try:
@@ -312,3 +315,9 @@ class _Run:
             aspect = next(value for since, value in reversed(self._aspects) if since <= at)
             view = view_of(frame, aspect, film.facts.view)
             yield Shown(at, float(film.packets.times[at]), frame, view)
+
+    def ended(self) -> None:
+        """Put on record that fewer frames came than were counted, where they bear no stamps."""
+        missing = self._end - self._head - self._count - self.lost
+        if missing > 0 and not self._film.packets.stamped:
+            self._film.note(f"{missing} frames cannot be decoded")

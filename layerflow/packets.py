@@ -7,14 +7,14 @@ its packet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from layerflow.bitstream import is_shown, may_start, mpeg_order, nal_length
 from layerflow.container import may_jump
 from layerflow.media import MediaError
 
@@ -22,14 +22,8 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 NONE = np.iinfo(np.int64).min  # a time stamp that is not there
-GAP, LONG_GAP = 10.0, 3600.0  # seconds; a longer gap is a splice (the first: broadcast containers)
-BACK = 1.0  # seconds that a time stamp may fall back inside one take
-KEY_CODECS = frozenset(
-    {"h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "h263", "flv1"}
-    | {"theora", "ffv1", "mjpeg", "prores", "dnxhd", "dvvideo", "cfhd", "huffyuv", "ffvhuff"}
-    | {"utvideo", "magicyuv", "rawvideo", "png", "jpeg2000"}
-)
-"""Codecs in which nothing that is shown after a key frame can refer to what came before it."""
+GAP, LONG_GAP = 10.0, 3600.0  # seconds; a longer gap is a splice (the first: if stamps may jump)
+BACK = 1.0  # seconds that a time stamp may fall back without a splice where they should not jump
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Packets:
     rank: I64
     """``[P]`` the frame of each packet; -1 for one that is hidden by an edit list."""
     take: I64
-    """``[P]`` number of the take: it grows by one at every splice."""
+    """``[P]`` number of the take: it grows by one at every splice and where data were lost."""
     starts: I64
     """Packets at which decoding may start, rising; the first of each take is among them."""
     stamped: bool
@@ -88,150 +82,124 @@ def _identity(packet: Any) -> I64:
     return np.array((pos, packet.size, pts, dts), np.int64)
 
 
+@dataclass
+class _Read:
+    """What is noted of packets while they are read."""
+
+    identity: list[I64] = field(default_factory=list)
+    shown: list[bool] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    group: list[int] = field(default_factory=list)
+    in_group: list[int] = field(default_factory=list)
+
+
 def read_packets(container: Any, stream: Any, max_frames: int) -> Packets:
     """All packets of a stream that was just opened; what cannot be read any more is left out.
 
     Raises MediaError when there is none, or more than ``max_frames``.
     """
     codec = stream.codec_context.codec.canonical_name
-    nal_bytes = _nal_length(codec, bytes(stream.codec_context.extradata or b""))
-    rows: list[I64] = []
-    shown: list[bool] = []
-    keys: list[int] = []
+    nal_bytes = nal_length(codec, bytes(stream.codec_context.extradata or b""))
+    read = _Read()
+    jumps = may_jump(container)
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
             if packet.is_keyframe and may_start(codec, packet, nal_bytes):
-                keys.append(len(rows))
-            rows.append(_identity(packet))
-            shown.append(not packet.is_discard and not (codec == "vp8" and _unseen(packet)))
-            if len(rows) > max_frames:
+                read.keys.append(len(read.shown))
+            if jumps and packet.is_corrupt:
+                read.lost.append(len(read.shown))
+            if jumps and codec in ("mpeg1video", "mpeg2video"):
+                opens, place = mpeg_order(packet)
+                read.group.append(opens)
+                read.in_group.append(place)
+            read.identity.append(_identity(packet))
+            read.shown.append(is_shown(codec, packet))
+            if len(read.shown) > max_frames:
                 raise MediaError(f"more than {max_frames} frames")
     except av.error.FFmpegError:
         pass  # a file that is cut off keeps what came before the cut
-    if not any(shown):
+    if not any(read.shown):
         raise MediaError("the video stream holds no frame")
-    return _arranged(stream, np.stack(rows), np.array(shown), keys, may_jump(container))
+    return _arranged(read, stream, jumps)
 
 
-def _arranged(
-    stream: Any, identity: I64, shown: NDArray[np.bool_], keys: list[int], discontinuous: bool
-) -> Packets:
+def _arranged(read: _Read, stream: Any, may_jump: bool) -> Packets:
     tick = float(stream.time_base)
+    identity, shown = np.stack(read.identity), np.array(read.shown)
     pts, dts = identity[:, 2], identity[:, 3]
-    stamped = bool((pts[shown] != NONE).all())
     stamps = np.where(pts != NONE, pts, dts)
+    clock = np.where(dts != NONE, dts, pts)
     if (stamps[shown] == NONE).any():
         period = 1 / (float(stream.average_rate or stream.guessed_rate or 25) * tick)
-        stamps = np.rint(np.arange(len(stamps)) * period).astype(np.int64)
-    clock = np.where(dts != NONE, dts, stamps) if stamped else stamps
-    is_key = np.zeros(len(clock), bool)
-    is_key[keys] = True
-    take = _takes(clock, is_key, tick, GAP if discontinuous else LONG_GAP)
-    order = np.lexsort((stamps, take))
+        stamps = clock = np.rint(np.arange(len(stamps)) * period).astype(np.int64)
+    # A packet without a place shares a header with others: its stamps are FFmpeg's guess.
+    guessed = may_jump and bool((identity[shown, 0] < 0).any())
+    stamped = bool((pts[shown] != NONE).all()) and not guessed
+    splices = _jumps(clock, read.keys, tick, may_jump, guessed)
+    cuts = splices.copy()
+    # Up to two packets before a splice one is called corrupt, but only for the counter's jump.
+    cuts[[k for k in read.lost if not splices[k + 1 : k + 3].any()]] = True
+    take, stretch = np.cumsum(cuts, dtype=np.int64), np.cumsum(splices, dtype=np.int64)
+    display = stamps
+    if guessed and (known := _display_order(read)) is not None:
+        display, stamped = known, True
+    order = np.lexsort((display, take))
     order = order[shown[order]]
     rank = np.full(len(stamps), -1, np.int64)
     rank[order] = np.arange(len(order))
-    heads = [int(np.searchsorted(take, number)) for number in range(take[-1] + 1)]
-    starts = np.unique(np.array([*heads, *(keys if stamped else [])], np.int64))
-    times = _times(stamps[order] * tick, take[order])
+    heads = np.flatnonzero(np.diff(take, prepend=-1))
+    starts = np.union1d(heads, np.array(read.keys if stamped else [], np.int64))
+    counted = guessed or not stamped
+    times = _times((clock if counted else stamps)[order] * tick, stretch[order], counted)
     return Packets(times, order, rank, take, starts, stamped, identity)
 
 
-def _takes(clock: I64, is_key: NDArray[np.bool_], tick: float, gap: float) -> I64:
+def _display_order(read: _Read) -> I64 | None:
+    """``[P]`` numbers that rise as frames are shown, by the pictures' own; None without those."""
+    if not read.group:
+        return None
+    group, place = np.cumsum(read.group, dtype=np.int64), np.array(read.in_group, np.int64)
+    headless = group == 0  # before the first group: not decodable, so that any order will do
+    place[headless] = np.arange(int(headless.sum()))
+    order = group << 20 | place
+    return order if place.min() >= 0 and len(np.unique(order)) == len(order) else None
+
+
+def _jumps(
+    clock: I64, keys: list[int], tick: float, may_jump: bool, guessed: bool
+) -> NDArray[np.bool_]:
+    """``[P]`` whether a packet's time does not go on from that of the one before."""
     known = np.flatnonzero(clock != NONE)
     steps = np.diff(clock[known]) * tick
-    jumps = (steps > gap) | (steps < -BACK) | ((steps < 0) & is_key[known[1:]])
-    take = np.zeros(len(clock), np.int64)
-    take[known[1:][jumps]] = 1
-    return np.cumsum(take)
-
-
-def _times(stamps: F64, take: I64) -> F64:
-    """Seconds from the first frame; each take goes on one frame's time after the one before."""
-    out = np.empty(len(stamps))
-    now = 0.0
-    for number in np.unique(take):
-        inside = take == number
-        own = stamps[inside] - stamps[inside][0]
-        out[inside] = now + own
-        steps = np.diff(own)
-        period = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.04
-        now = float(out[inside][-1]) + period
+    back = steps < -BACK
+    if not guessed:
+        is_key = np.zeros(len(clock), bool)
+        is_key[keys] = True
+        back |= (steps < 0) & (is_key[known[1:]] | may_jump)
+    out = np.zeros(len(clock), bool)
+    out[known[1:]] = back | (steps > (GAP if may_jump else LONG_GAP))
     return out
 
 
-def may_start(codec: str, packet: Any, nal_bytes: int) -> bool:
-    """Whether decoding from a key packet on is exact for all that is shown after it.
+def _times(stamps: F64, stretch: I64, guessed: bool) -> F64:
+    """Seconds from the first frame; after a jump they go on one frame's time later.
 
-    H.264 also marks packets as keys from which the picture only recovers in the course of time
-    (intra refresh): its own bits decide, as they do for HEVC.
+    guessed: the stamps are not each their own frame's. In order they are times all the same; where
+    some are missing and others twice, frames are evenly spaced.
     """
-    if codec == "h264":
-        return _h264_starts(bytes(packet), nal_bytes)
-    if codec == "hevc":
-        first = next((n[0] >> 1 & 63 for n in _nals(bytes(packet), nal_bytes) if n[0] < 64), None)
-        return first is not None and 16 <= first <= 21  # a picture that may be accessed at random
-    return codec in KEY_CODECS
-
-
-def _unseen(packet: Any) -> bool:
-    """Whether a VP8 packet is a reference that is never shown."""
-    return not memoryview(packet)[0] & 16
-
-
-def _nal_length(codec: str, extradata: bytes) -> int:
-    """Bytes of the length before each NAL unit; 0 where start codes divide them."""
-    if (len(extradata) < 23 and codec == "hevc") or len(extradata) < 7 or extradata[0] != 1:
-        return 0
-    return (extradata[21 if codec == "hevc" else 4] & 3) + 1
-
-
-def _nals(data: bytes, nal_bytes: int) -> Iterator[bytes]:
-    """The NAL units of a packet, none of them empty."""
-    if nal_bytes:
-        place = 0
-        while place + nal_bytes < len(data):
-            end = place + nal_bytes + int.from_bytes(data[place : place + nal_bytes], "big")
-            if place + nal_bytes < end:
-                yield data[place + nal_bytes : end]
-            place = max(end, place + nal_bytes)
-        return
-    place = data.find(b"\0\0\1")
-    while place >= 0:
-        following = data.find(b"\0\0\1", place + 3)
-        unit = data[place + 3 : following if following >= 0 else len(data)]
-        if unit:
-            yield unit
-        place = following
-
-
-def _h264_starts(data: bytes, nal_bytes: int) -> bool:
-    recovers = False
-    for unit in _nals(data, nal_bytes):
-        kind = unit[0] & 31
-        if kind in (1, 2, 5):
-            return kind == 5 or recovers  # IDR, or an I picture that says that it is as good
-        if kind == 6:
-            recovers = recovers or _recovers_at_once(unit[1:].replace(b"\0\0\3", b"\0\0"))
-    return False
-
-
-def _recovers_at_once(sei: bytes) -> bool:
-    """Whether a SEI message has a recovery point of no frames that promises an exact match."""
-    place = 0
-    while place + 2 < len(sei):
-        kind = size = 0
-        while place < len(sei) and sei[place] == 255:
-            kind, place = kind + 255, place + 1
-        kind += sei[place] if place < len(sei) else 0
-        place += 1
-        while place < len(sei) and sei[place] == 255:
-            size, place = size + 255, place + 1
-        size += sei[place] if place < len(sei) else 0
-        place += 1
-        if kind == 6 and place < len(sei):
-            return sei[place] & 0xC0 == 0xC0
-        place += size
-    return False
+    out = np.empty(len(stamps))
+    now = 0.0
+    for number in np.unique(stretch):
+        inside = stretch == number
+        own = stamps[inside] - stamps[inside].min()
+        own = np.sort(own) if guessed else own
+        steps = np.diff(np.sort(own))
+        period = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.04
+        if guessed and (steps <= 0).any():
+            own = np.arange(len(own)) * period
+        out[inside] = now + own
+        now += float(own.max()) + period
+    return np.maximum.accumulate(out)  # frames of a take that was cut off do not overtake

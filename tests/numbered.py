@@ -19,10 +19,11 @@ DARK, LIGHT = 40, 215
 
 
 def numbered(number: int, height: int = HEIGHT, width: int = WIDTH) -> U8:
-    """uint8 ``[H, W, 3]``: bit k of the number is the brightness of block k."""
+    """uint8 ``[H, W, 3]``: bit k of the number is the brightness of block k, under some noise."""
     bits = np.array([number >> k & 1 for k in range(ROWS * COLUMNS)]).reshape(ROWS, COLUMNS)
     blocks = np.where(bits, LIGHT, DARK).repeat(height // ROWS, 0).repeat(width // COLUMNS, 1)
-    return blocks[..., None].repeat(3, 2).astype(np.uint8)
+    noise = np.random.default_rng(number).integers(-30, 31, blocks.shape)
+    return (blocks + noise)[..., None].repeat(3, 2).astype(np.uint8)
 
 
 def numbers(frames: np.ndarray) -> list[int]:
