@@ -112,6 +112,9 @@ class Film:
         self.packets = self.facts.packets
         self._damage = [] if damage is None else damage
         self._alpha = alpha
+        self._run: Generator[Shown] | None = None
+        self._at = self._next = -1
+        self._older: Any = None  # a container whose decoder is still in use
         self._open()
 
     def _open(self) -> None:
@@ -130,6 +133,12 @@ class Film:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._run is not None:
+            self._run.close()
         self._container.close()
 
     def note(self, damage: str) -> None:
@@ -158,11 +167,16 @@ class Film:
         return range(first, max(first, int(np.searchsorted(times, end))))
 
     def pictures(self, places: Sequence[int]) -> Iterator[Shown]:
-        """The frames at rising places, those left out that cannot be decoded."""
+        """The frames at rising places, those left out that cannot be decoded.
+
+        Where the last call stopped before them and no start lies between, it is gone on with.
+        """
         waiting = deque(places)
         while waiting:
-            run = self._run_for(waiting[0])
-            for shown in run:
+            if self._run is None or waiting[0] <= self._at or self._leap_pays(waiting[0]):
+                self._run = self._run_for(waiting[0])
+            for shown in self._run:
+                self._at = shown.place
                 while waiting and waiting[0] < shown.place:
                     waiting.popleft()  # could not be decoded
                 if waiting and waiting[0] == shown.place:
@@ -171,8 +185,8 @@ class Film:
                 if not waiting or self._leap_pays(waiting[0]):
                     break
             else:
+                self._run = None
                 return
-            run.close()
 
     def _leap_pays(self, place: int) -> bool:
         near = self._next + WORTH_A_SEEK
@@ -203,14 +217,14 @@ class Film:
 
         begun: whether the first one is known to be a key frame.
         """
-        packets, context = self.packets, self._context
-        context.flush_buffers()
+        packets = self.packets
+        self._context.flush_buffers()
         state = _Run(self, int(packets.take[start]), begun)
         for place, packet in self._packets(start):
             if packets.take[place] != state.take:
                 yield from state.accept(self._decoded(None))
                 state.ended()
-                context.flush_buffers()
+                self._context.flush_buffers()
                 state = _Run(self, int(packets.take[place]), begun=False)
             if packets.stamped:
                 packet.pts = int(packets.rank[place])  # comes back with the frame, whatever jumps
@@ -237,8 +251,11 @@ class Film:
 
     def _packets(self, start: int) -> Iterator[tuple[int, Any]]:
         """(place, packet) from ``start`` on: each is known to be the one at its place."""
+        given = False
         for target in self._targets(start):
-            place = self._go_to(target)
+            if given and target is not None:
+                continue  # the file turned out to differ: a seek would reset the decoder
+            place = self._go_to(target, anew=not given)
             try:
                 for packet in self._container.demux(self.stream):
                     if not packet.size:
@@ -251,6 +268,7 @@ class Film:
                         break
                     if place == start:
                         self._next = start = place + 1
+                        given = True
                         yield place, packet
                     place += 1
             except av.error.FFmpegError as error:
@@ -266,18 +284,50 @@ class Film:
         tick = float(self.stream.time_base)
         return [*(min(stamps) - round(back / tick) for back in SEEK_BACK), None]
 
-    def _go_to(self, target: int | None) -> int | None:
-        """Go to a time stamp, or to the first packet, whose place 0 is returned."""
+    def _go_to(self, target: int | None, *, anew: bool) -> int | None:
+        """Go to a time stamp, or to the first packet, whose place 0 is returned.
+
+        anew: the decoder may forget what it knows.
+        """
         if target is None:
             if not self._fresh:
-                self._container.close()
+                context, closed = self._context, self._container
                 self._open()
+                if anew:
+                    closed.close()
+                else:
+                    self._context, self._older = context, closed
             self._fresh = False
             return 0
         self._fresh = False
         with contextlib.suppress(av.error.FFmpegError):
             self._container.seek(target, stream=self.stream)
         return None
+
+
+_kept: dict[Any, Film] = {}
+
+
+@contextlib.contextmanager
+def kept_film(path: Path, limits: Limits, *, alpha: bool = False) -> Iterator[Film]:
+    """A film that stays open for the next window of the same file, which goes on decoding there.
+
+    One file at a time. Raises MediaError as ``Film``.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise MediaError(f"cannot be opened: {error.strerror}") from error
+    key = path, limits, alpha, stat.st_size, stat.st_mtime_ns
+    film = _kept.pop(key, None) or Film(path, limits, alpha=alpha)
+    try:
+        yield film
+    except BaseException:
+        film.close()
+        raise
+    while _kept:
+        _kept.popitem()[1].close()
+    _kept[key] = film
 
 
 class _Run:

@@ -9,7 +9,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8
-from layerflow.film import Film
+from layerflow.film import kept_film
 from layerflow.media import MediaError
 from layerflow.upright import upright
 from layerflow.video import NEAR, Box, Limits, fit, nearest, probe
@@ -34,7 +34,7 @@ def fetch_matte(
     wanted = np.asarray(times, np.float64)
     out = np.zeros((len(wanted), height, width), np.uint8)
     converter = VideoReformatter()
-    with Film(path, limits, alpha=alpha) as film:
+    with kept_film(path, limits, alpha=alpha) as film:
         places = nearest(film.packets.times, wanted)
         missing = np.abs(film.packets.times[places] - wanted) > NEAR
         due = ~missing

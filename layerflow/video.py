@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8, resize_cover
 from layerflow.container import Limits, best_stream, has_alpha, may_jump, open_container
-from layerflow.film import Film, facts
+from layerflow.film import Film, facts, kept_film
 from layerflow.media import MediaError
 from layerflow.packets import F64, I64
 from layerflow.upright import cover, upright
@@ -184,7 +184,7 @@ def _fetch_av(
 ) -> U8:
     out = np.empty((len(times), height, width, 3), np.uint8)
     converter = VideoReformatter()
-    with Film(path, limits) as film:
+    with kept_film(path, limits) as film:
         known = film.packets.times
         places = nearest(known, np.asarray(times, np.float64))
         exact = np.abs(known[places] - np.asarray(times)) <= EXACT
@@ -261,7 +261,7 @@ def read_frames(
         raise MediaError("the decoded frames would take more than 2 GiB")
     frames: dict[int, U8] = {}
     converter = VideoReformatter()
-    with Film(path, limits, alpha=info.has_alpha) as film:
+    with kept_film(path, limits, alpha=info.has_alpha) as film:
         known = film.packets.times
         places = np.arange(film.facts.first, len(known))
         if times is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numbered import Kind, kinds, numbers, write
 
 from layerflow import video
+from layerflow.film import Film
 from layerflow.mattes import fetch_matte
 
 KINDS = list(kinds())
@@ -49,3 +51,26 @@ def test_every_frame_is_the_one_of_its_time(kind: Kind, tmp_path: Path) -> None:
 
 def test_the_matrix_is_large_enough() -> None:
     assert len({(kind.suffix, kind.codec, kind.name) for kind in KINDS}) >= 40
+
+
+@pytest.mark.parametrize("name", ["h264-long.mp4", "h264-refresh.ts", "mpeg4-b.avi"])
+def test_windows_one_after_the_other_decode_every_packet_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = next(kind for kind in KINDS if kind.name == name)
+    path = write(tmp_path / name, kind)
+    times = video.frame_times(path)
+    decoded, decode = [], Film._decoded
+
+    def counting(self: Film, packet: Any) -> list[Any]:
+        decoded.append(packet)
+        return decode(self, packet)
+
+    monkeypatch.setattr(Film, "_decoded", counting)
+    for start in range(0, kind.count, 8):
+        window = range(start, start + 8)
+        assert numbers(video.fetch(path, times[window], *kind.size)) == list(window)
+    assert kind.count - 4 <= len(decoded) <= kind.count + 1
+    assert numbers(video.fetch(path, times[:3], *kind.size)) == [0, 1, 2]  # and back again
+    write(path, kind, first=60)  # another film of that name is another film
+    assert numbers(video.fetch(path, times[3:6], *kind.size)) == [63, 64, 65]
