@@ -123,10 +123,21 @@ def read_packets(container: Any, stream: Any, max_frames: int) -> Packets:
         pass  # a file that is cut off keeps what came before the cut
     if not any(read.shown):
         raise MediaError("the video stream holds no frame")
-    return _arranged(read, stream, jumps)
+    return _arranged(read, stream, jumps, _has_decoding_times(container, stream, codec))
 
 
-def _arranged(read: _Read, stream: Any, may_jump: bool) -> Packets:
+def _has_decoding_times(container: Any, stream: Any, codec: str) -> bool:
+    """Whether the stamps are those of decoding, in a stream whose frames may be shown in another
+    order: AVI has no others, nor has a codec that Matroska only wraps from there.
+    """
+    context = stream.codec_context
+    wrapped = "matroska" in container.format.name and str(context.codec_tag).strip("\0") != ""
+    if container.format.name != "avi" and not wrapped:
+        return False
+    return bool(context.has_b_frames) or codec in ("h264", "hevc", "vc1", "wmv3", "mpeg2video")
+
+
+def _arranged(read: _Read, stream: Any, may_jump: bool, decoding_times: bool) -> Packets:
     tick = float(stream.time_base)
     identity, shown = np.stack(read.identity), np.array(read.shown)
     pts, dts = identity[:, 2], identity[:, 3]
@@ -137,7 +148,7 @@ def _arranged(read: _Read, stream: Any, may_jump: bool) -> Packets:
         stamps = clock = np.rint(np.arange(len(stamps)) * period).astype(np.int64)
     # A packet without a place shares a header with others: its stamps are FFmpeg's guess.
     guessed = may_jump and bool((identity[shown, 0] < 0).any())
-    stamped = bool((pts[shown] != NONE).all()) and not guessed
+    stamped = bool((pts[shown] != NONE).all()) and not guessed and not decoding_times
     splices = _jumps(clock, read.keys, tick, may_jump, guessed)
     cuts = splices.copy()
     # Up to two packets before a splice one is called corrupt, but only for the counter's jump.

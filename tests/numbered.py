@@ -101,9 +101,8 @@ def kinds() -> Iterator[Kind]:
     """Every container with every codec that is common in it, and every way to lay out GOPs."""
     for end in ("mp4", "mov", "mkv", "ts", "m2ts", "flv", "avi", "mpg"):
         yield Kind(f"h264-plain.{end}", "libx264", {**X264, "bf": "0", "g": "12"})
-        if end != "avi":  # which has no place for the order of B-frames
-            yield Kind(f"h264-b.{end}", "libx264", {**X264, **B3})
-            yield Kind(f"h264-open.{end}", "libx264", {**X264, **OPEN})
+        yield Kind(f"h264-b.{end}", "libx264", {**X264, **B3})
+        yield Kind(f"h264-open.{end}", "libx264", {**X264, **OPEN})
         yield Kind(f"h264-refresh.{end}", "libx264", {**X264, **REFRESH})
     for end in ("mp4", "mkv", "ts"):
         yield Kind(f"h264-long.{end}", "libx264", {**X264, **LONG})
