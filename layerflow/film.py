@@ -28,6 +28,7 @@ from layerflow.upright import View, aspect_of, view_of
 ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
 SELF_STARTING = frozenset({"h264", "vp8", "vp9", "av1"})  # show nothing before it is exact
 SEEK_BACK = (0.0, 2.0, 10.0)  # seconds before the target, when a seek lands after it
+LARGE_TAIL = 1 << 14  # bytes that may well be an index
 WORTH_A_SEEK = 12  # packets that it is cheaper to decode than to leap over
 
 
@@ -163,6 +164,10 @@ class Film:
         times = self.packets.times
         if start <= 0 and self.facts.first:
             self.note(f"{self.facts.first} frames before the first key frame are not decodable")
+        size = self._path.stat().st_size
+        unread = size - self.packets.end
+        if start <= 0 and self.packets.end and unread > max(LARGE_TAIL, size / 3):
+            self.note(f"{unread} bytes behind the last frame are not read: files joined into one?")
         first = int(np.searchsorted(times, max(start, 0.0) - 1e-6))
         return range(first, max(first, int(np.searchsorted(times, end))))
 

@@ -49,6 +49,12 @@ class Packets:
     def count(self) -> int:
         return len(self.rank)
 
+    @property
+    def end(self) -> int:
+        """Where in the file the last packet ends; 0 where places are unknown."""
+        known = self.identity[self.identity[:, 0] >= 0]
+        return int(known[:, :2].sum(1).max()) if len(known) else 0
+
     def find(self, packet: Any) -> int | None:
         """Which one a packet is that a demuxer gives after a seek; None if that is not certain."""
         own = _identity(packet)

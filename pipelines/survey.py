@@ -60,7 +60,8 @@ def _survey_span(
         found["problems"].append(["decode", str(error)])
         return
     if damage:  # what can be saved is used; what cannot is on record
-        found["problems"].append(["decode", f"{len(damage)} damaged packets: {damage[0]}"])
+        more = f" (and {len(damage) - 1} more like it)" if len(damage) > 1 else ""
+        found["problems"].append(["decode", f"damaged: {damage[0]}{more}"])
     if not len(times):  # the picture stands still for longer than the span
         return
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps

@@ -176,3 +176,16 @@ def test_a_damaged_packet_is_said(tmp_path: Path) -> None:
     assert shown == sorted(set(shown)) and 30 < len(shown) < 48
     assert damage and splices
     assert np.abs(times - np.array(shown) / 25).max() < 2e-3
+
+
+@pytest.mark.parametrize("end", ["mp4", "flv"])
+def test_what_a_container_cannot_read_of_joined_files_is_said(end: str, tmp_path: Path) -> None:
+    kind = Kind(f"a.{end}", "libx264", {**X264, "crf": "4"})
+    one = write(tmp_path / kind.name, kind)
+    damage: list[str] = []
+    video.scan(one, damage=damage)
+    assert not damage
+    path = tmp_path / f"joined.{end}"
+    path.write_bytes(one.read_bytes() * 2)
+    assert numbers(video.scan(path, damage=damage)[1]) == list(range(48))
+    assert "not read" in damage[0]
