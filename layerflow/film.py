@@ -28,7 +28,7 @@ from layerflow.upright import View, aspect_of, view_of
 ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
 SELF_STARTING = frozenset({"h264", "vp8", "vp9", "av1"})  # show nothing before it is exact
 SEEK_BACK = (0.0, 2.0, 10.0)  # seconds before the target, when a seek lands after it
-LARGE_TAIL = 1 << 14  # bytes that may well be an index
+LARGE_TAIL = 1 << 16  # bytes that may well be an index
 WORTH_A_SEEK = 12  # packets that it is cheaper to decode than to leap over
 
 
@@ -251,7 +251,9 @@ class Film:
         """Of the pixels, by what the decoder has read last: a stream may change it."""
         container, first = self._aspects
         now = self._context.sample_aspect_ratio
-        changed = now is not None and now != first
+        if first is None:  # not known before anything was decoded
+            self._aspects = container, now
+        changed = first is not None and now is not None and now != first
         return aspect_of(now, container) if changed else aspect_of(container, now)
 
     def _packets(self, start: int) -> Iterator[tuple[int, Any]]:

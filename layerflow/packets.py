@@ -7,6 +7,7 @@ its packet.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,7 @@ class Packets:
 
     def find(self, packet: Any) -> int | None:
         """Which one a packet is that a demuxer gives after a seek; None if that is not certain."""
-        own = _identity(packet)
+        own = np.array(_identity(packet), np.int64)
         same = (self.identity[:, :2] == own[:2]).all(1)
         found = np.flatnonzero(same)
         if len(found) > 1 or own[0] < 0:
@@ -81,18 +82,18 @@ class Packets:
         return [*before[:-3:-1], first]
 
 
-def _identity(packet: Any) -> I64:
+def _identity(packet: Any) -> tuple[int, int, int, int]:
     pos = -1 if packet.pos is None else packet.pos
     pts = NONE if packet.pts is None else packet.pts
     dts = NONE if packet.dts is None else packet.dts
-    return np.array((pos, packet.size, pts, dts), np.int64)
+    return pos, packet.size, pts, dts
 
 
 @dataclass
 class _Read:
     """What is noted of packets while they are read."""
 
-    identity: list[I64] = field(default_factory=list)
+    identity: array[int] = field(default_factory=lambda: array("q"))
     shown: list[bool] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
@@ -121,7 +122,7 @@ def read_packets(container: Any, stream: Any, max_frames: int) -> Packets:
                 opens, place = mpeg_order(packet)
                 read.group.append(opens)
                 read.in_group.append(place)
-            read.identity.append(_identity(packet))
+            read.identity.extend(_identity(packet))
             read.shown.append(is_shown(codec, packet))
             if len(read.shown) > max_frames:
                 raise MediaError(f"more than {max_frames} frames")
@@ -145,7 +146,8 @@ def _has_decoding_times(container: Any, stream: Any, codec: str) -> bool:
 
 def _arranged(read: _Read, stream: Any, may_jump: bool, decoding_times: bool) -> Packets:
     tick = float(stream.time_base)
-    identity, shown = np.stack(read.identity), np.array(read.shown)
+    identity = np.array(read.identity, np.int64).reshape(-1, 4)
+    shown = np.array(read.shown)
     pts, dts = identity[:, 2], identity[:, 3]
     stamps = np.where(pts != NONE, pts, dts)
     clock = np.where(dts != NONE, dts, pts)

@@ -186,6 +186,6 @@ def test_what_a_container_cannot_read_of_joined_files_is_said(end: str, tmp_path
     video.scan(one, damage=damage)
     assert not damage
     path = tmp_path / f"joined.{end}"
-    path.write_bytes(one.read_bytes() * 2)
+    path.write_bytes(one.read_bytes() * 8)
     assert numbers(video.scan(path, damage=damage)[1]) == list(range(48))
     assert "not read" in damage[0]

@@ -122,6 +122,16 @@ def test_oblong_pixels_lie_down_with_a_film_that_is_turned(tmp_path: Path) -> No
     assert roundness(video.read_frames(path)[0][0]) == pytest.approx(1, abs=0.05)
 
 
+def test_the_container_has_the_last_word_on_the_shape_of_pixels(tmp_path: Path) -> None:
+    path = oblong(tmp_path / "a.mp4", Fraction(4, 3), [disc(96, 144, 2.0)] * 6)
+    data = path.read_bytes()
+    place = data.find(b"pasp")
+    for ratio, wide in (((2, 1), 288), ((0, 1), 192), ((1, 0), 192)):
+        path.write_bytes(data[: place + 4] + struct.pack(">2I", *ratio) + data[place + 12 :])
+        assert (video.probe(path).height, video.probe(path).width) == (96, wide)
+        assert video.read_frames(path)[0].shape[1:3] == (96, wide)
+
+
 def test_a_pixel_aspect_that_changes_inside_is_a_splice(tmp_path: Path) -> None:
     kinds = [(Fraction(4, 3), "1.ts"), (Fraction(1, 1), "2.ts")]
     parts = [
