@@ -16,7 +16,8 @@ from pathlib import Path
 import decord
 import numpy as np
 
-from layerflow import film, video
+from layerflow import video
+from layerflow.film import close_kept
 from layerflow.media import MediaError
 
 SIZE = 480, 720
@@ -32,8 +33,7 @@ def decord_frames(path: Path, times: np.ndarray) -> None:
 
 def pyav_frames(path: Path, times: np.ndarray) -> None:
     """The same with PyAV, from a closed file."""
-    while film._kept:
-        film._kept.popitem()[1].close()
+    close_kept()
     video.fetch(path, times.tolist(), *SIZE)
 
 

@@ -332,9 +332,14 @@ def kept_film(path: Path, limits: Limits, *, alpha: bool = False) -> Iterator[Fi
     except BaseException:
         film.close()
         raise
+    close_kept()
+    _kept[key] = film
+
+
+def close_kept() -> None:
+    """Close the film that ``kept_film`` keeps open."""
     while _kept:
         _kept.popitem()[1].close()
-    _kept[key] = film
 
 
 class _Run:
