@@ -9,10 +9,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8
+from layerflow.film import kept_film
 from layerflow.media import MediaError
-from layerflow.video import Box, Limits, fit, probed, timed_frames, upright
-
-LATE = 0.02  # seconds by which a matte's frame may miss its picture's: containers round
+from layerflow.upright import upright
+from layerflow.video import NEAR, Box, Limits, fit, nearest, probe
 
 
 def fetch_matte(
@@ -30,22 +30,21 @@ def fetch_matte(
     ``[len(times), height, width]``; MediaError when one is missing.
     """
     limits = limits or Limits()
-    alpha = probed(path, limits).has_alpha
+    alpha = probe(path, limits).has_alpha
     wanted = np.asarray(times, np.float64)
-    missed = np.full(len(wanted), np.inf)
     out = np.zeros((len(wanted), height, width), np.uint8)
     converter = VideoReformatter()
-    span = max(0.0, wanted.min() - LATE), wanted.max() + LATE
-    for time, frame in timed_frames(path, *span, limits, alpha=alpha):
-        closer = np.flatnonzero(np.abs(wanted - time) < np.minimum(missed, LATE))
-        if len(closer) == 0:
-            continue
-        if alpha:
-            matte = upright(frame, "rgba", converter)[..., 3]
-        else:
-            matte = upright(frame, "gray", converter)
-        out[closer] = fit(np.repeat(matte[..., None], 3, axis=-1), height, width, box)[..., 0]
-        missed[closer] = np.abs(wanted[closer] - time)
-    if not np.isfinite(missed).all():
-        raise MediaError(f"{int((~np.isfinite(missed)).sum())} of {len(wanted)} mattes are missing")
+    with kept_film(path, limits, alpha=alpha) as film:
+        places = nearest(film.packets.times, wanted)
+        missing = np.abs(film.packets.times[places] - wanted) > NEAR
+        due = ~missing
+        for shown in film.pictures(np.unique(places[due]).tolist()):
+            pixels = "rgba" if alpha else "gray"
+            matte = upright(shown.frame, pixels, converter, shown.view)
+            matte = matte[..., 3] if alpha else matte
+            here = due & (places == shown.place)
+            out[here] = fit(np.repeat(matte[..., None], 3, axis=-1), height, width, box)[..., 0]
+            due &= ~here
+    if lost := int((missing | due).sum()):
+        raise MediaError(f"{lost} of {len(wanted)} mattes are missing")
     return out

@@ -7,47 +7,38 @@ process with a deadline and a memory limit. Times are seconds from the first fra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
 from layerflow.clip import U8, resize_cover
-from layerflow.hdr import is_hdr, to_sdr
-from layerflow.media import MediaError, frame_array
+from layerflow.container import Limits, best_stream, has_alpha, may_jump, open_container
+from layerflow.film import Film, facts, kept_film
+from layerflow.media import MediaError
+from layerflow.packets import F64, I64
+from layerflow.upright import cover, upright
 
-F64 = NDArray[np.float64]
 Box = tuple[float, float, float, float]
 """Part of a frame: top, bottom, left, right as shares of the upright height and width."""
 
-DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4"})
-ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
 THUMB_WIDTH = 128
 LEAST_BYTES_A_SECOND = 2000  # below it a header is not believed
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a video may cost; checked before any frame is decoded."""
-
-    max_bytes: int = 16 << 30
-    max_pixels: int = 8192 * 4320
-    max_seconds: float = 6 * 3600.0
-    max_frames: int = 2_000_000
+EXACT = 1e-3  # seconds by which a time may differ from the frame's that it was taken from
+SAME = 1.0  # mean levels by which two decoders may convert a picture's colours differently
+NEAR = 0.02  # seconds by which a frame may miss the time that is asked for: containers round
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """One video stream. Height and width are upright, in pixels; fps is the average.
+    """One video stream. Height and width are those of the picture as it is shown: upright, with
+    square pixels; fps is the average.
 
-    ``interlaced`` and ``hdr`` are what the first frame says of itself.
+    ``interlaced``, ``hdr``, ``rotation`` (degrees counter-clockwise to turn it upright) and
+    ``mirrored`` (left and right are exchanged, too) are what the first frame says of itself.
     """
 
     codec: str
@@ -61,199 +52,63 @@ class VideoInfo:
     has_alpha: bool
     interlaced: bool = False
     hdr: bool = False
+    mirrored: bool = False
 
 
 def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
-    """What the first video stream holds, from its header and packets (nothing is decoded).
+    """What the best video stream holds, from its header, its packets and its first frame.
 
     Raises MediaError for unreadable files, files without video and anything over ``limits``.
     """
     limits = limits or Limits()
-    with _open(path, limits) as container:
-        stream = _video_stream(container, limits)
+    found = facts(path, limits)
+    with open_container(path, limits) as container:
+        stream = best_stream(container, limits)
         context = stream.codec_context
-        times = _packet_times(container, stream, limits)
-        rotation, interlaced, hdr = _first_frame(path, limits)
-        height, width = context.height, context.width
-        if rotation % 180:
-            height, width = width, height
-        seconds = float(times[-1] - times[0]) if len(times) > 1 else 0.0
+        height, width = found.view.size(context.height, context.width)
+        times = found.packets.times[found.first :]
+        seconds = float(times[-1] - times[0])
         fps = (len(times) - 1) / seconds if seconds > 0 else float(stream.average_rate or 0)
         return VideoInfo(
             codec=context.name,
             pixel_format=context.pix_fmt or "unknown",
             height=height,
             width=width,
-            rotation=rotation,
+            rotation=found.view.rotation,
             fps=fps,
             seconds=seconds,
             num_frames=len(times),
             has_alpha=has_alpha(stream),
-            interlaced=interlaced,
-            hdr=hdr,
+            interlaced=found.interlaced,
+            hdr=found.hdr,
+            mirrored=found.view.mirrored,
         )
 
 
-def probed(path: Path, limits: Limits) -> VideoInfo:
-    """``probe``, once for all windows of a file: it reads every packet."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return probe(path, limits)
-    return _probe_once(path, limits, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _probe_once(path: Path, limits: Limits, size: int, modified: int) -> VideoInfo:
-    return probe(path, limits)
-
-
 def duration(path: Path, limits: Limits | None = None) -> float:
-    """Seconds that the first video stream lasts, by its header; MediaError as ``probe``.
+    """Seconds that the best video stream lasts, by its header; MediaError as ``probe``.
 
-    By its packets where the header is silent, or claims more than the file's size makes likely.
+    By its packets where the header is silent, claims more than the file's size makes likely, or
+    cannot know: in broadcast containers time stamps jump at cuts.
     """
     limits = limits or Limits()
-    with _open(path, limits) as container:
-        stream = _video_stream(container, limits)
+    with open_container(path, limits) as container:
+        stream = best_stream(container, limits)
         seconds = float((stream.duration or 0) * (stream.time_base or 0))
         seconds = seconds or (container.duration or 0) / 1e6
-        if 0 < seconds < os.path.getsize(path) / LEAST_BYTES_A_SECOND:
+        likely = 0 < seconds < os.path.getsize(path) / LEAST_BYTES_A_SECOND
+        if likely and not may_jump(container):
             return seconds
-        times = _packet_times(container, stream, limits)
-        return float(times[-1] - times[0])
+    return float(facts(path, limits).packets.times[-1])
 
 
-def _open(path: Path, limits: Limits) -> Any:
-    try:
-        size = os.path.getsize(path)
-    except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
-    if size == 0:
-        raise MediaError("the file is empty (zero bytes)")
-    if size > limits.max_bytes:
-        raise MediaError(f"{size} bytes is over the limit of {limits.max_bytes}")
-    try:
-        return av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(f"not a readable video: {_text(error)}") from error
+def frame_times(path: Path, limits: Limits | None = None) -> F64:
+    """Seconds from the first frame at which each frame is shown, rising; float64 ``[N]``.
 
-
-def _text(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or error)
-
-
-def _video_stream(container: Any, limits: Limits) -> Any:
-    streams = container.streams.video
-    if not streams:
-        raise MediaError("there is no video stream in the file")
-    stream = streams[0]
-    height, width = stream.codec_context.height, stream.codec_context.width
-    if height * width > limits.max_pixels:
-        raise MediaError(f"{width}x{height} is over the limit of {limits.max_pixels} pixels")
-    if height < 2 or width < 2:
-        raise MediaError(f"{width}x{height} pixels is too small to be a video")
-    seconds = (container.duration or 0) / 1e6
-    if seconds > limits.max_seconds:
-        raise MediaError(f"{seconds:.0f} s is over the limit of {limits.max_seconds:.0f} s")
-    stream.thread_count = 1
-    return stream
-
-
-def _packet_times(container: Any, stream: Any, limits: Limits) -> F64:
-    ticks: list[int] = []
-    try:
-        for packet in container.demux(stream):
-            tick = packet.pts if packet.pts is not None else packet.dts
-            if tick is not None and packet.size:
-                ticks.append(tick)
-            if len(ticks) > limits.max_frames:
-                raise MediaError(f"more than {limits.max_frames} frames")
-    except av.error.FFmpegError:
-        pass  # a file that is cut off keeps what came before the cut
-    if not ticks:
-        raise MediaError("the video stream holds no frame")
-    return np.sort(np.asarray(ticks, np.float64)) * float(stream.time_base)
-
-
-def has_alpha(stream: Any) -> bool:
-    context = stream.codec_context
-    if stream.metadata.get("alpha_mode") == "1":
-        return True
-    formats = ("yuva", "rgba", "argb", "abgr", "bgra", "gbrap", "ya8", "ya16")
-    return (context.pix_fmt or "").startswith(formats)
-
-
-def _first_frame(path: Path, limits: Limits) -> tuple[int, bool, bool]:
-    """Of the first decodable frame: degrees counter-clockwise to turn it upright (display matrix),
-    whether it is interlaced, whether it is PQ or HLG.
+    Of every frame that the file announces: one that is damaged is among them.
     """
-    with _open(path, limits) as container:
-        for frame in _decoded(container, container.streams.video[0]):
-            rotation = round(getattr(frame, "rotation", 0) or 0) % 360
-            return rotation, bool(frame.interlaced_frame), is_hdr(frame)
-    return 0, False, False
-
-
-def _decoded(container: Any, stream: Any, damage: list[str] | None = None) -> Iterator[Any]:
-    """Frames in presentation order; packets that do not decode are skipped (salvage).
-
-    damage: gets a line for each of them.
-    """
-    damage = [] if damage is None else damage
-    try:
-        for packet in container.demux(stream):
-            try:
-                yield from packet.decode()
-            except av.error.FFmpegError as error:
-                damage.append(_text(error))
-    except av.error.FFmpegError as error:
-        damage.append(_text(error))
-
-
-def upright(frame: Any, pixel_format: str, converter: VideoReformatter) -> U8:
-    """A frame as an array: HDR brought to SDR, of two fields the first, turned upright."""
-    if pixel_format == "rgb24" and is_hdr(frame):
-        array = to_sdr(frame, converter)
-    else:
-        array = frame_array(frame, pixel_format, converter)
-    if frame.interlaced_frame and array.shape[0] > 2:
-        size = array.shape[1], array.shape[0]
-        array = np.asarray(cv2.resize(array[::2], size, interpolation=cv2.INTER_CUBIC), np.uint8)
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
-
-
-def timed_frames(
-    path: Path,
-    start: float,
-    end: float,
-    limits: Limits,
-    damage: list[str] | None = None,
-    *,
-    alpha: bool = False,
-) -> Iterator[Any]:
-    """(time, frame) of decodable frames with ``start <= time < end`` seconds; alpha: keep it."""
-    with _open(path, limits) as container:
-        stream = _video_stream(container, limits)
-        first = None
-        if start > 0:
-            first = next((f.time for f in _decoded(container, stream) if f.time is not None), None)
-            if first is None:
-                return
-            container.seek(int((start + first) / float(stream.time_base)), stream=stream)
-        frames = _decoded(container, stream, damage)
-        if alpha and has_alpha(stream) and stream.codec_context.name in ALPHA_DECODERS:
-            frames = _decoded_by(ALPHA_DECODERS[stream.codec_context.name], container, stream)
-        for frame in frames:
-            if frame.time is None:
-                continue
-            first = frame.time if first is None else first
-            time = frame.time - first
-            if time >= end:
-                return
-            if time >= start - 1e-6:
-                yield time, frame
+    found = facts(path, limits or Limits())
+    return found.packets.times[found.first :]
 
 
 def scan(
@@ -263,26 +118,41 @@ def scan(
     limits: Limits | None = None,
     *,
     damage: list[str] | None = None,
+    splices: list[float] | None = None,
 ) -> tuple[F64, U8]:
     """Times and thumbnails of every decodable frame in a time span, for shot detection.
 
-    Returns times float64 ``[N]`` (seconds, strictly increasing) and uint8 ``[N, h, 128, 3]``.
-    damage: gets a line for every packet that could not be decoded.
+    Returns times float64 ``[N]`` (seconds, strictly increasing) and uint8 ``[N, h, 128, 3]``; both
+    are empty for a span in which the film shows no new frame.
+    damage: gets a line for everything that could not be decoded.
+    splices: gets the times of frames that do not go on with what was before: recordings were
+    joined, time stamps jump, or the picture's size changes.
     """
+    notes: list[str] = [] if damage is None else damage
     times: list[float] = []
     thumbs: list[U8] = []
+    take, size = -1, (0, 0)
     converter = VideoReformatter()
-    for time, frame in timed_frames(path, start, end, limits or Limits(), damage):
-        if times and time <= times[-1]:
-            continue
-        image = upright(frame, "rgb24", converter)
-        height = max(2, round(image.shape[0] * THUMB_WIDTH / image.shape[1]))
-        times.append(time)
-        thumbs.append(cv2.resize(image, (THUMB_WIDTH, height), interpolation=cv2.INTER_AREA))
-        if thumbs[-1].shape != thumbs[0].shape:
-            raise MediaError("the frame size changes inside the video")
-    if not times:
+    with Film(path, limits or Limits(), damage=notes) as film:
+        places = film.between(start, end)
+        for shown in film.pictures(places):
+            if times and shown.time <= times[-1]:
+                notes.append("a frame has the time of the one before")
+                continue
+            image = upright(shown.frame, "rgb24", converter, shown.view)
+            number = int(film.packets.take[film.packets.order[shown.place]])
+            if times and splices is not None and (number, image.shape[:2]) != (take, size):
+                splices.append(shown.time)
+            take, size = number, image.shape[:2]
+            height = max(2, round(size[0] * THUMB_WIDTH / size[1]))
+            height = height if not thumbs else thumbs[0].shape[0]
+            thumb = cv2.resize(image, (THUMB_WIDTH, height), interpolation=cv2.INTER_AREA)
+            times.append(shown.time)
+            thumbs.append(np.asarray(thumb, np.uint8))
+    if not times and len(places):
         raise MediaError("no frame could be decoded")
+    if not times:
+        return np.zeros(0), np.zeros((0, 2, THUMB_WIDTH, 3), np.uint8)
     return np.asarray(times), np.stack(thumbs)
 
 
@@ -297,49 +167,11 @@ def fetch(
 ) -> U8:
     """The frames at the given times (from ``scan``), covered and cropped to height x width.
 
-    decord where it decodes what PyAV decodes (8-bit 4:2:0, upright, no alpha), else PyAV.
     box: only this part of the frame. Returns uint8 ``[len(times), height, width, 3]``;
     MediaError when one cannot be decoded.
+    PyAV decodes; decord is slower on films of every kind, and its frames are often others.
     """
-    limits = limits or Limits()
-    info = probed(path, limits)
-    simple = info.codec in DECORD_CODECS and info.pixel_format == "yuv420p"
-    simple = simple and not (info.interlaced or info.hdr)
-    if simple and info.rotation == 0 and not info.has_alpha and info.height <= 576:
-        frames = _fetch_decord(path, times, height, width, box)
-        if frames is not None:
-            return frames
-    return _fetch_av(path, times, height, width, limits, box)
-
-
-def fit(image: U8, height: int, width: int, box: Box | None) -> U8:
-    if box is not None:
-        h, w = image.shape[:2]
-        image = image[round(box[0] * h) : round(box[1] * h), round(box[2] * w) : round(box[3] * w)]
-    return resize_cover(image[None], height, width)[0]
-
-
-def _fetch_decord(
-    path: Path, times: Sequence[float], height: int, width: int, box: Box | None = None
-) -> U8 | None:
-    """None when decord cannot read the file or does not see the same frames."""
-    import decord
-
-    try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
-        order = np.argsort(stamps, kind="stable")
-        stamps = stamps[order] - stamps.min()
-        places = np.searchsorted(stamps, np.asarray(times) - 1e-3)
-        if places.max() >= len(stamps) or np.abs(stamps[places] - times).max() > 2e-3:
-            return None
-        out = np.empty((len(times), height, width, 3), np.uint8)
-        for row, place in enumerate(places):
-            image = reader[int(order[place])].asnumpy()
-            out[row] = fit(image, height, width, box)
-    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
-        return None
-    return out
+    return _fetch_av(path, times, height, width, limits or Limits(), box)
 
 
 def _fetch_av(
@@ -350,50 +182,102 @@ def _fetch_av(
     limits: Limits,
     box: Box | None = None,
 ) -> U8:
-    wanted = {round(time, 4): row for row, time in enumerate(times)}
     out = np.empty((len(times), height, width, 3), np.uint8)
-    found = 0
-    span = timed_frames(path, max(0.0, min(times) - 1e-3), max(times) + 1e-3, limits)
     converter = VideoReformatter()
-    for time, frame in span:
-        row = wanted.pop(round(time, 4), None)
-        if row is None:
-            continue
-        out[row] = fit(upright(frame, "rgb24", converter), height, width, box)
-        found += 1
-    if found < len(times):
-        raise MediaError(f"{len(times) - found} of {len(times)} frames could not be decoded")
+    with kept_film(path, limits) as film:
+        known = film.packets.times
+        places = nearest(known, np.asarray(times, np.float64))
+        exact = np.abs(known[places] - np.asarray(times)) <= EXACT
+        missing = set(np.flatnonzero(~exact).tolist())
+        for shown in film.pictures(np.unique(places[exact]).tolist()):
+            image = upright(shown.frame, "rgb24", converter, shown.view)
+            out[exact & (places == shown.place)] = fit(image, height, width, box)
+            places[places == shown.place] = -1
+        missing |= set(np.flatnonzero(places >= 0).tolist())
+    if missing:
+        raise MediaError(f"{len(missing)} of {len(times)} frames could not be decoded")
     return out
 
 
-def read_frames(
-    path: Path, *, max_frames: int = 10_000, limits: Limits | None = None
-) -> tuple[U8, float]:
-    """All frames of a local video, upright, alpha kept: uint8 ``[T, H, W, 3 or 4]`` and fps.
+def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -> U8 | None:
+    """decord's frames at these times if each was seen to be PyAV's picture, else None.
 
+    A witness: ``bench/decoders.py`` and the tests hold the two decoders against each other.
+    """
+    import decord
+
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
+        order = np.argsort(stamps, kind="stable")
+        places = nearest(stamps[order] - stamps.min(), np.asarray(times, np.float64))
+        frames = np.stack(
+            [fit(reader[int(order[k])].asnumpy(), height, width, None) for k in places]
+        )
+    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
+        return None
+    far = np.abs(frames.astype(np.int16) - fetch(path, times, height, width)).mean((1, 2, 3))
+    return frames if far.max() <= SAME else None
+
+
+def nearest(times: F64, wanted: F64) -> I64:
+    """The places in rising ``times`` [N] that are nearest to the ``wanted`` ones, int64."""
+    right = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
+    left = np.clip(right - 1, 0, len(times) - 1)
+    return np.asarray(np.where(wanted - times[left] <= times[right] - wanted, left, right))
+
+
+def fit(image: U8, height: int, width: int, box: Box | None) -> U8:
+    if box is not None:
+        h, w = image.shape[:2]
+        image = image[round(box[0] * h) : round(box[1] * h), round(box[2] * w) : round(box[3] * w)]
+    return resize_cover(image[None], height, width)[0]
+
+
+def read_frames(
+    path: Path,
+    *,
+    max_frames: int = 10_000,
+    limits: Limits | None = None,
+    size: tuple[int, int] | None = None,
+    times: Sequence[float] | None = None,
+) -> tuple[U8, float]:
+    """Frames of a local video, upright, alpha kept: uint8 ``[T, H, W, 3 or 4]`` and fps.
+
+    size: height and width that the frames are covered and cropped to, one by one, so that a long
+    film is never in memory at its own size; colour under alpha is premultiplied meanwhile.
+    times: only the frames nearest to these seconds (see ``frame_times``), at most ``NEAR`` away;
+    any order, repeats allowed. Raises MediaError when one is missing, or for more than
+    ``max_frames`` frames or 2 GiB.
     VP8/VP9 alpha is decoded with libvpx, since FFmpeg's own decoder drops it silently.
     """
     limits = limits or Limits()
     info = probe(path, limits)
-    if info.num_frames > max_frames:
-        raise MediaError(f"{info.num_frames} frames is over the limit of {max_frames}")
-    if info.num_frames * info.height * info.width * 4 > 2 << 30:
+    count = info.num_frames if times is None else len(times)
+    height, width = size or (info.height, info.width)
+    if count > max_frames:
+        raise MediaError(f"{count} frames is over the limit of {max_frames}")
+    if count * height * width * (4 if info.has_alpha else 3) > 2 << 30:
         raise MediaError("the decoded frames would take more than 2 GiB")
-    pixel_format = "rgba" if info.has_alpha else "rgb24"
-    with _open(path, limits) as container:
-        stream = container.streams.video[0]
-        library = ALPHA_DECODERS.get(info.codec) if info.has_alpha else None
-        source = _decoded_by(library, container, stream) if library else _decoded(container, stream)
-        converter = VideoReformatter()
-        frames = [upright(frame, pixel_format, converter) for frame in source]
+    frames: dict[int, U8] = {}
+    converter = VideoReformatter()
+    with kept_film(path, limits, alpha=info.has_alpha) as film:
+        known = film.packets.times
+        places = np.arange(film.facts.first, len(known))
+        if times is not None:
+            places = nearest(known, np.asarray(times, np.float64))
+            if (far := np.abs(known[places] - np.asarray(times)) > NEAR).any():
+                raise MediaError(f"{int(far.sum())} of {count} frames are missing")
+        for shown in film.pictures(np.unique(places).tolist()):
+            pixels = "rgba" if info.has_alpha else "rgb24"
+            image = upright(shown.frame, pixels, converter, shown.view)
+            if size is None and frames and image.shape != next(iter(frames.values())).shape:
+                raise MediaError("the frame size changes inside the video")
+            frames[shown.place] = image if size is None else cover(image, *size)
     if not frames:
         raise MediaError("no frame could be decoded")
-    return np.stack(frames), info.fps or 8.0
-
-
-def _decoded_by(library: str, container: Any, stream: Any) -> Iterator[Any]:
-    context: Any = av.CodecContext.create(library, "r")
-    for packet in container.demux(stream):
-        for frame in context.decode(packet if packet.size else None):
-            frame.time_base = stream.time_base
-            yield frame
+    if times is None:
+        return np.stack(list(frames.values())), info.fps or 8.0
+    if lost := sum(place not in frames for place in places.tolist()):
+        raise MediaError(f"{lost} of {count} frames are missing")
+    return np.stack([frames[place] for place in places.tolist()]), info.fps or 8.0

@@ -53,15 +53,20 @@ def _survey_span(
     decoder: Decoder, path: Any, span: tuple[float, float], options: MineOptions, found: Findings
 ) -> None:
     damage: list[str] = []
+    splices: list[float] = []
     try:
-        times, thumbs = decoder.scan(path, *span, damage=damage)
+        times, thumbs = decoder.scan(path, *span, damage=damage, splices=splices)
     except MediaError as error:
         found["problems"].append(["decode", str(error)])
         return
     if damage:  # what can be saved is used; what cannot is on record
-        found["problems"].append(["decode", f"{len(damage)} damaged packets: {damage[0]}"])
+        more = f" (and {len(damage) - 1} more like it)" if len(damage) > 1 else ""
+        found["problems"].append(["decode", f"damaged: {damage[0]}{more}"])
+    if not len(times):  # the picture stands still for longer than the span
+        return
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps
-    shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate)]
+    cuts = times.searchsorted(splices)
+    shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate, cuts.tolist())]
     windows: list[tuple[int, Window]] = []
     for shot in shots:
         bars = find_bars(thumbs[shot[0] : shot[1]])

@@ -253,9 +253,11 @@ class Loader:
         return Background(frames, camera, static, residual, prompt, "real", record)
 
     def _window(self, path: Path, start: float, need: float) -> tuple[float, ...] | None:
-        times, thumbs = self._decoder.scan(path, start, start + need + 1.0 / self._fps)
+        splices: list[float] = []
+        end = start + need + 1.0 / self._fps
+        times, thumbs = self._decoder.scan(path, start, end, splices=splices)
         rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else self._fps
-        for shot in find_shots(thumbs, rate):
+        for shot in find_shots(thumbs, rate, times.searchsorted(splices).tolist()):
             for window in cut_windows(times, shot, self._frames, self._fps):
                 return window.times
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +33,11 @@ class Window:
         return self.times[-1]
 
 
-def find_shots(thumbs: U8, fps: float) -> list[tuple[int, int]]:
+def find_shots(thumbs: U8, fps: float, splices: Sequence[int] = ()) -> list[tuple[int, int]]:
     """Index ranges ``[first, last)`` of shots, by PySceneDetect's content + adaptive detectors.
 
-    thumbs uint8 ``[N, h, w, 3]`` RGB, consecutive frames; fps their average rate.
+    thumbs uint8 ``[N, h, w, 3]`` RGB, consecutive frames; fps their average rate; splices: frames
+    that are known to start a shot, whatever they show.
     """
     from scenedetect import FrameTimecode
     from scenedetect.detectors import AdaptiveDetector, ContentDetector
@@ -44,7 +46,7 @@ def find_shots(thumbs: U8, fps: float) -> list[tuple[int, int]]:
         ContentDetector(min_scene_len=MIN_SHOT_FRAMES),
         AdaptiveDetector(min_scene_len=MIN_SHOT_FRAMES),
     )
-    cuts: set[int] = set()
+    cuts: set[int] = set(splices)
     rate = max(float(fps), 1.0)
     for index, thumb in enumerate(thumbs):
         timecode = FrameTimecode(index, rate)
