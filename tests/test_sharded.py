@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import spawn
-from trainer_kit import make_manifest, weights
+from trainer_kit import make_manifest, same, weights
 
 from manifests.train import TrainManifest, parse
 from trainer import loop, metrics
@@ -47,6 +47,30 @@ def test_one_worker_has_all_shards(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
     (last, *_) = reversed(checkpoints(tmp_path / "sharded", "base"))
     assert {path.suffix for path in last.iterdir()} == {".safetensors", ".json"}  # no pickles
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_of_the_average_leaves_training_alone(tmp_path: Path, precision: str) -> None:
+    """Gathered weights of the average must not be trained on; stopped and continued too."""
+    changes: dict[str, Any] = {"precision": precision, "save_every": 3}
+    held_out = {"latents": "video", "every": 1, "clips": 2, "timesteps": [500]}
+    plain = sharded(tmp_path, "plain", **changes)
+    base = plain.stages[0].model_copy(update={"trains": "full", "ema": 0.99, "lr": 1e-2})
+    plain = plain.model_copy(update={"stages": [base]})
+    checked = parse(plain.model_dump() | {"validation": held_out, "out": str(tmp_path / "checked")})
+    assert loop.train(plain, plain.out, log=lambda line: None)
+
+    def kill(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(checked, checked.out, log=lambda line: None, report=kill)
+    assert len(losses(checked)) == 3
+    assert loop.train(checked, checked.out, log=lambda line: None)
+    assert losses(checked) == losses(plain)
+    assert same(weights(tmp_path / "checked/export"), weights(tmp_path / "plain/export"))
+    by_step = [row["loss"] for row in metrics.read(tmp_path / "checked/validation.csv")]
+    assert len(set(by_step)) == len(by_step) == 2 * 5  # and the average was what it measured
 
 
 def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from layerflow import adapters
@@ -60,6 +60,7 @@ class Sharded:
         self.totals = torch.zeros(2, device=world.device)
         self.loss, self.stop = self.totals.split(1)
         self.world, self.ema = world, ema
+        self.modules = [m for m in transformer.modules() if isinstance(m, FSDPModule)]
         self.average = (
             {name: p.detach().clone() for name, p in self.locals.items()}
             if ema is not None
@@ -112,6 +113,8 @@ class Sharded:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, torch.Tensor]) -> None:
+        for module in self.modules:
+            module.reshard()  # what a forward pass gathered is of the weights until now
         for name, local in self.locals.items():
             local.copy_(values[name])
 
