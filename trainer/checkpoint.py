@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,11 +148,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(out: Path, manifest: TrainManifest, *, fresh: bool = False) -> bool:
+def claim(
+    out: Path,
+    manifest: TrainManifest,
+    *,
+    fresh: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> bool:
     """Make `out` this run's folder; True if it continues one. Call on one process only.
 
-    fresh: drop what an earlier run left (and nothing else). ValueError when the folder holds
-    another run, with the difference.
+    What is further in the manifest's `upload` is brought here first. fresh: drop what an earlier
+    run left, there too (and nothing else). ValueError when either holds another run, with the
+    difference.
     """
     new = identity(manifest)
     out.mkdir(parents=True, exist_ok=True)
@@ -160,6 +167,10 @@ def claim(out: Path, manifest: TrainManifest, *, fresh: bool = False) -> bool:
         for name in (*OWN, *OWN_FILES):
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if manifest.upload:
+        from trainer.fetch import fetch  # it builds on this module
+
+        fetch(out, manifest, new, fresh=fresh, log=log)
     record = out / "run.json"
     if record.is_file():
         changed = differences(json.loads(record.read_text()), new)

@@ -84,7 +84,7 @@ def train(
     ):
         if world.rank == 0:
             check(manifest)
-            checkpoint.claim(out, manifest, fresh=fresh)
+            checkpoint.claim(out, manifest, fresh=fresh, log=log)
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)
         held_out = validation.held_out(manifest)

@@ -226,6 +226,8 @@ def keep_best(run: Run, stage: Stage, step: int, losses: dict[str, float], gate:
         return
     about = {"step": step, "loss": loss, "losses": losses, "measured": measured}
     export(run.out, run.manifest, stage.name, run.transformer, target=folder, about=about)
+    if run.uploader:
+        run.uploader.put(folder)
 
 
 def write(path: Path, step: int, stage: str, losses: dict[str, float], gate: int) -> None:
