@@ -165,7 +165,8 @@ class TrainManifest(Strict):
     keep_last: int = Field(2, ge=1)
     upload: str | None = None
     """Folder or URL (`s3://bucket/run`, through fsspec) to which every checkpoint, finished stage
-    and export is copied in the background."""
+    and export is copied in the background, and from which a run goes on where that is further than
+    `out`, for instance on another machine."""
     keep_exports: bool = False
     """Keep an export after every stage (`OUT/stages/NAME/export`), not only the last one's."""
     tensorboard: bool = True
