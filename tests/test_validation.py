@@ -207,7 +207,8 @@ def test_a_motion_stage_that_changes_the_network_at_gate_0_is_refused(
 def test_a_motion_stage_s_samples_stand_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = with_validation(tmp_path)
+    few = {"samples": 1, "tasks": ["decompose"], "keep_best": False, "every": 100}
+    manifest = make_manifest(tmp_path, validation=OPTIONS | few)
     jobs: list[Any] = []
     assert loop.train(manifest, manifest.out, log=lambda line: None, sample=jobs.append)
     gates: list[float] = []
