@@ -224,7 +224,7 @@ def training_step(
         norm = trained.clip(clip)
         optimizer.found_inf = (~norm.isfinite()).float()
         optimizer.step()
-        trained.update_average(optimizer.found_inf)
+        trained.update_average(optimizer.found_inf, torch.tensor(0.0, device=device))
 
     return step
 

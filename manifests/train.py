@@ -84,10 +84,15 @@ class Validation(Strict):
     timesteps: list[int] = Field([99, 299, 499, 699, 899])
     tasks: list[str] = Field(["generate", "decompose"])
     kinds: list[Kind] = Field([])
+    frozen: str | None = None
+    """Held-out clips that stand still, encoded with `--freeze`, for stages that train the motion
+    adapter. Left out: those of `latents`, each with one of its latent frames repeated."""
     samples: int = Field(0, ge=0)
     """Clips to sample at each validation, of the first `clips`, for each of `tasks`: files and
     layer metrics in `OUT/samples`, pictures in TensorBoard. Under Ray in a task of its own."""
     sample_steps: int = Field(16, ge=1)
+    guidance: float | None = Field(None, ge=0)
+    """Guidance scale of the samples. Left out: the model's own, or 6."""
     keep_best: bool = False
     """Keep the pipeline of each stage's lowest held-out loss in `OUT/best/STAGE`."""
 
@@ -160,10 +165,16 @@ class TrainManifest(Strict):
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage and on SIGTERM."""
+    save_minutes: float | None = Field(None, gt=0)
+    """Write a checkpoint also when so many minutes have gone since the last one."""
+    max_skips: int = Field(20, ge=1)
+    """Steps in a row that may be skipped because their gradient is not finite; then, or when it
+    was every step of a stage, the run ends with an error and without an export."""
     keep_last: int = Field(2, ge=1)
     upload: str | None = None
     """Folder or URL (`s3://bucket/run`, through fsspec) to which every checkpoint, finished stage
-    and export is copied in the background."""
+    and export is copied in the background, and from which a run goes on where that is further than
+    `out`, for instance on another machine."""
     keep_exports: bool = False
     """Keep an export after every stage (`OUT/stages/NAME/export`), not only the last one's."""
     tensorboard: bool = True
@@ -220,6 +231,10 @@ class TrainManifest(Strict):
             )
         return count
 
+    def pass_size(self, stage: Stage, workers: int) -> int:
+        """Samples of one worker's forward pass in a step, at most."""
+        return -(-(stage.batch or self.batch) // (workers * self.passes(stage, workers)))
+
     def stage(self, name: str) -> Stage:
         """The stage of that name; ValueError that lists the names if there is none."""
         for stage in self.stages:
@@ -245,6 +260,8 @@ FREE_FIELDS = (
     "prefetch",
     "log_every",
     "save_every",
+    "save_minutes",
+    "max_skips",
     "keep_last",
     "upload",
     "keep_exports",

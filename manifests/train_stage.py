@@ -125,6 +125,9 @@ class Optimizer(Strict):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
+    decay_on: Literal["matrices", "all"] = "matrices"
+    """What `weight_decay` shrinks: `matrices` leaves out norms, biases and the layer embedding, as
+    is usual; `all` leaves out nothing (runs begun before there was a choice did that)."""
     clip: float = Field(1.0, gt=0)
     """Greatest norm of the gradient; larger ones are scaled down to it."""
 
@@ -159,6 +162,10 @@ class Stage(Strict):
     ema: float | None = Field(None, ge=0, lt=1)
     """Decay of the moving average of the trained weights. When set, the average is what the
     stage hands on: it is exported, validated and trained further by the next stage."""
+    ema_warmup: bool = True
+    """The average begins at decay 0.1, and after n updates has (1 + n) / (10 + n), until that
+    reaches `ema`: else the initial weights stay in it for some 1 / (1 - `ema`) steps (runs begun
+    before there was a choice did that)."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """`fsdp` shards weights, gradients and moments over the workers: for whole networks that one
     device cannot hold. Its clips must have one shape."""

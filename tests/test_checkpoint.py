@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from trainer_kit import make_latents, make_manifest, make_model, same
 
-from manifests.train import Optimizer, TrainManifest
+from manifests.train import Optimizer, TrainManifest, parse
 from trainer import checkpoint, loop, metrics
 from trainer.checkpoint import Position, claim, differences, identity
 from trainer.export import copy_tree, load_model
@@ -46,6 +47,36 @@ def test_a_changed_manifest_is_refused_with_the_difference(tmp_path: Path) -> No
     assert claim(out, with_stage(manifest, 2, steps=9))
     free = {"workers": 2, "log_every": 1, "save_every": 9, "prefetch": 0, "keep_last": 5}
     assert claim(out, changed(with_stage(manifest, 2, steps=9), **free))
+
+
+def test_runs_from_before_warm_up_and_decay_groups_go_on_as_they_began(tmp_path: Path) -> None:
+    """Or are refused with what differs; and their checkpoints are read."""
+    manifest = make_manifest(tmp_path, save_every=2)
+    old = manifest.model_dump() | {"optimizer": {"decay_on": "all"}}
+    old["stages"] = [stage | {"ema_warmup": False} for stage in old["stages"]]
+
+    def die(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(parse(old), manifest.out, log=lambda line: None, report=die)
+    for path in (tmp_path / "out/run.json", *(tmp_path / "out/checkpoints").glob("*/*.json")):
+        said = json.loads(path.read_text())
+        said.pop("in_a_row", None)
+        for part in (*said.get("manifest", {}).get("stages", []), said.get("manifest", {})):
+            part.pop("ema_warmup", None)
+            (part.get("optimizer") or {}).pop("decay_on", None)
+        path.write_text(json.dumps(said))
+    with pytest.raises(
+        ValueError, match=r"optimizer.decay_on: 'all' -> 'matrices'\s+stages\[0\].e"
+    ):
+        claim(tmp_path / "out", manifest)
+    assert loop.train(parse(old), manifest.out, only="base", log=lambda line: None)
+    whole = tmp_path / "whole"
+    assert loop.train(parse(old), whole, only="base", log=lambda line: None)
+    assert (whole / "stages/base/trained.safetensors").read_bytes() == (
+        tmp_path / "out/stages/base/trained.safetensors"
+    ).read_bytes()
 
 
 def test_changed_data_or_model_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:
@@ -103,7 +134,7 @@ def test_save_and_restore_give_every_bit_back(tmp_path: Path) -> None:
     for _ in range(3):
         trained.grads.normal_()
         optimizer.step()
-        trained.update_average(torch.tensor(0.0))
+        trained.update_average(torch.tensor(0.0), torch.tensor(9.0))
     checkpoint.save(tmp_path, "base", trained, optimizer, Position(3, 1), keep=2)
     again, optimizer2 = setup(tmp_path)
     assert checkpoint.restore(tmp_path, "base", again, optimizer2) == Position(3, 1)
@@ -207,6 +238,16 @@ def test_eight_bit_steps_resume_exactly_and_a_bad_one_is_skipped(tmp_path: Path)
     checkpoint.restore(tmp_path, "base", again, other)
     steps(other, again, range(4, 8))
     assert torch.equal(again.values, trained.values)
+
+
+def test_eight_bit_moments_in_the_order_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    trained, optimizer = setup(tmp_path)
+    checkpoint.save(tmp_path, "base", trained, optimizer, Position(1), keep=1)
+    (saved,) = tmp_path.glob("checkpoints/*/state.safetensors")
+    tensors = load_file(saved)
+    save_file(tensors | {"optimizer/state1": torch.zeros(9)}, saved)
+    with pytest.raises(ValueError, match="the order of an earlier version"):
+        checkpoint.restore(tmp_path, "base", trained, optimizer)
 
 
 def test_eight_bit_training_goes_where_adamw_goes(tmp_path: Path) -> None:

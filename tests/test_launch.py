@@ -26,7 +26,7 @@ from manifests.train import TrainManifest, Validation
 from pipelines.encode import run_encode
 from pipelines.stages.latent import Augment
 from trainer import metrics
-from trainer.launch import launch, train_on_ray
+from trainer.launch import following, launch, say, train_on_ray
 from trainer.placement import Placement
 from trainer.plan import duration, lines, make_plan
 
@@ -212,14 +212,27 @@ def test_durations_are_said_in_the_unit_that_fits() -> None:
 def test_two_ray_workers_give_the_curve_of_one_process(tmp_path: Path) -> None:
     one = make_manifest(tmp_path, out=str(tmp_path / "one"))
     assert launch(one, log=lambda line: None)
-    two = make_manifest(tmp_path, out=str(tmp_path / "two"), workers=2)
+    (tmp_path / "file").write_text("in the way")
+    upload = str(tmp_path / "file/run")
+    two = make_manifest(tmp_path, out=str(tmp_path / "two"), workers=2, upload=upload)
     said: list[str] = []
     assert launch(two, log=said.append)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    assert said and said[-1].startswith("content 4/4")
+    assert any(line.startswith("content 4/4") for line in said)
+    assert any("upload of export to" in line and "failed" in line for line in said)
     assert sorted(path.name for path in (tmp_path / "two").glob(".*")) == []
     ours, theirs = weights(tmp_path / "one/export"), weights(tmp_path / "two/export")
     assert ours.keys() == theirs.keys()
+
+
+def test_what_a_worker_says_is_logged_line_by_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    with following(tmp_path / "said", said.append):
+        say(tmp_path / "said", "one")
+        say(tmp_path / "said", "zwei, schön")
+        with (tmp_path / "said").open("a") as file:
+            file.write("torn")
+    assert said == ["one", "zwei, schön"]
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_only_one_stage(tmp_path: Path) -> None:
 
 def test_ten_steps_equal_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses to 1e-6 of themselves, gradients to 1e-6 of the largest element of each step's."""
-    manifest = make_manifest(tmp_path, save_every=100)
+    manifest = make_manifest(tmp_path, save_every=100, optimizer={"weight_decay": 0.1})
     kept: list[dict[str, torch.Tensor]] = []
     real = Trained.reduce
 
@@ -195,9 +195,13 @@ def plain_loop(
         joint=manifest.dropout.joint,
         layer=manifest.dropout.layer,
     )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-4, foreach=False
-    )
+    named = dict(model.named_parameters())
+    shrunk = [n for n, p in named.items() if p.ndim > 1 and not n.startswith("layer_embedding")]
+    groups = [
+        {"params": [named[n] for n in shrunk], "weight_decay": 0.1},
+        {"params": [p for n, p in named.items() if n not in shrunk], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, foreach=False)
     seen = []
     for step in range(stage.steps):
         lr = stage.lr * (step + 1) / 2 if step < 2 else stage.lr * (1 - (step - 2) / 8) ** 0.7
@@ -287,6 +291,50 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(
         load_file(path / "state.safetensors") for path in checkpoints(tmp_path / "out", "base")
     )
     assert same(first, second) and not same(second, third)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, calls: set[int] | range) -> None:
+    """Make the losses of these forward passes, counted from 1 in all runs, not finite."""
+    count, real = 0, loop.layer_loss
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return real(*arguments) * (float("inf") if count in calls else 1.0)
+
+    monkeypatch.setattr(loop, "layer_loss", poisoned)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_stage_whose_every_step_is_skipped_fails_without_an_export(
+    unbroken: TrainManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    base = unbroken.stages[0].model_copy(update={"steps": steps})
+    manifest = change(unbroken, out=str(tmp_path / "out"), stages=[base], save_every=1)
+    poison(monkeypatch, range(1, 100))
+    with pytest.raises(ValueError, match=f"{steps} steps in a row, up to step {steps} of {steps}"):
+        run(manifest)
+    assert not (tmp_path / "out/export").exists() and not (tmp_path / "out/stages").exists()
+
+
+def test_skips_in_a_row_are_counted_across_a_resume_and_said(
+    unbroken: TrainManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = unbroken.stages[0].model_copy(update={"steps": 12})
+    limits = {"save_every": 2, "log_every": 1, "max_skips": 4}
+    manifest = change(unbroken, out=str(tmp_path / "out"), stages=[base], **limits)
+    poison(monkeypatch, {2, 3, 4, 7, 8, 9, 10})  # three in a row are borne, four are not
+    with pytest.raises(Killed):
+        run(manifest, report=kill_at(8))
+    said: list[str] = []
+    with pytest.raises(ValueError, match=r"4 steps in a row, up to step 10 of 12.*loss inf"):
+        loop.train(manifest, manifest.out, log=said.append)
+    assert "6 skipped" in next(line for line in said if line.startswith("base 9/"))
+    assert [path.name for path in checkpoints(tmp_path / "out", "base")][-1] == "base-00000008"
+    wider = change(manifest, max_skips=5)
+    said.clear()
+    assert loop.train(wider, wider.out, log=said.append)
+    assert any("base: 5 of 12 steps were skipped" in line for line in said)
 
 
 def test_rows_of_figures_are_never_younger_than_the_checkpoint(

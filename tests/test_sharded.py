@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import spawn
-from trainer_kit import make_manifest, weights
+from trainer_kit import make_manifest, same, weights
 
 from manifests.train import TrainManifest, parse
 from trainer import loop, metrics
@@ -47,6 +47,35 @@ def test_one_worker_has_all_shards(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
     (last, *_) = reversed(checkpoints(tmp_path / "sharded", "base"))
     assert {path.suffix for path in last.iterdir()} == {".safetensors", ".json"}  # no pickles
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_of_the_average_leaves_training_alone(tmp_path: Path, precision: str) -> None:
+    """Gathered weights of the average must not be trained on; stopped and continued too."""
+    changes: dict[str, Any] = {"precision": precision, "save_every": 1}
+    held_out = {"latents": "video", "every": 1, "clips": 2, "timesteps": [500]}
+    plain = sharded(tmp_path, "plain", **changes)
+    base = plain.stages[0].model_copy(update={"trains": "full", "ema": 0.99, "lr": 1e-2})
+    motion = plain.stages[1].model_copy(update={"parallel": "fsdp", "ema": 0.99, "steps": 2})
+    stages = [base, motion] if precision == "fp32" else [base]
+    plain = plain.model_copy(update={"stages": stages})
+    checked = parse(plain.model_dump() | {"validation": held_out, "out": str(tmp_path / "checked")})
+    assert loop.train(plain, plain.out, log=lambda line: None)
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["step"] in (3, 6):
+            raise KeyboardInterrupt
+
+    for done in (3, 6)[: len(stages)]:
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(checked, checked.out, log=lambda line: None, report=kill)
+        assert len(losses(checked)) == done
+    assert loop.train(checked, checked.out, log=lambda line: None)
+    assert losses(checked) == losses(plain)
+    assert same(weights(tmp_path / "checked/export"), weights(tmp_path / "plain/export"))
+    by_step = [row["loss"] for row in metrics.read(tmp_path / "checked/validation.csv")]
+    assert len(by_step) == 2 * len(losses(plain))
+    assert len(set(by_step)) == len(by_step)  # the average, which changes with each step
 
 
 def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ from layerflow import adapters
 from manifests.train import Optimizer, Stage
 from trainer.costs import step_costs
 from trainer.export import load_model
-from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
+from trainer.stages import (
+    Trained,
+    attach,
+    average_weight,
+    learning_rate,
+    make_optimizer,
+    trainable_names,
+)
 
 CPU = torch.device("cpu")
 
@@ -98,17 +105,18 @@ def test_learning_rates() -> None:
 def test_parameters_and_gradients_are_views(model: Any) -> None:
     names = trainable_names(model, stage())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trained = Trained(model, names, 0.5)
+    trained = Trained(model, names, 0.5, warmup=False)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     optimizer = make_optimizer(trained, Optimizer.model_validate({"weight_decay": 0.0}))
-    optimizer.param_groups[0]["lr"] = 0.1
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
     sum(p.sum() for p in trained.parameters.values()).backward()
     assert trained.grads.unique().tolist() == [1.0]
     optimizer.step()
     for name, p in trained.parameters.items():
         torch.testing.assert_close(p.data, before[name] - 0.1)
-    trained.update_average(torch.tensor(0.0))
-    trained.update_average(torch.tensor(1.0))  # a skipped step leaves the average alone
+    trained.update_average(torch.tensor(0.0), torch.tensor(0.0))
+    trained.update_average(torch.tensor(1.0), torch.tensor(1.0))  # a skipped step leaves it alone
     with trained.averaged():
         for name, p in trained.parameters.items():
             torch.testing.assert_close(p.data, before[name] - 0.05)
@@ -118,6 +126,51 @@ def test_parameters_and_gradients_are_views(model: Any) -> None:
     for name, p in trained.parameters.items():
         torch.testing.assert_close(p.data, before[name] - 0.05)
         assert p.grad is None and not p.requires_grad
+
+
+def test_the_average_forgets_the_initial_weights() -> None:
+    """4000 steps at 0.9999, weights 0 at first and 1 from then on."""
+    left = {True: 1.0, False: 1.0}
+    for warmup in left:
+        for step in range(4000):
+            left[warmup] *= 1.0 - float(
+                average_weight(0.9999, torch.tensor(float(step)), warmup=warmup)
+            )
+    assert left[False] == pytest.approx(0.9999**4000, rel=1e-3) and left[False] > 0.67
+    assert left[True] < 1e-20
+    late = average_weight(0.99, torch.tensor(5000.0), warmup=True)
+    assert float(late) == pytest.approx(0.01)  # from some step on, it is the manifest's
+    assert float(average_weight(0.99, torch.tensor(0.0), warmup=True)) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("decay_on", "kept"), [("matrices", True), ("all", False)])
+def test_weight_decay_leaves_norms_biases_and_the_layer_embedding(
+    model: Any, decay_on: str, kept: bool
+) -> None:
+    attach(model, stage(trains={"lora": "motion", "rank": 2}), 0)
+    names = [name for name, _ in model.named_parameters()]
+    trained = Trained(model, names, None)
+    before = {name: p.detach().clone() for name, p in trained.parameters.items()}
+    for parameter in before.values():
+        parameter.add_(1.0)
+    for parameter in trained.parameters.values():
+        parameter.data.add_(1.0)
+    options = {"weight_decay": 0.5, "decay_on": decay_on}
+    optimizer = make_optimizer(trained, Optimizer.model_validate(options))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    optimizer.step()  # without a gradient, only the decay acts
+    shrunk = {n for n, p in trained.parameters.items() if not torch.equal(p, before[n])}
+    for name in shrunk:
+        torch.testing.assert_close(trained.parameters[name].data, before[name] * 0.95)
+    spared = set(names) - shrunk
+    assert {"layer_embedding.text", "layer_embedding.video", "layer_embedding.given"} <= (
+        spared if kept else shrunk
+    )
+    assert all((("norm" in n and ".linear." not in n) or n.endswith(".bias")
+                or n.startswith("layer_embedding.")) for n in spared)  # fmt: skip
+    assert {n for n in names if n.endswith("proj.weight") or ".lora_" in n} <= shrunk
+    assert bool(spared) == kept
 
 
 def test_loading_what_does_not_fit_is_an_error(model: Any) -> None:

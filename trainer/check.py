@@ -24,7 +24,7 @@ def check(manifest: TrainManifest) -> None:
     parts = model_fingerprint(manifest.model)
     names = {c.latents for stage in manifest.stages for c in stage.mixture}
     if manifest.validation is not None:
-        names.add(manifest.validation.latents)
+        names |= {manifest.validation.latents, manifest.validation.frozen or ""} - {""}
     for name in sorted(names):
         check_latents(manifest.folder(name), config, parts)
     for stage in manifest.stages:

@@ -17,8 +17,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +42,12 @@ OWN_FILES = ("metrics.csv", "validation.csv")
 
 @dataclass(frozen=True)
 class Position:
-    """Where a stage stands: steps done, and steps skipped because they were not finite."""
+    """Where a stage stands: steps done, and steps skipped because they were not finite, of which
+    the last `in_a_row` came one after the other."""
 
     step: int = 0
     skipped: int = 0
+    in_a_row: int = 0
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -107,7 +109,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     `FREE_FIELDS` and folder names do not count (folders are compared by content), nor do more
     steps in the last stage.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = _flat(_with_fields_since(old)), _flat(new)
     last = f"manifest.stages[{len(new['manifest']['stages']) - 1}].steps"
     if after.get(last, 0) > before.get(last, 0) > 0:
         before[last] = after[last]
@@ -117,6 +119,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name) and not free.match(name)
     ]
+
+
+def _with_fields_since(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's record with the fields that came later, at what runs before them did."""
+    manifest = record["manifest"]
+
+    def optimizer(said: Any) -> Any:
+        return {"decay_on": "all", **said} if said else said
+
+    stages = [
+        {"ema_warmup": False, **stage, "optimizer": optimizer(stage.get("optimizer"))}
+        for stage in manifest["stages"]
+    ]
+    filled = {**manifest, "stages": stages, "optimizer": optimizer(manifest.get("optimizer"))}
+    return {**record, "manifest": filled}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -132,11 +149,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(out: Path, manifest: TrainManifest, *, fresh: bool = False) -> bool:
+def claim(
+    out: Path,
+    manifest: TrainManifest,
+    *,
+    fresh: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> bool:
     """Make `out` this run's folder; True if it continues one. Call on one process only.
 
-    fresh: drop what an earlier run left (and nothing else). ValueError when the folder holds
-    another run, with the difference.
+    What is further in the manifest's `upload` is brought here first. fresh: drop what an earlier
+    run left, there too (and nothing else). ValueError when either holds another run, with the
+    difference.
     """
     new = identity(manifest)
     out.mkdir(parents=True, exist_ok=True)
@@ -144,6 +168,10 @@ def claim(out: Path, manifest: TrainManifest, *, fresh: bool = False) -> bool:
         for name in (*OWN, *OWN_FILES):
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if manifest.upload:
+        from trainer.fetch import fetch  # it builds on this module
+
+        fetch(out, manifest, new, fresh=fresh, log=log)
     record = out / "run.json"
     if record.is_file():
         changed = differences(read_json(record, {"manifest": dict}), new)
@@ -186,8 +214,8 @@ def save(
         updates = trained.save(temporary, optimizer)
         world.wait()
     if main:
-        about = {"stage": stage, "step": position.step, "skipped": position.skipped}
-        write_json(temporary / "position.json", about | {"updates": updates})
+        about = {"stage": stage, **asdict(position), "updates": updates}
+        write_json(temporary / "position.json", about)
         publish(temporary, path)
         for old in checkpoints(out, stage)[:-keep]:
             shutil.rmtree(old)
@@ -198,23 +226,32 @@ def save(
 def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) -> int:
     """One file of everything; returns how many updates the moments have seen."""
     # not from state_dict(): the 8-bit optimizer's hides its moments in there
-    state: dict[str, Any] = next(iter(optimizer.state.values()), {})
-    flats = {"values": trained.values, "average": trained.average}
-    flats |= {name: state.get(name) for name in MOMENTS}
+    states: list[dict[str, Any]] = [
+        optimizer.state.get(flat, {}) for flat in flat_parameters(optimizer)
+    ]
+    flats = {"values": [trained.values]}
+    if trained.average is not None:
+        flats["average"] = [trained.average]
+    if all(name in state for state in states for name in MOMENTS):
+        flats |= {name: [state[name] for state in states] for name in MOMENTS}
     tensors = {
         f"{kind}/{name}": view.detach().clone().cpu()
-        for kind, flat in flats.items()
-        if flat is not None
-        for name, view in trained.views(flat).items()
+        for kind, parts in flats.items()
+        for name, view in trained.views(*parts).items()
     }
-    own = {name: value for name, value in state.items() if name not in (*MOMENTS, "step")}
     tensors |= {  # of optimizers that keep other things than one number a parameter
-        f"optimizer/{name}": value.detach().clone().cpu()
-        for name, value in own.items()
-        if isinstance(value, torch.Tensor)
+        f"optimizer/{index}/{name}": value.detach().clone().cpu()
+        for index, state in enumerate(states)
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and name not in (*MOMENTS, "step")
     }
     save_file(tensors, folder / "state.safetensors")
-    return int(state["step"]) if state else 0
+    return int(states[0]["step"]) if states[0] else 0
+
+
+def flat_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The parts of `Trained.values` that an optimizer has, one a group, in their order."""
+    return [flat for group in optimizer.param_groups for flat in group["params"]]
 
 
 def checkpoints(out: Path, stage: str) -> list[Path]:
@@ -236,9 +273,10 @@ def restore(
     if not found:
         return None
     about = read_json(found[-1] / "position.json", POSITION)
+    position = Position(about["step"], about["skipped"], about.get("in_a_row", 0))
     if not isinstance(trained, Trained):
         trained.restore(found[-1], optimizer, about["updates"])
-        return Position(about["step"], about["skipped"])
+        return position
     tensors = load_file(found[-1] / "state.safetensors")
     kinds: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -247,18 +285,40 @@ def restore(
     trained.load(trained.values, kinds["values"])
     if trained.average is not None:
         trained.load(trained.average, kinds["average"])
+    states = optimizer_states(trained, optimizer, kinds, about["updates"])
+    if states:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(enumerate(states))})
+    return position
+
+
+def optimizer_states(
+    trained: Trained,
+    optimizer: torch.optim.Optimizer,
+    kinds: Mapping[str, Mapping[str, torch.Tensor]],
+    updates: int,
+) -> list[dict[str, Any]]:
+    """Of each of the optimizer's flat parameters, what a checkpoint's tensors say of it."""
+    flats = flat_parameters(optimizer)
     if "exp_avg" in kinds:
         moments = {name: torch.zeros_like(trained.values) for name in MOMENTS}
         for name, flat in moments.items():
             trained.load(flat, kinds[name])
-        loaded = optimizer.state_dict()
-        loaded["state"] = {0: {"step": torch.tensor(float(about["updates"])), **moments}}
-        optimizer.load_state_dict(loaded)
-    elif "optimizer" in kinds:
-        loaded = optimizer.state_dict()
-        loaded["state"] = {0: {"step": about["updates"], **kinds["optimizer"]}}
-        optimizer.load_state_dict(loaded)
-    return Position(about["step"], about["skipped"])
+        parts = {name: flat.split([len(f) for f in flats]) for name, flat in moments.items()}
+        return [
+            {"step": torch.tensor(float(updates)), **{name: parts[name][i] for name in MOMENTS}}
+            for i in range(len(flats))
+        ]
+    own = kinds.get("optimizer", {})
+    if own and not all("/" in key for key in own):
+        raise ValueError(
+            "the checkpoint's 8-bit moments are in the order of an earlier version: finish the "
+            "stage with that version, or start over with --fresh"
+        )
+    return [
+        {"step": updates}
+        | {key.split("/")[1]: value for key, value in own.items() if key.startswith(f"{i}/")}
+        for i in range(len(flats) if own else 0)
+    ]
 
 
 # ---- after a stage ----------------------------------------------------------------------------

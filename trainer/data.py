@@ -42,6 +42,15 @@ class Part:
     motion_gate: int = 0
     freeze: bool = False
 
+    def show(self, index: int, latents: NDArray[np.float32], moment: float) -> NDArray[np.float32]:
+        """``[4, f, C, h, w]`` of one of `rows` in its length here: a still repeated, and of a clip
+        to freeze the frame at `moment`, in [0, 1) of its length."""
+        if self.freeze:
+            frame = int(moment * latents.shape[1])
+            latents = latents[:, frame : frame + 1]
+        frames = self.shapes[index][0]
+        return latents if latents.shape[1] == frames else np.repeat(latents, frames, axis=1)
+
 
 @dataclass
 class Batch:
@@ -67,6 +76,11 @@ class Batch:
 
     def pin(self) -> Batch:
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    def split(self, size: int) -> list[Batch]:
+        """The same in batches of at most `size` samples."""
+        pieces = zip(*(getattr(self, f.name).split(size) for f in fields(self)), strict=True)
+        return [Batch(*piece) for piece in pieces]
 
     @property
     def size(self) -> int:
@@ -206,14 +220,8 @@ class Batches:
         """Latents and noise, float32 [4, f, C, h, w], and prompt embeddings of one draw."""
         part = self.parts[draw.component]
         item = part.source.item(part.rows[draw.row])
-        frames = part.shapes[draw.row][0]
         rng = generator(self.order.seed, self.order.stage, "noise", draw.number)
-        latents = draw_posterior(item["moments"], rng)
-        if part.freeze:
-            frame = int(draw.frame * latents.shape[1])
-            latents = latents[:, frame : frame + 1]
-        if latents.shape[1] != frames:
-            latents = np.repeat(latents, frames, axis=1)
+        latents = part.show(draw.row, draw_posterior(item["moments"], rng), draw.frame)
         noise = rng.standard_normal(latents.shape, np.float32)
         text = item["prompt_embeds"]
         if any(draw.drop):

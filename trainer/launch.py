@@ -15,18 +15,20 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from layerflow.outputs import local_output
 from manifests.train import TrainManifest, parse
-from trainer import checkpoint, metrics
+from trainer import checkpoint
 from trainer.check import check
 from trainer.placement import Node, Placement, place, worker_resources
 from trainer.sampling import SampleJob, run_job
 from trainer.world import uses_gpu
 
 FOLLOW_SECONDS = 1.0
+SAID = "said"  # file in the run's scratch folder: what rank 0 logs
 STOP = "stop"  # file in the run's scratch folder: the workers save and end when it appears
 SAMPLE_SECONDS = 3600.0  # to wait at the end for clips that are still being sampled
 RESIZE_SECONDS = 30.0  # how often an elastic run looks for nodes to grow onto
@@ -56,7 +58,7 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
     if only is not None:
         manifest.stage(only)
     check(manifest)  # both here, so that a refusal costs no start-up
-    checkpoint.claim(out, manifest, fresh=fresh)
+    checkpoint.claim(out, manifest, fresh=fresh, log=log)
     wanted = manifest.stages if only is None else [manifest.stage(only)]
     if all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted):
         log("all stages are done")
@@ -80,7 +82,7 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
                 scaling_config=scaling(manifest, placement),
                 run_config=run_config(manifest, scratch),
             )
-            with following(out / "metrics.csv", manifest, log), passing_on_sigterm(scratch):
+            with following(scratch / SAID, log), passing_on_sigterm(scratch):
                 trainer.fit()
             verdict = json.loads((scratch / "verdict.json").read_text())
         finally:
@@ -158,7 +160,7 @@ def run_worker(config: dict[str, Any]) -> None:
                 manifest,
                 manifest.out,
                 only=config["only"],
-                log=lambda line: None,
+                log=partial(say, scratch / SAID),
                 report=ray.train.report,
                 sample=sample,
                 stop=stop,
@@ -254,20 +256,29 @@ def ray_session(workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
+def say(path: Path, line: str) -> None:
+    """Leave a line for `following`, which may run on another machine."""
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
 @contextmanager
-def following(path: Path, manifest: TrainManifest, log: Log) -> Iterator[None]:
-    """Print the newest row of metrics.csv as the workers write it."""
+def following(path: Path, log: Log) -> Iterator[None]:
+    """Log the lines that a worker says into a file, as they come."""
     ended = threading.Event()
-    steps = {stage.name: stage.steps for stage in manifest.stages}
 
     def follow() -> None:
-        shown: Any = None
+        shown = 0
         while True:
             last = ended.wait(FOLLOW_SECONDS)
-            rows = metrics.read(path) if path.is_file() else []
-            if rows and rows[-1]["step"] != shown and rows[-1]["stage"] in steps:
-                shown = rows[-1]["step"]
-                log(metrics.line(rows[-1], steps[rows[-1]["stage"]]))
+            if path.is_file():
+                with path.open("rb") as file:
+                    file.seek(shown)
+                    text = file.read()
+                whole = text[: text.rfind(b"\n") + 1]
+                shown += len(whole)
+                for line in whole.decode(errors="replace").splitlines():
+                    log(line)
             if last:
                 return
 

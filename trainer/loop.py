@@ -15,9 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,19 +26,16 @@ from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
 from trainer.check import check
 from trainer.checkpoint import Position
-from trainer.costs import step_costs
 from trainer.data import Batches, buckets, buckets_text, check_alike, open_parts
 from trainer.export import export, load_model, model_after
-from trainer.metrics import Metrics, line
-from trainer.network import attention_kernel, prepare
+from trainer.metrics import line, make_metrics
+from trainer.network import attention_kernel, autocast, prepare
 from trainer.order import Order
 from trainer.sampling import SampleJob, run_job
-from trainer.stages import Trained, attach, lay_out, learning_rate
+from trainer.signals import Signals, give_up
+from trainer.stages import attach, lay_out, learning_rate
 from trainer.upload import Uploader, uploading
 from trainer.world import World, join_world, until_terminated
-
-if TYPE_CHECKING:
-    from trainer.sharded import Sharded
 
 Log = Callable[[str], None]
 
@@ -88,7 +84,7 @@ def train(
     ):
         if world.rank == 0:
             check(manifest)
-            checkpoint.claim(out, manifest, fresh=fresh)
+            checkpoint.claim(out, manifest, fresh=fresh, log=log)
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)
         held_out = validation.held_out(manifest)
@@ -161,11 +157,14 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     trains = sum(parameter.numel() for parameter in trained.parameters.values())
     shapes = buckets_text(buckets(batches.parts))
     run.log(f"{stage.name}: trains {trains / 1e6:.3f} M parameters; latent shapes {shapes}")
-    position = checkpoint.restore(run.out, stage.name, trained, optimizer)
-    if position is not None:
-        run.log(f"{stage.name}: goes on after step {position.step} of {stage.steps}")
-    begin = position.step if position else 0
-    skipped = torch.tensor(float(position.skipped if position else 0), device=world.device)
+    before = validation.at_gate_0(run, stage)
+    position = checkpoint.restore(run.out, stage.name, trained, optimizer) or Position()
+    if begin := position.step:
+        run.log(f"{stage.name}: goes on after step {begin} of {stage.steps}")
+    skipped = torch.tensor(float(position.skipped), device=world.device)
+    in_a_row = torch.tensor(float(position.in_a_row), device=world.device)
+    most_skips = min(manifest.max_skips, stage.steps)
+    signals = Signals(world, run.terminated, manifest.save_minutes)
     metrics = make_metrics(run, trained, first_step + begin)
     stream = batches.stream(begin, stage.steps, manifest.prefetch)
     stopped = False
@@ -177,7 +176,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
 
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
-            with torch.autocast(world.device.type, torch.bfloat16, manifest.precision == "bf16"):
+            with autocast(manifest, world.device):
                 losses = layer_loss(
                     transformer,
                     run.scheduler,
@@ -191,16 +190,19 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()
-        trained.stop.fill_(float(run.terminated.is_set()))
+        signals.send(trained)  # they travel with the gradients
         trained.reduce(world)
 
         norm = trained.clip(options.clip)
         bad = (~norm.isfinite()).float()  # such a step changes nothing, and is counted
         optimizer.found_inf = bad  # type: ignore[attr-defined]
-        optimizer.param_groups[0]["lr"] = rate = learning_rate(stage, step)
+        rate = learning_rate(stage, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         optimizer.step()
-        trained.update_average(bad)
-        skipped += bad
+        trained.update_average(bad, step - skipped)
+        skipped, in_a_row = skipped + bad, (in_a_row + bad) * bad
+        heard = signals.receive(trained, in_a_row)
 
         done = step + 1
         metrics.step(
@@ -211,13 +213,15 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             loss=trained.loss[0].clone(),
             grad_norm=norm,
             learning_rate=rate,
-            skipped=skipped.clone(),
+            skipped=skipped,
             seconds=time.perf_counter() - clock,
             data_wait=waited,
         )
-        stopped = stop_now(run, trained, done)
+        if heard.in_a_row >= most_skips:
+            give_up(stage, metrics, heard.in_a_row, done)
+        stopped = heard.stop
         last = stopped or done == stage.steps
-        saving = last or done % manifest.save_every == 0
+        saving = last or heard.save or done % manifest.save_every == 0
         logging = last or done % manifest.log_every == 0
         if logging or saving:  # rows must not be younger than the checkpoint
             row = metrics.flush()
@@ -226,10 +230,12 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         if run.held_out and (last or done % run.held_out.options.every == 0):
             validation.validate(run, stage, trained, metrics, first_step + done)
         if saving:
-            now, keep = Position(done, int(skipped.item())), manifest.keep_last
+            now = Position(done, int(skipped.item()), int(in_a_row.item()))
+            keep = manifest.keep_last
             saved = checkpoint.save(
                 run.out, stage.name, trained, optimizer, now, keep=keep, world=world
             )
+            signals.saved()
             if run.uploader:
                 run.uploader.put(saved, replaces=f"{stage.name}-")
             run.report({"stage": stage.name, "step": first_step + done})
@@ -238,10 +244,18 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             break
 
     stream.close()
+    if not stopped and in_a_row.item() >= most_skips:
+        give_up(stage, metrics, int(in_a_row.item()), stage.steps)
     metrics.close()
     if stopped:
         return False
+    if skipped.item():
+        run.log(
+            f"{stage.name}: {int(skipped.item())} of {stage.steps} steps were skipped: "
+            "their gradients were not finite"
+        )
     trained.hand_on()
+    validation.check_gate_0(run, stage, before)
     tensors = trained.tensors()
     if stage.parallel == "fsdp":  # the network is in parts for good: the next stage gets a new one
         whole, _ = model_after(manifest, run.out, stage.name, tensors, world.device)
@@ -254,27 +268,6 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             run.uploader.put(run.out / "export")
     world.wait()
     return True
-
-
-def make_metrics(run: Run, trained: Trained | Sharded, resume_at: int) -> Metrics:
-    return Metrics(
-        run.out,
-        costs=cache(lambda shape: step_costs(run.transformer, shape, trained.parameters)),
-        device=run.world.device,
-        world=run.world.size,
-        resume_at=resume_at,
-        tensorboard=run.manifest.tensorboard,
-        wandb=run.manifest.wandb,
-        main=run.world.rank == 0,
-    )
-
-
-def stop_now(run: Run, trained: Trained | Sharded, done: int) -> bool:
-    """Whether any rank was told to stop. Reading that from the device makes it wait, so several
-    ranks look only when they log."""
-    if run.world.size == 1:
-        return run.terminated.is_set()
-    return done % run.manifest.log_every == 0 and bool(trained.stop.item() > 0)
 
 
 def main() -> None:

@@ -9,13 +9,19 @@ import csv
 import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.costs import Costs, peak_of
+from trainer.costs import Costs, peak_of, step_costs
 from trainer.data import Batch
+
+if TYPE_CHECKING:
+    from trainer.loop import Run
+    from trainer.sharded import Sharded
+    from trainer.stages import Trained
 
 COLUMNS = (
     "step",  # over the whole run
@@ -137,13 +143,27 @@ class Metrics:
             self._wandb.finish()
 
 
+def make_metrics(run: Run, trained: Trained | Sharded, resume_at: int) -> Metrics:
+    return Metrics(
+        run.out,
+        costs=cache(lambda shape: step_costs(run.transformer, shape, trained.parameters)),
+        device=run.world.device,
+        world=run.world.size,
+        resume_at=resume_at,
+        tensorboard=run.manifest.tensorboard,
+        wandb=run.manifest.wandb,
+        main=run.world.rank == 0,
+    )
+
+
 def line(row: Mapping[str, Any], steps: int) -> str:
     """A row for people: where it stands, the loss, the speed, and when it ends."""
     left = (steps - row["stage_step"]) * row["seconds"]
     wait = 100 * row["data_wait"] / row["seconds"]
+    skipped = f"{row['skipped']} skipped  " if row["skipped"] else ""
     return (
         f"{row['stage']} {row['stage_step']}/{steps}  loss {row['loss']:.4f}  "
-        f"norm {row['grad_norm']:.3f}  {row['seconds']:.3f} s/step  "
+        f"norm {row['grad_norm']:.3f}  {skipped}{row['seconds']:.3f} s/step  "
         f"{row['samples_per_second']:.1f} samples/s  data wait {wait:.1f} %  "
         f"{left / 60:.1f} min left"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -50,6 +50,25 @@ def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> Che
     name = str(operation).removeprefix("aten.")
     keep = name.startswith(COSTLY)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def autocast(manifest: TrainManifest, device: torch.device) -> AbstractContextManager[Any]:
+    """Within the block, the network computes in the manifest's precision."""
+    return torch.autocast(device.type, torch.bfloat16, manifest.precision == "bf16")
+
+
+def run_as_trained(transformer: Any, manifest: TrainManifest, device: torch.device) -> Any:
+    """Give the network's forward passes the precision and the attention kernel of training,
+    wherever they are called from; returns it."""
+    forward = transformer.forward
+
+    @wraps(forward)
+    def as_trained(*arguments: Any, **options: Any) -> Any:
+        with autocast(manifest, device), attention_kernel(manifest, device):
+            return forward(*arguments, **options)
+
+    transformer.forward = as_trained
+    return transformer
 
 
 def attention_kernel(manifest: TrainManifest, device: torch.device) -> AbstractContextManager[None]:

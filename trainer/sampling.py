@@ -18,10 +18,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from layerflow import adapters
 from layerflow.clip import U8, LayeredClip
 from manifests.train import Stage, TrainManifest, given_layers, parse
 from trainer import checkpoint
 from trainer.export import model_after
+from trainer.network import run_as_trained
+from trainer.stages import gate_of
 
 WEIGHTS = "weights.safetensors"
 
@@ -70,22 +73,24 @@ def run_job(job: SampleJob) -> None:
         return
     options = manifest.validation
     pipe = build_pipeline(job, manifest)
-    clips, embeds = held_out_clips(manifest, pipe)
+    gate = gate_of(manifest.stage(job.stage))
+    clips, embeds = held_out_clips(manifest, pipe, gate)
     rows: list[dict[str, Any]] = []
     pictures: dict[str, tuple[U8, bytes]] = {}
     for task in options.tasks:
         layers = given_layers(task)
         made: list[LayeredClip] = []
         for index, clip in enumerate(clips):
-            made += complete(
-                pipe,
-                [clip],
-                layers,
-                steps=options.sample_steps,
-                guidance=1.0,
-                seeds=[index],
-                prompt_embeds=embeds[index : index + 1],
-            )
+            with adapters.motion_gate(pipe.transformer, torch.tensor([float(gate)])):
+                made += complete(
+                    pipe,
+                    [clip],
+                    layers,
+                    steps=options.sample_steps,
+                    guidance=guidance_scale(manifest),
+                    seeds=[index],
+                    prompt_embeds=embeds[index : index + 1],
+                )
             rows.append({"task": task, "id": index, **score_clip(made[-1], clip, layers)})
             mosaic = four_up(made[-1])
             (folder / f"{task}-{index}.mp4").write_bytes(encode_preview(mosaic, clip.fps))
@@ -109,9 +114,20 @@ def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
     weights = load_file(Path(job.folder) / WEIGHTS)
     transformer, scheduler = model_after(manifest, Path(job.out), job.stage, weights, device)
     vae = load_autoencoder(Path(manifest.model)).to(device)
-    pipe = LayerFlowPipeline(None, None, vae, transformer.eval(), scheduler)
+    transformer = run_as_trained(transformer.eval(), manifest, device)
+    pipe = LayerFlowPipeline(None, None, vae, transformer, scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def guidance_scale(manifest: TrainManifest) -> float:
+    """The validation's, else the model's own, else the pipeline's."""
+    from layerflow.sample import sampling_defaults
+
+    assert manifest.validation is not None
+    if manifest.validation.guidance is not None:
+        return manifest.validation.guidance
+    return float(sampling_defaults(Path(manifest.model)).get("guidance_scale", 6.0))
 
 
 def load_autoencoder(model: Path) -> Any:
@@ -135,21 +151,23 @@ def autoencoder_kind(folder: Path) -> Any:
     return kinds[said]
 
 
-def held_out_clips(manifest: TrainManifest, pipe: Any) -> tuple[list[LayeredClip], torch.Tensor]:
-    """The first held-out clips as the autoencoder shows them, and prompts `[N, P, L, D]`."""
+def held_out_clips(
+    manifest: TrainManifest, pipe: Any, gate: int
+) -> tuple[list[LayeredClip], torch.Tensor]:
+    """The first held-out clips of a motion gate as the autoencoder shows them, and prompts
+    `[N, P, L, D]`."""
     from layerflow import frames
     from layerflow.autoencoder import decode_layers
-    from trainer.validation import HeldOut
+    from trainer.validation import frozen_moment, held_out
 
-    options = manifest.validation
-    assert options is not None
-    part = HeldOut(options, manifest.folder(options.latents)).part
+    found = held_out(manifest)
+    assert found is not None
+    part = found.parts[gate]
     clips, embeds = [], []
-    for row, shape in list(zip(part.rows, part.shapes, strict=True))[: options.samples]:
+    for index, row in enumerate(part.rows[: found.options.samples]):
         item = part.source.item(row)
         latents = item["moments"][:, : item["moments"].shape[1] // 2].swapaxes(1, 2)
-        if len(latents[0]) != shape[0]:
-            latents = np.repeat(latents, shape[0], axis=1)
+        latents = part.show(index, latents, frozen_moment(item["id"]))
         pixels = decode_layers(pipe.vae, torch.from_numpy(np.ascontiguousarray(latents)))
         done = frames.finish({name: value[None] for name, value in pixels.items()}, None)
         layers = {name: frames.convert(value, "uint8")[0] for name, value in done.items()}

@@ -17,12 +17,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from layerflow import adapters
 from manifests.train import Optimizer
-from trainer.stages import adamw_settings
+from trainer.stages import adamw_settings, average_weight, decays, parameter_groups
 from trainer.world import World
 
 
@@ -40,6 +40,7 @@ class Sharded:
         ema: float | None,
         world: World,
         *,
+        warmup: bool = True,
         bf16: bool = False,
     ) -> None:
         adapters.set_trainable(transformer, names)
@@ -57,9 +58,10 @@ class Sharded:
         by_name = dict(transformer.named_parameters())
         self.parameters: dict[str, Any] = {name: by_name[name] for name in names}
         self.locals = {name: nn.Parameter(p.to_local()) for name, p in self.parameters.items()}
-        self.totals = torch.zeros(2, device=world.device)
-        self.loss, self.stop = self.totals.split(1)
-        self.world, self.ema = world, ema
+        self.totals = torch.zeros(3, device=world.device)
+        self.loss, self.stop, self.due = self.totals.split(1)
+        self.world, self.ema, self.warmup = world, ema, warmup
+        self.modules = [m for m in transformer.modules() if isinstance(m, FSDPModule)]
         self.average = (
             {name: p.detach().clone() for name, p in self.locals.items()}
             if ema is not None
@@ -72,7 +74,7 @@ class Sharded:
             parameter.grad = None
 
     def reduce(self, world: World) -> None:
-        """Loss and the wish to stop; gradients were summed during the backward pass."""
+        """Loss and wishes; gradients were summed during the backward pass."""
         world.add_up(self.totals)
         for name, local in self.locals.items():
             grad = self.parameters[name].grad
@@ -89,12 +91,14 @@ class Sharded:
     def optimizer(self, options: Optimizer) -> torch.optim.Optimizer:
         if options.kind != "adamw":
             raise ValueError(f"parallel: fsdp trains with adamw, not with {options.kind}")
-        settings = adamw_settings(options)
-        return torch.optim.AdamW(list(self.locals.values()), **settings, fused=True)
+        shrunk = [p for name, p in self.locals.items() if decays(name, self.parameters[name])]
+        rest = [p for name, p in self.locals.items() if not decays(name, self.parameters[name])]
+        groups = parameter_groups(shrunk, rest, options)
+        return torch.optim.AdamW(groups, **adamw_settings(options), fused=True)
 
-    def update_average(self, skipped: torch.Tensor) -> None:
+    def update_average(self, skipped: torch.Tensor, updates: torch.Tensor) -> None:
         if self.average is not None and self.ema is not None:
-            weight = (1.0 - self.ema) * (1.0 - skipped)
+            weight = average_weight(self.ema, updates, warmup=self.warmup) * (1.0 - skipped)
             for name, average in self.average.items():
                 average.lerp_(self.locals[name].detach(), weight)
 
@@ -112,8 +116,14 @@ class Sharded:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, torch.Tensor]) -> None:
+        self._forget_gathered()
         for name, local in self.locals.items():
             local.copy_(values[name])
+
+    def _forget_gathered(self) -> None:
+        """Drop what a forward pass gathered: the weights change now."""
+        for module in self.modules:
+            module.reshard()
 
     def hand_on(self) -> None:
         if self.average is not None:
@@ -160,6 +170,7 @@ class Sharded:
 
     def restore(self, folder: Path, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Every worker reads its part, whoever wrote it."""
+        self._forget_gathered()
         for local in self.locals.values():
             optimizer.state[local] = {
                 "step": torch.tensor(float(steps), device=local.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,12 @@ def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:
         )
 
 
+def gate_of(stage: Stage) -> int:
+    """The motion gate at which a stage is judged. The motion adapter does nothing at gate 0, so a
+    stage that trains it is judged at gate 1, where its clips stand still."""
+    return int(isinstance(stage.trains, Lora) and stage.trains.lora == adapters.MOTION)
+
+
 def learning_rate(stage: Stage, step: int) -> float:
     """Learning rate of one step: linear warm-up, then the stage's decay to `final` * lr."""
     schedule = stage.schedule
@@ -92,38 +98,50 @@ class Trained:
     reducing, clipping, the optimizer and the average are one operation each, and the same bytes
     whatever the number of parameters.
 
-    `buffer` is `grads` followed by the two numbers that travel with them between workers:
-    the step's loss and whether to stop.
+    What weight decay shrinks comes first: `decayed` is how many of the numbers that is.
+
+    `buffer` is `grads` followed by the three numbers that travel with them between workers:
+    the step's loss, whether to stop, and whether to save.
     """
 
-    def __init__(self, transformer: nn.Module, names: list[str], ema: float | None) -> None:
+    def __init__(
+        self, transformer: nn.Module, names: list[str], ema: float | None, *, warmup: bool = True
+    ) -> None:
         adapters.set_trainable(transformer, names)
         by_name = dict(transformer.named_parameters())
-        self.parameters = {name: by_name[name] for name in names}
+        shrunk = [name for name in names if decays(name, by_name[name])]
+        rest = [name for name in names if not decays(name, by_name[name])]
+        self.parameters = {name: by_name[name] for name in (*shrunk, *rest)}
         if not self.parameters:
             raise ValueError("this stage trains no parameters")
         first = next(iter(self.parameters.values()))
         total = sum(p.numel() for p in self.parameters.values())
+        self.decayed = sum(by_name[name].numel() for name in shrunk)
         self.values = torch.empty(total, dtype=torch.float32, device=first.device)
-        self.buffer = torch.zeros(total + 2, dtype=torch.float32, device=first.device)
-        self.grads, self.loss, self.stop = self.buffer.split([total, 1, 1])
+        self.buffer = torch.zeros(total + 3, dtype=torch.float32, device=first.device)
+        self.grads, self.loss, self.stop, self.due = self.buffer.split([total, 1, 1, 1])
         gradients = self.views(self.grads)
         for name, view in self.views(self.values).items():
             parameter = self.parameters[name]
             view.copy_(parameter.data)
             parameter.data = view
             parameter.grad = gradients[name]
-        self.ema = ema
+        self.ema, self.warmup = ema, warmup
         self.average = self.values.clone() if ema is not None else None
 
-    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The parts of a flat tensor by parameter name, each in its parameter's shape."""
+    def views(self, *flats: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The pieces of a flat tensor, or of its parts in their order, by parameter name, each in
+        its parameter's shape."""
         sizes = [parameter.numel() for parameter in self.parameters.values()]
+        pieces, left = [], iter(sizes)
+        for flat in flats:
+            start = 0
+            while start < len(flat):
+                pieces.append(flat[start : start + (size := next(left))])
+                start += size
         return {
-            name: part.view(parameter.shape)
-            for (name, parameter), part in zip(
-                self.parameters.items(), flat.split(sizes), strict=True
-            )
+            name: piece.view(parameter.shape)
+            for (name, parameter), piece in zip(self.parameters.items(), pieces, strict=True)
         }
 
     def load(self, flat: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -137,17 +155,19 @@ class Trained:
                 raise ValueError(f"{name}: saved {list(tensors[name].shape)}, has {view.shape}")
             view.copy_(tensors[name])
 
-    def update_average(self, skipped: torch.Tensor) -> None:
-        """One step of the moving average; none when the optimizer's step was skipped."""
+    def update_average(self, skipped: torch.Tensor, updates: torch.Tensor) -> None:
+        """One step of the moving average, after `updates` others; none when the optimizer's step
+        was skipped."""
         if self.average is not None and self.ema is not None:
-            self.average.lerp_(self.values, (1.0 - self.ema) * (1.0 - skipped))
+            weight = average_weight(self.ema, updates, warmup=self.warmup)
+            self.average.lerp_(self.values, weight * (1.0 - skipped))
 
     def zero_grad(self) -> None:
-        """Start of a step: gradients and the loss beside them."""
+        """Start of a step: gradients and what is beside them."""
         self.buffer.zero_()
 
     def reduce(self, world: World) -> None:
-        """Sum gradients, loss and the wish to stop over all ranks: one message."""
+        """Sum gradients, loss and wishes over all ranks: one message."""
         world.add_up(self.buffer)
 
     def clip(self, limit: float) -> torch.Tensor:
@@ -190,19 +210,54 @@ def lay_out(transformer: nn.Module, stage: Stage, world: World, *, bf16: bool) -
     """The stage's parameters, whole on every worker or in parts."""
     names = trainable_names(transformer, stage)
     if stage.parallel == "ddp":
-        return Trained(transformer, names, stage.ema)
+        return Trained(transformer, names, stage.ema, warmup=stage.ema_warmup)
     from trainer.sharded import Sharded
 
-    return Sharded(transformer, names, stage.ema, world, bf16=bf16)
+    return Sharded(transformer, names, stage.ema, world, warmup=stage.ema_warmup, bf16=bf16)
+
+
+def average_weight(ema: float, updates: torch.Tensor, *, warmup: bool) -> torch.Tensor | float:
+    """How far the moving average goes towards the weights, after `updates` steps of it.
+
+    With warm-up the decay is (1 + n) / (10 + n) until that reaches `ema`: the rule of TensorFlow's
+    `ExponentialMovingAverage(num_updates=n)` and of diffusers' `EMAModel`
+    (`src/diffusers/training_utils.py`, `get_decay`).
+    """
+    return (9.0 / (10.0 + updates)).clamp(min=1.0 - ema) if warmup else 1.0 - ema
+
+
+# ---- optimizer --------------------------------------------------------------------------------
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay may shrink a parameter: matrices and convolutions, but no norm, no bias
+    and no embedding of the layers."""
+    return parameter.ndim > 1 and not name.startswith("layer_embedding.")
 
 
 def make_optimizer(trained: Trained, options: Optimizer) -> torch.optim.Optimizer:
     """AdamW over the flat parameters. Fused: it can skip a step on the device (`found_inf`)."""
-    flat = nn.Parameter(trained.values)
-    flat.grad = trained.grads
+    sizes = [trained.decayed, len(trained.values) - trained.decayed]
+    flats = [nn.Parameter(part) for part in trained.values.split(sizes)]
+    for flat, grad in zip(flats, trained.grads.split(sizes), strict=True):
+        flat.grad = grad
+    groups = parameter_groups(flats[:1], flats[1:], options)
     if options.kind == "adamw8bit":
-        return eight_bit_optimizer(flat, adamw_settings(options))
-    return torch.optim.AdamW([flat], **adamw_settings(options), fused=True)
+        return eight_bit_optimizer(groups, adamw_settings(options))
+    return torch.optim.AdamW(groups, **adamw_settings(options), fused=True)
+
+
+def parameter_groups(
+    shrunk: Sequence[nn.Parameter], rest: Sequence[nn.Parameter], options: Optimizer
+) -> list[dict[str, Any]]:
+    """What an optimizer takes: the parameters that weight decay shrinks, and the others."""
+    other = options.weight_decay if options.decay_on == "all" else 0.0
+    groups = [(shrunk, options.weight_decay), (rest, other)]
+    return [
+        {"params": list(each), "weight_decay": decay}
+        for each, decay in groups
+        if sum(parameter.numel() for parameter in each)
+    ]
 
 
 def adamw_settings(options: Optimizer) -> dict[str, Any]:
@@ -210,11 +265,12 @@ def adamw_settings(options: Optimizer) -> dict[str, Any]:
         "lr": 1e-3,  # set before each step
         "betas": options.betas,
         "eps": options.eps,
-        "weight_decay": options.weight_decay,
     }
 
 
-def eight_bit_optimizer(flat: nn.Parameter, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+def eight_bit_optimizer(
+    groups: list[dict[str, Any]], settings: Mapping[str, Any]
+) -> torch.optim.Optimizer:
     """bitsandbytes' AdamW8bit. It knows no `found_inf`, so a bad step waits for the device."""
     try:
         from bitsandbytes.optim import AdamW8bit
@@ -230,4 +286,4 @@ def eight_bit_optimizer(flat: nn.Parameter, settings: Mapping[str, Any]) -> torc
             if self.found_inf is None or not bool(self.found_inf):
                 return super().step(closure)
 
-    return Skipping([flat], **settings)
+    return Skipping(groups, **settings)

@@ -7,108 +7,167 @@ the number of workers. Sampling, which takes long, is handed on: see `trainer.sa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from layerflow.objective import layer_loss
-from manifests.train import LAYERS, Component, Stage, TrainManifest, Validation, given_layers
-from trainer.data import draw_posterior, make_part, open_latents, select_rows
+from manifests.train import (
+    LAYERS,
+    Component,
+    Lora,
+    Stage,
+    TrainManifest,
+    Validation,
+    given_layers,
+)
+from trainer.data import Batch, Part, draw_posterior, make_part, open_latents, select_rows
 from trainer.export import export
 from trainer.metrics import Metrics, rewind
+from trainer.network import autocast
 from trainer.order import generator
 from trainer.sampling import snapshot
-from trainer.stages import Trained
+from trainer.stages import Trained, gate_of
+from trainer.world import ALONE, World
 
 if TYPE_CHECKING:
     from trainer.loop import Run
     from trainer.sharded import Sharded
 
-COLUMNS = ("step", "stage", "task", "loss")
+COLUMNS = ("step", "stage", "task", "loss", "gate")
+GATE_0_TOLERANCE = 1e-4  # of a loss; on a CPU nothing differs at all
 
 
 class HeldOut:
-    """The held-out clips of a manifest's `validation`. ValueError if its latents do not open."""
+    """The held-out clips of a manifest's `validation`, as they move and standing still.
 
-    def __init__(self, options: Validation, folder: str | Path) -> None:
+    frozen: folder of clips that were encoded standing still; None: frames of the others.
+    ValueError if the latents do not open.
+    """
+
+    def __init__(
+        self, options: Validation, folder: str | Path, frozen: str | Path | None = None
+    ) -> None:
         self.options = options
         source = open_latents(folder)
-        component = Component.model_validate({"latents": options.latents, "kinds": options.kinds})
-        rows = select_rows(source, component)
-        chosen = generator("validation").permutation(len(rows))[: options.clips]
+        still = open_latents(frozen) if frozen else source
         longest = max(source.column("latent_frames"))
-        self.part = make_part(component, source, [rows[i] for i in sorted(chosen)], longest)
+
+        def chosen(source: Any, freeze: bool) -> Part:
+            component = Component.model_validate(
+                {"latents": options.latents, "kinds": options.kinds, "freeze": freeze}
+            )
+            rows = select_rows(source, component)
+            order = generator("validation").permutation(len(rows))[: options.clips]
+            return make_part(component, source, [rows[i] for i in sorted(order)], longest)
+
+        self.parts = (chosen(source, False), chosen(still, True))
+        """By motion gate: moving clips at gate 0, those that stand still at gate 1."""
 
     def losses(
         self,
         transformer: nn.Module,
         scheduler: object,
         *,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-        reduce: Callable[[torch.Tensor], None] = lambda tensor: None,
+        gate: int = 0,
+        size: int = 1,
+        world: World = ALONE,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, float]:
-        """Mean loss by task over clips and timesteps, at motion gate 0.
+        """Mean loss by task over clips and timesteps at a motion gate; each worker does its share.
 
-        reduce: adds a tensor up over all ranks, in place.
+        size: samples of one forward pass, at most. precision: makes the context of a pass.
         """
         transformer.eval()
-        result = {}
+        result, part = {}, self.parts[gate]
         with torch.no_grad():
             for task in self.options.tasks:
-                total, count = torch.zeros(2, dtype=torch.float64), len(self.part.rows)
-                for turn in range(rank, count + -count % world, world):
+                total, count = torch.zeros(2, dtype=torch.float64), len(part.rows)
+                for turn in range(world.rank, count + -count % world.size, world.size):
                     # all ranks take as many turns: sharded weights are gathered together
-                    losses = self._clip(transformer, scheduler, turn % count, task, device)
-                    if turn < count:
-                        total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
-                total = total.to(device)
-                reduce(total)
+                    batch = self._clip(part, turn % count, task, gate)
+                    for few in batch.split(size):
+                        few = few.to(world.device)
+                        with precision():
+                            losses = layer_loss(
+                                transformer,
+                                scheduler,
+                                few.latents,
+                                few.prompt_embeds,
+                                few.given,
+                                few.timesteps,
+                                few.noise,
+                                few.motion_gate,
+                            )
+                        if turn < count:
+                            total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
+                total = total.to(world.device)
+                world.add_up(total)
                 result[task] = float(total[0] / total[1])
         transformer.train()
         return result
 
-    def _clip(
-        self, transformer: nn.Module, scheduler: object, index: int, task: str, device: torch.device
-    ) -> torch.Tensor:
-        item = self.part.source.item(self.part.rows[index])
+    def _clip(self, part: Part, index: int, task: str, gate: int) -> Batch:
+        """One clip at all timesteps."""
+        item = part.source.item(part.rows[index])
         rng = generator("validation", item["id"])
         latents = draw_posterior(item["moments"], rng)
-        if latents.shape[1] != self.part.shapes[index][0]:
-            latents = np.repeat(latents, self.part.shapes[index][0], axis=1)
+        latents = part.show(index, latents, frozen_moment(item["id"]))
         count = len(self.options.timesteps)
         noise = rng.standard_normal((count, *latents.shape), np.float32)
         given = torch.tensor([layer in given_layers(task) for layer in LAYERS])
 
         def repeat(values: torch.Tensor) -> torch.Tensor:
-            return values.expand(count, *values.shape).to(device)
+            return values.expand(count, *values.shape)
 
-        return layer_loss(
-            transformer,
-            scheduler,
-            repeat(torch.from_numpy(latents)),
-            repeat(torch.from_numpy(item["prompt_embeds"])),
-            repeat(given),
-            torch.tensor(self.options.timesteps).to(device),
-            torch.from_numpy(noise).to(device),
-            torch.zeros(count, device=device),
+        return Batch(
+            latents=repeat(torch.from_numpy(latents)),
+            noise=torch.from_numpy(noise),
+            prompt_embeds=repeat(torch.from_numpy(item["prompt_embeds"])),
+            given=repeat(given),
+            timesteps=torch.tensor(self.options.timesteps),
+            motion_gate=torch.full((count,), float(gate)),
         )
 
 
 def held_out(manifest: TrainManifest) -> HeldOut | None:
     """The manifest's held-out clips; None if it asks for no validation."""
     options = manifest.validation
-    return HeldOut(options, manifest.folder(options.latents)) if options else None
+    if options is None:
+        return None
+    frozen = manifest.folder(options.frozen) if options.frozen else None
+    return HeldOut(options, manifest.folder(options.latents), frozen)
 
 
-def held_out_changed(options: Validation) -> str:
+def frozen_moment(clip: str) -> float:
+    """In [0, 1): which moment a clip shows that is to stand still."""
+    return float(generator("validation", clip, "frame").random())
+
+
+def measure(run: Run, stage: Stage, gate: int) -> dict[str, float]:
+    """Held-out losses in the precision and in the batch sizes of the stage's training."""
+    assert run.held_out is not None
+    return run.held_out.losses(
+        run.transformer,
+        run.scheduler,
+        gate=gate,
+        size=run.manifest.pass_size(stage, run.world.size),
+        world=run.world,
+        precision=partial(autocast, run.manifest, run.world.device),
+    )
+
+
+def held_out_changed(options: Validation, gate: int) -> str:
     """What makes two losses comparable, as text."""
-    return options.model_dump_json(include={"clips", "timesteps", "tasks", "kinds"})
+    text = options.model_dump_json(include={"clips", "timesteps", "tasks", "kinds"})
+    return f"{text} gate 1, frozen {options.frozen}" if gate else text
 
 
 def validate(
@@ -117,44 +176,63 @@ def validate(
     """Held-out losses of the averaged weights, to validation.csv and the trackers; the best
     pipeline kept and sampling asked for, as the manifest says."""
     assert run.held_out is not None
-    options, main = run.held_out.options, run.world.rank == 0
+    options, main, gate = run.held_out.options, run.world.rank == 0, gate_of(stage)
     with trained.averaged():
-        losses = run.held_out.losses(
-            run.transformer,
-            run.scheduler,
-            device=run.world.device,
-            rank=run.world.rank,
-            world=run.world.size,
-            reduce=run.world.add_up,
-        )
+        losses = measure(run, stage, gate)
         if main and options.keep_best:
-            keep_best(run, stage, step, losses)
+            keep_best(run, stage, step, losses, gate)
         if options.samples:
             tensors = trained.tensors()  # on all ranks: sharded weights are gathered together
             if main:
                 run.sample(snapshot(run.out, run.manifest, stage, tensors, step, run.world.device))
     if main:
-        write(run.out / "validation.csv", step, stage.name, losses)
-        metrics.scalars("held_out", step, losses)
-    run.log(f"{stage.name}: held-out loss " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+        write(run.out / "validation.csv", step, stage.name, losses, gate)
+        metrics.scalars("held_out_frozen" if gate else "held_out", step, losses)
+    what = "held-out loss of frozen clips at gate 1" if gate else "held-out loss"
+    run.log(f"{stage.name}: {what} " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
 
-def keep_best(run: Run, stage: Stage, step: int, losses: dict[str, float]) -> None:
+def at_gate_0(run: Run, stage: Stage) -> dict[str, float] | None:
+    """Before a stage that trains nothing but the motion adapter: the losses that must be the same
+    after it, for the adapter does nothing at gate 0. None for other stages, and without clips."""
+    trains = stage.trains
+    if run.held_out is None or not gate_of(stage) or (isinstance(trains, Lora) and trains.also):
+        return None
+    return measure(run, stage, gate=0)
+
+
+def check_gate_0(run: Run, stage: Stage, before: dict[str, float] | None) -> None:
+    """After the stage. ValueError if the losses are not what they were `before` it."""
+    if before is None:
+        return
+    now = measure(run, stage, gate=0)
+    if not all(math.isclose(now[k], v, rel_tol=GATE_0_TOLERANCE) for k, v in before.items()):
+        raise ValueError(
+            f"stage {stage.name!r} changed the network at motion gate 0, where inference runs: "
+            f"held-out losses were {before} before it and are {now} now. It was not exported"
+        )
+    most = max(abs(now[task] - loss) for task, loss in before.items())
+    run.log(f"{stage.name}: at gate 0 the network is as before the stage (losses differ by {most})")
+
+
+def keep_best(run: Run, stage: Stage, step: int, losses: dict[str, float], gate: int) -> None:
     """Export to OUT/best/STAGE when the mean loss is lower than what is there."""
     assert run.held_out is not None
     folder = run.out / "best" / stage.name
     record, loss = folder / "best.json", sum(losses.values()) / len(losses)
-    measured = held_out_changed(run.held_out.options)
+    measured = held_out_changed(run.held_out.options, gate)
     said = json.loads(record.read_text()) if record.is_file() else {}
-    if said.get("measured") == measured and not loss < said["loss"]:
+    if not math.isfinite(loss) or (said.get("measured") == measured and not loss < said["loss"]):
         return
     about = {"step": step, "loss": loss, "losses": losses, "measured": measured}
     export(run.out, run.manifest, stage.name, run.transformer, target=folder, about=about)
+    if run.uploader:
+        run.uploader.put(folder)
 
 
-def write(path: Path, step: int, stage: str, losses: dict[str, float]) -> None:
+def write(path: Path, step: int, stage: str, losses: dict[str, float], gate: int) -> None:
     """Append one row a task to validation.csv, after dropping rows of this step and later."""
     rewind(path, COLUMNS, step - 1)
     with path.open("a") as file:
         for task, loss in losses.items():
-            file.write(f"{step},{stage},{task},{loss!r}\n")
+            file.write(f"{step},{stage},{task},{loss!r},{gate}\n")
