@@ -24,7 +24,18 @@ import numpy as np
 from layerflow.clip import U8
 from layerflow.mattes import fetch_matte
 from layerflow.media import MediaError
-from layerflow.video import F64, Box, Limits, VideoInfo, duration, fetch, probe, read_frames, scan
+from layerflow.video import (
+    F64,
+    Box,
+    Limits,
+    VideoInfo,
+    duration,
+    fetch,
+    frame_times,
+    probe,
+    read_frames,
+    scan,
+)
 
 DEADLINE_SECONDS = 180.0
 MEMORY_BYTES = 8 << 30
@@ -103,9 +114,23 @@ class Decoder:
         head, body = self._ask({**request, "times": [float(t) for t in times]})
         return _frames(head, body)
 
-    def read_frames(self, path: Path, *, max_frames: int = 10_000) -> tuple[U8, float]:
+    def frame_times(self, path: Path) -> F64:
+        """See ``layerflow.video.frame_times``."""
+        head, _ = self._ask({"op": "times", "path": str(path)})
+        return np.asarray(head["times"])
+
+    def read_frames(
+        self,
+        path: Path,
+        *,
+        max_frames: int = 10_000,
+        size: tuple[int, int] | None = None,
+        times: Sequence[float] | None = None,
+    ) -> tuple[U8, float]:
         """See ``layerflow.video.read_frames``."""
-        head, body = self._ask({"op": "read", "path": str(path), "max_frames": max_frames})
+        request = {"op": "read", "path": str(path), "max_frames": max_frames, "size": size}
+        chosen = None if times is None else [float(t) for t in times]
+        head, body = self._ask({**request, "times": chosen})
         return _frames(head, body), float(head["fps"])
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
@@ -209,8 +234,17 @@ def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
         size = request["height"], request["width"]
         return {}, fetch_matte(path, request["times"], *size, limits, box=request["box"])
     if request["op"] == "read":
-        frames, fps = read_frames(path, max_frames=request["max_frames"], limits=limits)
+        size = request["size"] and tuple(request["size"])
+        frames, fps = read_frames(
+            path,
+            max_frames=request["max_frames"],
+            limits=limits,
+            size=size,
+            times=request["times"],
+        )
         return {"fps": fps}, frames
+    if request["op"] == "times":
+        return {"times": frame_times(path, limits).tolist()}, None
     raise MediaError(f"unknown request {request['op']!r}")
 
 

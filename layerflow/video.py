@@ -31,6 +31,7 @@ DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4"})
 ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
 THUMB_WIDTH = 128
 LEAST_BYTES_A_SECOND = 2000  # below it a header is not believed
+NEAR = 0.02  # seconds by which a frame may miss the time that is asked for: containers round
 
 
 @dataclass(frozen=True)
@@ -367,28 +368,74 @@ def _fetch_av(
 
 
 def read_frames(
-    path: Path, *, max_frames: int = 10_000, limits: Limits | None = None
+    path: Path,
+    *,
+    max_frames: int = 10_000,
+    limits: Limits | None = None,
+    size: tuple[int, int] | None = None,
+    times: Sequence[float] | None = None,
 ) -> tuple[U8, float]:
-    """All frames of a local video, upright, alpha kept: uint8 ``[T, H, W, 3 or 4]`` and fps.
+    """Frames of a local video, upright, alpha kept: uint8 ``[T, H, W, 3 or 4]`` and fps.
 
+    size: height and width that the frames are covered and cropped to, one by one, so that a long
+    film is never in memory at its own size; colour under alpha is premultiplied meanwhile.
+    times: only the frames nearest to these seconds (see ``frame_times``), at most ``NEAR`` away;
+    any order, repeats allowed. Raises MediaError when one is missing, or for more than
+    ``max_frames`` frames or 2 GiB.
     VP8/VP9 alpha is decoded with libvpx, since FFmpeg's own decoder drops it silently.
     """
     limits = limits or Limits()
-    info = probe(path, limits)
-    if info.num_frames > max_frames:
-        raise MediaError(f"{info.num_frames} frames is over the limit of {max_frames}")
-    if info.num_frames * info.height * info.width * 4 > 2 << 30:
+    info = probed(path, limits)
+    count = info.num_frames if times is None else len(times)
+    height, width = size or (info.height, info.width)
+    if count > max_frames:
+        raise MediaError(f"{count} frames is over the limit of {max_frames}")
+    if count * height * width * (4 if info.has_alpha else 3) > 2 << 30:
         raise MediaError("the decoded frames would take more than 2 GiB")
+    wanted = None if times is None else np.asarray(times, np.float64)
+    span = (0.0, np.inf)
+    if wanted is not None:
+        span = (max(0.0, wanted.min() - NEAR), wanted.max() + NEAR)
     pixel_format = "rgba" if info.has_alpha else "rgb24"
-    with _open(path, limits) as container:
-        stream = container.streams.video[0]
-        library = ALPHA_DECODERS.get(info.codec) if info.has_alpha else None
-        source = _decoded_by(library, container, stream) if library else _decoded(container, stream)
-        converter = VideoReformatter()
-        frames = [upright(frame, pixel_format, converter) for frame in source]
+    converter = VideoReformatter()
+    frames: list[U8] = []
+    places = np.full(0 if wanted is None else len(wanted), -1)
+    missed = np.full(len(places), NEAR)
+    for time, frame in timed_frames(path, *span, limits, alpha=info.has_alpha):
+        if wanted is not None:
+            closer = np.flatnonzero(np.abs(wanted - time) < missed)
+            if len(closer) == 0:
+                continue
+            places[closer], missed[closer] = len(frames), np.abs(wanted[closer] - time)
+        image = upright(frame, pixel_format, converter)
+        frames.append(image if size is None else cover(image, *size))
     if not frames:
         raise MediaError("no frame could be decoded")
-    return np.stack(frames), info.fps or 8.0
+    if (places < 0).any():
+        raise MediaError(f"{int((places < 0).sum())} of {len(places)} frames are missing")
+    film = np.stack(frames)
+    return (film if wanted is None else film[places]), info.fps or 8.0
+
+
+def frame_times(path: Path, limits: Limits | None = None) -> F64:
+    """Seconds from the first frame at which each frame is shown, rising; nothing is decoded."""
+    limits = limits or Limits()
+    with _open(path, limits) as container:
+        stream = _video_stream(container, limits)
+        times = _packet_times(container, stream, limits)
+    return times - times[0]
+
+
+def cover(image: U8, height: int, width: int) -> U8:
+    """One frame ``[H, W, 3 or 4]`` scaled to cover and cropped; colour goes with its alpha."""
+    if image.shape[-1] != 4 or image.shape[:2] == (height, width):
+        return resize_cover(image[None], height, width)[0]
+    share = image[..., 3:].astype(np.float32) / 255
+    ink = resize_cover((image[..., :3] * share)[None], height, width)[0]
+    soft = resize_cover(share[None, ..., 0], height, width)[0, ..., None]
+    plain = resize_cover(image[None, ..., :3], height, width)[0]
+    colour = np.where(soft > 0.02, ink / np.maximum(soft, 1e-3), plain)
+    return np.clip(np.rint(np.concatenate([colour, soft * 255], -1)), 0, 255).astype(np.uint8)
 
 
 def _decoded_by(library: str, container: Any, stream: Any) -> Iterator[Any]:
