@@ -119,10 +119,9 @@ class Loader:
     # Foregrounds: (rgba uint8 [T, h, w, 4], fps, prompt, record).
 
     def _still(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        colour, alpha = source.path("foreground", "blended"), source.path("alpha")
-        if colour is not None and alpha is not None:
-            own = source.path("foreground") is not None
-            rgba = load_pair(colour, alpha, is_foreground=own)
+        own, picture, alpha = (source.path(r) for r in ("foreground", "blended", "alpha"))
+        if alpha is not None and (own or picture) is not None:
+            rgba = load_pair(own, picture, alpha)
         else:
             path = source.path("file", "foreground")
             if path is None:
