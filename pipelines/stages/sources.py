@@ -70,7 +70,8 @@ class Foreground:
     rgba: straight uint8 ``[T, h, w, 4]``, T = 1 for a still. frame: height and width of the
     picture that it was cropped from, in pixels of ``rgba``; corner: (y, x) of the crop in it.
     scale: pixels of ``rgba`` per pixel of the source. cut: sides of the picture that cut the
-    object off (``top``, ``bottom``, ``left``, ``right``). fps is 0 for a still.
+    object off (``top``, ``bottom``, ``left``, ``right``). fps is 0 for a still. numbers: of the
+    frames in a source of which only these were loaded.
     """
 
     rgba: U8
@@ -82,6 +83,7 @@ class Foreground:
     prompt: str
     record: dict[str, Any]
     alpha_kind: str = "soft"
+    numbers: tuple[int, ...] = ()
 
     @property
     def moving(self) -> bool:

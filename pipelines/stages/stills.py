@@ -68,7 +68,7 @@ def read_matte(path: Path) -> U8:
         colours = palette[: len(palette) // 3 * 3].reshape(-1, 3)
         if np.ptp(colours.astype(int), axis=1).max(initial=0) > 0:
             return np.where(matte[..., :3].any(axis=2), 255, 0).astype(np.uint8)
-    return _grey(matte)
+    return grey_of(matte)
 
 
 def open_still(path: Path) -> Image.Image:
@@ -164,7 +164,8 @@ def check_alpha(alpha: U8) -> None:
         raise MediaError("is fully opaque: there is no alpha to cut out by")
 
 
-def _grey(rgba: U8) -> U8:
+def grey_of(rgba: U8) -> U8:
+    """uint8 ``[H, W, 3 or 4]`` -> brightness ``[H, W]``, exact where colour is grey."""
     if (rgba[..., 0] == rgba[..., 1]).all() and (rgba[..., 1] == rgba[..., 2]).all():
         return np.ascontiguousarray(rgba[..., 0])
     grey: U8 = cv2.cvtColor(np.ascontiguousarray(rgba[..., :3]), cv2.COLOR_RGB2GRAY)
