@@ -27,6 +27,7 @@ from pipelines.stages.layouts import (
 )
 from pipelines.stages.prompts import TEMPLATE, sidecar_prompts
 from pipelines.stages.remote import list_bucket
+from pipelines.stages.twins import Twins
 
 F64 = NDArray[np.float64]
 _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
@@ -154,7 +155,9 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
 
 def _of_bucket(url: str, gate: str | None) -> list[Source]:
     bucket = list_bucket(url)
-    films, stills = split_films(_chosen(group_listed(bucket.listed), gate), bucket.still_size)
+    films, stills = split_films(
+        _chosen(group_listed(bucket.listed, Twins(bucket.look)), gate), bucket.still_size
+    )
     sources = []
     everything: list[Film | Group] = [*films, *stills]
     for found in everything:
