@@ -58,7 +58,7 @@ from pipelines.stages.tables import (
     read_cells,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNIT_STILLS = 32
 
 
@@ -307,8 +307,8 @@ def pack_still(
     if group.uri in plan.lacking:
         raise MediaError(plan.lacking[group.uri])
     if is_animation(group.files[0][1]):
-        layers = tuple((role, (path,)) for role, path in group.files)
-        return pack_film(Film(group.uri, group.key, layers), plan, options, recipe)
+        moving = tuple((role, (path,)) for role, path in group.files)
+        return pack_film(Film(group.uri, group.key, moving), plan, options, recipe)
     parts = read_parts(group.roles)
     files = [path for _, path in group.files]
     parents = [group.uri]

@@ -27,7 +27,7 @@ from pipelines.stages.repeats import Repeats
 from pipelines.stages.scene import Draw, Scene, mirrored, notes_text, render_scene
 from pipelines.stages.sources import Source, list_backgrounds, list_foregrounds
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 UNIT_PIXELS = 24_000_000  # of all frames of a unit's clips: some seconds of work
 MAX_UNIT = 48
 MAX_UNITS = 5000  # so that the plan of a million clips stays small

@@ -17,7 +17,7 @@ from layerflow.decode import Decoder
 from layerflow.media import MediaError
 from pipelines.stages.animations import is_animation, open_animation, read_animation
 from pipelines.stages.listing import VIDEO_SUFFIXES
-from pipelines.stages.stills import grey_of, read_matte, read_still
+from pipelines.stages.stills import OPAQUE, grey_of, read_matte, read_still
 
 Paths = Sequence[Path]
 Size = tuple[int, int]
@@ -97,7 +97,7 @@ def parts_of(chosen: Sequence[int], size: Size, *, together: bool = True) -> Ite
 
 
 def _translucent(frames: U8) -> bool:
-    return frames.shape[-1] == 4 and bool(frames[..., 3].min(initial=255) < 255)
+    return frames.shape[-1] == 4 and bool(frames[..., 3].min(initial=255) < OPAQUE)
 
 
 class _Video:

@@ -27,6 +27,7 @@ from pipelines.stages.remote import Fetcher
 from pipelines.stages.shots import cut_windows, find_shots
 from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
 from pipelines.stages.stills import (
+    OPAQUE,
     check_alpha,
     load_cutout,
     load_opaque,
@@ -35,7 +36,6 @@ from pipelines.stages.stills import (
 )
 
 TRANSPARENT = "has transparent parts: it cannot be a background"
-OPAQUE = 250  # alpha from which a pixel hides what is behind it
 CACHE_BYTES = 192 << 20
 Generator = np.random.Generator
 

@@ -100,7 +100,7 @@ def _keyed(
     PNG counts that colour in the file's own depth and Pillow hands it on as it is, while samples
     come in 8 bits: scaled up from 2 and 4, and of 16 the upper ones; here the lower are read too.
     """
-    tile = image.tile[0] if getattr(image, "tile", None) else None
+    tile = next(iter(getattr(image, "tile", ())), None)
     raw = str(tile.args if isinstance(tile.args, str) else tile.args[0]) if tile else image.mode
     image.load()
     values = np.asarray(image)
@@ -108,18 +108,16 @@ def _keyed(
         return None
     wanted = np.asarray(key, np.int64)
     if image.mode == "1":
-        return np.asarray(values == bool(key))
-    if raw in ("L;2", "L;4"):
-        return np.asarray(values == wanted * (85 if raw == "L;2" else 17))
-    if raw != "RGB;16B":
-        same = np.asarray(values == wanted)
-        return same.all(axis=2) if same.ndim == 3 else same
-    with again() as twin:
-        twin.tile = [tile._replace(args="RGB;16L")]  # type: ignore[union-attr]
-        twin.load()
-        return np.asarray(
-            ((values == wanted >> 8) & (np.asarray(twin) == wanted & 255)).all(axis=2)
-        )
+        wanted = np.asarray(bool(key))
+    elif raw in ("L;2", "L;4"):
+        wanted = wanted * (85 if raw == "L;2" else 17)
+    elif tile is not None and raw == "RGB;16B":
+        with again() as twin:
+            vars(twin)["tile"] = [tile._replace(args="RGB;16L")]
+            twin.load()
+            values = values.astype(np.int64) << 8 | np.asarray(twin)
+    same = np.asarray(np.equal(values, wanted), np.bool_)
+    return np.asarray(same.all(axis=2)) if same.ndim == 3 else same
 
 
 def _deep_grey(image: Image.Image) -> U8:

@@ -19,6 +19,7 @@ from pipelines.stages.pixels import Pixels, frames_of, read_pixels, to_srgb
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 MAX_STILL_BYTES = 512 << 20
 BINARY_SHARE = 0.002  # soft pixels below which a matte counts as binary
+OPAQUE = 250  # alpha from which a pixel hides what is behind it
 LEAST_ALPHA = 8  # a still whose alpha never exceeds it shows nothing
 
 
@@ -89,6 +90,8 @@ def open_still(path: Path) -> Image.Image:
         raise MediaError(f"over the limit of {MAX_STILL_PIXELS} pixels") from error
     except Exception as error:
         raise MediaError(f"not a readable picture: {type(error).__name__}") from error
+    if image.format == "TIFF":
+        vars(image)["filename"] = ""  # else Pillow maps turned pictures at the wrong stride
     width, height = image.size
     if width * height > MAX_STILL_PIXELS:
         image.close()
@@ -151,7 +154,7 @@ def _matching(colour: Path, matte: U8, alpha: Path) -> Pixels:
 def load_opaque(path: Path) -> U8:
     """A still without transparency -> uint8 ``[H, W, 3]``."""
     rgba = read_still(path)
-    if rgba[..., 3].min() < 250:
+    if rgba[..., 3].min() < OPAQUE:
         raise MediaError("has transparent parts: it cannot be a background")
     return np.ascontiguousarray(rgba[..., :3])
 
