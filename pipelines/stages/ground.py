@@ -147,12 +147,14 @@ def _leans(colour: U8, alpha: U8, ground: F64) -> bool:
 
     Straight colour stays the one of the opaque pixels beside it; mixed colour moves from there by
     ``(1 - a) (K - F)``, and from the ground by ``a (F - K)``: it grows with alpha. An outline that
-    has the colour of the ground by nature does not.
+    has the colour of the ground by nature does not. Where nothing is opaque (smoke), only that and
+    the range of mixed colour can be told.
     """
+    opaque = bool((alpha >= SURE).any())
     bands = [
         found
-        for low, high in itertools.pairwise(BANDS)
-        if (found := _band(colour, alpha, ground, low, high)) is not None
+        for low, high in itertools.pairwise(BANDS if opaque else (*BANDS, SURE))
+        if (found := _band(colour, alpha, ground, (low, high), opaque)) is not None
     ]
     if len(bands) < 2 or not all(band.fits for band in bands):
         return False
@@ -171,25 +173,28 @@ class _Band:
     off: float
 
 
-def _band(colour: U8, alpha: U8, ground: F64, low: int, high: int) -> _Band | None:
-    """None without enough pixels whose nearest opaque colour is apart from the ground."""
-    soft = (alpha >= low) & (alpha < high)
+def _band(colour: U8, alpha: U8, ground: F64, band: tuple[int, int], opaque: bool) -> _Band | None:
+    """None without enough pixels whose nearest opaque colour, if any is, is apart from the
+    ground."""
+    soft = (alpha >= band[0]) & (alpha < band[1])
     if np.count_nonzero(soft) < LEAST_SOFT:
         return None
-    frames = [k for k in range(len(alpha)) if soft[k].any()]
-    own = np.concatenate([nearby_colour(colour[k], alpha[k])[soft[k]] for k in frames])
-    away = ground - own.astype(np.float64)
-    telling = np.linalg.norm(away, axis=1) >= APART
-    if np.count_nonzero(telling) < LEAST_SOFT:
-        return None
-    away, own = away[telling], own[telling].astype(np.float64)
-    seen = colour[soft][telling].astype(np.float64)
-    share = alpha[soft][telling][:, None] / 255.0
+    seen, share = colour[soft].astype(np.float64), alpha[soft][:, None] / 255.0
+    fits = True
+    if opaque:
+        frames = [k for k in range(len(alpha)) if soft[k].any()]
+        own = np.concatenate([nearby_colour(colour[k], alpha[k])[soft[k]] for k in frames])
+        away = ground - own.astype(np.float64)
+        telling = np.linalg.norm(away, axis=1) >= APART
+        if np.count_nonzero(telling) < LEAST_SOFT:
+            return None
+        seen, share, away = seen[telling], share[telling], away[telling]
+        expected, moved = (1 - share) * away, seen - own[telling]
+        slope = float((expected * moved).sum() / (expected**2).sum())
+        better = np.abs(moved - expected).mean() < LEAST_GAIN * np.abs(moved).mean()
+        fits = 0.5 <= slope <= 1.8 and bool(better)
     floor = (1 - share) * ground
     inside = (seen >= floor - SLACK) & (seen <= floor + 255 * share + SLACK)
-    expected, moved = (1 - share) * away, seen - own
-    slope = float((expected * moved).sum() / (expected**2).sum())
-    better = np.abs(moved - expected).mean() < LEAST_GAIN * np.abs(moved).mean()
-    fits = inside.all(axis=1).mean() >= 0.98 and 0.5 <= slope <= 1.8 and better
+    fits = fits and bool(inside.all(axis=1).mean() >= 0.98)
     off = float(np.linalg.norm(seen - ground, axis=1).mean())
-    return _Band(bool(fits), float(share.mean()), off)
+    return _Band(fits, float(share.mean()), off)

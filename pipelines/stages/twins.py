@@ -40,7 +40,7 @@ class Look:
         """How much like a matte, 0 to 1."""
         if self.cutout:
             return 0.0
-        return 1.0 if self.labels else self.ends if self.grey else 0.0
+        return 1.0 if self.labels else max(self.ends, 0.01) if self.grey else 0.0
 
 
 def look_at(path: Path) -> Look | None:
