@@ -90,26 +90,24 @@ class Reel:
         networks) are left when the whole picture is there to take the colour from. A whole picture
         that shows nothing but one colour around its object is such a cut-out itself.
         """
-        if self._picture is not None and self._background is None:
-            colour, alpha = self._some(self._picture)
-            flat = flat_colour(colour, alpha, EVEN)
-            if flat is not None and self._colour is None:
-                self._check_alpha(alpha)
-                self._colour, self._picture = self._picture, None
-                self._ground = understood(flat, colour, alpha)
-                return
-            if flat is not None:
-                self._picture = None
         first = self._colour or self._picture
         assert first is not None
         colour, alpha = self._some(first)
         self._check_alpha(alpha)
-        if self._colour is None:
-            return
-        self._ground = find_ground(colour, alpha)
-        flat = flat_colour(colour, alpha)
-        grey = flat is not None and GREY[0] <= min(flat) and max(flat) <= GREY[1]
-        if self._picture is not None and (grey or self._ground is not None):
+        grey = False
+        if self._colour is not None:
+            self._ground = find_ground(colour, alpha)
+            flat = flat_colour(colour, alpha)
+            grey = flat is not None and GREY[0] <= min(flat) and max(flat) <= GREY[1]
+        mixed = grey or self._ground is not None
+        if self._picture is not None and self._background is None:
+            shown = colour if self._colour is None else self._some(self._picture)[0]
+            flat = flat_colour(shown, alpha, EVEN)
+            if flat is not None and (self._colour is None or mixed):
+                self._colour, self._ground = self._picture, understood(flat, shown, alpha)
+            if flat is not None:
+                self._picture = None
+        if self._picture is not None and mixed:
             self._colour, self._ground = None, None
 
     def _check_alpha(self, some: U8) -> None:
