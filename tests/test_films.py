@@ -340,3 +340,32 @@ def test_an_opaque_film_is_no_foreground_and_says_so(tmp_path: Path, decoder: Lo
     matte = film(tmp_path / "m.mov", np.concatenate([grey, opaque[..., 3:]], 3), "png", "rgba")
     reel = Reel({"foreground": [path], "alpha": [matte]}, decoder)  # brightness is the matte
     assert np.array_equal(reel.mattes(range(8)), ball(8)[..., 3])
+
+
+def test_an_alpha_channel_that_is_opaque_is_no_matte_to_mine_with(tmp_path: Path) -> None:
+    from manifests.mine import MineOptions
+    from pipelines.mine import run_mine
+
+    opaque = ball(10)
+    opaque[..., 3] = 255
+    opaque[:, ::3, ::5, 2] = 200  # something to see
+    film(tmp_path / "in/a.mov", opaque, "png", "rgba")
+    film(tmp_path / "in/b.mov", opaque, "png", "rgba")
+    grey = np.repeat(ball(10)[..., 3:], 3, 3)
+    beside = np.concatenate([grey, opaque[..., 3:]], 3)
+    film(tmp_path / "in/b.mask.mov", beside, "png", "rgba")
+    options = MineOptions(
+        inputs=[str(tmp_path / "in")],
+        out=str(tmp_path / "out"),
+        size=SIZE,
+        frames=8,
+        fps=FPS,
+        matting="alpha",
+        gate="off",
+    )
+    run_mine(options, workers=0, quiet=True)
+    corpus = Corpus.open(tmp_path / "out")
+    assert [row["origin"]["uri"] for row in corpus.rows(["origin"])] == ["b.mov"]
+    assert np.array_equal(corpus.clip(0).alpha[0], ball(1)[0, ..., 3])
+    (refused,) = corpus.rejected()
+    assert refused["uri"] == "a.mov" and "opaque all over" in refused["reason"]
