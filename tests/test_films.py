@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,19 @@ def test_stills_are_no_animations_and_damaged_ones_say_so(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(MediaError):
         read_animation(open_animation(path), [0])
+
+
+@pytest.mark.parametrize("place", [4, 8, 12, 16])
+def test_a_frame_outside_its_canvas_is_refused(tmp_path: Path, place: int) -> None:
+    """place: of the frame's width, height, left or top in its control chunk."""
+    path = animation(tmp_path / "a.png", ball(4))
+    data = bytearray(path.read_bytes())
+    start = data.rindex(b"fcTL") + 4
+    data[start + place : start + place + 4] = (60_000).to_bytes(4, "big")
+    data[start + 26 : start + 30] = zlib.crc32(data[start - 4 : start + 26]).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match="outside its canvas"):
+        open_animation(path)
 
 
 def test_animations_and_still_gifs_are_packed_as_what_they_are(tmp_path: Path) -> None:
