@@ -167,7 +167,7 @@ def bench(root: Path, size: str, frames: int, clips: int) -> None:
     full, plain = PasteOptions(**base), PasteOptions(**{**base, **PLAIN})
     plan, (height, width) = plan_of(full), full.size
     loader = Loader(full.size, frames, full.fps, 60.0)
-    still = loader.foreground(plan.foregrounds[0])
+    still = loader.foreground(plan.foregrounds[0], np.random.default_rng(0))
     behind = loader.background(plan.backgrounds[0], generator(0, 0, "b"), (0.004, 0.004), 0.0)
     draw = Draw(0, 0, (still,), behind)
     scene = make_scene(draw, full)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import PROMPTED, LayeredClip
+from layerflow.clip import PROMPTED, U8, LayeredClip
 from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.decode import Decoder, shared_decoder
 from layerflow.media import MediaError, encode_color
@@ -50,6 +50,7 @@ from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
 from pipelines.stages.score import neighbour_flows, score_frames
 from pipelines.stages.shots import Window
 from pipelines.stages.spans import WHOLE, time_spans
+from pipelines.stages.stills import OPAQUE, grey_of
 from pipelines.survey import plan_duplicates, survey_unit
 
 FORMAT_VERSION = 6
@@ -211,11 +212,19 @@ class _Job:
         matte = None if remote else matte_beside(Path(self.payload["location"]))
         if matte is None and not self.decoder.probe(self.path).has_alpha:
             raise MediaError("no alpha channel, and no film of the matte beside it (NAME.mask.*)")
-        size = self.options.size
-        path = matte or self.path
-        return AlphaMatter(
-            self.decoder.fetch(path, window.times, *size, box=window.box, op="matte")
-        )
+        return AlphaMatter(self._given_matte(matte, window))
+
+    def _given_matte(self, beside: Path | None, window: Window) -> U8:
+        """A window's matte, from the film beside or the video's alpha; an alpha channel that is
+        opaque all over is none."""
+        size, path = self.options.size, beside or self.path
+        found = self.decoder.fetch(path, window.times, *size, box=window.box, op="matte")
+        if found.min() < OPAQUE:
+            return found
+        if beside is None:
+            raise MediaError("its alpha channel is opaque all over: there is no matte in it")
+        shown = self.decoder.fetch(beside, window.times, *size, box=window.box)
+        return np.stack([grey_of(frame) for frame in shown])
 
     def _find_backdrop(self, times: Sequence[float], box: Box | None) -> Backdrop | None:
         try:

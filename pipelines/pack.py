@@ -33,8 +33,9 @@ from layerflow.outputs import local_output
 from manifests.pack import PackOptions
 from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
 from pipelines.matting.numerics import single_thread
+from pipelines.stages.animations import is_animation
 from pipelines.stages.draws import generator
-from pipelines.stages.films import make_film_clip, read_film, windows
+from pipelines.stages.films import Reel, make_film_clip, windows
 from pipelines.stages.importers import LAYOUTS, Listing, importer_of
 from pipelines.stages.layouts import Film, Group, words_of
 from pipelines.stages.metadata import folder_prompts
@@ -58,7 +59,7 @@ from pipelines.stages.tables import (
     read_cells,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNIT_STILLS = 32
 
 
@@ -238,25 +239,40 @@ def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> l
     """The corpus rows of one film, window by window. Raises MediaError or ValueError."""
     if film.uri in plan.lacking:
         raise MediaError(plan.lacking[film.uri])
+    if all(_is_still_gif(paths) for _, paths in film.layers):
+        single = tuple((role, paths[0]) for role, paths in film.layers)
+        return pack_still(Group(film.uri, film.key, single), plan, options, recipe)
     with Decoder(deadline=options.deadline) as decoder:
-        layers = read_film(film.roles, decoder)
-    first = (
-        np.dstack([layers.alpha[0]] * 4)
-        if layers.foreground is None
-        else np.dstack([layers.foreground[0], layers.alpha[0]])
-    )
+        return _film_rows(film, Reel(film.roles, decoder), plan, options, recipe)
+
+
+def _is_still_gif(paths: Sequence[Path]) -> bool:
+    single = len(paths) == 1 and paths[0].suffix.lower() == ".gif"
+    return single and not is_animation(paths[0])
+
+
+def _film_rows(
+    film: Film, reel: Reel, plan: Plan, options: PackOptions, recipe: Recipe
+) -> list[dict[str, Any]]:
     group = Group(film.uri, film.key, tuple((role, paths[0]) for role, paths in film.layers))
-    made_up, _, scene, drawn = _draw_background(group, Parts(first, None, None), plan, options)
+    smaller = options.size is not None and all(map(int.__le__, options.size, reel.size))
+    work = options.size if smaller else None
+    first = Parts(reel.cutout([0], work)[0], None, None)
+    made_up, _, scene, drawn = _draw_background(group, first, plan, options)
     known = folder_prompts(film.layers[0][1][0].parent)
     table = {film.uri: known, **{k: v for k, v in plan.table.items() if v}} if known else plan.table
-    own = layers.background is not None or layers.blended is not None
+    own = reel.shows_scene
     prompts = still_prompts(group, "a scene" if own else scene, table)
     sha256 = _joined([file_sha256(path) for _, paths in film.layers for path in paths])
     rows = []
-    rate = layers.fps or options.fps
-    for chosen in windows(len(layers.alpha), layers.fps, options.frames, options.fps):
+    rate = reel.fps or options.fps
+    for chosen in windows(reel.count, reel.fps, options.frames, options.fps):
         clip = make_film_clip(
-            layers, chosen, fps=options.fps, made_up=made_up, prompts=prompts, size=options.size
+            reel.read(chosen, work),
+            fps=options.fps,
+            made_up=made_up,
+            prompts=prompts,
+            size=options.size,
         )
         scores = score_layers({name: clip.layer(name) for name in LAYERS})
         if clip.kind == "mined":
@@ -288,9 +304,15 @@ def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> l
 def pack_still(
     group: Group, plan: Plan, options: PackOptions, recipe: Recipe
 ) -> list[dict[str, Any]]:
-    """The corpus row of one group of stills. Raises MediaError or ValueError."""
+    """The corpus row of one group of stills; of animated pictures one a window, as of a film.
+
+    Raises MediaError or ValueError.
+    """
     if group.uri in plan.lacking:
         raise MediaError(plan.lacking[group.uri])
+    if is_animation(group.files[0][1]):
+        moving = tuple((role, (path,)) for role, path in group.files)
+        return pack_film(Film(group.uri, group.key, moving), plan, options, recipe)
     parts = read_parts(group.roles)
     files = [path for _, path in group.files]
     parents = [group.uri]

@@ -192,8 +192,10 @@ def load_draw(
                     outcome.rejected.append(row)
         raise error
 
+    place = generator(seed, index, "film", attempt)
+    subject = partial(loader.foreground, rng=place)
     objects = [
-        usable(plan.foregrounds, first, loader.foreground, "foreground" if report else None)
+        usable(plan.foregrounds, first, subject, "foreground" if report else None)
         for first, report in zip(firsts, reports, strict=True)
     ]
     camera = generator(seed, index, "camera", attempt)

@@ -11,6 +11,7 @@ import pytest
 
 from manifests.paste import PasteOptions
 from pipelines.stages.camera import film_still, measure_camera
+from pipelines.stages.crops import cut_sides
 from pipelines.stages.draws import (
     choose_frames,
     first_of_block,
@@ -18,7 +19,6 @@ from pipelines.stages.draws import (
     in_blocks,
     in_turns,
 )
-from pipelines.stages.load import cut_sides
 from pipelines.stages.path import draw_path, ease, follow, keep_cuts_outside, matrices
 from pipelines.stages.sources import Foreground
 

@@ -159,7 +159,7 @@ def test_a_pair_of_other_sizes_is_refused(tmp_path: Path) -> None:
     colour = write(tmp_path / "a.png", disc()[..., :3])
     alpha = write(tmp_path / "a_alpha.png", disc(40)[..., 3])
     with pytest.raises(MediaError, match="40x40"):
-        load_pair(colour, alpha, is_foreground=True)
+        load_pair(colour, None, alpha)
 
 
 def test_the_foreground_colour_of_a_pair_is_estimated(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_foreground_colour_of_a_pair_is_estimated(tmp_path: Path) -> None:
     picture = np.rint(rgba[..., :3] * a + 255 * (1 - a)).astype(np.uint8)
     colour = write(tmp_path / "image/a.png", picture)
     alpha = write(tmp_path / "alpha/a.png", rgba[..., 3])
-    loaded = load_pair(colour, alpha, is_foreground=False)
+    loaded = load_pair(None, colour, alpha)
     soft = (rgba[..., 3] > 100) & (rgba[..., 3] < 200)
     error = np.abs(loaded[..., :3][soft].astype(int) - rgba[..., :3][soft]).mean()
     naive = np.abs(picture[soft].astype(int) - rgba[..., :3][soft]).mean()
@@ -179,7 +179,7 @@ def test_the_foreground_colour_of_a_pair_is_estimated(tmp_path: Path) -> None:
 def test_fringe_of_a_real_pair(shared: Path) -> None:
     """Pasted on green, against the reference foreground, in the soft band."""
     folder = shared / "media" / "stills" / "lemur"
-    loaded = load_pair(folder / "lemur.png", folder / "lemur_alpha.png", is_foreground=False)
+    loaded = load_pair(None, folder / "lemur.png", folder / "lemur_alpha.png")
     truth = read_still(folder / "lemur_foreground.png")[..., :3]
     picture = read_still(folder / "lemur.png")[..., :3]
     a = loaded[..., 3:] / 255.0

@@ -74,6 +74,14 @@ def estimate_foreground(
     return np.where(a >= 1, image, result)
 
 
+def nearby_colour(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The colour of what is opaque, continued smoothly over everything else.
+
+    ``image``: uint8 [H, W, 3]; ``alpha``: uint8 [H, W]. Returns float32 [H, W, 3] in 0..255.
+    """
+    return _local_colour(image.astype(np.float32), alpha.astype(np.float32) / np.float32(255))
+
+
 def _two_passes(picture: np.ndarray, matte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Guesses of both layers of float32 [H, W, 3]: local means, made consistent, averaged again."""
     front = _local_colour(picture, matte)

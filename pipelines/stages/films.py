@@ -1,139 +1,188 @@
-"""Layered films: videos or numbered frames of several layers -> the layers of moving clips."""
+"""Layered films: videos, animations or numbered frames of several layers -> moving clips."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from layerflow.clip import U8, LayeredClip, composite, resize_clip
+from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
 from layerflow.decode import Decoder
 from layerflow.media import MediaError
+from layerflow.video import cover
 from pipelines.stages.composite import continued
 from pipelines.stages.draws import frames_needed
-from pipelines.stages.listing import VIDEO_SUFFIXES
+from pipelines.stages.footage import NEAR_FRAMES, WHOLE_BYTES, Footage, Paths, Size, parts_of
+from pipelines.stages.ground import Ground, find_ground, flat_colour, lift, thinned, understood
 from pipelines.stages.plate import clean_plate
-from pipelines.stages.stills import check_alpha, read_matte, read_still
+from pipelines.stages.stills import check_alpha
 
-MAX_BYTES = 2 << 30  # of the decoded frames of one layer
 EXACT = 3.0  # mean levels that a blended layer may differ from its layers' composite
 GREY = (122, 133)  # where a foreground was put on mid-grey
-Paths = Sequence[Path]
-
-
-def read_layer(paths: Paths, decoder: Decoder) -> tuple[U8, float]:
-    """A video file or frames in order -> uint8 ``[T, H, W, 3 or 4]`` and its rate (0: unknown)."""
-    if paths[0].suffix.lower() in VIDEO_SUFFIXES:
-        return decoder.read_frames(paths[0])
-    first = read_still(paths[0])
-    if first.nbytes * len(paths) > MAX_BYTES:
-        raise MediaError("the decoded frames would take more than 2 GiB")
-    frames = np.empty((len(paths), *first.shape), np.uint8)
-    for place, path in enumerate(paths):
-        frame = first if place == 0 else read_still(path)
-        frames[place] = _same_size(frame, first, path)
-    return (frames if frames[..., 3].min() < 255 else frames[..., :3]), 0.0
-
-
-def read_mattes(paths: Paths, decoder: Decoder) -> U8:
-    """A matte video or frames in order -> uint8 ``[T, H, W]``. MediaError if empty or full."""
-    if paths[0].suffix.lower() in VIDEO_SUFFIXES:
-        frames, _ = decoder.read_frames(paths[0])
-        matte = np.ascontiguousarray(frames[..., 3 if frames.shape[-1] == 4 else 0])
-    else:
-        first = read_matte(paths[0])
-        matte = np.stack([_same_size(read_matte(path), first, path) for path in paths])
-    check_alpha(matte)
-    return matte
-
-
-def _same_size(frame: U8, first: U8, path: Path) -> U8:
-    if frame.shape != first.shape:
-        raise MediaError(f"{path.name}: the frame size changes inside the film")
-    return frame
-
-
-def cut_out(layers: Mapping[str, Paths], decoder: Decoder) -> tuple[U8, float]:
-    """The foreground of a film: straight uint8 ``[T, H, W, 4]`` and its rate (0: unknown).
-
-    From frames with alpha, or colour and matte; where the colour is the whole picture, the
-    object's own is estimated. Raises MediaError.
-    """
-    colour, is_foreground = layers.get("foreground"), "foreground" in layers
-    colour = colour or layers.get("blended")
-    if colour is not None and "alpha" in layers:
-        frames, fps = read_layer(colour, decoder)
-        matte = read_mattes(layers["alpha"], decoder)
-        frames = _matching(frames, matte)
-        if not is_foreground:
-            from pipelines.stages.colour import straight_foreground
-
-            frames = straight_foreground(frames, matte)
-        return np.concatenate([frames, matte[..., None]], axis=3), fps
-    alone = layers.get("file") or colour
-    if alone is None:
-        raise MediaError("has no picture with an alpha channel and no pair of picture and matte")
-    rgba, fps = read_layer(alone, decoder)
-    if rgba.shape[-1] != 4:
-        raise MediaError("the video has no alpha channel")
-    check_alpha(rgba[..., 3])
-    return rgba, fps
-
-
-def _matching(frames: U8, matte: U8) -> U8:
-    """The colour of frames that go with a matte."""
-    if matte.shape != frames.shape[:3]:
-        raise MediaError(
-            f"the matte has {list(matte.shape)} frames x height x width, "
-            f"the picture {list(frames.shape[:3])}"
-        )
-    return np.ascontiguousarray(frames[..., :3])
+EVEN = 4  # levels by which a whole picture strays around its object when it shows no scene
 
 
 @dataclass(frozen=True)
 class FilmLayers:
-    """All layers of a film; background and blended are None where the film has none."""
+    """All layers of some frames; background and blended are None where the film has none.
+
+    foreground: straight colour, None where it has to be solved for from the whole picture.
+    """
 
     foreground: U8 | None
     alpha: U8
     background: U8 | None
     blended: U8 | None
-    fps: float
 
 
-def read_film(layers: Mapping[str, Paths], decoder: Decoder) -> FilmLayers:
-    """Every layer that a film has, checked against the matte. Raises MediaError.
+class Reel:
+    """The layers of a film, opened and understood: what they show and how they are mixed.
 
-    A foreground that was put on mid-grey (as LayerFlow's samples are) is not a colour layer: it is
-    dropped when the whole picture is there to take the colour from.
+    layers: role -> paths. Raises MediaError for what cannot be read or does not fit together.
     """
-    names: tuple[str, ...] = ("background", "blended")
-    if "alpha" not in layers:
-        rgba, fps = cut_out(layers, decoder)
-        alpha, read = np.ascontiguousarray(rgba[..., 3]), {"foreground": rgba[..., :3]}
-    else:
-        alpha, read, fps = read_mattes(layers["alpha"], decoder), {}, 0.0
-        names = ("foreground", "background", "blended")
-    for name in names:
-        if name in layers:
-            frames, rate = read_layer(layers[name], decoder)
-            read[name], fps = _matching(frames, alpha), fps or rate
-    foreground = read.get("foreground")
-    if foreground is not None and "blended" in read and _on_grey(foreground, alpha):
+
+    def __init__(self, layers: Mapping[str, Paths], decoder: Decoder) -> None:
+        opened = {role: Footage(paths, decoder) for role, paths in layers.items()}
+        self._matte = opened.get("alpha")
+        self._colour = opened.get("foreground")
+        self._picture = opened.get("blended")
+        self._background = opened.get("background")
+        if self._matte is None:
+            self._colour = self._colour or opened.get("file") or self._picture
+            self._picture = None if self._colour is self._picture else self._picture
+        main = self._matte or self._colour
+        if main is None or (self._colour is None and self._picture is None):
+            raise MediaError(
+                "has no picture with an alpha channel and no pair of picture and matte"
+            )
+        if self._matte is None and not main.uses_alpha:
+            raise MediaError("is fully opaque: there is no alpha to cut out by")
+        self.count, self.size = main.count, main.size
+        self._check_sizes()
+        shown = (self._colour, self._background, self._picture, main)
+        self.fps = next((layer.fps for layer in shown if layer is not None and layer.fps), 0.0)
+        self._ground: Ground | None = None
+        self._understand()
+
+    @property
+    def short(self) -> bool:
+        """Whether all frames together are of no concern for memory."""
+        return self.count * self.size[0] * self.size[1] * 4 <= WHOLE_BYTES
+
+    @property
+    def shows_scene(self) -> bool:
+        """Whether the film shows what is behind the object."""
+        return self._background is not None or self._picture is not None
+
+    def _check_sizes(self) -> None:
+        for layer in (self._colour, self._picture, self._background):
+            if layer is not None and (layer.count, layer.size) != (self.count, self.size):
+                raise MediaError(
+                    f"the matte has {[self.count, *self.size]} frames x height x width, "
+                    f"the picture {[layer.count, *layer.size]}"
+                )
+
+    def _understand(self) -> None:
+        """Which layer gives the object's colour, and whether it was put on a flat one.
+
+        Foregrounds that were (on mid-grey, as LayerFlow's samples are; on green, as of matting
+        networks) are left when the whole picture is there to take the colour from. A whole picture
+        that shows nothing but one colour around its object is such a cut-out itself.
+        """
+        first = self._colour or self._picture
+        assert first is not None
+        colour, alpha = self._some(first)
+        self._check_alpha(alpha)
+        grey = False
+        if self._colour is not None:
+            self._ground = find_ground(colour, alpha)
+            flat = flat_colour(colour, alpha)
+            grey = flat is not None and GREY[0] <= min(flat) and max(flat) <= GREY[1]
+        mixed = grey or self._ground is not None
+        if self._picture is not None and self._background is None:
+            shown = colour if self._colour is None else self._some(self._picture)[0]
+            flat = flat_colour(shown, alpha, EVEN)
+            if flat is not None and (self._colour is None or mixed):
+                self._colour, self._ground = self._picture, understood(flat, shown, alpha)
+            if flat is not None:
+                self._picture = None
+        if self._picture is not None and mixed:
+            self._colour, self._ground = None, None
+
+    def _check_alpha(self, some: U8) -> None:
+        """MediaError when the matte says nothing; all of it is read only if some frames say so."""
+        try:
+            check_alpha(some)
+        except MediaError:
+            if self.count > NEAR_FRAMES:
+                raise
+            levels = [some.min(), some.max()]
+            for part in parts_of(range(self.count), self.size):
+                matte = self.mattes(part)
+                levels += [matte.min(), matte.max()]
+            check_alpha(np.asarray(levels, np.uint8))
+
+    def _some(self, layer: Footage) -> tuple[U8, U8]:
+        """Colour and alpha of some frames, every n-th pixel of large ones."""
+        parts = []
+        for part in layer.looked_at():
+            parts.append(thinned(self._stored(layer, part)))
+        rgba = np.concatenate(parts)
+        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+
+    def _stored(self, layer: Footage, chosen: Sequence[int]) -> U8:
+        frames = layer.frames(chosen)
+        if self._matte is None:
+            return frames
+        matte = self._matte.mattes(chosen)
+        return np.concatenate([frames[..., :3], matte[..., None]], axis=3)
+
+    def cutout(self, chosen: Sequence[int], size: Size | None = None) -> U8:
+        """The object in some frames: straight uint8 ``[N, h, w, 4]``, covered and cropped to size.
+
+        Where only the whole picture is known, the object's own colour is estimated from it.
+        """
+        layer = self._colour or self._picture
+        assert layer is not None
+        mixed = self._ground is not None or self._colour is None
+        parts = []
+        for part in parts_of(chosen, self.size):
+            stored = self._stored(layer, part)
+            if size is not None and mixed:  # mixed colour stays what it is when it is averaged
+                stored = resize_cover(stored, *size)
+            elif size is not None:
+                stored = np.stack([cover(frame, *size) for frame in stored])
+            parts.append(stored)
+        rgba = np.concatenate(parts)
+        colour, alpha = np.ascontiguousarray(rgba[..., :3]), rgba[..., 3]
+        if self._ground is not None:
+            colour = lift(colour, alpha, self._ground)
+        elif self._colour is None:
+            from pipelines.stages.colour import straight_foreground
+
+            colour = straight_foreground(colour, alpha)
+        return np.concatenate([colour, alpha[..., None]], axis=3)
+
+    def mattes(self, chosen: Sequence[int], size: Size | None = None) -> U8:
+        """Only the mattes of some frames, uint8 ``[N, h, w]``."""
+        layer = self._matte or self._colour
+        assert layer is not None
+        return layer.mattes(chosen, size)
+
+    def read(self, chosen: Sequence[int], size: Size | None = None) -> FilmLayers:
+        """All layers of some frames, covered and cropped to size."""
         foreground = None
-    if foreground is None and "blended" not in read:
-        raise MediaError("has a matte, but neither a foreground nor the whole picture")
-    return FilmLayers(foreground, alpha, read.get("background"), read.get("blended"), fps)
-
-
-def _on_grey(foreground: U8, alpha: U8) -> bool:
-    clear = alpha == 0
-    if clear.sum() < 100:
-        return False
-    outside = foreground[clear]
-    return bool(((outside >= GREY[0]) & (outside <= GREY[1])).mean() > 0.9)
+        if self._colour is not None:
+            rgba = self.cutout(chosen, size)
+            foreground, alpha = rgba[..., :3], np.ascontiguousarray(rgba[..., 3])
+        else:
+            alpha = self.mattes(chosen, size)
+        behind, picture = (
+            None if layer is None else np.ascontiguousarray(layer.frames(chosen, size)[..., :3])
+            for layer in (self._background, self._picture)
+        )
+        return FilmLayers(foreground, alpha, behind, picture)
 
 
 def windows(count: int, source_fps: float, frames: int, fps: float) -> Iterator[list[int]]:
@@ -151,33 +200,29 @@ def windows(count: int, source_fps: float, frames: int, fps: float) -> Iterator[
 
 def make_film_clip(
     film: FilmLayers,
-    chosen: Sequence[int],
     *,
     fps: float,
     made_up: U8,
     prompts: Mapping[str, str],
     size: tuple[int, int] | None,
 ) -> LayeredClip:
-    """One clip of a film.
+    """One clip of a film's frames.
 
     What is missing is made: the foreground's colour from the whole picture, the background from
     the clip's other frames, or ``made_up`` (uint8 ``[H, W, 3]``) where the film shows no
     background at all. A blended layer that is not the composite of its layers is a real video:
     the clip is ``mined`` and keeps it; else it is ``pasted`` and exact.
     """
-    index = list(chosen)
-    alpha = film.alpha[index]
-    blended = film.blended[index] if film.blended is not None else None
-    background = film.background[index] if film.background is not None else None
+    alpha, blended, background = film.alpha, film.blended, film.background
     behind = None
     if background is None and blended is not None:
         plate = clean_plate(blended, alpha)
         background, behind = plate.background, plate.kind
     elif background is None:
-        background, behind = np.broadcast_to(made_up, (*alpha.shape, 3)).copy(), "filled"
-    if film.foreground is not None:
-        foreground = film.foreground[index]
-    else:
+        still = resize_cover(made_up[None], *alpha.shape[1:])
+        background, behind = np.broadcast_to(still, (*alpha.shape, 3)).copy(), "filled"
+    foreground = film.foreground
+    if foreground is None:
         from pipelines.stages.colour import straight_foreground
 
         assert blended is not None

@@ -16,6 +16,7 @@ from pipelines.stages.layouts import Film, Group, files_below, group_files, spli
 from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
 from pipelines.stages.metadata import film_prompts, layered_images
 from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
+from pipelines.stages.twins import Twins
 
 Roles = frozenset[str]
 
@@ -60,7 +61,7 @@ class Grouped:
         return False  # ``auto`` reads all of these alike
 
     def list(self, root: Path) -> Listing:
-        groups = group_files(root, self.suffixes)
+        groups = group_files(root, self.suffixes, Twins(asked=self.name == "pairs"))
         films, stills = split_films(groups) if self.films else ([], groups)
         return Listing(stills if self.stills else [], films, prompts=dict(film_prompts(root)))
 

@@ -1,11 +1,12 @@
 """Recognise which files of a folder belong together: colour, alpha, background, whole picture.
 
-Three conventions cover nearly every set of cut-outs, matting data and layered stills:
+Four conventions cover nearly every set of cut-outs, matting data and layered stills:
 
 - folders named by role, equal file names inside: ``image/x.jpg`` + ``alpha/x.png``,
   ``fgr/0001.png`` + ``pha/0001.png`` + ``bgr/0001.png``;
 - one folder, the role at the end of the name: ``x.png`` + ``x_alpha.png`` + ``x.bg.png``;
-- a folder for each clip, files named by role: ``x/full_video.mp4`` + ``x/mask.mp4``.
+- a folder for each clip, files named by role: ``x/full_video.mp4`` + ``x/mask.mp4``;
+- one folder, no roles at all, ``x.jpg`` + ``x.png``: see ``pipelines.stages.twins``.
 
 Numbered frames of one folder (``x/bl/0000.png`` ... + ``x/mask/0000.png`` ...) make a film.
 """
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
 from pipelines.stages.stills import still_size
+from pipelines.stages.twins import Twins
 
 ROLE_WORDS = {
     "foreground": ("foreground", "foregrounds", "fg", "fgr"),
@@ -71,27 +73,64 @@ def files_below(root: Path, suffixes: Iterable[str]) -> Iterator[tuple[Path, Pur
 
 
 def group_files(
-    root: Path, suffixes: Iterable[str] = STILL_SUFFIXES | VIDEO_SUFFIXES
+    root: Path,
+    suffixes: Iterable[str] = STILL_SUFFIXES | VIDEO_SUFFIXES,
+    twins: Twins | None = None,
 ) -> list[Group]:
     """The groups of a folder, sorted by uri. Trimaps are left out."""
-    return group_listed(list(files_below(root, suffixes)))
+    return group_listed(list(files_below(root, suffixes)), twins)
 
 
-def group_listed(listed: Sequence[tuple[Path, PurePosixPath]]) -> list[Group]:
-    """The groups of files that were listed in order: (path, path below the root)."""
+def group_listed(
+    listed: Sequence[tuple[Path, PurePosixPath]], twins: Twins | None = None
+) -> list[Group]:
+    """The groups of files that were listed in order: (path, path below the root).
+
+    twins: knows mattes among stills of one stem.
+    """
     by_key: dict[str, dict[str, tuple[Path, PurePosixPath]]] = {}
     stems = {relative.with_suffix("").as_posix() for _, relative in listed}
     named = _folders_by_role(stems)
+    again: dict[tuple[str, str], list[tuple[Path, PurePosixPath]]] = {}
     for path, relative in listed:
         key, role = _place(relative, stems, named)
         slot = by_key.setdefault(key, {})
-        # Two files for one role (x.png and x.jpg): each stands for itself.
+        # Two files for one role (x.png and x.jpg): each stands for itself, or one is the matte.
         if role in slot:
+            again.setdefault((key, role), []).append((path, relative))
             by_key.setdefault(relative.as_posix(), {})["file"] = (path, relative)
         else:
             slot[role] = (path, relative)
+    for (key, role), others in again.items():
+        _pair_twins(by_key, key, role, others, twins or Twins())
     groups = [_group(key, slot) for key, slot in by_key.items()]
     return sorted((group for group in groups if group), key=lambda group: group.uri)
+
+
+def _pair_twins(
+    by_key: dict[str, dict[str, tuple[Path, PurePosixPath]]],
+    key: str,
+    role: str,
+    others: Sequence[tuple[Path, PurePosixPath]],
+    twins: Twins,
+) -> None:
+    """Give a picture its matte of the same stem; more pictures of that stem stay alone."""
+    slot = by_key[key]
+    files = [slot[role], *others]
+    beside = {relative.with_suffix("") for _, relative in files}
+    stills = all(path.suffix.lower() in STILL_SUFFIXES for path, _ in files)
+    if role in ("alpha", "background", "ignored") or "alpha" in slot or len(beside) > 1:
+        return
+    matte = twins.matte([path for path, _ in files]) if stills else None
+    if matte is None:
+        return
+    picture = next(found for found in files if found[0] != matte)
+    slot[role], slot["alpha"] = picture, next(found for found in files if found[0] == matte)
+    for found in others:
+        by_key.pop(found[1].as_posix(), None)
+    for found in files:
+        if found not in slot.values():
+            by_key[found[1].as_posix()] = {"file": found}
 
 
 def _folders_by_role(stems: set[str]) -> set[str]:

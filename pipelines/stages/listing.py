@@ -15,8 +15,9 @@ from typing import Any
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif", ".ogv"}
+    | {".apng"}
 )
-STILL_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"})
+STILL_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".avif"})
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
 MATTE_MARKS = frozenset({".mask", ".alpha"})
 

@@ -15,15 +15,19 @@ from layerflow.clip import U8, resize_cover
 from layerflow.corpus import Corpus, file_sha256
 from layerflow.decode import Decoder
 from layerflow.media import MediaError, decode_alpha, decode_color
+from pipelines.stages.animations import SUFFIXES as ANIMATED
+from pipelines.stages.animations import is_animation
 from pipelines.stages.camera import film_still, measure_camera
-from pipelines.stages.composite import shrink_straight
+from pipelines.stages.crops import cropped, cropped_window
 from pipelines.stages.draws import choose_frames, frames_needed
-from pipelines.stages.films import cut_out, read_layer
+from pipelines.stages.films import Reel
+from pipelines.stages.footage import Footage
 from pipelines.stages.listing import VIDEO_SUFFIXES
 from pipelines.stages.remote import Fetcher
 from pipelines.stages.shots import cut_windows, find_shots
 from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
 from pipelines.stages.stills import (
+    OPAQUE,
     check_alpha,
     load_cutout,
     load_opaque,
@@ -31,8 +35,8 @@ from pipelines.stages.stills import (
     smooth_outline,
 )
 
+TRANSPARENT = "has transparent parts: it cannot be a background"
 CACHE_BYTES = 192 << 20
-VISIBLE = 12  # alpha from which a pixel counts for the crop
 Generator = np.random.Generator
 
 
@@ -58,8 +62,11 @@ class Loader:
         self.forget_files()
 
     def forget_files(self) -> None:
-        """Delete the local copies of remote files; what was loaded of them is kept."""
+        """Delete the local copies of remote files; what was loaded of them is kept, what still
+        reads from them is not."""
         self._fetcher.clear()
+        for key in [key for key in self._cache if key[0] == "opened"]:
+            del self._cache[key]
 
     def _cached(self, key: tuple[Any, ...], make: Callable[[], tuple[int, Any]]) -> Any:
         """``make`` gives (bytes, value); a MediaError is remembered too."""
@@ -76,18 +83,39 @@ class Loader:
             raise MediaError(str(value))
         return value
 
-    def foreground(self, source: Source) -> Foreground:
-        """The whole foreground, every frame. Raises MediaError."""
+    def foreground(self, source: Source, rng: Generator) -> Foreground:
+        """A foreground, every frame of it; of a long film a drawn window.
+
+        Raises MediaError for an unusable source, UnluckyDrawError for a window without an object.
+        """
+        kind = self._kind(source)
+        if kind == "video":
+            return self._film(source, rng)
 
         def make() -> tuple[int, Foreground]:
-            load = {"still": self._still, "video": self._video, "row": self._row}[source.kind]
+            load = self._still if kind == "still" else self._row
             rgba, fps, prompt, record = load(self._fetcher.local(source))
             if len(rgba) > 1:
                 frames_needed(len(rgba), fps, self._frames, self._fps)
-            return rgba.nbytes, self._cropped(rgba, fps, prompt, record)
+            return rgba.nbytes, cropped(rgba, fps, max(self._size), prompt, record)
 
         value: Foreground = self._cached(("foreground", _identity(source)), make)
         return value
+
+    def _kind(self, source: Source) -> str:
+        """``source.kind`` by what its file holds: a picture may move, and a GIF may stand still."""
+        if source.kind == "row" or len({role for role, _ in source.files}) < len(source.files):
+            return source.kind
+        first = source.files[0][1].lower()
+        if not first.endswith(tuple(ANIMATED)):
+            return source.kind
+
+        def look() -> tuple[int, str]:
+            path = Path(self._fetcher.local(source).files[0][1])
+            return 1024, "video" if is_animation(path) else "still"
+
+        found: str = self._cached(("kind", _identity(source)), look)
+        return found
 
     def background(
         self,
@@ -100,8 +128,10 @@ class Loader:
 
         Raises MediaError for an unusable source, UnluckyDrawError for a window that is none.
         """
-        if source.kind == "video" and source.files[0][1].lower().endswith(tuple(VIDEO_SUFFIXES)):
-            return self._video_background(source, rng)
+        if self._kind(source) == "video":
+            if source.files[0][1].lower().endswith(tuple(VIDEO_SUFFIXES)):
+                return self._video_background(source, rng)
+            return self._numbered_background(source, rng)
         frames, prompt, record, kind, fps = self._frames_behind(source)
         if len(frames) > 1:
             chosen = choose_frames(len(frames), fps, self._frames, self._fps, rng)
@@ -119,10 +149,9 @@ class Loader:
     # Foregrounds: (rgba uint8 [T, h, w, 4], fps, prompt, record).
 
     def _still(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        colour, alpha = source.path("foreground", "blended"), source.path("alpha")
-        if colour is not None and alpha is not None:
-            own = source.path("foreground") is not None
-            rgba = load_pair(colour, alpha, is_foreground=own)
+        own, picture, alpha = (source.path(r) for r in ("foreground", "blended", "alpha"))
+        if alpha is not None and (own or picture) is not None:
+            rgba = load_pair(own, picture, alpha)
         else:
             path = source.path("file", "foreground")
             if path is None:
@@ -132,10 +161,49 @@ class Loader:
             rgba = smooth_outline(load_cutout(path))
         return rgba[None], 0.0, _prompt(source, "foreground"), record_of(source, _sha256(source))
 
-    def _video(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        rgba, fps = cut_out(source.layers, self._decoder)
-        record = record_of(source, _sha256(source))
-        return rgba, fps or self._fps, _prompt(source, "foreground"), record
+    def _film(self, source: Source, rng: Generator) -> Foreground:
+        """All of a film that is small enough, else as many frames as a clip takes from a place
+        that is drawn."""
+        longest = max(self._size)
+
+        opened: tuple[Reel, str, dict[str, Any]] | None = None
+
+        def whole() -> tuple[int, Foreground | None]:
+            nonlocal opened
+            opened = reel, prompt, record = self._open_film(source)
+            if not reel.short:
+                return 1024, None
+            rgba = reel.cutout(range(reel.count))
+            return rgba.nbytes, cropped(rgba, reel.fps or self._fps, longest, prompt, record)
+
+        loaded: Foreground | None = self._cached(("foreground", _identity(source)), whole)
+        if loaded is not None:
+            return loaded
+        reel, prompt, record = self._cached(
+            ("opened", _identity(source)), lambda: (1024, opened or self._open_film(source))
+        )
+        fps = reel.fps or self._fps
+        need = frames_needed(reel.count, fps, self._frames, self._fps)
+        step = max(1, need // 2)
+        start = step * int(rng.integers((reel.count - need) // step + 1))
+        chosen = [start + round(k * fps / self._fps) for k in range(self._frames)]
+        record = record | {"start": start / fps, "end": (chosen[-1] + 1) / fps}
+
+        def window() -> tuple[int, Foreground | None]:
+            found = cropped_window(reel, chosen, self._fps, longest, prompt, record)
+            return (1024 if found is None else found.rgba.nbytes), found
+
+        found: Foreground | None = self._cached(("film", _identity(source), start), window)
+        if found is None:
+            raise UnluckyDrawError("nothing of the object is visible in the drawn window")
+        return found
+
+    def _open_film(self, source: Source) -> tuple[Reel, str, dict[str, Any]]:
+        here = self._fetcher.local(source)
+        reel = Reel(here.layers, self._decoder)
+        if reel.count > 1:
+            frames_needed(reel.count, reel.fps or self._fps, self._frames, self._fps)
+        return reel, _prompt(here, "foreground"), record_of(here, _sha256(here))
 
     def _row(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
         row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
@@ -144,38 +212,6 @@ class Loader:
         rgba = np.concatenate([decode_color(row["foreground"]), alpha[..., None]], axis=3)
         fps = row["fps"] if row["num_frames"] > 1 else 0.0
         return rgba, fps, row["foreground_prompt"], _row_record(source, row)
-
-    def _cropped(self, rgba: U8, fps: float, prompt: str, record: dict[str, Any]) -> Foreground:
-        height, width = rgba.shape[1:3]
-        seen = rgba[..., 3].max(axis=0) >= VISIBLE
-        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-        if len(rows) < 2 or len(columns) < 2:
-            raise MediaError("nothing of it is visible")
-        cut = cut_sides(rgba[..., 3])
-        # Room for blur all around, but not where the picture's border cuts the object off.
-        room = 2 + round(0.04 * max(rows[-1] - rows[0], columns[-1] - columns[0]))
-        y0, y1 = int(rows[0]) - room, int(rows[-1]) + 1 + room
-        x0, x1 = int(columns[0]) - room, int(columns[-1]) + 1 + room
-        y0, y1 = (0 if "top" in cut else y0), (height if "bottom" in cut else y1)
-        x0, x1 = (0 if "left" in cut else x0), (width if "right" in cut else x1)
-        crop = _window_of(rgba, y0, y1, x0, x1)
-        # Nothing is ever drawn larger than the clip: keep twice its size, no more.
-        factor = min(1.0, 2.4 * max(self._size) / max(crop.shape[1:3]))
-        if factor < 0.8:
-            crop = np.stack([shrink_straight(frame, factor) for frame in crop])
-        else:
-            factor = 1.0
-        return Foreground(
-            rgba=crop,
-            frame=(height * factor, width * factor),
-            corner=(y0 * factor, x0 * factor),
-            scale=factor,
-            cut=cut,
-            fps=fps,
-            prompt=prompt,
-            record=record,
-            alpha_kind="binary" if np.isin(crop[..., 3], (0, 255)).all() else "soft",
-        )
 
     # Backgrounds.
 
@@ -190,7 +226,7 @@ class Loader:
                 kind, fps, prompt = row["background_kind"], row["fps"], row["background_prompt"]
             else:
                 here = self._fetcher.local(source)
-                frames, kind, fps = self._pictures(here), "real", self._fps
+                frames, kind, fps = load_opaque(_file_of(here))[None], "real", self._fps
                 record, prompt = record_of(here, _sha256(here)), _prompt(here, "background")
             if len(frames) == 1:
                 frames = self._reduced(frames)
@@ -200,16 +236,33 @@ class Loader:
         value = self._cached(("background", _identity(source)), make)
         return value
 
-    def _pictures(self, source: Source) -> U8:
-        """A still, or numbered frames."""
-        paths = source.layers["file"]
-        if len(paths) == 1:
-            return load_opaque(paths[0])[None]
-        frames, _ = read_layer(paths, self._decoder)
-        if frames.shape[-1] == 4:
-            raise MediaError("has transparent parts: it cannot be a background")
-        frames_needed(len(frames), self._fps, self._frames, self._fps)
-        return frames
+    def _numbered_background(self, source: Source, rng: Generator) -> Background:
+        """A window of numbered frames, or of an animated picture."""
+
+        def look() -> tuple[int, Any]:
+            here = self._fetcher.local(source)
+            footage = Footage(here.layers["file"], self._decoder)
+            if footage.uses_alpha:
+                raise MediaError(TRANSPARENT)
+            frames_needed(footage.count, footage.fps or self._fps, self._frames, self._fps)
+            record, prompt = record_of(here, _sha256(here)), _prompt(here, "background")
+            return 1024, (footage, prompt, record)
+
+        footage, prompt, record = self._cached(("opened", _identity(source)), look)
+        fps = footage.fps or self._fps
+        chosen = choose_frames(footage.count, fps, self._frames, self._fps, rng)
+
+        def make() -> tuple[int, Any]:
+            large = len(chosen) * footage.size[0] * footage.size[1] * 3 > CACHE_BYTES
+            size = _tracking_size(self._size, footage.size) if large else None
+            frames = footage.frames(chosen, size)
+            motion = measure_camera(frames, self._size)
+            shown = resize_cover(frames, *self._size)
+            return shown.nbytes, (shown, motion)
+
+        shown, motion = self._cached(("window", _identity(source), chosen[0]), make)
+        camera, static, residual = motion
+        return Background(shown, camera, static, residual, prompt, "real", record)
 
     def _reduced(self, frames: U8) -> U8:
         height, width = frames.shape[1:3]
@@ -227,8 +280,6 @@ class Loader:
 
         info, digest, prompt = self._cached(("info", _identity(source)), look)
         need, have = self._frames / self._fps, info.seconds + 1 / max(info.fps, 1e-3)
-        if info.has_alpha:
-            raise MediaError("has an alpha channel: it cannot be a background")
         if have + 0.5 / self._fps < need:
             raise MediaError(f"lasts {have:.2f} s; a clip needs {need:.2f} s")
         slots = int(max(0.0, have - need) / (need / 2)) + 1
@@ -240,6 +291,10 @@ class Loader:
             if window is None:
                 return 1024, None
             height, width = _tracking_size(self._size, (info.height, info.width))
+            if info.has_alpha:
+                matte = self._decoder.fetch(path, window, height, width, op="matte")
+                if matte.min() < OPAQUE:
+                    raise MediaError(TRANSPARENT)
             frames = self._decoder.fetch(path, window, height, width)
             motion = measure_camera(frames, self._size)
             return frames.nbytes, (resize_cover(frames, *self._size), motion, window)
@@ -269,36 +324,6 @@ class Loader:
             self._corpora[path] = Corpus.open(path)
         known = ("id", "origin", "fps", "num_frames")
         return self._corpora[path].row(source.row, (*known, *columns))
-
-
-def _window_of(rgba: U8, y0: int, y1: int, x0: int, x1: int) -> U8:
-    """A crop that may reach over the border, where it is transparent."""
-    height, width = rgba.shape[1:3]
-    inner = rgba[:, max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
-    margins = ((max(0, -y0), max(0, y1 - height)), (max(0, -x0), max(0, x1 - width)))
-    return np.ascontiguousarray(np.pad(inner, ((0, 0), *margins, (0, 0))))
-
-
-def cut_sides(alpha: U8, share: float = 0.15) -> frozenset[str]:
-    """Sides of uint8 ``[T, H, W]`` frames at which the picture's border cuts the object off.
-
-    A side counts when opaque pixels touch it along ``share`` of the object's length there; two
-    opposite sides cancel out: such an object fills its picture by nature.
-    """
-    solid = alpha >= 128
-    wide = max(1, int(solid.any(axis=(0, 1)).sum()))
-    tall = max(1, int(solid.any(axis=(0, 2)).sum()))
-    contact = {
-        "top": solid[:, 0].sum(1).mean() / wide,
-        "bottom": solid[:, -1].sum(1).mean() / wide,
-        "left": solid[:, :, 0].sum(1).mean() / tall,
-        "right": solid[:, :, -1].sum(1).mean() / tall,
-    }
-    cut = {side for side, value in contact.items() if value >= share}
-    for pair in ({"top", "bottom"}, {"left", "right"}):
-        if pair <= cut:
-            cut -= pair
-    return frozenset(cut)
 
 
 def _tracking_size(size: tuple[int, int], source: tuple[int, int]) -> tuple[int, int]:

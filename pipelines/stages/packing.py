@@ -18,7 +18,14 @@ from pipelines.stages.mulan import merged, read_decomposed
 from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 from pipelines.stages.photoshop import read_document
 from pipelines.stages.prompts import TEMPLATE, Table, sidecar_prompts
-from pipelines.stages.stills import check_alpha, load_cutout, load_opaque, load_pair, read_still
+from pipelines.stages.stills import (
+    check_alpha,
+    load_cutout,
+    load_opaque,
+    load_pair,
+    read_matte,
+    read_still,
+)
 
 Generator = np.random.Generator
 FILLED_PROMPT = {"blurred": "a soft blurred background", "plain": "a plain background"}
@@ -62,11 +69,11 @@ def read_parts(roles: Mapping[str, Path]) -> Parts:
     alone = roles.get("file", roles.get("foreground", roles.get("blended")))
     if "alpha" in roles and colour is not None:
         if "foreground" in roles:
-            rgba = load_pair(colour, roles["alpha"], is_foreground=True)
+            rgba = load_pair(roles["foreground"], roles.get("blended"), roles["alpha"])
         elif own is not None:
             rgba = _against(colour, roles["alpha"], own)
         else:
-            rgba = load_pair(colour, roles["alpha"], is_foreground=False)
+            rgba = load_pair(None, colour, roles["alpha"])
             picture = read_still(colour)[..., :3]
             return Parts(rgba, fill_behind(picture, rgba[..., 3]), "filled")
     elif alone is not None:
@@ -82,9 +89,12 @@ def _against(picture: Path, matte: Path, background: U8) -> U8:
     """Colour from the whole picture, its matte and its own background."""
     from pipelines.stages.colour import estimate_foreground
 
-    rgba = load_pair(picture, matte, is_foreground=True)
-    behind = fitted(background, rgba.shape[:2])
-    return np.dstack([estimate_foreground(rgba[..., :3], rgba[..., 3], behind), rgba[..., 3]])
+    shown, alpha = read_still(picture)[..., :3], read_matte(matte)
+    check_alpha(alpha)
+    if alpha.shape != shown.shape[:2]:
+        raise MediaError(f"{matte.name} and {picture.name} differ in size")
+    behind = fitted(background, alpha.shape)
+    return np.dstack([estimate_foreground(shown, alpha, behind), alpha])
 
 
 def fitted(picture: U8, size: tuple[int, ...]) -> U8:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from layerflow.clip import U8
 from layerflow.media import MAX_STILL_PIXELS, MediaError
+from pipelines.stages.pixels import to_srgb
 
 SUFFIXES = frozenset({".psd", ".psb"})
 MAX_BYTES = 1 << 30
@@ -24,7 +25,7 @@ F32 = NDArray[np.float32]
 
 
 def read_document(path: Path) -> tuple[U8, U8 | None]:
-    """Foreground, straight uint8 ``[H, W, 4]``, and background ``[H, W, 3]`` or None.
+    """Foreground, straight uint8 ``[H, W, 4]`` in sRGB, and background ``[H, W, 3]`` or None.
 
     The background is the lowest visible layer if it covers everything; all others are merged into
     the foreground. Raises MediaError with what stands in the way.
@@ -67,9 +68,19 @@ def _layers_of(document: Any) -> tuple[U8, U8 | None]:
     if merged[..., 3].max() < 0.03:
         raise MediaError("has nothing over its background")
     _compare(document, merged if background is None else _merge([background, merged], size))
+    profile = _profile(document)
+    foreground = to_srgb(_straight(merged), profile)
     if background is None:
-        return _straight(merged), None
-    return _straight(merged), _straight(background)[..., :3]
+        return foreground, None
+    return foreground, np.ascontiguousarray(to_srgb(_straight(background), profile)[..., :3])
+
+
+def _profile(document: Any) -> bytes | None:
+    """The ICC profile of all colours of a document."""
+    from psd_tools.constants import Resource
+
+    found = document.image_resources.get_data(Resource.ICC_PROFILE)
+    return bytes(found) if found else None
 
 
 def _visible(parent: Any, size: tuple[int, int]) -> Iterable[F32]:

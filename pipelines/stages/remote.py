@@ -15,6 +15,7 @@ from layerflow.video import Limits
 from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, local_copy
 from pipelines.stages.prompts import MAX_SIDECAR_BYTES
 from pipelines.stages.stills import still_size
+from pipelines.stages.twins import Look, look_at
 
 if TYPE_CHECKING:
     from pipelines.stages.sources import Source
@@ -52,6 +53,14 @@ class Bucket:
         try:
             with local_copy(self.url(path), Limits().max_bytes) as copy:
                 return still_size(copy)
+        except ValueError:
+            return None
+
+    def look(self, path: Path) -> Look | None:
+        """What a still looks like, which is fetched for it; None for what cannot be read."""
+        try:
+            with local_copy(self.url(path), Limits().max_bytes) as copy:
+                return look_at(copy)
         except ValueError:
             return None
 

@@ -207,7 +207,8 @@ def _build(draw: Draw, place: int, options: PasteOptions) -> _Built:
             added = max(added, clipped(rgba) - before)
         frames.append(prefilter(rgba, scale * middle.shape[1] / rgba.shape[1], look.sigma))
     standing = path.mode in ("ground", "source") and not item.cut & {"bottom"}
-    return _Built(Sprite(frames, path, middle.shape[:2]), look, added, picked, standing)
+    numbers = [item.numbers[index] for index in picked] if item.numbers else picked
+    return _Built(Sprite(frames, path, middle.shape[:2]), look, added, numbers, standing)
 
 
 def _around(

@@ -27,6 +27,7 @@ from pipelines.stages.layouts import (
 )
 from pipelines.stages.prompts import TEMPLATE, sidecar_prompts
 from pipelines.stages.remote import list_bucket
+from pipelines.stages.twins import Twins
 
 F64 = NDArray[np.float64]
 _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
@@ -70,7 +71,8 @@ class Foreground:
     rgba: straight uint8 ``[T, h, w, 4]``, T = 1 for a still. frame: height and width of the
     picture that it was cropped from, in pixels of ``rgba``; corner: (y, x) of the crop in it.
     scale: pixels of ``rgba`` per pixel of the source. cut: sides of the picture that cut the
-    object off (``top``, ``bottom``, ``left``, ``right``). fps is 0 for a still.
+    object off (``top``, ``bottom``, ``left``, ``right``). fps is 0 for a still. numbers: of the
+    frames in a source of which only these were loaded.
     """
 
     rgba: U8
@@ -82,6 +84,7 @@ class Foreground:
     prompt: str
     record: dict[str, Any]
     alpha_kind: str = "soft"
+    numbers: tuple[int, ...] = ()
 
     @property
     def moving(self) -> bool:
@@ -152,7 +155,9 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
 
 def _of_bucket(url: str, gate: str | None) -> list[Source]:
     bucket = list_bucket(url)
-    films, stills = split_films(_chosen(group_listed(bucket.listed), gate), bucket.still_size)
+    films, stills = split_films(
+        _chosen(group_listed(bucket.listed, Twins(bucket.look)), gate), bucket.still_size
+    )
     sources = []
     everything: list[Film | Group] = [*films, *stills]
     for found in everything:

@@ -5,38 +5,40 @@ Everything here returns straight (not premultiplied) uint8 RGBA and raises Media
 
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 
 from layerflow.clip import U8
 from layerflow.media import MAX_STILL_PIXELS, MediaError
+from pipelines.stages.pixels import Pixels, frames_of, read_pixels, to_srgb
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 MAX_STILL_BYTES = 512 << 20
 BINARY_SHARE = 0.002  # soft pixels below which a matte counts as binary
+OPAQUE = 250  # alpha from which a pixel hides what is behind it
 LEAST_ALPHA = 8  # a still whose alpha never exceeds it shows nothing
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def read_still(path: Path) -> U8:
     """A picture file -> uint8 ``[H, W, 4]``, upright, sRGB; alpha is 255 where it has none.
 
-    Limits are checked before decoding. The colour is as stored: see ``straighten``.
+    Limits are checked before decoding. Premultiplied colour is as stored: see ``straighten``.
     """
-    image = _open(path)
+    return _pixels(path).srgb()
+
+
+def _pixels(path: Path) -> Pixels:
+    image = open_still(path)
     with image, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgba(upright)
+            if (count := frames_of(image)) > 1:
+                raise MediaError(f"is an animation of {count} frames, not a still")
+            return read_pixels(image, lambda: open_still(path))
         except MediaError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
@@ -46,31 +48,32 @@ def read_still(path: Path) -> U8:
 def still_size(path: Path) -> tuple[int, int] | None:
     """Width and height as stored, from the header alone; None for what cannot be read."""
     try:
-        with _open(path) as image:
+        with open_still(path) as image:
             return image.size
     except MediaError:
         return None
 
 
 def read_matte(path: Path) -> U8:
-    """A matte file -> uint8 ``[H, W]``: its alpha if it has one, else its grey.
+    """A matte file -> uint8 ``[H, W]``: its alpha if that is used, else its grey, both as stored.
 
     In a picture of coloured labels (a palette, as in DAVIS' annotations) every label but 0 is the
     object.
     """
-    with _open(path) as image:
+    with open_still(path) as image:
         palette = np.asarray(image.getpalette() or [0], np.uint8) if image.mode == "P" else None
-    matte = read_still(path)
+    matte = _pixels(path).rgba  # of numbers, not of colours: a profile says nothing about them
     if matte[..., 3].min() < 255:
         return np.ascontiguousarray(matte[..., 3])
     if palette is not None:
         colours = palette[: len(palette) // 3 * 3].reshape(-1, 3)
         if np.ptp(colours.astype(int), axis=1).max(initial=0) > 0:
             return np.where(matte[..., :3].any(axis=2), 255, 0).astype(np.uint8)
-    return _grey(matte)
+    return grey_of(matte)
 
 
-def _open(path: Path) -> Image.Image:
+def open_still(path: Path) -> Image.Image:
+    """A picture file whose header was read and found within the limits. Raises MediaError."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -87,54 +90,13 @@ def _open(path: Path) -> Image.Image:
         raise MediaError(f"over the limit of {MAX_STILL_PIXELS} pixels") from error
     except Exception as error:
         raise MediaError(f"not a readable picture: {type(error).__name__}") from error
+    if image.format == "TIFF":
+        vars(image)["filename"] = ""  # else Pillow maps turned pictures at the wrong stride
     width, height = image.size
     if width * height > MAX_STILL_PIXELS:
         image.close()
         raise MediaError(f"{width}x{height} is over the limit of {MAX_STILL_PIXELS} pixels")
     return image
-
-
-def _to_rgba(image: Image.Image) -> U8:
-    mode = image.mode
-    if mode.startswith("I") or mode == "F":
-        return _opaque(np.asarray(_deep_grey(image)))
-    if mode == "CMYK" or (mode == "RGB" and "icc_profile" in image.info):
-        image = _to_srgb(image)
-    if mode in _ALPHA_MODES or "transparency" in image.info:
-        # RGBa and La are premultiplied by declaration; Pillow undoes it on conversion.
-        return np.array(image.convert("LA" if mode == "La" else "RGBA").convert("RGBA"))
-    return _opaque(np.asarray(image.convert("RGB")))
-
-
-def _deep_grey(image: Image.Image) -> U8:
-    """16-bit and float grey -> 8 bits; Pillow's own conversion would clip instead of scale."""
-    values = np.asarray(image).astype(np.float64)
-    peak = float(values.max(initial=0))
-    if image.mode == "F":
-        top = 1.0 if peak <= 1.0 else 255.0 if peak <= 255 else 65535.0
-    else:
-        top = 255.0 if image.mode == "I" and peak <= 255 else 65535.0
-    return np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)
-
-
-def _opaque(picture: Any) -> U8:
-    if picture.ndim == 2:
-        picture = np.repeat(picture[..., None], 3, axis=2)
-    alpha = np.full((*picture.shape[:2], 1), 255, np.uint8)
-    return np.concatenate([picture, alpha], axis=2)
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """By the picture's own profile where that works, else by plain conversion."""
-    profile = image.info.get("icc_profile")
-    if profile:
-        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            done = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-            if done is not None:
-                return done
-    return image.convert("RGB")
 
 
 def load_cutout(path: Path) -> U8:
@@ -143,7 +105,8 @@ def load_cutout(path: Path) -> U8:
     Cut-outs of matting networks are the picture times the matte: undoing that leaves the old
     background in the soft edge. They are known by both marks, and their own colour is solved for.
     """
-    rgba = read_still(path)
+    stored = _pixels(path)
+    rgba = stored.rgba
     check_alpha(rgba[..., 3])
     straight = straighten(rgba)
     clean = tidy(straight)
@@ -151,34 +114,47 @@ def load_cutout(path: Path) -> U8:
         from pipelines.stages.fringe import own_colour
 
         clean[..., :3] = own_colour(np.ascontiguousarray(clean[..., :3]), clean[..., 3])
-    return clean
+    return to_srgb(clean, stored.profile)
 
 
-def load_pair(colour: Path, alpha: Path, *, is_foreground: bool) -> U8:
+def load_pair(foreground: Path | None, picture: Path | None, alpha: Path) -> U8:
     """Colour and alpha in two files -> straight uint8 ``[H, W, 4]``.
 
-    Where the colour file is the whole picture (not ``is_foreground``), the object's own colour is
-    estimated from it.
+    foreground: the object's colour, straight or put on one flat colour, which is undone. Where it
+    is on one, or is None, the colour is solved for from the whole picture, if there is one.
+    Raises MediaError, and ValueError without any colour.
     """
-    picture, grey = read_still(colour), read_matte(alpha)
-    if grey.shape != picture.shape[:2]:
-        raise MediaError(
-            f"{alpha.name} is {grey.shape[1]}x{grey.shape[0]}, "
-            f"{colour.name} is {picture.shape[1]}x{picture.shape[0]}"
-        )
-    check_alpha(grey)
-    rgb = picture[..., :3]
-    if not is_foreground:
-        from pipelines.stages.fringe import own_colour
+    matte = read_matte(alpha)
+    check_alpha(matte)
+    if foreground is not None:
+        stored = _matching(foreground, matte, alpha)
+        rgba = np.dstack([stored.rgba[..., :3], matte])
+        straight = _lifted(rgba)
+        if straight is rgba or picture is None:
+            return to_srgb(straight, stored.profile)
+    if picture is None:
+        raise ValueError("a pair of stills needs a foreground or a picture")
+    from pipelines.stages.fringe import own_colour
 
-        rgb = own_colour(rgb, grey)
-    return np.dstack([rgb, grey])
+    stored = _matching(picture, matte, alpha)
+    colour = own_colour(np.ascontiguousarray(stored.rgba[..., :3]), matte)
+    return to_srgb(np.dstack([colour, matte]), stored.profile)
+
+
+def _matching(colour: Path, matte: U8, alpha: Path) -> Pixels:
+    stored = _pixels(colour)
+    height, width = stored.rgba.shape[:2]
+    if matte.shape != (height, width):
+        raise MediaError(
+            f"{alpha.name} is {matte.shape[1]}x{matte.shape[0]}, {colour.name} is {width}x{height}"
+        )
+    return stored
 
 
 def load_opaque(path: Path) -> U8:
     """A still without transparency -> uint8 ``[H, W, 3]``."""
     rgba = read_still(path)
-    if rgba[..., 3].min() < 250:
+    if rgba[..., 3].min() < OPAQUE:
         raise MediaError("has transparent parts: it cannot be a background")
     return np.ascontiguousarray(rgba[..., :3])
 
@@ -191,7 +167,8 @@ def check_alpha(alpha: U8) -> None:
         raise MediaError("is fully opaque: there is no alpha to cut out by")
 
 
-def _grey(rgba: U8) -> U8:
+def grey_of(rgba: U8) -> U8:
+    """uint8 ``[H, W, 3 or 4]`` -> brightness ``[H, W]``, exact where colour is grey."""
     if (rgba[..., 0] == rgba[..., 1]).all() and (rgba[..., 1] == rgba[..., 2]).all():
         return np.ascontiguousarray(rgba[..., 0])
     grey: U8 = cv2.cvtColor(np.ascontiguousarray(rgba[..., :3]), cv2.COLOR_RGB2GRAY)
@@ -260,12 +237,22 @@ def smooth_outline(rgba: U8) -> U8:
 
 
 def straighten(rgba: U8) -> U8:
-    """Undo premultiplied colour where it is detected; else the same array."""
+    """Undo premultiplied colour, or another flat ground, where it is detected; else the same
+    array."""
     if not is_premultiplied(rgba):
-        return rgba
+        return _lifted(rgba)
     alpha = np.maximum(rgba[..., 3:], 1).astype(np.float32)
     colour = np.rint(rgba[..., :3] * (255.0 / alpha))
     return np.dstack([np.minimum(colour, 255).astype(np.uint8), rgba[..., 3]])
+
+
+def _lifted(rgba: U8) -> U8:
+    """Colour without the flat colour that it was put on; else the same array."""
+    from pipelines.stages.ground import find_ground, lift
+
+    colour, alpha = rgba[None, ..., :3], rgba[None, ..., 3]
+    ground = find_ground(colour, alpha)
+    return rgba if ground is None else np.dstack([lift(colour, alpha, ground)[0], alpha[0]])
 
 
 def tidy(rgba: U8) -> U8:
