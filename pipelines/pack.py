@@ -28,25 +28,35 @@ from layerflow.corpus import (
 )
 from layerflow.decode import Decoder
 from layerflow.extras import SingleObject, encode_objects, visible_alphas
+from layerflow.locations import without_secrets
 from layerflow.media import MediaError
 from manifests.pack import PackOptions
 from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
+from pipelines.licences import joined
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.draws import generator
 from pipelines.stages.films import make_film_clip, read_film, windows
 from pipelines.stages.importers import LAYOUTS, Listing, importer_of
 from pipelines.stages.layouts import Film, Group, words_of
+from pipelines.stages.listing import tell
 from pipelines.stages.metadata import folder_prompts
 from pipelines.stages.packing import (
     FILLED_PROMPT,
     Parts,
+    clip_rights,
     made_up_background,
     make_clip,
     read_parts,
     still_prompts,
 )
 from pipelines.stages.paste_scores import encode_checked, recomposition_error, score_layers
-from pipelines.stages.prompts import MAX_PROMPT_CHARS, Table, read_prompt_table
+from pipelines.stages.prompts import (
+    Table,
+    check_matches,
+    clean_text,
+    read_prompt_table,
+    said_in,
+)
 from pipelines.stages.stills import load_opaque
 from pipelines.stages.tables import (
     TEXTS,
@@ -132,10 +142,19 @@ def make_plan(options: PackOptions) -> Plan:
     pool = tuple(group for group in found.stills if set(group.roles) == {"background"})
     layered = tuple(group for group in found.stills if set(group.roles) != {"background"})
     if not layered and not found.films and not found.parts:
-        raise ValueError(f"no layered still or film in {', '.join(options.inputs)}")
+        raise ValueError(
+            without_secrets(f"no layered still or film in {', '.join(options.inputs)}")
+        )
     table = {**found.prompts}
     if options.prompts:
-        table |= read_prompt_table(Path(options.prompts))
+        given = read_prompt_table(Path(options.prompts))
+        uris = [*(group.uri for group in found.stills), *(film.uri for film in found.films)]
+        unnamed = check_matches(given, uris, options.prompts) if uris else None
+        if unnamed:
+            tell(unnamed)
+        for key, said in given.items():  # rights of the folder's own index hold too
+            both = joined([table.get(key, {}).get("licence"), said.get("licence")])
+            table[key] = {**table.get(key, {}), **said} | ({"licence": both} if both else {})
     mappings = tuple(mapping_of(part.columns, options.columns) for part in found.parts)
     films, parts = tuple(found.films), tuple(found.parts)
     return Plan(layered, films, pool, table, parts, mappings, lacking)
@@ -222,7 +241,9 @@ def pack_table(
                         path.write_bytes(picture_bytes(cells[role], part))
                         files.append((role, path))
                 texts = {k.removesuffix("_prompt"): v for k, v in cells.items() if k in TEXTS}
-                known = {k: v[:MAX_PROMPT_CHARS] for k, v in texts.items() if isinstance(v, str)}
+                known = {k: clean_text(v) for k, v in texts.items() if isinstance(v, str)}
+                rest = {k: v for k, v in cells.items() if k not in (*LAYERS, *TEXTS)}
+                known |= said_in(rest)
                 group = Group(uri, "", tuple(sorted(files)))
                 shown = replace(plan, table={uri: known}) if known else plan
                 return pack_still(group, shown, options, recipe)
@@ -247,6 +268,8 @@ def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> l
     table = {film.uri: known, **{k: v for k, v in plan.table.items() if v}} if known else plan.table
     own = layers.background is not None or layers.blended is not None
     prompts = still_prompts(group, "a scene" if own else scene, table)
+    default = {"licence": options.licence, "attribution": options.attribution}
+    held = clip_rights([film, *([drawn] if drawn and not own else [])], table, default)
     sha256 = _joined([file_sha256(path) for _, paths in film.layers for path in paths])
     rows = []
     rate = layers.fps or options.fps
@@ -268,9 +291,9 @@ def pack_film(film: Film, plan: Plan, options: PackOptions, recipe: Recipe) -> l
                     sha256,
                     start=span[0],
                     end=span[1],
-                    licence=options.licence,
-                    attribution=options.attribution,
                     parents=[film.uri, *([drawn.uri] if drawn is not None and not own else [])],
+                    licence=held["licence"],
+                    attribution=held["attribution"],
                 ),
                 quality=scores,
                 recipe=recipe.hash,
@@ -291,6 +314,7 @@ def pack_still(
     files = [path for _, path in group.files]
     parents = [group.uri]
     behind, background, scene = parts.behind, parts.background, "a scene"
+    drawn: Group | None = None
     if behind is None:
         background, behind, scene, drawn = _draw_background(group, parts, plan, options)
         if drawn is not None:
@@ -302,12 +326,14 @@ def pack_still(
     digests = [file_sha256(path) for path in files]
     sha256 = digests[0] if len(digests) == 1 else _joined(digests)
     layers = {name: clip.layer(name) for name in LAYERS}
+    default = {"licence": options.licence, "attribution": options.attribution}
+    held = clip_rights([group, *([drawn] if drawn is not None else [])], plan.table, default)
     source = origin(
         group.uri,
         sha256,
-        licence=options.licence,
-        attribution=options.attribution,
         parents=parents,
+        licence=held["licence"],
+        attribution=held["attribution"],
     )
     row = encode_row(
         clip,

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
+from layerflow.locations import escape_name
+from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, LeftOut, walk
 from pipelines.stages.stills import still_size
 
 ROLE_WORDS = {
@@ -58,23 +59,29 @@ class Group:
         return dict(self.files)
 
 
-def files_below(root: Path, suffixes: Iterable[str]) -> Iterator[tuple[Path, PurePosixPath]]:
-    """(path, path below root) of visible files, sorted; links that lead out are left out."""
-    allowed, base = frozenset(suffixes), root.resolve()
-    for path in sorted(root.rglob("*")):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or path.suffix.lower() not in allowed or not path.is_file():
-            continue
-        if path.resolve().is_relative_to(base):
-            yield path, relative
+def files_below(
+    root: Path, suffixes: Iterable[str], left: LeftOut | None = None
+) -> Iterator[tuple[Path, PurePosixPath]]:
+    """(path, path below root) of visible files, sorted; links that lead out are left out.
+
+    left: what is left out is added to it.
+    """
+    allowed = frozenset(suffixes)
+    for path, relative in walk(root, left):
+        if path.suffix.lower() in allowed:
+            yield path, PurePosixPath(escape_name(str(relative)))
+        elif left is not None:
+            left.count(path)
 
 
 def group_files(
     root: Path, suffixes: Iterable[str] = STILL_SUFFIXES | VIDEO_SUFFIXES
 ) -> list[Group]:
-    """The groups of a folder, sorted by uri. Trimaps are left out."""
-    return group_listed(list(files_below(root, suffixes)))
+    """The groups of a folder, sorted by uri. Trimaps are left out; what else is, is said."""
+    left = LeftOut()
+    groups = group_listed(list(files_below(root, suffixes, left)))
+    left.say(root.name)
+    return groups
 
 
 def group_listed(listed: Sequence[tuple[Path, PurePosixPath]]) -> list[Group]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipelines.stages.films import cut_out, read_layer
 from pipelines.stages.listing import VIDEO_SUFFIXES
 from pipelines.stages.remote import Fetcher
 from pipelines.stages.shots import cut_windows, find_shots
-from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
+from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of, rights_of
 from pipelines.stages.stills import (
     check_alpha,
     load_cutout,
@@ -130,12 +130,13 @@ class Loader:
                     "has no picture with an alpha channel and no pair of picture and matte"
                 )
             rgba = smooth_outline(load_cutout(path))
-        return rgba[None], 0.0, _prompt(source, "foreground"), record_of(source, _sha256(source))
+        prompt, held = _said(source, "foreground")
+        return rgba[None], 0.0, prompt, record_of(source, _sha256(source), rights=held)
 
     def _video(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
         rgba, fps = cut_out(source.layers, self._decoder)
-        record = record_of(source, _sha256(source))
-        return rgba, fps or self._fps, _prompt(source, "foreground"), record
+        prompt, held = _said(source, "foreground")
+        return rgba, fps or self._fps, prompt, record_of(source, _sha256(source), rights=held)
 
     def _row(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
         row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
@@ -191,7 +192,8 @@ class Loader:
             else:
                 here = self._fetcher.local(source)
                 frames, kind, fps = self._pictures(here), "real", self._fps
-                record, prompt = record_of(here, _sha256(here)), _prompt(here, "background")
+                prompt, held = _said(here, "background")
+                record = record_of(here, _sha256(here), rights=held)
             if len(frames) == 1:
                 frames = self._reduced(frames)
             return frames.nbytes, (frames, prompt, record, kind, fps)
@@ -223,9 +225,9 @@ class Loader:
         def look() -> tuple[int, Any]:
             here = self._fetcher.local(source)
             found = self._decoder.probe(_file_of(here))
-            return 1024, (found, _sha256(here), _prompt(here, "background"))
+            return 1024, (found, _sha256(here), *_said(here, "background"))
 
-        info, digest, prompt = self._cached(("info", _identity(source)), look)
+        info, digest, prompt, held = self._cached(("info", _identity(source)), look)
         need, have = self._frames / self._fps, info.seconds + 1 / max(info.fps, 1e-3)
         if info.has_alpha:
             raise MediaError("has an alpha channel: it cannot be a background")
@@ -248,7 +250,7 @@ class Loader:
         if loaded is None:
             raise UnluckyDrawError("the background has a cut or a gap in the drawn window")
         frames, motion, window = loaded
-        record = record_of(source, digest, start=window[0], end=window[-1])
+        record = record_of(source, digest, start=window[0], end=window[-1], rights=held)
         camera, static, residual = motion
         return Background(frames, camera, static, residual, prompt, "real", record)
 
@@ -325,9 +327,10 @@ def _sha256(source: Source) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _prompt(source: Source, layer: str) -> str:
+def _said(source: Source, layer: str) -> tuple[str, Mapping[str, str | None]]:
+    """Caption, and licence and attribution, of a file source."""
     try:
-        return prompt_of(source, layer)
+        return prompt_of(source, layer), rights_of(source)
     except ValueError as error:
         raise MediaError(str(error)) from error
 
@@ -337,8 +340,7 @@ def _row_record(source: Source, row: dict[str, Any]) -> dict[str, Any]:
     return record_of(
         source,
         origin["sha256"],
-        licence=origin["licence"],
-        attribution=origin["attribution"],
+        rights=origin,
         start=origin["start"],
         end=origin["end"],
     ) | {"key": row["id"]}
