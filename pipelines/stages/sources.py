@@ -157,7 +157,9 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
 
 def _of_bucket(url: str, gate: str | None) -> list[Source]:
     bucket = list_bucket(url)
-    films, stills = split_films(_chosen(group_listed(bucket.listed), gate), bucket.still_size)
+    films, stills = split_films(
+        _chosen(group_listed(bucket.listed), gate), bucket.still_size, lambda _: True
+    )
     sources = []
     everything: list[Film | Group] = [*films, *stills]
     for found in everything:
