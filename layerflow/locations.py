@@ -25,7 +25,7 @@ PLAIN_QUERY = frozenset(
     {"id", "v", "video", "videoid", "video_id", "clip", "file", "filename", "name", "path", "item"}
     | {"version", "versionid", "part", "page", "index", "t", "start", "end", "format", "alt"}
 )
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
+URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>`]+")
 PORT = re.compile(r"[^:]*:\d*|\[[0-9A-Fa-f:.]*\](:\d*)?")
 MAX_NAME_CHARS = 8192
 HEAD_BYTES = 4096
@@ -72,7 +72,7 @@ def locate(name: str, root: Path, what: str = "the table's folder") -> str:
     Raises ValueError for a path (or ``file://`` URL) that leads out of ``root``, links followed,
     and for a URL of a scheme that is not in ``SCHEMES``.
     """
-    shown = repr(without_secrets(printable(name))[:200])
+    shown = repr(without_secrets(printable(name[:MAX_NAME_CHARS]))[:200])
     if len(name) > MAX_NAME_CHARS:
         raise ValueError(f"{shown[:80]}... is longer than {MAX_NAME_CHARS} characters")
     if any(ord(sign) < 32 or ord(sign) == 127 for sign in name):
@@ -175,7 +175,7 @@ def clean_uri(uri: str) -> str:
 def without_secrets(text: str) -> str:
     """A text with every URL in it as ``clean_uri`` writes it."""
     cleaned = URL.sub(lambda match: clean_uri(match[0]), text)
-    return re.sub(r"//[^\s/@'\"]+:[^\s/@'\"]*@", "//", cleaned)
+    return re.sub(r"//[^\s/@'\":]{1,200}:[^\s/@'\"]{0,500}@", "//", cleaned)
 
 
 def suffix_of(location: str) -> str:

@@ -34,7 +34,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("LAYERFLOW_TRACEBACK"):
             raise
-        print(f"layerflow: {error}", file=sys.stderr)
+        from layerflow.locations import printable, without_secrets
+
+        print(f"layerflow: {without_secrets(printable(str(error)))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("layerflow: interrupted; the same command goes on from here", file=sys.stderr)

@@ -264,6 +264,7 @@ _NOISE = {"out", "rgba", "cutout", "final", "copy", "sprite", "png", "img", "ima
 
 def words_of(name: str) -> str:
     """A caption out of a file name: ``animal-1.out`` -> ``animal``; empty when nothing is left."""
+    name = re.sub("\ufffd(\ufffd|[89a-f][0-9a-f])", " ", name)  # bytes that were no text
     words = re.split(r"[\W_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name))
     kept = [re.sub(r"\d+$", "", word.lower()) for word in words]
     return " ".join(word for word in kept if word and not word.isdigit() and word not in _NOISE)
