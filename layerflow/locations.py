@@ -196,9 +196,9 @@ def refuse_playlist(path: Path) -> None:
     except OSError:  # whoever opens it says why
         return
     if PLAYLISTS.search(head):
-        raise MediaError("is a playlist or script that names other files; they are not followed")
+        raise MediaError("not a readable video: a playlist or script that names other files")
     if head and not head.startswith(TEXT_FILMS) and _is_text(head):
-        raise MediaError("is a text file, not a film or picture")
+        raise MediaError("not a readable video: it is a text file")
 
 
 def _is_text(head: bytes) -> bool:
