@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip
+from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media import decode_alpha, decode_color, encode_alpha, encode_color, encode_png
 
 FORMAT_VERSION = 1
@@ -129,17 +130,20 @@ def origin(
     attribution: str | None = None,
     parents: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """An ``origin`` cell. ``uri`` is relative to the input root, or remote; never absolute."""
+    """An ``origin`` cell. ``uri`` is relative to the input root, or remote; never absolute.
+
+    URLs go on record without credentials and signatures.
+    """
     if uri.startswith("/"):
         raise ValueError(f"origin uri must be relative or remote, not {uri!r}")
     return {
-        "uri": uri,
+        "uri": clean_uri(uri),
         "sha256": sha256,
         "start": start,
         "end": end,
         "licence": licence,
         "attribution": attribution,
-        "parents": list(parents),
+        "parents": [clean_uri(parent) for parent in parents],
     }
 
 
@@ -215,12 +219,15 @@ def rejected_row(
     end: float | None = None,
     quality: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A row of the rejected table: what was not taken, at which stage, and why."""
+    """A row of the rejected table: what was not taken, at which stage, and why.
+
+    URLs go on record without credentials and signatures.
+    """
     return {
-        "uri": uri,
+        "uri": clean_uri(uri),
         "kind": kind,
         "stage": stage,
-        "reason": reason,
+        "reason": without_secrets(printable(reason)),
         "start": start,
         "end": end,
         "quality": quality_cell(quality),

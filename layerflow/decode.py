@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from layerflow.clip import U8
+from layerflow.locations import refuse_playlist
 from layerflow.mattes import fetch_matte
 from layerflow.media import MediaError
 from layerflow.video import (
@@ -137,6 +138,7 @@ class Decoder:
         return _frames(head, body), float(head["fps"])
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        refuse_playlist(Path(request["path"]))
         child = self._start()
         assert child.stdin is not None
         message = json.dumps({**request, "limits": asdict(self._limits)}) + "\n"

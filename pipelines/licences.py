@@ -6,12 +6,15 @@ sharing it. Texts that are not known are neither allowed nor forbidden: they are
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from layerflow.locations import clean_uri, printable
 from layerflow.stats import NO_LICENCE
 
 # Licence identifiers of the Hub, by SPDX identifier in lower case.
@@ -23,14 +26,121 @@ HUB_LICENCES = {
     **{name: name for name in ("cc-by-nc-sa-4.0", "odc-by", "odbl", "pddl", "gpl-3.0")},
     "public domain": "unknown",
 }
+# Signs between words are blanks when these are looked for; see ``_plain``.
 FORBIDDING = re.compile(
     r"all rights reserved|proprietary|confidential|copyrighted"
-    r"|no[nt]?[- ]?(?:be )?redistribut|no redistribution|do not (?:re)?distribute"
-    r"|\bnd\b|no ?deriv|internal use|personal use|evaluation only|royalty[- ]managed|editorial",
+    r"|no[nt]? ?(?:be )?redistribut|no redistribution|do not (?:re)?distribute"
+    r"|(?<![a-z])(?:cc ?)?(?:by ?)?(?:nc ?)?nd(?![a-z])|no ?deriv|internal use|personal use"
+    r"|evaluation only|royalty managed|editorial",
     re.IGNORECASE,
 )
-NON_COMMERCIAL = re.compile(r"\bnc\b|non-?\s?commercial|research only|academic", re.IGNORECASE)
-SHARE_ALIKE = re.compile(r"\bsa\b|share-?\s?alike|\bgpl|odbl", re.IGNORECASE)
+NON_COMMERCIAL = re.compile(
+    r"(?<![a-z])(?:cc ?)?(?:by ?)?nc(?: ?(?:nd|sa))?(?![a-z])|non ?commercial|research only"
+    r"|academic",
+    re.IGNORECASE,
+)
+SHARE_ALIKE = re.compile(
+    r"(?<![a-z])(?:cc ?)?(?:by ?)?(?:nc ?)?sa(?![a-z])|share ?alike|\bgpl|odbl", re.IGNORECASE
+)
+COMMONS = re.compile(
+    r"(?:https?://)?(?:www\.)?creativecommons\.org/(licenses|publicdomain)/([a-z+-]+)/(\d\.\d)\S*",
+    re.IGNORECASE,
+)
+COLUMN = re.compile(r"licen[cs]es?(?:[_ -]?(?:name|id|url|uri|link|type|text|title))?")
+MAX_CHARS = 2000
+MAX_DEPTH = 6
+
+
+def is_licence_column(name: str) -> bool:
+    """Whether a column or key holds a licence: ``licence``, ``license``, ``license_url``, ..."""
+    return COLUMN.fullmatch(name.strip().lower()) is not None
+
+
+def licence_in(row: Mapping[str, Any]) -> str | None:
+    """The licence that a row or JSON object states, under every name that a licence may have.
+
+    Several are joined with "; ": all of them hold. None when nothing is stated. Raises ValueError
+    for a value that cannot be read, since what it forbids is not known.
+    """
+    stated = [licence_text(value) for name, value in row.items() if is_licence_column(str(name))]
+    return joined(stated)
+
+
+def joined(licences: Iterable[str | None]) -> str | None:
+    """Several licences that all hold as one text, each once; None when there is none."""
+    parts = [part for text in licences if text for part in text.split("; ")]
+    unique = {normal(part): part for part in reversed(parts)}
+    return "; ".join(part for part in dict.fromkeys(parts) if unique[normal(part)] == part) or None
+
+
+def all_of(stated: Sequence[str | None], what: str = "licence") -> str | None:
+    """The licence (or attribution) of what is made of several sources: all of them hold.
+
+    A licence that one source does not state is said to be so, where others state one.
+    """
+    held = joined(stated)
+    missing = what == "licence" and held is not None and not all(stated)
+    return joined([held, NO_LICENCE]) if missing else held
+
+
+def licence_text(value: Any) -> str | None:
+    """A licence as text, of a text, a list, a struct, JSON text of these, or UTF-8 bytes.
+
+    None for nothing (null, NaN, "", []). Raises ValueError for what cannot be read.
+    """
+    return joined(_texts(value, 0))
+
+
+def _texts(value: Any, depth: int) -> Iterator[str]:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return
+    if depth > MAX_DEPTH:
+        raise ValueError("the licence is nested too deeply")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError("the licence cannot be read: it is no UTF-8 text") from error
+    if isinstance(value, str):
+        yield from _of_text(value, depth)
+    elif isinstance(value, Mapping):
+        yield from _of_struct(value, depth)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, depth + 1)
+    else:
+        raise ValueError(f"the licence {str(value)[:80]!r} cannot be read: it is no text")
+
+
+def _of_text(text: str, depth: int) -> Iterator[str]:
+    text = " ".join(printable(text).replace("\0", " ").split())
+    if len(text) > MAX_CHARS:
+        raise ValueError(f"the licence cannot be kept: it is over {MAX_CHARS} characters")
+    if text[:1] in ("[", "{") and text[-1:] in ("]", "}"):
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            content = None
+        if isinstance(content, list | dict):
+            yield from _texts(content, depth + 1)
+            return
+    if text:
+        yield text
+
+
+def _of_struct(entry: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """All texts of a struct; numbers only count as what they are where a text stands beside."""
+    found: list[str] = []
+    odd = ""
+    for name, value in entry.items():
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if plain and str(name).lower() in ("id", "version", "index"):
+            odd = str(value)
+            continue
+        found += _texts(value, depth + 1)
+    if odd and not found:
+        raise ValueError(f"the licence {odd!r} cannot be read: it is no text")
+    yield from found
 
 
 @dataclass(frozen=True)
@@ -45,18 +155,27 @@ class LicenceReport:
 
     @property
     def non_commercial(self) -> bool:
-        return any(NON_COMMERCIAL.search(name) for name in self.counts)
+        return any(NON_COMMERCIAL.search(_plain(name)) for name in self.counts)
 
     @property
     def share_alike(self) -> bool:
-        return any(SHARE_ALIKE.search(name) for name in self.counts)
+        return any(SHARE_ALIKE.search(_plain(name)) for name in self.counts)
 
 
 def normal(licence: str) -> str:
-    """A licence text as an identifier is written: ``CC BY 4.0`` -> ``cc-by-4.0``."""
-    text = re.sub(r"[\s_]+", "-", licence.strip().lower())
+    """A licence text as an identifier is written: ``CC BY 4.0`` -> ``cc-by-4.0``, addresses of
+    Creative Commons too."""
+    text = licence.strip()
+    if address := COMMONS.fullmatch(text):
+        name = address[2].lower()
+        if address[1].lower() == "publicdomain":
+            text = f"cc0-{address[3]}" if name == "zero" else "public domain"
+        else:
+            text = f"cc-{name}-{address[3]}"
+    text = re.sub(r"[\s_]+", "-", text.lower())
     text = re.sub(r"^creative-commons-", "cc-", text)
-    return re.sub(r"^cc-?0(-1\.0)?$", "cc0-1.0", text)
+    text = re.sub(r"^cc-?0(-1\.0)?$", "cc0-1.0", text)
+    return "public domain" if text == "public-domain" else text
 
 
 def hub_licence(licence: str) -> str | None:
@@ -64,9 +183,21 @@ def hub_licence(licence: str) -> str | None:
     return HUB_LICENCES.get(normal(licence))
 
 
+def hub_licences(licence: str) -> set[str | None]:
+    """The Hub's identifiers of all parts of a joined licence."""
+    return {hub_licence(part) for part in licence.split("; ")}
+
+
+def _plain(licence: str) -> str:
+    return re.sub(r"[\s_/.,;:()+-]+", " ", licence)
+
+
 def forbids(licence: str) -> bool:
-    """Whether a licence text says that the clip may not be redistributed."""
-    return bool(FORBIDDING.search(licence.replace("-", " ")) or FORBIDDING.search(licence))
+    """Whether a licence text, or one part of it, says that the clip may not be redistributed.
+
+    Of alternatives ("MIT OR CC-BY-ND-4.0") the strictest counts: nobody has chosen one.
+    """
+    return bool(FORBIDDING.search(_plain(licence)) or FORBIDDING.search(licence))
 
 
 def review(rows: Iterable[Mapping[str, Any]]) -> LicenceReport:
@@ -77,7 +208,7 @@ def review(rows: Iterable[Mapping[str, Any]]) -> LicenceReport:
         licence = (row["origin"]["licence"] or "").strip()
         counts[licence or NO_LICENCE] += 1
         if not licence:
-            unstated[row["origin"]["uri"]] += 1
+            unstated[clean_uri(row["origin"]["uri"])] += 1
     return LicenceReport(
         dict(sorted(counts.items())),
         {name: count for name, count in sorted(counts.items()) if forbids(name)},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import PROMPTED, U8, LayeredClip
+from layerflow.clip import U8, LayeredClip
 from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.decode import Decoder, shared_decoder
 from layerflow.media import MediaError, encode_color
@@ -44,9 +45,18 @@ from pipelines.stages.caption import caption_clip, make_captioner
 from pipelines.stages.gates import judge, resolve_gate
 from pipelines.stages.inpaint import Inpainter, make_inpainter
 from pipelines.stages.layers import Mined, make_layers
-from pipelines.stages.listing import Source, list_sources, local_copy, matte_beside
+from pipelines.stages.listing import Source, list_sources, local_copy, matte_beside, tell
 from pipelines.stages.plate import clean_plate
-from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table
+from pipelines.stages.prompts import (
+    RIGHTS,
+    Table,
+    check_matches,
+    entry_for,
+    prompts_for,
+    read_prompt_table,
+    rights,
+    sidecar,
+)
 from pipelines.stages.score import neighbour_flows, score_frames
 from pipelines.stages.shots import Window
 from pipelines.stages.spans import WHOLE, time_spans
@@ -87,7 +97,12 @@ def run_mine(
     make_inpainter(options.inpaint, options.inpaint_weights, device)
     if options.captions is not None:
         make_captioner(options.captions).check()
-    units = plan_units(list_sources(options.inputs), options, table)
+    sources = list_sources(options.inputs)
+    if table is not None and options.prompts:
+        unnamed = check_matches(table, [source.uri for source in sources], options.prompts)
+        if unnamed:
+            tell(unnamed)
+    units = plan_units(sources, options, table)
     return run_job(
         units,
         partial(mine_unit, options=options, recipe=recipe),
@@ -113,28 +128,31 @@ def _needs_gpu(options: MineOptions) -> bool:
 def plan_units(
     sources: Sequence[Source],
     options: MineOptions,
-    table: Mapping[str, Mapping[str, str]] | None = None,
+    table: Table | None = None,
 ) -> list[Unit]:
     """One unit per time span of each local video, one per remote video.
 
-    A video that cannot be probed, or whose sidecar is broken, is one unit that reports it.
+    A video that cannot be probed, whose sidecar is broken, or whose licence cannot be read, is one
+    unit that reports it.
     """
     units: list[Unit] = []
     local = [source.path for source in sources if not source.remote]
     lengths = iter(_durations(local, options.deadline))
+    uris: Counter[str] = Counter()
     for source in sources:
         payload: dict[str, Any] = {
-            "location": source.location if source.remote else str(source.path.resolve()),
+            "location": source.location if source.remote else os.path.abspath(source.location),
+            "root": os.path.abspath(source.root),
             "uri": source.uri,
-            "licence": source.row.get("licence", options.licence),
-            "attribution": source.row.get("attribution", options.attribution),
             "prompts": None,
             "problem": None,
         }
         size, spans = 0, [(0.0, WHOLE)]
         try:
             length = 0.0 if source.remote else next(lengths)
-            payload["prompts"] = _prompts(source, table)
+            if source.problem:
+                raise ValueError(source.problem)
+            payload |= _said(source, table, options)
             if isinstance(length, str):
                 raise ValueError(length)
             if not source.remote:
@@ -142,8 +160,11 @@ def plan_units(
                 spans = time_spans(length, options.span)
         except (ValueError, OSError) as error:
             payload["problem"] = str(error)
+        # Addresses that differ in what is not recorded have one uri.
+        again = [uris[source.uri]] if uris[source.uri] else []
+        uris[source.uri] += 1
         for start, end in spans:
-            key = unit_key(source.uri, size, start, end)
+            key = unit_key(source.uri, size, start, end, *again)
             units.append(Unit(key, len(units), {**payload, "start": start, "end": end}))
     return units
 
@@ -171,11 +192,20 @@ def _durations(paths: Sequence[Path], deadline: float) -> list[float | str]:
     return lengths
 
 
-def _prompts(source: Source, table: Mapping[str, Mapping[str, str]] | None) -> dict[str, str]:
-    if any(layer in source.row for layer in PROMPTED):
-        return {**TEMPLATE, **{k: v for k, v in source.row.items() if k in PROMPTED}}
-    path = Path(source.uri).name if source.remote else source.path
-    return prompts_for(Path(path), source.uri, table)[0]
+def _said(source: Source, table: Table | None, options: MineOptions) -> dict[str, Any]:
+    """Prompts, licence and attribution of a source, for its units. A remote one has no sidecar.
+
+    Prompts: the row that named it, the table of prompts, its sidecar, the template, layer by layer.
+    Rights: all that these say; the job's own where they say nothing.
+    """
+    path, root = None if source.remote else source.path, Path(source.root)
+    beside = sidecar(path, root) if path is not None else {}
+    found: dict[str, Any] = rights(source.row, entry_for(source.uri, table), beside)
+    for name in RIGHTS:
+        found[name] = found[name] or getattr(options, name)
+    prompts, _ = prompts_for(path, source.uri, table, root)
+    own = {layer: text for layer, text in source.row.items() if layer in prompts}
+    return found | {"prompts": prompts | own}
 
 
 @lru_cache(maxsize=1)
@@ -208,8 +238,8 @@ class _Job:
         options = self.options
         if options.matting != AlphaMatter.name:
             return _matter(options.matting, options.weights, options.device)
-        remote = "://" in self.payload["location"]
-        matte = None if remote else matte_beside(Path(self.payload["location"]))
+        location, root = self.payload["location"], Path(self.payload["root"])
+        matte = None if "://" in location else matte_beside(Path(location), root)
         if matte is None and not self.decoder.probe(self.path).has_alpha:
             raise MediaError("no alpha channel, and no film of the matte beside it (NAME.mask.*)")
         return AlphaMatter(self._given_matte(matte, window))

@@ -15,10 +15,12 @@ from typing import Any
 from layerflow.clip import LayeredClip
 from layerflow.corpus import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.extras import SingleObject, encode_objects
+from layerflow.locations import clean_uri
 from layerflow.media import MediaError, encode_color
 from layerflow.outputs import local_output
 from manifests.paste import PasteOptions
 from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
+from pipelines.licences import all_of
 from pipelines.matting.numerics import single_thread
 from pipelines.stages.draws import first_of_block, generator, in_blocks, in_turns
 from pipelines.stages.load import Loader, UnluckyDrawError
@@ -246,9 +248,11 @@ def make_row(
         "id": clip_id("pasted", keys, [draw.index], recipe),
         "origin": _origin(first, options)
         | {
-            "licence": _joined(records, "licence", options.licence),
-            "attribution": _joined(records, "attribution", options.attribution),
-            "parents": [r["uri"] for r in records],
+            "licence": all_of([r["licence"] or options.licence for r in records]),
+            "attribution": all_of(
+                [r["attribution"] or options.attribution for r in records], "attribution"
+            ),
+            "parents": [clean_uri(r["uri"]) for r in records],
         },
         "recipe": recipe,
     }
@@ -286,9 +290,3 @@ def _origin(record: Mapping[str, Any], options: PasteOptions) -> dict[str, Any]:
         licence=record["licence"] or options.licence,
         attribution=record["attribution"] or options.attribution,
     )
-
-
-def _joined(records: Sequence[Mapping[str, Any]], name: str, default: str | None) -> str | None:
-    """The distinct licences or names of all sources, in order."""
-    values = dict.fromkeys(r[name] or default for r in records)
-    return "; ".join(value for value in values if value) or None

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from layerflow.care import check_folder, check_rows
 from layerflow.corpus import REJECTED_SCHEMA, Corpus, Table
+from layerflow.locations import clean_uri
 from layerflow.outputs import local_output
 from layerflow.splits import Assignment, assign, parse_fractions
 from layerflow.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
@@ -328,7 +329,7 @@ def _sources(corpus: Corpus) -> dict[tuple[str, str, str], int]:
         source = row["origin"]
         licence = source["licence"] or NO_LICENCE
         parents = (parent.partition("#")[0] for parent in source["parents"] or ())
-        made_of = ", ".join(dict.fromkeys([source["uri"], *parents]))
+        made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
         found[licence, source["attribution"] or "", made_of] += 1
     return dict(found)
 

@@ -15,7 +15,7 @@ import yaml
 
 from layerflow.stats import NO_LICENCE
 from manifests.yaml_file import parse_yaml
-from pipelines.licences import LicenceReport, hub_licence
+from pipelines.licences import LicenceReport, hub_licence, hub_licences
 
 PREVIEW = "preview"
 REJECTED = "rejected"
@@ -131,7 +131,8 @@ def _licence_fields(facts: CardFacts) -> dict[str, Any]:
             return {"license": known}
         name = facts.licence.lower().replace(" ", "-")
         return {"license": "other", "license_name": name, "license_link": "LICENSE.md"}
-    ids = {hub_licence(name) for name in facts.licences.counts if name != NO_LICENCE}
+    stated = [name for name in facts.licences.counts if name != NO_LICENCE]
+    ids = {part for name in stated for part in hub_licences(name)}
     if facts.licences.unstated == 0 and ids and None not in ids:
         found = sorted(str(name) for name in ids)
         return {"license": found[0] if len(found) == 1 else found}

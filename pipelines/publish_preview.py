@@ -18,6 +18,7 @@ import pyarrow as pa
 from layerflow.clip import PROMPTED, LayeredClip
 from layerflow.contained import contained_map
 from layerflow.corpus import Corpus
+from layerflow.locations import clean_uri
 from layerflow.media import MediaError, encode_preview
 from layerflow.sheet import four_up
 from layerflow.stats import small_rows
@@ -94,7 +95,7 @@ def preview_batches(
 def _row(row: dict[str, Any], media: bytes, schema: pa.Schema) -> dict[str, Any]:
     own = {
         "preview": {"bytes": media, "path": f"{row['id']}.mp4"},
-        "source": row["origin"]["uri"],
+        "source": clean_uri(row["origin"]["uri"]),
         "licence": row["origin"]["licence"],
     }
     flat = {**row["quality"], **row, **own}

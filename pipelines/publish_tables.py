@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS
 from layerflow.corpus import EXTRAS, SCHEMA, Corpus
+from layerflow.locations import clean_uri
 from layerflow.stats import arrow_batches, arrow_files
 
 SHARD_BYTES = 300 << 20
@@ -119,8 +120,19 @@ def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             cells = [pc.cast(column, pa.binary()), pa.array(names, pa.string())]
             empty = pc.is_null(column)
             column = pa.StructArray.from_arrays(cells, fields=list(MEDIA), mask=empty)
+        elif name == "origin":
+            column = _clean_origin(column)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _clean_origin(column: pa.Array) -> pa.Array:
+    """The ``origin`` column; URLs of older corpora without credentials and signatures."""
+    cells = column.to_pylist()
+    cleaned = [cell and {**cell, "uri": clean_uri(cell["uri"] or "")} for cell in cells]
+    for cell in filter(None, cleaned):
+        cell["parents"] = cell["parents"] and [clean_uri(parent) for parent in cell["parents"]]
+    return column if cleaned == cells else pa.array(cleaned, column.type)
 
 
 def shard_limit(total: int, most: int = SHARD_BYTES) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from layerflow.clip import PROMPTED, U8, LayeredClip
 from layerflow.corpus import Table, decode_row
 from layerflow.documents import read_json
+from layerflow.locations import clean_uri
 from layerflow.media import MediaError, decode_alpha, decode_color, encode_preview
 from layerflow.published import open_corpus
 from layerflow.stats import read_batches, small_rows
@@ -124,7 +125,7 @@ def shown_row(row: dict[str, Any], index: int) -> dict[str, Any]:
         "index": index,
         "id": row["id"],
         "kind": row["kind"],
-        "source": source["uri"],
+        "source": clean_uri(source["uri"]),
         "start": source["start"],
         "end": source["end"],
         "licence": source["licence"],

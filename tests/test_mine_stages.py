@@ -97,7 +97,7 @@ def test_prompts_come_from_table_then_sidecar_then_template(tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", '{"foreground": 3}'])
+@pytest.mark.parametrize("content", ["{", '{"licence": 3}', "[" * 100_000])
 def test_a_bad_sidecar_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "clip.json").write_text(content)
     with pytest.raises(ValueError, match=r"clip\.json"):

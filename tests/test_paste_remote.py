@@ -77,10 +77,8 @@ def test_a_bucket_gives_the_same_clips_as_a_folder(bucket: Any, tmp_path: Path) 
 def test_a_single_file_and_a_folder_url_are_inputs(tmp_path: Path) -> None:
     fg, bg = stills(tmp_path / "fg", 1), backdrops(tmp_path / "bg", 2)
     (only,) = list_foregrounds([f"file://{fg}/disc-0.png"], "standard")
-    assert only.uri == f"file://{fg}/disc-0.png" and only.kind == "still"
-    assert [s.uri for s in list_backgrounds([f"file://{bg}"])] == [
-        f"file://{bg}/hill-{k}.png" for k in range(2)
-    ]
+    assert only.uri == "disc-0.png" and only.kind == "still"  # never a path of this machine
+    assert [s.uri for s in list_backgrounds([f"file://{bg}"])] == [f"hill-{k}.png" for k in (0, 1)]
 
 
 def test_what_cannot_be_listed_or_fetched_is_said(bucket: Any, tmp_path: Path) -> None:

@@ -35,9 +35,11 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("LAYERFLOW_TRACEBACK"):
             raise
+        from layerflow.locations import without_secrets
         from manifests.yaml_file import on_screen
 
-        print(on_screen([f"layerflow: {error}"], ERROR_WIDTH), file=sys.stderr)
+        text = f"layerflow: {without_secrets(str(error))}"
+        print(on_screen([text], ERROR_WIDTH), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("layerflow: interrupted; the same command goes on from here", file=sys.stderr)

@@ -13,13 +13,14 @@ Numbered frames of one folder (``x/bl/0000.png`` ... + ``x/mask/0000.png`` ...) 
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
+from layerflow.locations import escape_name
+from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, LeftOut, walk
+from pipelines.stages.numbering import Alike, even_runs, look_alike, sequences
 from pipelines.stages.stills import still_size
 from pipelines.stages.twins import Twins
 
@@ -60,16 +61,19 @@ class Group:
         return dict(self.files)
 
 
-def files_below(root: Path, suffixes: Iterable[str]) -> Iterator[tuple[Path, PurePosixPath]]:
-    """(path, path below root) of visible files, sorted; links that lead out are left out."""
-    allowed, base = frozenset(suffixes), root.resolve()
-    for path in sorted(root.rglob("*")):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or path.suffix.lower() not in allowed or not path.is_file():
-            continue
-        if path.resolve().is_relative_to(base):
-            yield path, relative
+def files_below(
+    root: Path, suffixes: Iterable[str], left: LeftOut | None = None
+) -> Iterator[tuple[Path, PurePosixPath]]:
+    """(path, path below root) of visible files, sorted; links that lead out are left out.
+
+    left: what is left out is added to it.
+    """
+    allowed = frozenset(suffixes)
+    for path, relative in walk(root, left):
+        if path.suffix.lower() in allowed:
+            yield path, PurePosixPath(escape_name(str(relative)))
+        elif left is not None:
+            left.count(path)
 
 
 def group_files(
@@ -77,8 +81,11 @@ def group_files(
     suffixes: Iterable[str] = STILL_SUFFIXES | VIDEO_SUFFIXES,
     twins: Twins | None = None,
 ) -> list[Group]:
-    """The groups of a folder, sorted by uri. Trimaps are left out."""
-    return group_listed(list(files_below(root, suffixes)), twins)
+    """The groups of a folder, sorted by uri. Trimaps are left out; what else is, is said."""
+    left = LeftOut()
+    groups = group_listed(list(files_below(root, suffixes, left)), twins)
+    left.say(root.name)
+    return groups
 
 
 def group_listed(
@@ -217,11 +224,14 @@ class Film:
 
 
 def split_films(
-    groups: Iterable[Group], size_of: Callable[[Path], object] = still_size
+    groups: Iterable[Group],
+    size_of: Callable[[Path], object] = still_size,
+    alike: Alike = look_alike,
 ) -> tuple[list[Film], list[Group]]:
     """Films (videos, numbered frames of a folder) and what remains: single pictures.
 
-    size_of: of a still, to see whether numbered ones are all alike.
+    size_of: of a still, to see whether numbered ones are all alike. alike: whether neighbours of
+    files in order show the same thing, asked where the names or the numbers leave a doubt.
     """
     films, stills = [], []
     numbered: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
@@ -231,28 +241,58 @@ def split_films(
         if any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in group.files):
             single: Layers = tuple((role, (path,)) for role, path in group.files)
             films.append(Film(group.uri, group.key, single))
-        elif group.name.isdigit() and folder != "." and roles != ("background",):
+        elif folder != "." and roles != ("background",):
             numbered.setdefault((folder, roles), []).append(group)
         else:
             stills.append(group)
-    for (folder, roles), frames in numbered.items():
-        frames.sort(key=lambda group: (int(group.name), group.name))
-        if not _is_film(frames, roles, size_of):
-            stills += frames
-            continue
-        layers: Layers = tuple((r, tuple(frame.roles[r] for frame in frames)) for r in roles)
-        films.append(Film(PurePosixPath(frames[0].uri).parent.as_posix(), folder, layers))
+    for (folder, roles), pictures in numbered.items():
+        found = _frames(folder, pictures, roles, size_of, alike)
+        films += found
+        taken = {path for film in found for _, paths in film.layers for path in paths}
+        stills += [group for group in pictures if group.files[0][1] not in taken]
     return sorted(films, key=lambda film: film.uri), sorted(stills, key=lambda group: group.uri)
+
+
+def _frames(
+    folder: str,
+    pictures: list[Group],
+    roles: tuple[str, ...],
+    size_of: Callable[[Path], object],
+    alike: Alike,
+) -> list[Film]:
+    """The films among the pictures of one folder: frames whose numbers rise evenly.
+
+    A gap in the numbers ends a film. A lone film has the name of its folder.
+    """
+    found: list[tuple[str, list[Group], bool]] = []
+    for names in sequences([group.name for group in pictures]):
+        frames = [pictures[place] for place in names.places]
+        runs = even_runs(names.numbers)
+        for run in runs:
+            sure = len(runs) == 1 and all(frame.name.isdecimal() for frame in frames)
+            if _is_film(frames[run], roles, size_of):
+                paths = [frame.files[0][1] for frame in frames[run]]
+                if sure or len(roles) > 1 or alike(paths):
+                    found.append((names.label, frames[run], len(runs) > 1))
+    films = []
+    for label, frames, gaps in found:
+        key = (
+            folder
+            if len({name for name, _, _ in found}) == 1 or not label
+            else (f"{folder}/{label}")
+        )
+        layers: Layers = tuple((r, tuple(frame.roles[r] for frame in frames)) for r in roles)
+        uri = PurePosixPath(frames[0].uri)
+        own = uri.parent if key == folder else uri.parent / label
+        films.append(Film((own / uri.stem if gaps else own).as_posix(), key, layers))
+    return films
 
 
 def _is_film(
     frames: list[Group], roles: tuple[str, ...], size_of: Callable[[Path], object]
 ) -> bool:
-    """Numbered evenly, all of one size; a lone role may be cut-outs and needs twice as many."""
-    numbers = [int(frame.name) for frame in frames]
-    steps = {b - a for a, b in itertools.pairwise(numbers)}
-    least = MIN_FILM if len(roles) > 1 else 2 * MIN_FILM
-    if len(frames) < least or len(steps) != 1:
+    """All of one size; a lone role may be cut-outs and needs twice as many."""
+    if len(frames) < (MIN_FILM if len(roles) > 1 else 2 * MIN_FILM):
         return False
     probes = (frames[0], frames[len(frames) // 2], frames[-1])
     return len({size_of(frame.files[0][1]) for frame in probes}) == 1
@@ -263,6 +303,7 @@ _NOISE = {"out", "rgba", "cutout", "final", "copy", "sprite", "png", "img", "ima
 
 def words_of(name: str) -> str:
     """A caption out of a file name: ``animal-1.out`` -> ``animal``; empty when nothing is left."""
+    name = re.sub("\ufffd(\ufffd|[89a-f][0-9a-f])", " ", name)  # bytes that were no text
     words = re.split(r"[\W_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name))
     kept = [re.sub(r"\d+$", "", word.lower()) for word in words]
     return " ".join(word for word in kept if word and not word.isdigit() and word not in _NOISE)

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
-import shutil
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from layerflow.locations import (
+    LOCAL_SCHEMES,
+    below,
+    check_inside,
+    clean_uri,
+    escape_name,
+    is_inside,
+    locate,
+    suffix_of,
+    without_secrets,
+)
+from pipelines.stages.prompts import is_known_column, said_in
+from pipelines.stages.rows import TABLE_SUFFIXES, read_rows, video_of
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif", ".ogv"}
-    | {".apng"}
+    | {".qt", ".mp4v", ".f4v", ".3gp", ".3gpp", ".3g2", ".mj2", ".ismv", ".mk3d", ".divx", ".xvid"}
+    | {".mts", ".m2ts", ".m2t", ".trp", ".tp", ".tod", ".mod", ".mpe", ".mpv", ".m1v", ".m2v"}
+    | {".m2p", ".vob", ".evo", ".wmv", ".asf", ".wtv", ".flv", ".ogg", ".ogm", ".ogx", ".mxf"}
+    | {".gxf", ".nut", ".dv", ".dif", ".rm", ".rmvb", ".amv", ".ivf", ".y4m", ".apng"}
 )
 STILL_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".avif"})
-TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
+SIDECAR_SUFFIXES = frozenset({".json", ".txt"})
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+SAID = 3  # names that a message about left out files gives
 MATTE_MARKS = frozenset({".mask", ".alpha"})
 
 
@@ -27,12 +45,15 @@ class Source:
     """One input file.
 
     location: a local path or a URL that fsspec opens. uri: the name under which the corpus records
-    it. row: the other columns of the table that named it.
+    it. row: what the table that named it says of it (``pipelines.stages.prompts``). root: the local
+    folder that its sidecars and mattes must lie in. problem: why it is not to be used.
     """
 
     location: str
     uri: str
     row: Mapping[str, str] = field(default_factory=dict)
+    root: str = ""
+    problem: str | None = None
 
     @property
     def remote(self) -> bool:
@@ -46,123 +67,228 @@ class Source:
         return Path(self.location)
 
 
+@dataclass
+class LeftOut:
+    """Files of a folder that are not taken: links that lead out of it or nowhere, other suffixes
+    than those that are read, folders that cannot be read."""
+
+    links: list[str] = field(default_factory=list)
+    suffixes: Counter[str] = field(default_factory=Counter)
+    closed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = []
+        for names, what in ((self.links, "links that lead out of it or nowhere"),
+                            (self.closed, "folders that cannot be read")):  # fmt: skip
+            if names:
+                more = ", ..." if len(names) > SAID else ""
+                parts.append(f"{len(names)} {what} ({', '.join(names[:SAID])}{more})")
+        if self.suffixes:
+            kinds = ", ".join(f"{count} {name}" for name, count in self.suffixes.most_common(12))
+            parts.append(f"{self.suffixes.total()} files of kinds that are not read ({kinds})")
+        return "; ".join(parts)
+
+    def count(self, path: Path) -> None:
+        """Count a file of a kind that is not read, unless it says something of others."""
+        suffix = path.suffix.lower()
+        if suffix not in SIDECAR_SUFFIXES | TABLE_SUFFIXES:
+            self.suffixes[escape_name(suffix) or "without suffix"] += 1
+
+    def say(self, where: str) -> None:
+        """One line on stderr, if there is anything to say."""
+        if str(self):
+            tell(f"{without_secrets(where)}: left out: {self}")
+
+
+def tell(line: str) -> None:
+    """Say something that a user should know although the job goes on."""
+    print(f"layerflow: {line}".encode("utf-8", "replace").decode(), file=sys.stderr)
+
+
+def walk(root: Path, left: LeftOut | None = None) -> list[tuple[Path, PurePosixPath]]:
+    """(path, path below root) of all visible files of a folder, sorted.
+
+    Links are followed where they stay inside (``layerflow.locations.is_inside``); a link to a
+    folder is only entered where that is hidden, since what is visible is listed at its own place.
+    """
+    base, left = root.resolve(), LeftOut() if left is None else left
+    found: list[tuple[Path, PurePosixPath]] = []
+    entered = {base}
+
+    def visit(folder: Path) -> None:
+        try:
+            paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        except OSError:
+            left.closed.append(escape_name(folder.relative_to(root).as_posix()))
+            return
+        for path in paths:
+            linked = path.is_symlink()
+            if linked and (not is_inside(path, root) or not path.exists()):
+                left.links.append(escape_name(path.relative_to(root).as_posix()))
+            elif path.is_dir():
+                target = path.resolve()
+                seen = linked and not _is_hidden(target.relative_to(base))
+                if not seen and target not in entered:
+                    entered.add(target)
+                    visit(path)
+            elif path.is_file():
+                found.append((path, PurePosixPath(path.relative_to(root).as_posix())))
+
+    visit(root)
+    left.links.sort()
+    return sorted(found)
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
 def list_sources(inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES) -> list[Source]:
     """Input files in sorted order, each once.
 
     An input is a file, a folder (everything below it), a glob pattern, a URL that fsspec knows
     (``s3://``, ``hf://``; file or folder), or a table (CSV, JSONL, Parquet) with a ``video`` column
     of URLs or paths below the table's folder. A uri is the path below its input folder, or the
-    name of a file given by itself, or the URL. Left out are links that lead out of their folder,
-    and mattes (``clip.mask.mkv``, ``clip.alpha.png``) that lie beside what they belong to.
+    name of a file given by itself, or the URL without credentials. Left out are links that lead out
+    of their folder, files of other kinds (both are said), and mattes (``clip.mask.mkv``,
+    ``clip.alpha.png``) that lie beside what they belong to.
 
-    Raises ValueError for an input that does not exist, or when nothing is found.
+    Raises ValueError for an input that does not exist, a table with a row that names what it may
+    not, or when nothing is found.
     """
     allowed = frozenset(suffixes)
     found: dict[str, Source] = {}
     for item in inputs:
-        for source in _listed(item, allowed):
+        left = LeftOut()
+        for source in _listed(item, allowed, left):
             key = source.location if source.remote else str(source.path.resolve())
             found.setdefault(key, source)
+        left.say(item)
     if not found:
-        raise ValueError(f"no input file ({', '.join(sorted(allowed))}) in {', '.join(inputs)}")
+        raise ValueError(
+            f"no input file ({', '.join(sorted(allowed))}) in {without_secrets(', '.join(inputs))}"
+        )
     return sorted(found.values(), key=lambda source: (source.uri, source.location))
 
 
-def _listed(item: str, suffixes: frozenset[str]) -> Iterable[Source]:
+def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
     if "://" in item:
-        return _remote(item, suffixes)
+        return _remote(item, suffixes, left)
     root = Path(item)
     if root.is_file():
-        if root.suffix.lower() in TABLE_SUFFIXES:
+        inner = Path(root.stem).suffix.lower() if root.suffix.lower() in COMPRESSED else root.suffix
+        if inner.lower() in TABLE_SUFFIXES:
             return _tabled(root)
-        return [Source(str(root), root.name)]
+        return [Source(str(root), escape_name(root.name), root=str(root.parent))]
     if root.is_dir():
-        return _below(root, suffixes)
+        return _below(root, suffixes, left)
     if glob.has_magic(item):
-        hits = (Path(hit) for hit in sorted(glob.glob(item, recursive=True)))
-        return [Source(str(p), p.name) for p in hits if p.is_file() and _wanted(p, suffixes)]
+        return _matched(item, suffixes, left)
     raise ValueError(f"{item}: no such file or folder")
 
 
-def _below(root: Path, suffixes: frozenset[str]) -> Iterable[Source]:
-    base = root.resolve()
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or not _wanted(path, suffixes) or not path.is_file():
-            continue
-        if path.resolve().is_relative_to(base):
-            yield Source(str(path), relative.as_posix())
+def _below(root: Path, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
+    for path, relative in walk(root, left):
+        if _wanted(path, suffixes, left):
+            yield Source(str(path), escape_name(str(relative)), root=str(root))
 
 
-def _wanted(path: Path, suffixes: frozenset[str]) -> bool:
-    return path.suffix.lower() in suffixes and not _is_matte_of_a_neighbour(path)
+def _matched(pattern: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
+    """The files of a pattern; its root is the folder before the first part with a wildcard."""
+    parts = Path(pattern).parts
+    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:fixed])
+    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        if path.is_file() and _wanted(path, suffixes, left):
+            if is_inside(path, root):
+                yield Source(str(path), escape_name(path.name), root=str(root))
+            else:
+                left.links.append(escape_name(path.name))
 
 
-def matte_beside(path: Path) -> Path | None:
-    """The film of a local video's matte: ``clip.mask.mkv`` or ``clip.alpha.mp4`` beside it."""
-    names = (f"{path.stem}{m}{s}" for m in sorted(MATTE_MARKS) for s in sorted(VIDEO_SUFFIXES))
-    return next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
+def _wanted(path: Path, suffixes: frozenset[str], left: LeftOut) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in suffixes:
+        return not _is_matte_of_a_neighbour(path)
+    left.count(path)
+    return False
+
+
+def matte_beside(path: Path, root: Path | None = None) -> Path | None:
+    """The film of a local video's matte: ``clip.mask.mkv`` or ``clip.alpha.mp4`` beside it.
+
+    Raises ValueError for a link that leads out of ``root`` (by default its own folder).
+    """
+    for mark in sorted(MATTE_MARKS):
+        found = next(_with_suffix(path, path.stem + mark, VIDEO_SUFFIXES), None)
+        if found is not None:
+            return check_inside(found, root or path.parent)
+    return None
+
+
+def _with_suffix(path: Path, stem: str, suffixes: Iterable[str]) -> Iterator[Path]:
+    """Files beside a path with a stem and one of the suffixes, in lower or upper case."""
+    for suffix in sorted(suffixes):
+        for form in (suffix, suffix.upper()):
+            if (beside := path.with_name(stem + form)).is_file():
+                yield beside
 
 
 def _is_matte_of_a_neighbour(path: Path) -> bool:
     base = Path(path.stem)
     if base.suffix.lower() not in MATTE_MARKS:
         return False
-    neighbours = (path.with_name(base.stem + s) for s in VIDEO_SUFFIXES | STILL_SUFFIXES)
-    return any(neighbour.is_file() for neighbour in neighbours)
+    return any(_with_suffix(path, base.stem, VIDEO_SUFFIXES | STILL_SUFFIXES))
 
 
-def _remote(url: str, suffixes: frozenset[str]) -> Iterable[Source]:
+def uri_of(location: str, root: str) -> str:
+    """The name on record of a remote file: its URL without credentials and signatures; of a
+    ``file://`` URL the path below ``root``, both as fsspec writes them."""
+    if is_local_url(location):
+        return below(Path(location.rpartition("://")[2]), Path(root.rpartition("://")[2]))
+    return clean_uri(location)
+
+
+def is_local_url(location: str) -> bool:
+    """Whether a URL is one of this machine's files."""
+    return location.rpartition("://")[0].rpartition("::")[2].lower() in LOCAL_SCHEMES
+
+
+def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
     from fsspec.core import url_to_fs
 
     try:
         system, root = url_to_fs(url)
         names = system.find(root)
     except Exception as error:
-        raise ValueError(f"{url}: cannot be listed: {error}") from error
+        raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
     if not names:
-        raise ValueError(f"{url}: no such file or folder")
+        raise ValueError(f"{clean_uri(url)}: no such file or folder")
     for name in sorted(names):
-        if name == root or Path(name).suffix.lower() in suffixes:
-            location = system.unstrip_protocol(name)
-            yield Source(location, location)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV, JSONL or Parquet table. Raises ValueError that names the file."""
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".csv":
-            with path.open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        if suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return [json.loads(line) for line in lines if line.strip()]
-        if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-            return rows
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    raise ValueError(f"{path}: a table is .csv, .jsonl or .parquet")
+        location = url if name == root else system.unstrip_protocol(name)
+        top = root if name != root else str(PurePosixPath(root).parent)
+        if is_local_url(location) and not is_inside(Path(name), Path(top)):
+            left.links.append(below(Path(name), Path(top)))
+        elif name == root or suffix_of(location).lower() in suffixes:
+            yield Source(location, uri_of(location, top))
+        else:
+            left.count(Path(f"remote{suffix_of(location)}"))
 
 
 def _tabled(table: Path) -> Iterable[Source]:
-    base = table.parent.resolve()
-    for number, row in enumerate(read_rows(table), 1):
-        video = row.get("video") if isinstance(row, dict) else None
-        if not isinstance(video, str) or not video:
-            raise ValueError(f"{table}: row {number} has no video column")
-        rest = {k: v for k, v in row.items() if k != "video" and isinstance(v, str) and v}
-        if "://" in video:
-            yield Source(video, video, rest)
-            continue
-        path = (base / video).resolve()
-        if not path.is_relative_to(base):
-            raise ValueError(f"{table}: row {number}: {video!r} leads out of the table's folder")
-        yield Source(str(path), path.relative_to(base).as_posix(), rest)
+    for number, row in enumerate(read_rows(table, is_known_column).rows, 1):
+        video = video_of(row, f"{table}: row {number}")
+        try:
+            location = locate(video, table.parent)
+        except ValueError as error:
+            raise ValueError(f"{table}: row {number}: {error}") from error
+        try:
+            said, problem = said_in(row), None
+        except ValueError as error:
+            said, problem = {}, f"{table.name} row {number}: {error}"
+        remote = "://" in location
+        uri = clean_uri(location) if remote else below(Path(location), table.parent)
+        yield Source(location, uri, said, "" if remote else str(table.parent), problem)
 
 
 @contextmanager
@@ -177,14 +303,23 @@ def local_copy(location: str, max_bytes: int) -> Iterator[Path]:
     from fsspec.core import url_to_fs
 
     with tempfile.TemporaryDirectory(prefix="layerflow-") as folder:
-        copy = Path(folder) / f"input{Path(location).suffix}"
+        copy = Path(folder) / f"input{suffix_of(location)}"
         try:
             system, name = url_to_fs(location)
             size = system.size(name)
             if size is not None and size > max_bytes:
                 raise ValueError(f"{size} bytes is over the limit of {max_bytes}")
             with system.open(name, "rb") as remote, copy.open("wb") as local:
-                shutil.copyfileobj(remote, local, 1 << 20)
+                _copy(remote, local, max_bytes)
         except Exception as error:
-            raise ValueError(f"cannot be fetched: {error}") from error
+            raise ValueError(without_secrets(f"cannot be fetched: {error}")) from error
         yield copy
+
+
+def _copy(remote: Any, local: Any, max_bytes: int) -> None:
+    held = 0
+    while chunk := remote.read(1 << 20):
+        held += len(chunk)
+        if held > max_bytes:  # a server need not tell, or keep to, a length
+            raise ValueError(f"over the limit of {max_bytes} bytes")
+        local.write(chunk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipelines.stages.footage import Footage
 from pipelines.stages.listing import VIDEO_SUFFIXES
 from pipelines.stages.remote import Fetcher
 from pipelines.stages.shots import cut_windows, find_shots
-from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of
+from pipelines.stages.sources import Background, Foreground, Source, prompt_of, record_of, rights_of
 from pipelines.stages.stills import (
     OPAQUE,
     check_alpha,
@@ -159,7 +159,8 @@ class Loader:
                     "has no picture with an alpha channel and no pair of picture and matte"
                 )
             rgba = smooth_outline(load_cutout(path))
-        return rgba[None], 0.0, _prompt(source, "foreground"), record_of(source, _sha256(source))
+        prompt, held = _said(source, "foreground")
+        return rgba[None], 0.0, prompt, record_of(source, _sha256(source), rights=held)
 
     def _film(self, source: Source, rng: Generator) -> Foreground:
         """All of a film that is small enough, else as many frames as a clip takes from a place
@@ -203,7 +204,8 @@ class Loader:
         reel = Reel(here.layers, self._decoder)
         if reel.count > 1:
             frames_needed(reel.count, reel.fps or self._fps, self._frames, self._fps)
-        return reel, _prompt(here, "foreground"), record_of(here, _sha256(here))
+        prompt, held = _said(here, "foreground")
+        return reel, prompt, record_of(here, _sha256(here), rights=held)
 
     def _row(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
         row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
@@ -227,7 +229,8 @@ class Loader:
             else:
                 here = self._fetcher.local(source)
                 frames, kind, fps = load_opaque(_file_of(here))[None], "real", self._fps
-                record, prompt = record_of(here, _sha256(here)), _prompt(here, "background")
+                prompt, held = _said(here, "background")
+                record = record_of(here, _sha256(here), rights=held)
             if len(frames) == 1:
                 frames = self._reduced(frames)
             return frames.nbytes, (frames, prompt, record, kind, fps)
@@ -245,7 +248,8 @@ class Loader:
             if footage.uses_alpha:
                 raise MediaError(TRANSPARENT)
             frames_needed(footage.count, footage.fps or self._fps, self._frames, self._fps)
-            record, prompt = record_of(here, _sha256(here)), _prompt(here, "background")
+            prompt, held = _said(here, "background")
+            record = record_of(here, _sha256(here), rights=held)
             return 1024, (footage, prompt, record)
 
         footage, prompt, record = self._cached(("opened", _identity(source)), look)
@@ -276,9 +280,9 @@ class Loader:
         def look() -> tuple[int, Any]:
             here = self._fetcher.local(source)
             found = self._decoder.probe(_file_of(here))
-            return 1024, (found, _sha256(here), _prompt(here, "background"))
+            return 1024, (found, _sha256(here), *_said(here, "background"))
 
-        info, digest, prompt = self._cached(("info", _identity(source)), look)
+        info, digest, prompt, held = self._cached(("info", _identity(source)), look)
         need, have = self._frames / self._fps, info.seconds + 1 / max(info.fps, 1e-3)
         if have + 0.5 / self._fps < need:
             raise MediaError(f"lasts {have:.2f} s; a clip needs {need:.2f} s")
@@ -303,7 +307,7 @@ class Loader:
         if loaded is None:
             raise UnluckyDrawError("the background has a cut or a gap in the drawn window")
         frames, motion, window = loaded
-        record = record_of(source, digest, start=window[0], end=window[-1])
+        record = record_of(source, digest, start=window[0], end=window[-1], rights=held)
         camera, static, residual = motion
         return Background(frames, camera, static, residual, prompt, "real", record)
 
@@ -352,9 +356,10 @@ def _sha256(source: Source) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _prompt(source: Source, layer: str) -> str:
+def _said(source: Source, layer: str) -> tuple[str, Mapping[str, str | None]]:
+    """Caption, and licence and attribution, of a file source."""
     try:
-        return prompt_of(source, layer)
+        return prompt_of(source, layer), rights_of(source)
     except ValueError as error:
         raise MediaError(str(error)) from error
 
@@ -364,8 +369,7 @@ def _row_record(source: Source, row: dict[str, Any]) -> dict[str, Any]:
     return record_of(
         source,
         origin["sha256"],
-        licence=origin["licence"],
-        attribution=origin["attribution"],
+        rights=origin,
         start=origin["start"],
         end=origin["end"],
     ) | {"key": row["id"]}

@@ -9,15 +9,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
+from layerflow.clip import PROMPTED, U8, LayeredClip, composite, resize_clip, resize_cover
+from layerflow.locations import root_of
 from layerflow.media import MediaError
+from pipelines.licences import all_of
 from pipelines.matting.numerics import push_pull
 from pipelines.stages.composite import continued
-from pipelines.stages.layouts import Group, words_of
+from pipelines.stages.layouts import Film, Group, Layers, words_of
 from pipelines.stages.mulan import merged, read_decomposed
 from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 from pipelines.stages.photoshop import read_document
-from pipelines.stages.prompts import TEMPLATE, Table, sidecar_prompts
+from pipelines.stages.prompts import RIGHTS, Table, rights, sidecar
 from pipelines.stages.stills import (
     check_alpha,
     load_cutout,
@@ -195,16 +197,18 @@ def still_prompts(
     for key in (group.uri, Path(group.uri).name, group.name):
         if not found and key in table:
             found = dict(table[key])
-    given = {layer: text for layer, text in found.items() if text != TEMPLATE[layer]}
+    given = {layer: found[layer] for layer in PROMPTED if found.get(layer)}
     roles = group.roles
     shown = [roles[r] for r in ("file", "foreground", "blended", "alpha") if r in roles]
     if shown:
         shown.append(shown[0].with_name(f"{group.name}.png"))  # x.json beside x_alpha.png
     for path in shown:
-        for layer, text in _beside(path).items():
-            given.setdefault(layer, text)
-    scenery = _beside(roles.get("background"))  # speaks of the background alone
-    if scenery:
+        for layer, text in sidecar(path, root_of(path, group.uri)).items():
+            if layer in PROMPTED:
+                given.setdefault(layer, text)
+    behind_it = roles.get("background")
+    scenery = {} if behind_it is None else sidecar(behind_it, root_of(behind_it, group.uri))
+    if scenery:  # speaks of the background alone
         alone = scenery.get("background") or scenery.get("blended")
         given.setdefault("background", alone or behind)
     for layer, text in (own or {}).items():
@@ -216,7 +220,28 @@ def still_prompts(
     return {"foreground": subject, "background": scene, "blended": whole}
 
 
-def _beside(path: Path | None) -> dict[str, str]:
-    """What a file's sidecar says, without what it leaves open."""
-    found = sidecar_prompts(path) if path is not None else None
-    return {layer: text for layer, text in (found or {}).items() if text != TEMPLATE[layer]}
+def rights_of(group: Group | Film, table: Table) -> dict[str, str | None]:
+    """Licence and attribution of a still or film: of its row in the table and all its sidecars."""
+    keys = (group.uri, Path(group.uri).name, group.name)
+    named = next((table[key] for key in keys if key in table), {})
+    files = [path for _, paths in _files_of(group) for path in paths[:1]]
+    files += [path.with_name(f"{group.name}.png") for path in files[:1]]
+    said = (sidecar(path, root_of(path, group.uri)) for path in dict.fromkeys(files))
+    return rights(named, *said)
+
+
+def clip_rights(
+    made_of: Sequence[Group | Film], table: Table, default: Mapping[str, str | None]
+) -> dict[str, str | None]:
+    """Licence and attribution of what a clip is made of: all of them hold.
+
+    default: of what states none itself.
+    """
+    stated = [rights_of(entry, table) for entry in made_of]
+    return {name: all_of([held[name] or default[name] for held in stated], name) for name in RIGHTS}
+
+
+def _files_of(group: Group | Film) -> Layers:
+    if isinstance(group, Film):
+        return group.layers
+    return tuple((role, (path,)) for role, path in group.files)

@@ -1,80 +1,213 @@
-"""Prompts of mined clips: from a sidecar, from a table, or from a template."""
+"""What is said of a film or still: prompts and rights, from tables, sidecars and other tools' JSON.
+
+Something said is a mapping of some of ``foreground``, ``background``, ``blended`` (prompts) and
+``licence``, ``attribution``. Keys of other tools are known; whatever else a JSON file holds is no
+error.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from layerflow.clip import PROMPTED
-from pipelines.stages.listing import read_rows
+from layerflow.locations import check_inside, escape_name, printable
+from pipelines.licences import is_licence_column, joined, licence_in
+from pipelines.stages.rows import parse_json, read_rows, read_text, video_of
 
 TEMPLATE = {
     "foreground": "the moving subject, cut out",
     "background": "the scene without the subject",
     "blended": "the subject moving in the scene",
 }
+KEYS = {
+    "foreground": (
+        *("foreground_prompt", "fg_prompt", "prompt_fg", "foreground_caption", "fg_caption"),
+        "foreground",
+    ),
+    "background": (
+        *("background_prompt", "bg_prompt", "prompt_bg", "background_caption", "bg_caption"),
+        "background",
+    ),
+    "blended": (
+        *("blended_prompt", "bl_prompt", "blended", "full_prompt", "prompt", "full_caption"),
+        *("video_caption", "caption", "text"),
+    ),
+}
+PROMPT_COLUMNS = frozenset(name for names in KEYS.values() for name in names)
+RIGHTS = ("licence", "attribution")
 MAX_SIDECAR_BYTES = 1 << 20
 MAX_PROMPT_CHARS = 2000
+Said = dict[str, str]
 Table = Mapping[str, Mapping[str, str]]
 
 
-def sidecar_prompts(path: Path) -> dict[str, str] | None:
-    """Prompts beside a file: ``clip.json`` with a key per layer, or ``clip.txt`` (blended).
+def is_known_column(name: str) -> bool:
+    """Whether a column holds a prompt, a licence or an attribution."""
+    return name in PROMPT_COLUMNS or name == "attribution" or is_licence_column(name)
 
-    None when there is no sidecar. Raises ValueError for one that cannot be used.
+
+def prompts_in(entry: Any) -> Said:
+    """The prompts that a JSON object or row holds, under any of the names in ``KEYS``.
+
+    Of several captions of a layer the first counts; what is no text, or a file's name, is none.
     """
-    structured, plain = path.with_suffix(".json"), path.with_suffix(".txt")
-    for sidecar in (structured, plain):
-        if sidecar.is_file() and sidecar.stat().st_size > MAX_SIDECAR_BYTES:
-            raise ValueError(f"{sidecar.name}: over {MAX_SIDECAR_BYTES} bytes")
-    if structured.is_file():
-        try:
-            content = json.loads(structured.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{structured.name}: not valid JSON: {error}") from error
-        return _checked(content, structured.name)
-    if plain.is_file():
-        text = plain.read_text(encoding="utf-8", errors="replace").strip()
-        return {**TEMPLATE, "blended": text[:MAX_PROMPT_CHARS]} if text else None
-    return None
+    if not isinstance(entry, Mapping):
+        return {}
+    found: Said = {}
+    for layer, names in KEYS.items():
+        texts = (clean_text(_first(entry.get(name))) for name in names)
+        text = next((text for text in texts if text and not _is_file_name(text)), None)
+        if text:
+            found[layer] = text
+    return found
 
 
-def _checked(content: Any, where: str) -> dict[str, str]:
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: expected an object with the keys {PROMPTED}")
-    prompts = dict(TEMPLATE)
-    for layer in PROMPTED:
-        value = content.get(layer, content.get(f"{layer}_prompt"))
-        if value is None:
+def said_in(entry: Any) -> Said:
+    """Prompts and rights of a JSON object or row. Raises ValueError for a licence that cannot be
+    read."""
+    if not isinstance(entry, Mapping):
+        return {}
+    found = prompts_in(entry)
+    rights = {"licence": licence_in(entry), "attribution": _credit(entry.get("attribution"))}
+    return found | {name: text for name, text in rights.items() if text}
+
+
+def _first(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return next((item for item in value if isinstance(item, str) and item.strip()), "")
+    return value if isinstance(value, str) else ""
+
+
+def _credit(value: Any) -> str:
+    items = value if isinstance(value, list | tuple) else [value]
+    texts = (clean_text(item) for item in items if isinstance(item, str))
+    return "; ".join(text for text in texts if text)
+
+
+def clean_text(text: str) -> str:
+    """One line of at most ``MAX_PROMPT_CHARS``, without marks and signs that are no text."""
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f\ufeff\u2028\u2029]", " ", text[: 8 * MAX_PROMPT_CHARS])
+    return printable(" ".join(plain.split())[:MAX_PROMPT_CHARS])
+
+
+def _is_file_name(text: str) -> bool:
+    return re.fullmatch(r"\S+\.[A-Za-z0-9]{1,5}", text) is not None
+
+
+def sidecar(path: Path, root: Path | None = None) -> Said:
+    """What is said beside a file: by ``clip.json``, then, where that is silent, by ``clip.txt``.
+
+    root: the folder that a sidecar must lie in with its links followed; by default its own.
+    Raises ValueError for one that leads out of it, is too large, no UTF-8, no valid JSON, or has a
+    licence that cannot be read.
+    """
+    found: Said = {}
+    for beside in (path.with_suffix(".json"), path.with_suffix(".txt")):
+        if not beside.is_file():
             continue
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: {layer} must be text, not {type(value).__name__}")
-        prompts[layer] = " ".join(value.split())[:MAX_PROMPT_CHARS]
-    return prompts
+        check_inside(beside, root or beside.parent)
+        try:
+            text = read_text(beside, MAX_SIDECAR_BYTES)
+            if "\0" in text:
+                raise ValueError("holds a NUL byte")
+            if beside.suffix == ".txt":
+                said = {"blended": clean_text(text)} if clean_text(text) else {}
+            else:
+                said = said_in(_json(text))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{escape_name(beside.name)}: {error}") from error
+        found = said | found
+    return found
 
 
-def read_prompt_table(path: Path) -> dict[str, dict[str, str]]:
-    """A CSV, JSONL or Parquet table with a ``video`` column and one column per prompted layer.
+def _json(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
 
-    Keys are the video column as written (a uri below the input folder, or a file name).
-    Raises ValueError that names the file and, where it can, the line.
+
+def sidecar_prompts(path: Path, root: Path | None = None) -> dict[str, str] | None:
+    """Prompts beside a file, the template's where nothing is said; see ``sidecar``.
+
+    None when no prompt is said at all.
     """
-    table: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(read_rows(path), 1):
-        if not isinstance(row, Mapping) or not isinstance(row.get("video"), str):
-            raise ValueError(f"{path}: row {number} has no video column")
-        given = {k: v for k, v in row.items() if v is not None}
-        table[row["video"]] = _checked(given, f"{path.name} row {number}")
+    said = sidecar(path, root)
+    prompts = {layer: said[layer] for layer in PROMPTED if layer in said}
+    return {**TEMPLATE, **prompts} if prompts else None
+
+
+def rights(*said: Mapping[str, str]) -> dict[str, str | None]:
+    """``licence`` and ``attribution`` of several sources of one thing: all of them hold."""
+    return {name: joined(source.get(name) for source in said) for name in RIGHTS}
+
+
+def read_prompt_table(path: Path) -> dict[str, Said]:
+    """A CSV, JSONL or Parquet table with a ``video`` (or ``file_name``) column and columns of
+    prompts.
+
+    Keys are the video column as written (a uri below the input folder, a file name or a stem).
+    Raises ValueError that names the file and, where it can, the row.
+    """
+    content = read_rows(path, is_known_column)
+    table: dict[str, Said] = {}
+    for number, row in enumerate(content.rows, 1):
+        place = f"{path.name} row {number}"
+        key = _key(video_of(row, f"{path}: row {number}"))
+        try:
+            said = said_in(row)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        if key in table:
+            said["licence"] = joined([table[key].get("licence"), said.get("licence")]) or ""
+        table[key] = {name: text for name, text in said.items() if text}
+    if table and not any(set(said) & set(PROMPTED) for said in table.values()):
+        raise ValueError(
+            f"{path}: no row has a prompt in a column that is known; there are "
+            f"{', '.join(content.columns)[:400]}; known are {', '.join(sorted(PROMPT_COLUMNS))}"
+        )
     return table
 
 
-def prompts_for(path: Path, uri: str, table: Table | None = None) -> tuple[dict[str, str], str]:
-    """Prompts of one source and where they came from: ``table``, ``sidecar`` or ``template``."""
-    if table is not None:
-        for key in (uri, Path(uri).name, Path(uri).stem):
-            if key in table:
-                return dict(table[key]), "table"
-    beside = sidecar_prompts(path)
-    return (beside, "sidecar") if beside else (dict(TEMPLATE), "template")
+def _key(name: str) -> str:
+    return escape_name(re.sub(r"^(?:\./)+", "", name.strip().replace("\\", "/")))
+
+
+def entry_for(uri: str, table: Table | None) -> Mapping[str, str]:
+    """The row of a table that names a source: by its uri, file name or stem."""
+    for key in (uri, Path(uri).name, Path(uri).stem) if table else ():
+        if table and key in table:
+            return table[key]
+    return {}
+
+
+def check_matches(table: Table, uris: Sequence[str], path: str) -> str | None:
+    """What to say of a table that names other files too. Raises ValueError for one of which no row
+    names any of the inputs."""
+    used = sum(bool(entry_for(uri, table)) for uri in uris)
+    name = Path(path).name
+    if not used:
+        theirs = next(iter(table), "nothing")
+        raise ValueError(
+            f"{name}: none of its {len(table)} rows names one of the {len(uris)} inputs: the first "
+            f"row names {theirs[:80]!r}, the first input is {uris[0][:80]!r}"
+        )
+    unnamed = f"{name}: {len(uris) - used} of {len(uris)} inputs are in no row of it"
+    return unnamed if used < len(uris) else None
+
+
+def prompts_for(
+    path: Path | None, uri: str, table: Table | None = None, root: Path | None = None
+) -> tuple[dict[str, str], str]:
+    """Prompts of one source and where they came from: ``table``, ``sidecar`` or ``template``.
+
+    Layer by layer the first that says something counts. path: None for a remote source.
+    """
+    named = entry_for(uri, table)
+    beside = sidecar(path, root) if path is not None else {}
+    prompts = {k: text for k, text in {**TEMPLATE, **beside, **named}.items() if k in PROMPTED}
+    first = [name for name, said in (("table", named), ("sidecar", beside)) if set(said) & {*KEYS}]
+    return prompts, first[0] if first else "template"

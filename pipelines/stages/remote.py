@@ -10,17 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from layerflow.locations import clean_uri, is_inside, suffix_of, without_secrets
 from layerflow.media import MediaError
 from layerflow.video import Limits
-from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, local_copy
+from pipelines.stages.listing import (
+    SIDECAR_SUFFIXES,
+    STILL_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_local_url,
+    local_copy,
+)
 from pipelines.stages.prompts import MAX_SIDECAR_BYTES
 from pipelines.stages.stills import still_size
 from pipelines.stages.twins import Look, look_at
 
 if TYPE_CHECKING:
     from pipelines.stages.sources import Source
-
-CAPTIONS = frozenset({".json", ".txt"})
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Bucket:
 
     def captions(self, paths: Sequence[Path]) -> tuple[str, ...]:
         """URLs of the captions beside some files."""
-        beside = (path.with_suffix(suffix) for path in paths for suffix in sorted(CAPTIONS))
+        beside = (path.with_suffix(suffix) for path in paths for suffix in sorted(SIDECAR_SUFFIXES))
         return tuple(dict.fromkeys(self.url(path) for path in beside if path in self.sizes))
 
     def still_size(self, path: Path) -> tuple[int, int] | None:
@@ -76,21 +81,26 @@ def list_bucket(url: str) -> Bucket:
         system, root = url_to_fs(url)
         found = system.find(root, detail=True)
     except Exception as error:
-        raise ValueError(f"{url}: cannot be listed: {error}") from error
+        raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
     if root in found:  # a file, which has neighbours that are nobody's business
         name = PurePosixPath(root)
         return Bucket(
             system.unstrip_protocol(str(name.parent)), {Path(name.name): _size(found[root])}
         )
     sizes = {}
+    local = is_local_url(system.unstrip_protocol(root))
     for name, info in found.items():
         below = PurePosixPath(name).relative_to(PurePosixPath(root))
+        if local and not is_inside(Path(name), Path(root)):
+            continue
         if not any(part.startswith(".") for part in below.parts):
             sizes[Path(below)] = _size(info)
     if not sizes:
-        raise ValueError(f"{url}: no such file or folder")
+        raise ValueError(f"{clean_uri(url)}: no such file or folder")
     if Path("state.json") in sizes:
-        raise ValueError(f"{url}: a corpus in a bucket must be copied to a local folder first")
+        raise ValueError(
+            f"{clean_uri(url)}: a corpus in a bucket must be copied to a local folder first"
+        )
     return Bucket(system.unstrip_protocol(root).rstrip("/"), sizes)
 
 
@@ -126,7 +136,7 @@ class Fetcher:
         root = Path(self._folder.name) / name
         files = []
         for place, (role, url) in enumerate(source.files):
-            target = root / f"{role}-{place}" / PurePosixPath(url).name
+            target = root / f"{role}-{place}" / f"{PurePosixPath(url).stem[:80]}{suffix_of(url)}"
             _fetch(url, target, Limits().max_bytes)
             files.append((role, str(target)))
             for caption in source.beside:

@@ -6,9 +6,10 @@ Listing opens no media. A source that turns out to be unusable raises MediaError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from layerflow.clip import U8
 from layerflow.corpus import Corpus
+from layerflow.locations import clean_uri, escape_name, root_of, without_secrets
 from pipelines.stages.gates import judge
 from pipelines.stages.layouts import (
     Film,
@@ -25,7 +27,9 @@ from pipelines.stages.layouts import (
     split_films,
     words_of,
 )
-from pipelines.stages.prompts import TEMPLATE, sidecar_prompts
+from pipelines.stages.listing import uri_of
+from pipelines.stages.prompts import RIGHTS, sidecar
+from pipelines.stages.prompts import rights as all_rights
 from pipelines.stages.remote import list_bucket
 from pipelines.stages.twins import Twins
 
@@ -127,7 +131,7 @@ def list_backgrounds(inputs: Sequence[str]) -> list[Source]:
 def _checked(found: list[Source], what: str, inputs: Sequence[str], hint: str = "") -> list[Source]:
     unique = {source.stamp: source for source in found}
     if not unique:
-        raise ValueError(f"no {what} in {', '.join(inputs)}{hint}")
+        raise ValueError(without_secrets(f"no {what} in {', '.join(inputs)}{hint}"))
     return sorted(unique.values(), key=lambda source: (source.uri, source.stamp))
 
 
@@ -140,9 +144,10 @@ def _listed(item: str, gate: str | None) -> list[Source]:
     if root.is_dir():
         groups = _chosen(group_files(root), gate)
     elif root.is_file():
-        groups = [Group(root.name, root.stem, (("file", root),))]
+        name = PurePosixPath(escape_name(root.name))
+        groups = [Group(str(name), name.stem, (("file", root),))]
     else:
-        raise ValueError(f"{item}: no such corpus, folder or file")
+        raise ValueError(f"{without_secrets(item)}: no such corpus, folder or file")
     films, stills = split_films(groups)
     return [*map(_of_film, films), *map(_of_group, stills)]
 
@@ -156,7 +161,9 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
 def _of_bucket(url: str, gate: str | None) -> list[Source]:
     bucket = list_bucket(url)
     films, stills = split_films(
-        _chosen(group_listed(bucket.listed, Twins(bucket.look)), gate), bucket.still_size
+        _chosen(group_listed(bucket.listed, Twins(bucket.look)), gate),
+        bucket.still_size,
+        lambda _: True,
     )
     sources = []
     everything: list[Film | Group] = [*films, *stills]
@@ -166,7 +173,7 @@ def _of_bucket(url: str, gate: str | None) -> list[Source]:
         sources.append(
             Source(
                 "video" if isinstance(found, Film) else "still",
-                bucket.url(found.uri),
+                uri_of(bucket.url(found.uri), bucket.root),
                 found.name,
                 tuple((role, bucket.url(path)) for role, path in files),
                 f"{bucket.url(found.uri)}:{stamp}",
@@ -201,9 +208,9 @@ def _of_film(film: Film) -> Source:
 
 def _source(kind: str, found: Group | Film) -> Source:
     files = _files(found)
-    resolved = tuple((role, str(path.resolve())) for role, path in files)
+    absolute = tuple((role, os.path.abspath(path)) for role, path in files)
     sizes = "+".join(str(path.stat().st_size) for _, path in files)
-    return Source(kind, found.uri, found.name, resolved, f"{found.uri}:{sizes}")
+    return Source(kind, found.uri, found.name, absolute, f"{found.uri}:{sizes}")
 
 
 def _rows(root: Path, gate: str | None) -> list[Source]:
@@ -212,36 +219,44 @@ def _rows(root: Path, gate: str | None) -> list[Source]:
     for index, row in enumerate(corpus.rows(_ROW_COLUMNS)):
         if gate is not None and row["kind"] == "mined" and judge(row["quality"] or {}, gate):
             continue
-        uri = f"{row['origin']['uri']}#{row['id']}"
+        uri = clean_uri(row["origin"]["uri"]) + f"#{row['id']}"
         sources.append(Source("row", uri, row["id"], files, row["id"], index))
     return sources
 
 
 def prompt_of(source: Source, layer: str) -> str:
     """A caption of a file source: from its sidecar, else from its name. ValueError if broken."""
-    for _, path in source.files:
-        beside = sidecar_prompts(Path(path))
+    for beside in _said(source):
         for name in (layer, "blended"):
-            if beside and beside[name] != TEMPLATE[name]:
+            if beside.get(name):
                 return beside[name]
     return words_of(source.name) or ("an object" if layer == "foreground" else "a scene")
+
+
+def _said(source: Source) -> list[dict[str, str]]:
+    """What the sidecars of a file source say, one for each file."""
+    paths = [Path(path) for _, path in source.files]
+    return [sidecar(path, root_of(path, source.uri)) for path in paths]
+
+
+def rights_of(source: Source) -> dict[str, str | None]:
+    """Licence and attribution of a file source: of all its sidecars. ValueError if broken."""
+    return all_rights(*_said(source))
 
 
 def record_of(
     source: Source,
     sha256: str,
     *,
-    licence: str | None = None,
-    attribution: str | None = None,
+    rights: Mapping[str, Any],
     start: float = 0.0,
     end: float = 0.0,
 ) -> dict[str, Any]:
-    """What a row's ``origin`` needs to know of a source."""
+    """What a row's ``origin`` needs to know of a source; rights: ``licence``, ``attribution``."""
     return {
         "uri": source.uri,
         "sha256": sha256,
-        "licence": licence,
-        "attribution": attribution,
+        **{name: rights[name] for name in RIGHTS},
         "start": start,
         "end": end,
     }

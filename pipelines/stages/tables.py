@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS, PROMPTED
+from layerflow.locations import clean_uri, locate, without_secrets
 from layerflow.media import MediaError
+from pipelines.licences import is_licence_column
 from pipelines.stages.layouts import ROLE_OF, files_below
-from pipelines.stages.metadata import KEYS
+from pipelines.stages.listing import uri_of
+from pipelines.stages.prompts import KEYS
 
 SUFFIXES = frozenset({".parquet", ".arrow"})
 TEXTS = tuple(f"{layer}_prompt" for layer in PROMPTED)
@@ -49,8 +52,9 @@ def list_parts(item: str) -> list[Part]:
             system, root = url_to_fs(item)
             names = sorted(n for n in system.find(root) if n.endswith(".parquet"))
         except Exception as error:
-            raise ValueError(f"{item}: cannot be listed: {error}") from error
-        found = [(system.unstrip_protocol(name),) * 2 for name in names]
+            raise ValueError(without_secrets(f"{item}: cannot be listed: {error}")) from error
+        places = [system.unstrip_protocol(name) for name in names]
+        found = [(place, uri_of(place, system.unstrip_protocol(root))) for place in places]
     else:
         found = [(str(path), rel.as_posix()) for path, rel in files_below(Path(item), SUFFIXES)]
     parts = []
@@ -58,7 +62,8 @@ def list_parts(item: str) -> list[Part]:
         try:
             rows, columns = _size(location)
         except (OSError, pa.ArrowInvalid, ValueError) as error:
-            raise ValueError(f"{uri}: is no table that can be read: {error}") from error
+            text = f"{uri}: is no table that can be read: {error}"
+            raise ValueError(without_secrets(text)) from error
         parts.append(Part(location, uri, rows, columns))
     return parts
 
@@ -125,12 +130,20 @@ def mapping_of(columns: tuple[str, ...], said: Mapping[str, str]) -> dict[str, s
 def read_cells(
     part: Part, mapping: Mapping[str, str], start: int, stop: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, layer or prompt -> cell) of rows ``start`` to ``stop``."""
-    for first, batch in _batches(part, sorted(set(mapping.values())), start, stop):
+    """(row number, layer or prompt -> cell) of rows ``start`` to ``stop``; columns of rights are
+    there under their own names."""
+    taken = set(mapping.values())
+    own = [
+        name
+        for name in part.columns
+        if name not in taken and (is_licence_column(name) or name.strip().lower() == "attribution")
+    ]
+    names = [*mapping.items(), *((name, name) for name in own)]
+    for first, batch in _batches(part, sorted({column for _, column in names}), start, stop):
         for offset in range(batch.num_rows):
             if start <= first + offset < stop:
                 row = batch.slice(offset, 1).to_pylist()[0]
-                yield first + offset, {name: row[column] for name, column in mapping.items()}
+                yield first + offset, {name: row[column] for name, column in names}
 
 
 def _batches(
@@ -171,10 +184,13 @@ def picture_bytes(cell: Any, part: Part) -> bytes:
         raise MediaError("a cell is empty, or holds no picture")
     if part.remote:
         raise MediaError(f"{name[:80]!r} is a path, not a picture")
-    root = Path(part.location).parent.resolve()
-    path = (root / PurePosixPath(name)).resolve()
-    if not path.is_relative_to(root):
-        raise MediaError(f"{name[:80]!r} leads out of the table's folder")
+    try:
+        found = locate(name, Path(part.location).parent)
+    except ValueError as error:
+        raise MediaError(str(error)) from error
+    path = Path(found)
+    if "://" in found:
+        raise MediaError(f"{clean_uri(found)[:80]!r} is an address, not a picture")
     if not path.is_file() or path.stat().st_size > MAX_CELL_BYTES:
         raise MediaError(f"{name[:80]!r} is no file, or over the limit")
     return path.read_bytes()
