@@ -18,7 +18,15 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip
-from layerflow.media import decode_alpha, decode_color, encode_alpha, encode_color, encode_png
+from layerflow.media import (
+    Bounds,
+    decode_alpha,
+    decode_color,
+    encode_alpha,
+    encode_color,
+    encode_png,
+)
+from layerflow.shards import read_schema, read_shard
 
 FORMAT_VERSION = 1
 ROWS_PER_BATCH = 4
@@ -190,10 +198,16 @@ def encode_row(
 
 
 def decode_row(row: Mapping[str, Any]) -> LayeredClip:
-    """The clip of a corpus row. Raises MediaError or ValueError for a damaged one."""
+    """The clip of a corpus row, decoded in this process: for rows that are trusted, and in the
+    child process of ``layerflow.cells``.
+
+    Raises MediaError or ValueError for a damaged one, and for cells of another size or length
+    than the row says.
+    """
+    bounds = Bounds.of(row)
     return LayeredClip(
         **{
-            layer: (decode_alpha if layer == "alpha" else decode_color)(row[layer])
+            layer: (decode_alpha if layer == "alpha" else decode_color)(row[layer] or b"", bounds)
             for layer in LAYERS
         },
         prompts={layer: row[f"{layer}_prompt"] for layer in PROMPTED},
@@ -236,22 +250,30 @@ class Table:
 
     @cached_property
     def _table(self) -> pa.Table:
+        files = self.files()
+        schema = read_schema(files[0])
+        batches = [batch for file in files for batch in read_shard(file)]
+        if any(batch.schema != schema for batch in batches):
+            raise ValueError(f"{self.path} cannot be read: its shards have different columns")
+        return pa.Table.from_batches(batches, schema=schema)
+
+    def files(self) -> list[Path]:
+        """The Arrow shards on disk, in order, all of them in the folder itself.
+
+        Raises ValueError when there is no table, or ``state.json`` is none of ours.
+        """
         state = self.path / "state.json"
         if not state.is_file():
             raise ValueError(f"{self.path} holds no corpus (no state.json)")
         try:
-            files = [entry["filename"] for entry in json.loads(state.read_text())["_data_files"]]
-            names = [Path(file).name for file in files]  # names, never paths out of here
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{state} cannot be read: {error!r}") from error
-        tables = []
-        for shard in (self.path / name for name in names):
-            try:
-                with pa.memory_map(str(shard)) as source:
-                    tables.append(pa.ipc.open_stream(source).read_all())
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ValueError(f"{shard} cannot be read: {error}") from error
-        return pa.concat_tables(tables)
+            found = json.loads(state.read_text())
+            # names, never paths out of here
+            names = [Path(entry["filename"]).name for entry in found["_data_files"]]
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            raise ValueError(f"{state} cannot be read: {str(error)[:200]!r}") from error
+        if not all(names) or not names:
+            raise ValueError(f"{state} cannot be read: it names no shard")
+        return [self.path / name for name in names]
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -299,7 +321,13 @@ class Corpus(Table):
     def info(self) -> dict[str, Any]:
         """``corpus.json``: how the corpus was made (kind, recipe, resolved options, counts)."""
         path = self.path / "corpus.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            found = json.loads(path.read_text()) if path.is_file() else {}
+        except RecursionError as error:
+            raise ValueError(f"{path} is nested too deeply") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds {type(found).__name__}, not an object")
+        return found
 
     def rejected(self) -> list[dict[str, Any]]:
         folder = self.path / "rejected"

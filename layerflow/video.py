@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from layerflow.clip import U8, resize_cover
 from layerflow.hdr import is_hdr, to_sdr
 from layerflow.media import MediaError, frame_array
+from layerflow.opening import open_film
 
 F64 = NDArray[np.float64]
 Box = tuple[float, float, float, float]
@@ -134,7 +135,7 @@ def _open(path: Path, limits: Limits) -> Any:
     if size > limits.max_bytes:
         raise MediaError(f"{size} bytes is over the limit of {limits.max_bytes}")
     try:
-        return av.open(str(path))
+        return open_film(path)
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"not a readable video: {_text(error)}") from error
 

@@ -258,20 +258,14 @@ def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
     )
 
 
-def read_cell(data: bytes, keep: Sequence[int], *, grey: bool) -> U8:
+def read_cell(data: bytes, keep: Sequence[int], bounds: Bounds, *, grey: bool) -> U8:
     """The frames `keep` of a media cell: uint8 ``[T, H, W, 3]``, or ``[T, H, W]`` when grey."""
     if data[:8] == PNG_MAGIC:
-        return decode_cell(data)[list(keep)]
+        return decode_cell(data, bounds)[list(keep)]
     wanted, taken = set(keep), dict[int, Any]()
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            for index, frame in enumerate(container.decode(stream)):
-                if index in wanted:
-                    taken[index] = frame
-    except (av.error.FFmpegError, IndexError) as error:
-        raise MediaError(f"media cell cannot be decoded: {error}") from error
+    for index, frame in enumerate(cell_frames(data, bounds)):
+        if index in wanted:
+            taken[index] = frame
     if len(taken) != len(wanted):
         raise MediaError(f"a media cell has no frame {max(keep)}")
     frames = [taken[index] for index in keep]
