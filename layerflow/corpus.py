@@ -26,7 +26,7 @@ from layerflow.media import (
     encode_color,
     encode_png,
 )
-from layerflow.shards import read_schema, read_shard
+from layerflow.shards import read_schema, read_shard, table_files
 
 FORMAT_VERSION = 1
 ROWS_PER_BATCH = 4
@@ -258,22 +258,8 @@ class Table:
         return pa.Table.from_batches(batches, schema=schema)
 
     def files(self) -> list[Path]:
-        """The Arrow shards on disk, in order, all of them in the folder itself.
-
-        Raises ValueError when there is no table, or ``state.json`` is none of ours.
-        """
-        state = self.path / "state.json"
-        if not state.is_file():
-            raise ValueError(f"{self.path} holds no corpus (no state.json)")
-        try:
-            found = json.loads(state.read_text())
-            # names, never paths out of here
-            names = [Path(entry["filename"]).name for entry in found["_data_files"]]
-        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-            raise ValueError(f"{state} cannot be read: {str(error)[:200]!r}") from error
-        if not all(names) or not names:
-            raise ValueError(f"{state} cannot be read: it names no shard")
-        return [self.path / name for name in names]
+        """The Arrow shards on disk, in order; see ``table_files``."""
+        return table_files(self.path)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)

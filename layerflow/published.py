@@ -218,6 +218,15 @@ class PublishedCorpus:
     def rejected(self) -> list[dict[str, Any]]:
         return []
 
+    @property
+    def num_groups(self) -> int:
+        """Row groups of all files."""
+        return len(self._groups)
+
+    def group(self, number: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """One row group as corpus rows; ``columns`` leaves the others unread."""
+        return self._read(*self._groups[number][:2], columns)
+
     def chunks(self) -> Iterator[Chunk]:
         """Row groups in order, each a function from column names (None: all) to a record batch."""
         for file, group, _ in self._groups:
@@ -258,7 +267,11 @@ class PublishedCorpus:
 def _local_file(path: Path) -> _File:
     about = path.stat()
     stamp = (about.st_size, about.st_mtime_ns)
-    return _File(path.name, stamp, partial(pq.ParquetFile, path, memory_map=True))
+    return _File(path.name, stamp, partial(_open_local, path))
+
+
+def _open_local(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
 
 def _remote_file(system: Any, name: str) -> _File:

@@ -7,6 +7,7 @@ memory they take), views and run-length types (whose values repeat for free), ex
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,24 @@ import pyarrow as pa
 
 EXTENSION = b"ARROW:extension:name"
 Batches = Iterator[pa.RecordBatch]
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The shards that ``state.json`` names, in order, all of them in the folder itself.
+
+    Raises ValueError when there is no table, or ``state.json`` is none.
+    """
+    state = folder / "state.json"
+    if not state.is_file():
+        raise ValueError(f"{folder} holds no corpus (no state.json)")
+    try:
+        entries = json.loads(state.read_text())["_data_files"]
+        names = [Path(entry["filename"]).name for entry in entries]  # never paths out of here
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise ValueError(f"{state} cannot be read: {repr(error)[:200]}") from error
+    if not names or not all(names):
+        raise ValueError(f"{state} cannot be read: it names no shard")
+    return [folder / name for name in names]
 
 
 def read_shard(path: Path) -> Batches:

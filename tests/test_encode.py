@@ -47,7 +47,7 @@ def make_clip(index: int, *, frames: int = 8, kind: str = "pasted") -> LayeredCl
 
 def row(index: int, **options: Any) -> dict[str, Any]:
     clip = make_clip(index, **options)
-    source = origin(f"v{index}.mp4", f"sha{index // 2}")
+    source = origin(f"v{index}.mp4", f"{index // 2:064x}")
     return encode_row(clip, id=f"{index:016x}", origin=source, quality={}, recipe="r")
 
 
@@ -188,7 +188,7 @@ def test_bad_clips_are_rejected_and_the_job_goes_on(model: Path, tmp_path: Path)
     summary = encode([source], model, tmp_path / "l")
     assert summary.clips == 1
     reasons = dict(summary.rejected)
-    assert "cannot be decoded" in reasons[f"{1:016x}"]
+    assert "cannot be read" in reasons[f"{1:016x}"]
     assert "has 3 frames, 4 are asked for" in reasons[f"{2:016x}"]
     assert (tmp_path / "l/rejected.jsonl").read_text().count("\n") == 2
     only_bad = corpus(tmp_path / "bad", [row(2, frames=3)])

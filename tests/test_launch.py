@@ -96,7 +96,7 @@ def test_the_export_is_a_pipeline_with_both_adapters(tmp_path: Path) -> None:
     alpha[:, 8:24, 8:24] = 255
     colours = np.full((4, 32, 32, 3), 90, np.uint8)
     clip = LayeredClip(colours, alpha, colours, colours, {"foreground": "a box"})
-    row = encode_row(clip, id="0" * 16, origin=origin("a", "b"), quality={}, recipe="r")
+    row = encode_row(clip, id="0" * 16, origin=origin("a", "b" * 64), quality={}, recipe="r")
     write_table(tmp_path / "corpus", [row], SCHEMA)
     where = {"model": model, "size": (32, 32), "workers": 0, "quiet": True}
     run_encode([tmp_path / "corpus"], out=tmp_path / "video", **where)
