@@ -21,7 +21,7 @@ from layerflow.contained import Contained, Work, contained_map
 from layerflow.corpus import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
 from layerflow.media import MediaError
 from layerflow.published import PublishedCorpus, is_remote, open_corpus
-from layerflow.stats import stats
+from layerflow.stats import SMALL, stats
 
 __all__ = ["check_folder", "check_rows", "stats", "validate"]
 
@@ -49,7 +49,9 @@ def check_folder(path: Path) -> list[Problem]:
     """Schema, sidecars, shards and their checksum, unique ids, the rejected table."""
     try:
         corpus = open_corpus(path)
-        return [*_stored(corpus), *_ids(corpus)]
+        found = list(_stored(corpus))
+        broken = isinstance(corpus, PublishedCorpus) and found  # not to be unpacked here
+        return found if broken else [*found, *_ids(corpus)]
     except (ValueError, KeyError, OSError, pa.ArrowInvalid) as error:
         return [Problem(None, "state.json", str(error), FIX_FOLDER)]
 
@@ -63,8 +65,17 @@ def refuse_unsound(corpus: Corpus | PublishedCorpus, *, ids: bool = True) -> Non
     """
     if is_remote(corpus.path):
         return
-    for problem in [*_stored(corpus), *(_ids(corpus) if ids else ())]:
-        if problem.what != NO_INFO:
+    for part in (_stored, _ids) if ids else (_stored,):
+        for problem in part(corpus):
+            if problem.what != NO_INFO:
+                raise ValueError(f"{corpus.path} cannot be used: {problem}")
+
+
+def refuse_unpackable(corpus: Corpus | PublishedCorpus) -> None:
+    """Raises ValueError when the columns without media of a local published corpus do not unpack
+    within a child's memory: for what only looks at a corpus."""
+    if isinstance(corpus, PublishedCorpus) and not is_remote(corpus.path):
+        for problem in published_problems(Path(corpus.path), SMALL):
             raise ValueError(f"{corpus.path} cannot be used: {problem}")
 
 

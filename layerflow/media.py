@@ -147,6 +147,9 @@ def _decode(data: bytes, pixel_format: str, bounds: Bounds | None) -> U8:
             raise MediaError("the frame size changes inside the media cell")
     if not frames:
         raise MediaError("media cell holds no frame")
+    if bounds is not None and bounds.height is not None and len(frames) != bounds.frames:
+        text = f"{len(frames)} frames, the row says {bounds.frames}"
+        raise MediaError(f"the media cell holds {text}")
     return np.stack(frames)
 
 

@@ -60,9 +60,12 @@ def open_corpus(where: str | Path) -> Corpus | PublishedCorpus:
     if is_remote(where):
         return PublishedCorpus.remote(str(where))
     path = Path(where)
-    if (path / "state.json").is_file() or not _parquet_files(path):
-        return Corpus.open(path)
-    return PublishedCorpus.open(path)
+    return PublishedCorpus.open(path) if is_published(path) else Corpus.open(path)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a local path names the Parquet files of a published corpus."""
+    return not (path / "state.json").is_file() and bool(_parquet_files(path))
 
 
 def fetched(where: str | Path) -> Path:
