@@ -159,7 +159,7 @@ class Encoder:
         """
         from layerflow.autoencoder import check_frames
 
-        pictures = unpack_clips(self.reader.call(pickle.dumps(dict(row))), row)
+        pictures = self.pictures(row)
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
         check_frames(self.vae, length)
@@ -184,6 +184,10 @@ class Encoder:
                 chosen, pictures, self._moments(pictures), strict=True
             )
         ]
+
+    def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
+        """``pictures_of`` a corpus row, made in the child process."""
+        return unpack_clips(self.reader.call(pickle.dumps(dict(row))), row)
 
     def _moments(self, clips: Sequence[LayeredClip]) -> np.ndarray:
         """float32 ``[N, 4, 2C, f, h, w]``."""
