@@ -132,7 +132,7 @@ def _taken(answer: memoryview, place: int, shape: Sequence[int]) -> tuple[U8, in
     return np.frombuffer(answer[place:end], np.uint8).reshape(shape), end
 
 
-def _asked(request: tuple[str, dict[str, Any]]) -> bytearray:
+def _asked(request: tuple[str, dict[str, Any]]) -> Buffer:
     with _lock:
         child = _children.get(os.getpid())
         if child is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 import pickle
 import re
@@ -31,6 +32,7 @@ ANSWER_SECONDS = 180.0
 CHILD_MEMORY = 8 << 30
 CHILD_FILE_BYTES = 4 << 30  # of one file that a child writes: a preview on its way
 PIPE_BYTES = 1 << 20
+HEAD = "<Q??"  # of an answer: its bytes, whether it failed, whether it lies in the shared memory
 Buffer = bytes | bytearray | memoryview
 Work = Callable[[bytes], Buffer | Sequence[Buffer]]
 Handler = Callable[[Path], Work]
@@ -39,7 +41,7 @@ Handler = Callable[[Path], Work]
 KEPT = re.compile(
     r"PATH|HOME|USER|TZ|TMPDIR|LANG|LANGUAGE|LC_\w+|LD_LIBRARY_PATH|DYLD_\w+|VIRTUAL_ENV|"
     r"PYTHON\w*|OMP_\w+|KMP_\w+|OPENBLAS_\w+|MKL_\w+|NUMEXPR_\w+|OPENCV_\w+|CUDA_VISIBLE_DEVICES|"
-    r"MALLOC_\w+|SYSTEMROOT|LAYERFLOW_\w+"
+    r"SYSTEMROOT|LAYERFLOW_\w+"
 )
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 FIXED = {
@@ -47,6 +49,9 @@ FIXED = {
     "TRANSFORMERS_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # glibc keeps the memory of pictures for the next ones: giving it back costs a tenth of the work
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -58,7 +63,8 @@ class Contained:
     """One child process, started at the first request and replaced when it crashes or hangs.
 
     seconds: that one request may take. memory: address space of the child, bytes. writes: whether
-    it may write files. Not thread-safe.
+    it may write files. shared: bytes of memory that both see, where the system has such; an answer
+    that fits comes through it, is not copied, and is gone with the next request. Not thread-safe.
     """
 
     def __init__(
@@ -69,11 +75,13 @@ class Contained:
         seconds: float = ANSWER_SECONDS,
         memory: int = CHILD_MEMORY,
         writes: bool = True,
+        shared: int = 0,
     ) -> None:
         self.seconds = seconds
+        self._area = _Area(shared) if shared and hasattr(os, "memfd_create") else None
         self._memory = memory
         limits = (memory, CHILD_FILE_BYTES if writes else 0, seconds)
-        self._hello = pickle.dumps((handler, str(path), limits))
+        self._hello = pickle.dumps((handler, str(path), limits, self._area and self._area.key))
         self._child: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
 
@@ -97,11 +105,13 @@ class Contained:
             except TimeoutError:
                 return  # ``answer`` says so
 
-    def answer(self) -> bytearray:
+    def answer(self) -> bytearray | memoryview:
         """The answer to the last request. Raises MediaError for a failure, crash or hang."""
         try:
-            size, failed = struct.unpack("<Q?", self._receive(9))
-            if size > self._memory:
+            size, failed, apart = struct.unpack(HEAD, self._receive(struct.calcsize(HEAD)))
+            if apart and self._area is not None and size <= len(self._area.view):
+                return self._area.view[:size]
+            if apart or size > self._memory:
                 raise EOFError
             data = self._receive(size)
         except TimeoutError as error:
@@ -115,7 +125,7 @@ class Contained:
             raise MediaError(data.decode(errors="replace"))
         return data
 
-    def call(self, request: bytes) -> bytearray:
+    def call(self, request: bytes) -> bytearray | memoryview:
         """``ask`` and ``answer``."""
         self.ask(request)
         return self.answer()
@@ -140,6 +150,7 @@ class Contained:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=clean_environment(),
+            pass_fds=() if self._area is None else (self._area.key[0],),
         )
         for pipe in (self._child.stdin, self._child.stdout):
             assert pipe is not None
@@ -186,6 +197,18 @@ class Contained:
         if code < 0:
             return f"crashed (signal {signal.Signals(-code).name})"
         return f"crashed (status {code})"
+
+
+class _Area:
+    """Memory that a process shares with its child, without a name that others could open."""
+
+    def __init__(self, size: int) -> None:
+        self.key = (os.memfd_create("layerflow", os.MFD_CLOEXEC), size)
+        os.ftruncate(*self.key)
+        self.view = memoryview(mmap.mmap(*self.key))
+
+    def __del__(self) -> None:
+        os.close(self.key[0])
 
 
 def clean_environment() -> dict[str, str]:
@@ -267,8 +290,9 @@ def serve() -> None:
     with open(os.devnull, "r+b") as nothing:  # decoders that print must not reach the protocol
         os.dup2(nothing.fileno(), 0)
         os.dup2(nothing.fileno(), 1)
-    handler, path, limits = pickle.loads(_read(requests) or b"")  # from the parent: not foreign
+    handler, path, limits, key = pickle.loads(_read(requests) or b"")  # of the parent: trusted
     _limit(*limits)
+    area = memoryview(mmap.mmap(*key)) if key else memoryview(b"")
     work: Work | None = None
     while (request := _read(requests)) is not None:
         _limit_time(limits[2])
@@ -277,9 +301,14 @@ def serve() -> None:
             parts, failed = _buffers(work(request)), False
         except Exception as error:
             parts, failed = [str(_as_media_error(error)).encode(errors="replace")], True
-        size = sum(memoryview(part).nbytes for part in parts)
-        for part in (struct.pack("<Q?", size, failed), *parts):
-            left = memoryview(part).cast("B")
+        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        size = sum(len(view) for view in views)
+        apart = not failed and 0 < size <= len(area)
+        place = 0
+        for view in views if apart else ():
+            area[place : place + len(view)] = view
+            place += len(view)
+        for left in (memoryview(struct.pack(HEAD, size, failed, apart)), *(() if apart else views)):
             while left:
                 left = left[answers.write(left) :]
 

@@ -98,6 +98,7 @@ class Decoder:
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
         message = json.dumps({**request, "limits": asdict(self._limits)})
         answer = self._child.call(message.encode())
+        assert isinstance(answer, bytearray)  # nothing is shared with this child
         end = answer.index(b"\n")
         return json.loads(answer[:end]), memoryview(answer)[end + 1 :]
 

@@ -22,6 +22,7 @@ from layerflow.latents import clip_row, prompt_key, prompt_row
 from layerflow.media import Bounds, MediaError
 
 MAX_FRAMES = 10_000  # of one clip
+SHARED_BYTES = 512 << 20  # pictures of one row; those of a larger one go through a pipe
 AUTOENCODERS = {
     "BlockDCTAutoencoder": "layerflow.autoencoder",
     "AutoencoderKLCogVideoX": "diffusers",
@@ -130,7 +131,8 @@ class Encoder:
     @cached_property
     def reader(self) -> Contained:
         """The child process that decodes and resizes, kept for all rows of this process."""
-        return Contained(partial(picture_maker, options=self.options), Path(), writes=False)
+        maker = partial(picture_maker, options=self.options)
+        return Contained(maker, Path(), writes=False, shared=SHARED_BYTES)
 
     def check(self) -> None:
         """ValueError if the autoencoder cannot take the frames or size that are asked for."""
@@ -186,7 +188,7 @@ class Encoder:
         ]
 
     def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
-        """``pictures_of`` a corpus row, made in the child process."""
+        """``pictures_of`` a corpus row, made in the child process; good until the next call."""
         return unpack_clips(self.reader.call(pickle.dumps(dict(row))), row)
 
     def _moments(self, clips: Sequence[LayeredClip]) -> np.ndarray:

@@ -24,7 +24,7 @@ from layerflow import opening
 from layerflow.care import refuse_unsound_rows, validate
 from layerflow.cells import read_cells, read_clip, unpack_clips
 from layerflow.check import check_row
-from layerflow.contained import Contained
+from layerflow.contained import HEAD, Contained
 from layerflow.corpus import Corpus, decode_row
 from layerflow.decode import Decoder
 from layerflow.derive import filter_corpus, merge_corpora
@@ -397,10 +397,22 @@ def test_a_child_that_hangs_is_ended_and_replaced() -> None:
 
 def test_an_answer_of_absurd_size_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     child = Contained(told, Path(), seconds=60)
-    monkeypatch.setattr(child, "_receive", lambda size: struct.pack("<Q?", 2**60, False))
+    monkeypatch.setattr(child, "_receive", lambda size: struct.pack(HEAD, 2**60, False, False))
     child.ask(b"")
     with pytest.raises(MediaError, match="an answer that is none"):
         child.answer()
+
+
+def test_shared_memory_gives_the_same_answers_and_larger_ones_come_through_the_pipe() -> None:
+    child = Contained(told, Path(), seconds=60, shared=10)
+    for size in (0, 1, 10, 11, 5_000_000):
+        answer = child.call(f"bytes {size}".encode())
+        assert bytes(answer) == b"7" * size
+        assert isinstance(answer, memoryview) == (0 < size <= 10)
+    with pytest.raises(MediaError, match="signal SIGKILL"):
+        child.call(b"signal 9")
+    assert bytes(child.call(b"bytes 3")) == b"777"
+    child.stop()
 
 
 def test_pictures_of_a_child_that_lies_are_refused(rows: list[dict[str, Any]]) -> None:
