@@ -2,7 +2,8 @@
 
     python bench/publish.py [--megabytes 600] [--folder DIR]
 
-Media cells are random bytes of realistic sizes (conversion does not decode). Both the copy and the
+Media cells are films of realistic sizes, most of it padding (conversion does not decode). Both the
+copy and the
 conversion read from the page cache and end with an fsync; they run in pairs, and the ratio is the
 median of the pairs' ratios. Peak memory (anonymous: mapped corpus pages belong to the page cache)
 is measured in processes of their own, on three sizes.
@@ -23,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.corpus import SCHEMA, origin, quality_cell, write_table
+from layerflow.corpus import SCHEMA, origin, quality_cell
+from layerflow.media import encode_alpha, encode_color
+from layerflow.table_writer import write_table
 from pipelines.publish import Plan, PublishOptions, data_files, make_plan
 from pipelines.publish_card import ConfigInfo
 from pipelines.publish_tables import features_of
@@ -35,13 +38,25 @@ REPEATS = 7
 def make_corpus(path: Path, megabytes: int) -> int:
     """A corpus of about so many megabytes; returns the bytes of its shards."""
     rng = np.random.default_rng(0)
+    grey = np.full((16, 480, 720), 90, np.uint8)
+    films = {layer: encode_color(grey[..., None].repeat(3, 3), 8.0) for layer in CELL_BYTES}
+    films["alpha"] = encode_alpha(grey, 8.0)
+
+    def padded(layer: str, size: int) -> bytes:
+        """The film with random bytes behind it, in a box that says to skip them."""
+        more = max(0, size - len(films[layer]) - 9)
+        if layer == "alpha":
+            head = b"\xec\x01" + more.to_bytes(7, "big")
+        else:
+            head = (more + 8).to_bytes(4, "big") + b"free"
+        return films[layer] + head + rng.bytes(more)
 
     def rows() -> Iterator[dict[str, Any]]:
         for index in range(max(1, megabytes * 1_000_000 // sum(CELL_BYTES.values()))):
             yield {
                 "id": f"{index:016x}",
                 "kind": "mined",
-                **{layer: rng.bytes(size) for layer, size in CELL_BYTES.items()},
+                **{layer: padded(layer, size) for layer, size in CELL_BYTES.items()},
                 **{f"{layer}_prompt": "a prompt" for layer in CELL_BYTES if layer != "alpha"},
                 **{"num_frames": 16, "height": 480, "width": 720, "fps": 8.0},
                 **{"alpha_kind": "soft", "background_kind": "filled", "recipe": "0" * 16},

@@ -10,20 +10,23 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from layerflow.check import Problem, RowReport, check_row
-from layerflow.contained import contained_map
+from layerflow.contained import Contained, Work, contained_map
 from layerflow.corpus import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
 from layerflow.media import MediaError
-from layerflow.published import PublishedCorpus, open_corpus
-from layerflow.stats import stats
+from layerflow.published import PublishedCorpus, is_remote, open_corpus
+from layerflow.stats import SMALL, stats
 
 __all__ = ["check_folder", "check_rows", "stats", "validate"]
 
+NO_INFO = "is missing, so how it was made is not known"
+PARQUET_MEMORY = 6 << 30
 FIX_FOLDER = "copy the corpus again from a sound copy, or run its job again with another --out"
 
 
@@ -46,27 +49,100 @@ def check_folder(path: Path) -> list[Problem]:
     """Schema, sidecars, shards and their checksum, unique ids, the rejected table."""
     try:
         corpus = open_corpus(path)
+        found = list(_stored(corpus))
+        broken = isinstance(corpus, PublishedCorpus) and found  # not to be unpacked here
+        return found if broken else [*found, *_ids(corpus)]
     except (ValueError, KeyError, OSError, pa.ArrowInvalid) as error:
         return [Problem(None, "state.json", str(error), FIX_FOLDER)]
-    if isinstance(corpus, PublishedCorpus):  # the Hub holds its checksums
-        return list(_ids(corpus))
-    problems = [*_schema(path, corpus), *_info(corpus), *_fingerprint(path), *_ids(corpus)]
-    if (path / "rejected").exists():
-        try:
-            rejected = Table(path / "rejected")
-            missing = set(REJECTED_SCHEMA.names) - set(rejected.schema.names)
-            if missing:
-                text = f"there is no column {sorted(missing)}"
-                problems.append(Problem(None, "rejected", text, FIX_FOLDER))
-        except (ValueError, KeyError) as error:
-            problems.append(Problem(None, "rejected", str(error), FIX_FOLDER))
-    return problems
+
+
+def refuse_unsound(corpus: Corpus | PublishedCorpus, *, ids: bool = True) -> None:
+    """What every job asks before it uses a corpus: raises ValueError with the first problem that
+    ``validate`` finds in its files, except that nothing is recorded of how it was made.
+
+    ids: whether an id may be there only once. Rows are checked by ``check_row``. A remote corpus is
+    read in place, so of it nothing can be said here.
+    """
+    if is_remote(corpus.path):
+        return
+    for part in (_stored, _ids) if ids else (_stored,):
+        for problem in part(corpus):
+            if problem.what != NO_INFO:
+                raise ValueError(f"{corpus.path} cannot be used: {problem}")
+
+
+def refuse_unpackable(corpus: Corpus | PublishedCorpus) -> None:
+    """Raises ValueError when the columns without media of a local published corpus do not unpack
+    within a child's memory: for what only looks at a corpus."""
+    if isinstance(corpus, PublishedCorpus) and not is_remote(corpus.path):
+        for problem in published_problems(Path(corpus.path), SMALL):
+            raise ValueError(f"{corpus.path} cannot be used: {problem}")
+
+
+def refuse_unsound_rows(corpus: Corpus | PublishedCorpus, *, workers: int) -> None:
+    """Raises ValueError with the first row that ``validate`` refuses without decoding it."""
+    for report in check_rows(corpus, workers=workers, decode=False):
+        for problem in report.problems:
+            raise ValueError(f"{corpus.path} cannot be used: {problem}")
+
+
+def _stored(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
+    path = Path(corpus.path)
+    if isinstance(corpus, PublishedCorpus):
+        yield from published_problems(path)
+        return
+    yield from (*_schema(path, corpus), *_info(corpus), *_fingerprint(path))
+    if not (path / "rejected").exists():
+        return
+    try:
+        rejected = Table(path / "rejected")
+        missing = set(REJECTED_SCHEMA.names) - set(rejected.schema.names)
+        if missing:
+            text = f"there is no column {sorted(missing)}"
+            yield Problem(None, "rejected", text, FIX_FOLDER)
+        yield from (replace(found, field="rejected") for found in _fingerprint(rejected.path))
+    except (ValueError, KeyError) as error:
+        yield Problem(None, "rejected", str(error), FIX_FOLDER)
+
+
+def published_problems(path: Path, columns: Sequence[str] | None = None) -> Iterator[Problem]:
+    """What is wrong with the Parquet files of a local published corpus: all of it is unpacked once,
+    in a child process with a memory limit, and page checksums are compared where there are any.
+
+    columns: only these. Files that were found sound are not read again by this process.
+    """
+    corpus = PublishedCorpus.open(path)
+    state = corpus.identity(), None if columns is None else tuple(columns)
+    if state in _sound:
+        return
+    child = Contained(group_reader, path, memory=PARQUET_MEMORY, writes=False)
+    try:
+        for group in range(corpus.num_groups):
+            child.call(json.dumps([group, columns]).encode())
+    except MediaError as error:
+        yield Problem(None, "data", f"cannot be unpacked: {error}", FIX_FOLDER)
+    else:
+        _sound.add(state)
+    finally:
+        child.stop()
+
+
+def group_reader(path: Path) -> Work:
+    """The handler of ``published_problems``: the number of a row group, and columns."""
+    corpus = PublishedCorpus.open(path)
+
+    def read(request: bytes) -> bytes:
+        group, columns = json.loads(request)
+        corpus.group(group, columns).validate(full=True)
+        return b""
+
+    return read
 
 
 def _schema(path: Path, corpus: Corpus) -> Iterator[Problem]:
     for field in SCHEMA:
         found = corpus.schema.field(field.name).type
-        if found != field.type:
+        if found != field.type and not _fewer_scores(found, field.type):
             text = f"the column is {_brief(found)}, not {_brief(field.type)}"
             yield Problem(None, field.name, text, "convert it with the version that made it")
     try:
@@ -77,6 +153,13 @@ def _schema(path: Path, corpus: Corpus) -> Iterator[Problem]:
     if set(features) != set(corpus.schema.names):
         names = sorted(set(features) ^ set(corpus.schema.names))
         yield Problem(None, "dataset_info.json", f"and the shards differ in {names}", FIX_FOLDER)
+
+
+def _fewer_scores(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a struct holds some of the wanted fields: a corpus made before others were added."""
+    if not (pa.types.is_struct(found) and pa.types.is_struct(wanted)):
+        return False
+    return found.num_fields > 0 and all(field in list(wanted) for field in found)
 
 
 def _brief(kind: pa.DataType) -> str:
@@ -92,20 +175,33 @@ def _info(corpus: Corpus) -> Iterator[Problem]:
         yield Problem(None, "corpus.json", f"cannot be read: {error}", again)
         return
     if not info:
-        yield Problem(None, "corpus.json", "is missing, so how it was made is not known", again)
+        yield Problem(None, "corpus.json", NO_INFO, again)
     elif info.get("state") != "complete":
-        yield Problem(None, "corpus.json", f"the state is {info.get('state')!r}", again)
+        yield Problem(None, "corpus.json", f"the state is {str(info.get('state'))[:40]!r}", again)
     elif info.get("rows") not in (None, len(corpus)):
-        text = f"says {info['rows']} rows, the shards hold {len(corpus)}"
+        text = f"says {str(info['rows'])[:20]} rows, the shards hold {len(corpus)}"
         yield Problem(None, "corpus.json", text, FIX_FOLDER)
+
+
+_hashed: dict[tuple[str, int, int], str] = {}
+_sound: set[Any] = set()
+
+
+def _sha256(path: Path) -> str:
+    """sha256 of a shard, read once by this process while its size and time do not change."""
+    about = path.stat()
+    key = (str(path.resolve()), about.st_size, about.st_mtime_ns)
+    if key not in _hashed:
+        _hashed[key] = file_sha256(path)
+    return _hashed[key]
 
 
 def _fingerprint(path: Path) -> Iterator[Problem]:
     state = json.loads((path / "state.json").read_text())
-    names = [Path(entry["filename"]).name for entry in state["_data_files"]]
+    names = [file.name for file in Table(path).files()]
     digest = hashlib.sha256()
     for name in names:
-        digest.update(file_sha256(path / name).encode())
+        digest.update(_sha256(path / name).encode())
     if state.get("_fingerprint") != digest.hexdigest()[:16]:
         text = "the checksum of the shards is not the one that was written with them"
         yield Problem(None, "state.json", text, FIX_FOLDER)
@@ -123,11 +219,15 @@ def _ids(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
 
 
 def check_rows(
-    corpus: Corpus | PublishedCorpus, *, workers: int = 0, indices: Sequence[int] | None = None
+    corpus: Corpus | PublishedCorpus,
+    *,
+    workers: int = 0,
+    indices: Sequence[int] | None = None,
+    decode: bool = True,
 ) -> Iterator[RowReport]:
     """``check_row`` of every row, or of those given, in order; workers as of ``validate``."""
     chosen = range(len(corpus)) if indices is None else indices
-    requests = [json.dumps(index).encode() for index in chosen]
+    requests = [json.dumps([index, decode]).encode() for index in chosen]
     answers = contained_map(row_checker, Path(corpus.path), requests, workers)
     for index, answer in zip(chosen, answers, strict=True):
         if isinstance(answer, MediaError):
@@ -143,7 +243,7 @@ def row_checker(path: Path) -> Callable[[bytes], bytes]:
     corpus = open_corpus(path)
 
     def check(request: bytes) -> bytes:
-        index = json.loads(request)
-        return json.dumps(asdict(check_row(corpus.row(index), index))).encode()
+        index, decode = json.loads(request)
+        return json.dumps(asdict(check_row(corpus.row(index), index, decode=decode))).encode()
 
     return check

@@ -6,7 +6,6 @@ with limits, before a cell is decoded.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +16,12 @@ from typing import Any
 import av
 import numpy as np
 
-from layerflow.clip import ALPHA_KINDS, BACKGROUND_KINDS, KINDS, LAYERS, composite
+from layerflow.clip import ALPHA_KINDS, BACKGROUND_KINDS, KINDS, LAYERS, LayeredClip, composite
 from layerflow.corpus import EXTRAS, decode_row
 from layerflow.extras import SHADOWS, cells, decode_objects
-from layerflow.media import PNG_MAGIC, MediaError, decode_alpha, decode_color
+from layerflow.media import decode_color
+from layerflow.opening import MAX_CELL_BYTES, PNG_MAGIC, Bounds, MediaError, check_png, open_cell
 
-MAX_DECODED_BYTES = 4 << 30
 # 4:4:4 H.264 at crf 10 keeps each layer above 40 dB (2.6 levels rms). Recomposing adds the errors
 # of three coded layers; this leaves room for hard textures, and a wrong layer is far above it.
 CODED_RMS_LIMIT = 8.0
@@ -67,31 +66,69 @@ class Cell:
     num_frames: int
 
 
-def probe_cell(data: bytes) -> Cell:
+def probe_cell(data: bytes, bounds: Bounds | None = None) -> Cell:
     """Read a media cell's header and count its packets; nothing is decoded.
 
-    Raises MediaError when it is no PNG and no video.
+    bounds: packets beyond them are not counted. Raises MediaError when it is no PNG and no video.
     """
     if data[:8] == PNG_MAGIC:
-        if len(data) < 33 or data[12:16] != b"IHDR":
-            raise MediaError("PNG header is cut off")
+        check_png(data)
         width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
         modes = {0: "gray", 2: "rgb24", 4: "ya8", 6: "rgba"}
         bits, mode = data[24], modes.get(data[25], "palette")
         return Cell("png", mode if bits == 8 else f"{mode} of {bits} bits", height, width, 1)
+    most = (bounds or Bounds()).frames
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
-            stream = container.streams.video[0]
-            frames = sum(1 if packet.size else 0 for packet in container.demux(stream))
-            context = stream.codec_context
+        with open_cell(data) as container:
+            frames = 0
+            for packet in container.demux(video=0):
+                frames += 1 if packet.size else 0
+                if frames > most:
+                    break
+            context = container.streams.video[0].codec_context
             return Cell(context.name, context.pix_fmt or "", context.height, context.width, frames)
     except (av.error.FFmpegError, IndexError, ValueError) as error:
+        if isinstance(error, MediaError):
+            raise
         raise MediaError(f"media cell cannot be read: {error}") from error
 
 
-def check_row(row: Mapping[str, Any], index: int) -> RowReport:
-    """All checks of one row; stops at what makes later checks meaningless."""
-    kind, id = str(row["kind"]), str(row["id"])[:64]
+def check_row(row: Mapping[str, Any], index: int, *, decode: bool = True) -> RowReport:
+    """All checks of one row; stops at what makes later checks meaningless.
+
+    decode: also the pictures and the compositing equation, which takes most of the time.
+    """
+    return _checked(row, index, decode)[0]
+
+
+def sound_clip(row: Mapping[str, Any], index: int = 0) -> LayeredClip:
+    """The clip of a row that ``check_row`` finds nothing wrong with, decoded in this process.
+
+    Raises MediaError that names the first problem.
+    """
+    found, clip = _checked(row, index, True)
+    if found.problems:
+        raise MediaError(f"{found.problems[0].field}: {found.problems[0].what}")
+    assert clip is not None
+    return clip
+
+
+def check_unread(row: Mapping[str, Any]) -> None:
+    """Raises MediaError for the first problem of a row that is seen without decoding it."""
+    for found in [*_values(row)][:1] or [*_cells(row)][:1]:
+        raise MediaError(f"{found[0]}: {found[1]}")
+
+
+def check_equation(row: Mapping[str, Any], clip: LayeredClip) -> None:
+    """Raises MediaError when the layers of a decoded row do not make its blended picture."""
+    for found in _equation(row, *equation_error(clip)):
+        raise MediaError(f"{found[0]}: {found[1]}")
+
+
+def _checked(
+    row: Mapping[str, Any], index: int, decode: bool
+) -> tuple[RowReport, LayeredClip | None]:
+    kind, id = str(row["kind"])[:40], str(row["id"])[:64]
 
     def report(found: Iterable[tuple[str, ...]], rms: float | None = None) -> RowReport:
         return RowReport(
@@ -101,14 +138,18 @@ def check_row(row: Mapping[str, Any], index: int) -> RowReport:
         )
 
     found = list(_values(row)) or list(_cells(row))
-    if found:
-        return report(found)
+    if found or not decode:
+        return report(found), None
     try:
-        _decode_extras(row)
-        rms, worst = equation_error(row)
+        clip = decode_row(row)
+        _decode_extras(row, clip)
+        rms, worst = equation_error(clip)
     except (MediaError, ValueError) as error:
-        return report([("media cells", str(error))])
-    return report(_equation(row, rms, worst), rms)
+        return report([("media cells", str(error))]), None
+    if clip.size != (row["height"], row["width"]) or clip.num_frames != row["num_frames"]:
+        text = f"the layers decode to {list(clip.alpha.shape)}, not to the row's size"
+        return report([("media cells", text)]), None
+    return report(_equation(row, rms, worst), rms), clip
 
 
 def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -132,8 +173,14 @@ def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             return
     if row["kind"] == "image" and row["num_frames"] != 1:
         yield "num_frames", f"an image clip has 1 frame, not {row['num_frames']}"
-    if row["num_frames"] * row["height"] * row["width"] * 10 > MAX_DECODED_BYTES:
-        yield "num_frames", f"the decoded layers would take over {MAX_DECODED_BYTES >> 30} GiB"
+    if row["num_frames"] * row["height"] * row["width"] * 10 > MAX_CELL_BYTES:
+        yield "num_frames", f"the decoded layers would take over {MAX_CELL_BYTES >> 30} GiB"
+        return
+    try:
+        Bounds.of(row)
+    except MediaError as error:
+        yield "num_frames", str(error)
+        return
     yield from _origin(row["origin"])
     yield from _extras(row)
     bad = [n for n, value in row["quality"].items() if value is not None and math.isnan(value)]
@@ -176,12 +223,13 @@ def uri_escapes(uri: str) -> bool:
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    bounds = Bounds.of(row)
     for layer, data in [*((layer, row[layer]) for layer in LAYERS), *cells(row)]:
         if not data:
             yield layer, "the media cell is empty"
             continue
         try:
-            cell = probe_cell(data)
+            cell = probe_cell(data, bounds)
         except MediaError as error:
             yield layer, str(error)
             continue
@@ -189,8 +237,9 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             size = f"{cell.width}x{cell.height}, the row says {row['width']}x{row['height']}"
             yield layer, f"the media cell is {size}"
         elif cell.num_frames != row["num_frames"]:
-            frames = f"{cell.num_frames} frames, the row says {row['num_frames']}"
-            yield layer, f"the media cell holds {frames}"
+            more = "more than " if cell.num_frames > bounds.frames else ""
+            frames = f"{more}{min(cell.num_frames, bounds.frames)} frames"
+            yield layer, f"the media cell holds {frames}, the row says {row['num_frames']}"
         elif row["kind"] == "image" and cell.codec != "png":
             yield layer, f"an image clip holds PNG, not {cell.codec}"
         elif layer.endswith("alpha") and (cell.codec, cell.pixel_format) not in (
@@ -200,26 +249,21 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield layer, f"alpha must be lossless 8-bit grey, not {cell.codec} {cell.pixel_format}"
 
 
-def _decode_extras(row: Mapping[str, Any]) -> None:
+def _decode_extras(row: Mapping[str, Any], clip: LayeredClip) -> None:
     if row.get("plate") is not None:
-        decode_color(row["plate"])
+        decode_color(row["plate"], Bounds.of(row))
     objects = decode_objects(row)
     if objects:
         seen = sum(item.visible.astype(np.int32) for item in objects)
-        worst = int(np.abs(seen - decode_alpha(row["alpha"])).max())
+        worst = int(np.abs(seen - clip.alpha).max())
         if worst > len(objects) + EXACT_LEVELS:
             raise MediaError(f"the visible alphas of its objects miss alpha by {worst} levels")
 
 
-def equation_error(row: Mapping[str, Any]) -> tuple[float, int]:
+def equation_error(clip: LayeredClip) -> tuple[float, int]:
     """Of ``blended - (alpha*foreground + (1-alpha)*background)``, all layers as decoded:
     the root mean square over pixels and channels, and the greatest difference, in grey levels.
-
-    Raises MediaError or ValueError when a layer does not decode or does not fit.
     """
-    clip = decode_row(row)
-    if clip.size != (row["height"], row["width"]) or clip.num_frames != row["num_frames"]:
-        raise MediaError(f"the layers decode to {list(clip.alpha.shape)}, not to the row's size")
     total, worst = 0.0, 0
     for t in range(clip.num_frames):
         whole = composite(clip.foreground[t], clip.alpha[t], clip.background[t])

@@ -10,7 +10,7 @@ from typing import Any
 
 import av
 
-from layerflow.media import MediaError
+from layerflow.opening import MediaError, open_film
 from layerflow.upright import aspect_of
 
 
@@ -25,7 +25,7 @@ class Limits:
 
 
 def open_container(path: Path, limits: Limits) -> Any:
-    """A container that is open for reading. Tags in a wrong encoding do not matter."""
+    """A film, open for reading, by ``opening.open_film``. MediaError when that cannot be."""
     try:
         size = os.path.getsize(path)
     except OSError as error:
@@ -35,7 +35,7 @@ def open_container(path: Path, limits: Limits) -> Any:
     if size > limits.max_bytes:
         raise MediaError(f"{size} bytes is over the limit of {limits.max_bytes}")
     try:
-        return av.open(str(path), metadata_errors="replace")
+        return open_film(path)
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"not a readable video: {reason_of(error)}") from error
 

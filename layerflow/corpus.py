@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,17 @@ import pyarrow as pa
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip
 from layerflow.locations import clean_uri, printable, without_secrets
-from layerflow.media import decode_alpha, decode_color, encode_alpha, encode_color, encode_png
+from layerflow.media import (
+    Bounds,
+    decode_alpha,
+    decode_color,
+    encode_alpha,
+    encode_color,
+    encode_png,
+)
+from layerflow.shards import read_schema, read_shard, table_files
 
 FORMAT_VERSION = 1
-ROWS_PER_BATCH = 4
-SHARD_BYTES = 160 << 20
 
 # Every score that any job can give; a job that does not know one leaves it null.
 QUALITY_FIELDS = (
@@ -194,10 +200,16 @@ def encode_row(
 
 
 def decode_row(row: Mapping[str, Any]) -> LayeredClip:
-    """The clip of a corpus row. Raises MediaError or ValueError for a damaged one."""
+    """The clip of a corpus row, decoded in this process: for rows that are trusted, and in the
+    child process of ``layerflow.cells``.
+
+    Raises MediaError or ValueError for a damaged one, and for cells of another size or length
+    than the row says.
+    """
+    bounds = Bounds.of(row)
     return LayeredClip(
         **{
-            layer: (decode_alpha if layer == "alpha" else decode_color)(row[layer])
+            layer: (decode_alpha if layer == "alpha" else decode_color)(row[layer] or b"", bounds)
             for layer in LAYERS
         },
         prompts={layer: row[f"{layer}_prompt"] for layer in PROMPTED},
@@ -243,22 +255,16 @@ class Table:
 
     @cached_property
     def _table(self) -> pa.Table:
-        state = self.path / "state.json"
-        if not state.is_file():
-            raise ValueError(f"{self.path} holds no corpus (no state.json)")
-        try:
-            files = [entry["filename"] for entry in json.loads(state.read_text())["_data_files"]]
-            names = [Path(file).name for file in files]  # names, never paths out of here
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{state} cannot be read: {error!r}") from error
-        tables = []
-        for shard in (self.path / name for name in names):
-            try:
-                with pa.memory_map(str(shard)) as source:
-                    tables.append(pa.ipc.open_stream(source).read_all())
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ValueError(f"{shard} cannot be read: {error}") from error
-        return pa.concat_tables(tables)
+        files = self.files()
+        schema = read_schema(files[0])
+        batches = [batch for file in files for batch in read_shard(file)]
+        if any(batch.schema != schema for batch in batches):
+            raise ValueError(f"{self.path} cannot be read: its shards have different columns")
+        return pa.Table.from_batches(batches, schema=schema)
+
+    def files(self) -> list[Path]:
+        """The Arrow shards on disk, in order; see ``table_files``."""
+        return table_files(self.path)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -306,88 +312,14 @@ class Corpus(Table):
     def info(self) -> dict[str, Any]:
         """``corpus.json``: how the corpus was made (kind, recipe, resolved options, counts)."""
         path = self.path / "corpus.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            found = json.loads(path.read_text()) if path.is_file() else {}
+        except RecursionError as error:
+            raise ValueError(f"{path} is nested too deeply") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds {type(found).__name__}, not an object")
+        return found
 
     def rejected(self) -> list[dict[str, Any]]:
         folder = self.path / "rejected"
         return list(Table(folder).rows()) if (folder / "state.json").is_file() else []
-
-
-def _feature(kind: pa.DataType) -> Any:
-    if pa.types.is_struct(kind):
-        return {field.name: _feature(field.type) for field in kind}
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
-    names = {"float": "float32", "double": "float64"}
-    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
-
-
-def write_table(
-    folder: Path,
-    rows: Iterable[Mapping[str, Any]],
-    schema: pa.Schema,
-    *,
-    shard_bytes: int = SHARD_BYTES,
-) -> int:
-    """Stream rows into shards that ``datasets.load_from_disk`` opens; returns the row count.
-
-    Deterministic: equal rows give equal files. Writes into ``folder``, which the caller publishes
-    by rename. Memory holds one record batch.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    batch: list[Mapping[str, Any]] = []
-    shards, total, written = 0, 0, 0
-    writer: pa.RecordBatchStreamWriter | None = None
-
-    def flush() -> None:
-        nonlocal writer, shards, written
-        if writer is None:
-            writer = pa.ipc.new_stream(str(folder / f"part-{shards:05d}"), schema)
-            shards, written = shards + 1, 0
-        if batch:
-            record = pa.RecordBatch.from_pylist(list(batch), schema=schema)
-            writer.write_batch(record)
-            written += record.nbytes
-            batch.clear()
-        if written >= shard_bytes:
-            writer.close()
-            writer = None
-
-    for row in rows:
-        batch.append(row)
-        total += 1
-        if len(batch) >= ROWS_PER_BATCH:
-            flush()
-    if batch or shards == 0:
-        flush()
-    if writer is not None:
-        writer.close()
-    _write_sidecars(folder, schema, shards)
-    return total
-
-
-def _write_sidecars(folder: Path, schema: pa.Schema, shards: int) -> None:
-    names = [f"data-{i:05d}-of-{shards:05d}.arrow" for i in range(shards)]
-    digest = hashlib.sha256()
-    for index, name in enumerate(names):
-        part = folder / f"part-{index:05d}"
-        digest.update(file_sha256(part).encode())
-        part.rename(folder / name)
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": digest.hexdigest()[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    info = {
-        "citation": "",
-        "description": "",
-        "features": {field.name: _feature(field.type) for field in schema},
-        "homepage": "",
-        "license": "",
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
-    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")

@@ -1,19 +1,12 @@
 """Decode untrusted video in a child process: a crash or a hang becomes a MediaError.
 
-``Decoder`` talks to ``python -m layerflow.decode`` over pipes: a JSON line in, a JSON line and
-raw bytes out. The child has a memory limit, every request a deadline; a child that dies or hangs
-is killed and replaced at the next request.
+``Decoder`` asks a child of ``layerflow.contained``: JSON in, a JSON line and raw bytes out. A child
+that dies or hangs is replaced at the next request.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import selectors
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from layerflow.clip import U8
-from layerflow.locations import refuse_playlist
+from layerflow.contained import Buffer, Contained, Work
 from layerflow.mattes import fetch_matte
 from layerflow.media import MediaError
 from layerflow.video import (
@@ -57,8 +50,7 @@ class Decoder:
     ) -> None:
         self._limits = limits or Limits()
         self.deadline = deadline
-        self._memory = memory
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child = Contained(film_reader, Path(), seconds=deadline, memory=memory, writes=False)
 
     def __enter__(self) -> Decoder:
         return self
@@ -68,13 +60,7 @@ class Decoder:
 
     def close(self) -> None:
         """Stop the child, if there is one."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                if pipe is not None:
-                    pipe.close()
-            self._child = None
+        self._child.stop()
 
     def probe(self, path: Path) -> VideoInfo:
         """See ``layerflow.video.probe``."""
@@ -137,63 +123,12 @@ class Decoder:
         head, body = self._ask({**request, "times": chosen})
         return _frames(head, body), float(head["fps"])
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
-        refuse_playlist(Path(request["path"]))
-        child = self._start()
-        assert child.stdin is not None
-        message = json.dumps({**request, "limits": asdict(self._limits)}) + "\n"
-        try:
-            child.stdin.write(message.encode())
-            child.stdin.flush()
-            head, body = self._answer(child, time.monotonic() + self.deadline)
-        except (BrokenPipeError, EOFError) as error:
-            code = child.wait()
-            self.close()
-            raise MediaError(f"the decoder {_how_it_died(code)}") from error
-        except TimeoutError as error:
-            self.close()
-            raise MediaError(f"decoding took longer than {self.deadline:.0f} s") from error
-        if "error" in head:
-            raise MediaError(head["error"])
-        return head, body
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None:
-            self.close()
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "layerflow.decode", str(self._memory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
-        return self._child
-
-    @staticmethod
-    def _answer(
-        child: subprocess.Popen[bytes], deadline: float
-    ) -> tuple[dict[str, Any], bytearray]:
-        assert child.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(child.stdout, selectors.EVENT_READ)
-
-            def read(limit: int) -> bytes:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
-                chunk = os.read(child.stdout.fileno(), limit)  # type: ignore[union-attr]
-                if not chunk:
-                    raise EOFError
-                return chunk
-
-            data = bytearray()
-            while b"\n" not in data:
-                data += read(1 << 16)
-            line, _, body = data.partition(b"\n")
-            head = json.loads(line)
-            while len(body) < head.get("bytes", 0):
-                body += read(1 << 20)
-            return head, body
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+        message = json.dumps({**request, "limits": asdict(self._limits)})
+        answer = self._child.call(message.encode())
+        assert isinstance(answer, bytearray)  # nothing is shared with this child
+        end = answer.index(b"\n")
+        return json.loads(answer[:end]), memoryview(answer)[end + 1 :]
 
 
 _shared: Decoder | None = None
@@ -212,13 +147,7 @@ def shared_decoder(deadline: float) -> Decoder:
     return _shared
 
 
-def _how_it_died(code: int) -> str:
-    if code < 0:
-        return f"crashed (signal {signal.Signals(-code).name})"
-    return f"stopped with status {code}"
-
-
-def _frames(head: dict[str, Any], body: bytearray) -> U8:
+def _frames(head: dict[str, Any], body: memoryview) -> U8:
     return np.frombuffer(body, np.uint8).reshape(head["shape"])
 
 
@@ -256,29 +185,14 @@ def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
     raise MediaError(f"unknown request {request['op']!r}")
 
 
-def serve(memory: int) -> None:
-    """Answer requests on stdin until it closes."""
-    import resource
+def film_reader(path: Path) -> Work:
+    """The handler of ``Decoder``, for ``layerflow.contained``."""
 
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # decoders that print must not write into the protocol
-    for line in sys.stdin:
-        try:
-            head, frames = _handle(json.loads(line))
-        except MediaError as error:
-            head, frames = {"error": str(error)}, None
-        except MemoryError:
-            head, frames = {"error": "decoding needs more memory than allowed"}, None
-        except Exception as error:
-            head, frames = {"error": f"{type(error).__name__}: {error}"}, None
-        if frames is not None:
-            head |= {"shape": frames.shape, "bytes": frames.nbytes}
-        out.write(json.dumps(head).encode() + b"\n")
-        if frames is not None:
-            out.write(np.ascontiguousarray(frames).data)
-        out.flush()
+    def answer(request: bytes) -> Sequence[Buffer]:
+        head, frames = _handle(json.loads(request))
+        if frames is None:
+            return [json.dumps(head).encode() + b"\n"]
+        head |= {"shape": frames.shape}
+        return [json.dumps(head).encode() + b"\n", np.ascontiguousarray(frames).data]
 
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    return answer

@@ -22,6 +22,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerflow.care import refuse_unsound
+from layerflow.cells import check_stored
 from layerflow.clip import KINDS
 from layerflow.corpus import (
     FORMAT_VERSION,
@@ -30,14 +32,15 @@ from layerflow.corpus import (
     Corpus,
     Table,
     rejected_row,
-    write_table,
 )
 from layerflow.documents import read_json
 from layerflow.extras import joined_schema
+from layerflow.opening import MediaError
 from layerflow.outputs import local_output
 from layerflow.published import PublishedCorpus, is_remote
 from layerflow.splits import Assignment, assign
 from layerflow.stats import SMALL, chunks, general_reason, read_batches, small_rows
+from layerflow.table_writer import write_table
 
 RECORD = ".inputs.json"  # beside a corpus: its jobs' options with paths, by recipe; local only
 Rows = Iterator[dict[str, Any]]
@@ -74,7 +77,7 @@ class Condition:
             return float(row["num_frames"] / row["fps"]) if row["kind"] != "image" else 0.0
         if self.name in ("licence", "uri"):
             return row["origin"][self.name] or ""
-        found = row["quality"][self.name] if self.name in QUALITY_FIELDS else row[self.name]
+        found = row["quality"].get(self.name) if self.name in QUALITY_FIELDS else row[self.name]
         return found if found is None or isinstance(found, str) else float(found)
 
     def holds(self, row: Mapping[str, Any]) -> bool | None:
@@ -134,7 +137,8 @@ def filter_corpus(
     kinds: Sequence[str] = (),
     keep_unknown: bool = False,
 ) -> Derived:
-    """The rows for which every condition holds; the others go to ``OUT/rejected`` with the reason.
+    """The rows for which every condition holds; the others go to ``OUT/rejected`` with the reason,
+    and so do rows that ``layerflow validate`` refuses without decoding them.
 
     Of a published corpus only row groups with a row that stays are read whole.
     kinds: also only these kinds. keep_unknown: keep rows that have no such score.
@@ -159,10 +163,20 @@ def filter_corpus(
                 return f"{condition.name} {condition.of(row)} is not {condition}"[:300]
         return None
 
+    refuse_unsound(corpus, ids=False)
+    broken: list[dict[str, Any]] = []
+
     def kept() -> Rows:
-        yield from _selected(corpus, lambda _, row: reason(row) is None)
+        for row in _selected(corpus, lambda _, row: reason(row) is None):
+            try:
+                check_stored(row)
+            except MediaError as error:
+                broken.append(_left_out(row, "validate", str(error)[:300]))
+            else:
+                yield row
 
     def left_out() -> Rows:
+        yield from broken
         for row in small_rows(corpus):
             why = reason(row)
             if why is not None:
@@ -184,6 +198,8 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
         if joined is None:
             raise ValueError(f"{corpus.path} and {corpora[0].path} have different columns")
         schema = joined
+    for corpus in corpora:
+        refuse_unsound(corpus, ids=False)
     seen: set[str] = set()
     repeated: list[dict[str, Any]] = []
 
@@ -195,7 +211,7 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
                     repeated.append(_left_out(row, "merge", text))
                 else:
                     seen.add(row["id"])
-                    yield row
+                    yield _sound(corpus, row)
 
     def left_out() -> Rows:
         for corpus in corpora:
@@ -211,12 +227,14 @@ def split_corpus(
 ) -> tuple[dict[str, Derived], Assignment]:
     """``OUT/<split>`` for every split; see ``layerflow.splits.assign``."""
     out = local_output(out)
+    refuse_unsound(corpus, ids=False)
     assignment = assign(list(small_rows(corpus)), fractions, seed)
     made = {}
     for name in fractions:
         wanted = [split == name for split in assignment.names]
         options = {"split": name, "fractions": dict(fractions), "seed": seed}
-        rows = _selected(corpus, lambda index, _, wanted=wanted: wanted[index])
+        chosen = _selected(corpus, lambda index, _, wanted=wanted: wanted[index])
+        rows = (_sound(corpus, row) for row in chosen)
         made[name] = write_derived(
             out / name, "split", options, [corpus], corpus.schema, rows, iter(())
         )
@@ -233,6 +251,16 @@ def _selected(corpus: AnyCorpus, wanted: Any) -> Rows:
         index += len(small)
         if places:
             yield from chunk(None).take(pa.array(places)).to_pylist()
+
+
+def _sound(corpus: AnyCorpus, row: dict[str, Any]) -> dict[str, Any]:
+    """The row. Raises ValueError when ``layerflow validate`` refuses it without decoding it."""
+    try:
+        check_stored(row)
+    except MediaError as error:
+        text = f"{corpus.path} cannot be used: row {str(row['id'])[:40]}, {error}"
+        raise ValueError(f"{text}. Fix: leave this row out with `layerflow filter`") from error
+    return row
 
 
 def _identity(corpus: AnyCorpus) -> str:
@@ -292,8 +320,12 @@ def write_derived(
     out.parent.mkdir(parents=True, exist_ok=True)
     building = out.with_name(f".{out.name}.building")
     shutil.rmtree(building, ignore_errors=True)
-    kept = write_table(building, rows, schema)
-    left_out = write_table(building / "rejected", counted(), REJECTED_SCHEMA)
+    try:
+        kept = write_table(building, rows, schema)
+        left_out = write_table(building / "rejected", counted(), REJECTED_SCHEMA)
+    except ValueError:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
     info = {
         "kind": kind,
         "recipe": recipe,

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from layerflow.clip import U8
 from layerflow.corpus import EXTRAS
-from layerflow.media import decode_alpha, encode_alpha, encode_png
+from layerflow.media import Bounds, decode_alpha, encode_alpha, encode_png
 
 SHADOWS = ("none", "background")
 
@@ -64,12 +64,13 @@ def decode_objects(row: Mapping[str, Any]) -> list[SingleObject]:
 
     Raises MediaError for a damaged cell.
     """
+    bounds = Bounds.of(row)
     return [
         SingleObject(
             item["order"],
             item["prompt"] or "",
-            decode_alpha(item["visible_alpha"]),
-            decode_alpha(item["amodal_alpha"]),
+            decode_alpha(item["visible_alpha"], bounds),
+            decode_alpha(item["amodal_alpha"], bounds),
             item["origin"],
         )
         for item in row.get("objects") or ()

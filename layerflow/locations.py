@@ -12,8 +12,6 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from layerflow.media import MediaError
-
 SCHEMES = frozenset(
     {"http", "https", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "hf"}
     | {"hdfs", "webhdfs"}
@@ -29,12 +27,6 @@ URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>`]
 PORT = re.compile(r"[^:]*:\d*|\[[0-9A-Fa-f:.]*\](:\d*)?")
 MAX_NAME_CHARS = 8192
 HEAD_BYTES = 4096
-PLAYLISTS = re.compile(
-    rb"#EXTM3U|ffconcat\s+version|<MPD\b|c=IN IP|\[playlist\]|\[Reference\]|<asx\b|<smil\b"
-    rb"|<SmoothStreamingMedia|RTSPtext|^SMIL",
-    re.IGNORECASE,
-)
-TEXT_FILMS = (b"YUV4MPEG2 ",)  # films whose head reads as text
 
 
 def is_inside(path: Path, root: Path) -> bool:
@@ -182,30 +174,3 @@ def suffix_of(location: str) -> str:
     """The suffix of a path or URL, without a query."""
     name = urlsplit(location).path if "://" in location else location
     return Path(name).suffix[:16]
-
-
-def refuse_playlist(path: Path) -> None:
-    """Raises MediaError when a file is a text that names other files, whatever its own name is.
-
-    Playlists and scripts (HLS, DASH, ffconcat, SDP, ...) make a decoder open other files and
-    addresses. No film is a text, but for YUV4MPEG2.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:  # whoever opens it says why
-        return
-    if PLAYLISTS.search(head):
-        raise MediaError("not a readable video: a playlist or script that names other files")
-    if head and not head.startswith(TEXT_FILMS) and _is_text(head):
-        raise MediaError("not a readable video: it is a text file")
-
-
-def _is_text(head: bytes) -> bool:
-    if re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head):
-        return False
-    try:
-        head.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return error.start >= len(head) - 3 and error.end == len(head)  # cut inside a character
-    return True

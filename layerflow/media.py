@@ -21,15 +21,21 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8
+from layerflow.opening import (
+    MAX_CELL_PIXELS,
+    PNG_MAGIC,
+    Bounds,
+    MediaError,
+    cell_frames,
+    check_png,
+)
+
+__all__ = ["BITEXACT", "MAX_STILL_PIXELS", "PNG_MAGIC", "Bounds", "MediaError"]
 
 BITEXACT = {"fflags": "+bitexact"}
 """Muxer options: no encoder version, no random identifier of the file."""
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-MAX_STILL_PIXELS = 64_000_000
 
-
-class MediaError(ValueError):
-    """A video or picture that cannot be used; the message says why."""
+MAX_STILL_PIXELS = MAX_CELL_PIXELS
 
 
 def encode_color(frames: U8, fps: float, *, crf: int = 10, pix_fmt: str = "yuv444p") -> bytes:
@@ -115,31 +121,39 @@ def _write_stream(
     container.mux(stream.encode(None))
 
 
-def decode_color(data: bytes) -> U8:
-    """A colour cell (MP4 or PNG) -> uint8 ``[T, H, W, 3]``."""
+def decode_color(data: bytes, bounds: Bounds | None = None) -> U8:
+    """A colour cell (MP4 or PNG) -> uint8 ``[T, H, W, 3]``.
+
+    bounds: what the row says of its layers. Raises MediaError for a cell that is damaged, of
+    another kind, or outside the bounds.
+    """
     if data[:8] == PNG_MAGIC:
-        return decode_png(data)[None, ..., :3]
-    return _decode(data, "rgb24")
+        return decode_png(data, bounds)[None, ..., :3]
+    return _decode(data, "rgb24", bounds)
 
 
-def decode_alpha(data: bytes) -> U8:
-    """An alpha cell (FFV1 or PNG) -> uint8 ``[T, H, W]``, exactly as it was encoded."""
+def decode_alpha(data: bytes, bounds: Bounds | None = None) -> U8:
+    """An alpha cell (FFV1 or PNG) -> uint8 ``[T, H, W]``, exactly as it was encoded.
+
+    bounds and errors as of ``decode_color``.
+    """
     if data[:8] == PNG_MAGIC:
-        return decode_png(data)[None]
-    return _decode(data, "gray")
+        return decode_png(data, bounds)[None]
+    return _decode(data, "gray", bounds)
 
 
-def _decode(data: bytes, pixel_format: str) -> U8:
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            converter = _converter(stream.codec_context.height, pixel_format)
-            frames = [frame_array(f, pixel_format, converter) for f in container.decode(stream)]
-    except (av.error.FFmpegError, IndexError) as error:
-        raise MediaError(f"media cell cannot be decoded: {error}") from error
+def _decode(data: bytes, pixel_format: str, bounds: Bounds | None) -> U8:
+    frames: list[U8] = []
+    for frame in cell_frames(data, bounds):
+        converter = _converter(frame.height, pixel_format)
+        frames.append(frame_array(frame, pixel_format, converter))
+        if frames[-1].shape != frames[0].shape:
+            raise MediaError("the frame size changes inside the media cell")
     if not frames:
         raise MediaError("media cell holds no frame")
+    if bounds is not None and bounds.height is not None and len(frames) != bounds.frames:
+        text = f"{len(frames)} frames, the row says {bounds.frames}"
+        raise MediaError(f"the media cell holds {text}")
     return np.stack(frames)
 
 
@@ -186,11 +200,12 @@ def encode_png(image: U8) -> bytes:
     return bytes(data)
 
 
-def decode_png(data: bytes) -> U8:
-    """PNG bytes that this module wrote -> uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``."""
-    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-    if width * height > MAX_STILL_PIXELS:
-        raise MediaError(f"PNG of {width}x{height} is over {MAX_STILL_PIXELS} pixels")
+def decode_png(data: bytes, bounds: Bounds | None = None) -> U8:
+    """PNG bytes that this module wrote -> uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``.
+
+    bounds and errors as of ``decode_color``.
+    """
+    check_png(data, bounds)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint8:
         raise MediaError("PNG cannot be decoded to 8 bits")
@@ -200,12 +215,12 @@ def decode_png(data: bytes) -> U8:
     return cv2.cvtColor(image, code)
 
 
-def decode_cell(data: bytes) -> U8:
+def decode_cell(data: bytes, bounds: Bounds | None = None) -> U8:
     """A media cell of any layer: ``[T, H, W, 3]`` for colour, ``[T, H, W]`` for grey."""
     if data[:8] == PNG_MAGIC:
-        return decode_png(data)[None]
+        return decode_png(data, bounds)[None]
     grey = data[:4] == b"\x1a\x45\xdf\xa3"
-    return decode_alpha(data) if grey else decode_color(data)
+    return decode_alpha(data, bounds) if grey else decode_color(data, bounds)
 
 
 def write_prores4444(path: Path, rgba: U8, fps: float) -> None:

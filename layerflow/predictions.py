@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from layerflow.cells import read_clip
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
 from layerflow.layers import TASKS
 
@@ -75,7 +76,7 @@ def read_pairs(
         if predicted is None:
             skipped[id_] = "no prediction"
             continue
-        truth = fit(corpus.clip(index), *predicted.size, predicted.num_frames)
+        truth = fit(read_clip(corpus.row(index)), *predicted.size, predicted.num_frames)
         if truth is None:
             skipped[id_] = "fewer frames than its prediction"
             continue
@@ -110,7 +111,7 @@ def sampled_pairs(
     for index, id_ in enumerate(corpus.ids()):
         if request.count is not None and done + len(waiting) >= request.count:
             break
-        truth = fit(corpus.clip(index), *size)
+        truth = fit(read_clip(corpus.row(index)), *size)
         if truth is None:
             skipped[id_] = f"fewer than {size[2]} frames"
             continue
@@ -188,7 +189,7 @@ def reader(folder: Path) -> Callable[[str], LayeredClip | None]:
 
         corpus = Corpus.open(folder)
         places = {id_: index for index, id_ in enumerate(corpus.ids())}
-        return lambda id_: corpus.clip(places[id_]) if id_ in places else None
+        return lambda id_: read_clip(corpus.row(places[id_])) if id_ in places else None
     if not folder.is_dir():
         raise ValueError(f"{folder} is neither a corpus nor a folder of predictions")
     return lambda id_: read_folder(folder / id_) if (folder / id_).is_dir() else None

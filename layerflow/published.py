@@ -60,9 +60,12 @@ def open_corpus(where: str | Path) -> Corpus | PublishedCorpus:
     if is_remote(where):
         return PublishedCorpus.remote(str(where))
     path = Path(where)
-    if (path / "state.json").is_file() or not _parquet_files(path):
-        return Corpus.open(path)
-    return PublishedCorpus.open(path)
+    return PublishedCorpus.open(path) if is_published(path) else Corpus.open(path)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a local path names the Parquet files of a published corpus."""
+    return not (path / "state.json").is_file() and bool(_parquet_files(path))
 
 
 def fetched(where: str | Path) -> Path:
@@ -218,6 +221,15 @@ class PublishedCorpus:
     def rejected(self) -> list[dict[str, Any]]:
         return []
 
+    @property
+    def num_groups(self) -> int:
+        """Row groups of all files."""
+        return len(self._groups)
+
+    def group(self, number: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """One row group as corpus rows; ``columns`` leaves the others unread."""
+        return self._read(*self._groups[number][:2], columns)
+
     def chunks(self) -> Iterator[Chunk]:
         """Row groups in order, each a function from column names (None: all) to a record batch."""
         for file, group, _ in self._groups:
@@ -258,7 +270,11 @@ class PublishedCorpus:
 def _local_file(path: Path) -> _File:
     about = path.stat()
     stamp = (about.st_size, about.st_mtime_ns)
-    return _File(path.name, stamp, partial(pq.ParquetFile, path, memory_map=True))
+    return _File(path.name, stamp, partial(_open_local, path))
+
+
+def _open_local(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
 
 def _remote_file(system: Any, name: str) -> _File:

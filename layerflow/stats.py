@@ -7,7 +7,6 @@ have the same length, to see whether they are duplicates.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import pyarrow.compute as pc
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus import QUALITY_FIELDS, SCHEMA, Corpus, Table
 from layerflow.published import Chunk, PublishedCorpus
+from layerflow.shards import read_shard
 
 NO_LICENCE = "not stated"
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -31,22 +31,13 @@ SMALL = tuple(name for name in SCHEMA.names if name not in LAYERS)
 
 def arrow_files(table: Table) -> list[Path]:
     """The Arrow shards of a table on disk, in order."""
-    state = json.loads((table.path / "state.json").read_text())
-    return [table.path / Path(entry["filename"]).name for entry in state["_data_files"]]
+    return table.files()
 
 
 def arrow_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of one shard, with only the wanted columns.
-
-    Memory-mapped: a media column that is not touched is not read. Raises ValueError that names a
-    file that is cut off or gone.
-    """
-    try:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
-            for batch in reader:
-                yield batch if columns is None else batch.select(list(columns))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    """The record batches of one shard, with only the wanted columns; see ``read_shard``."""
+    for batch in read_shard(file):
+        yield batch if columns is None else batch.select(list(columns))
 
 
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:

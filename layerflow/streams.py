@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerflow.shards import read_shard
+
 BATCH_BYTES = 1 << 20  # a record batch of many small rows or of one large row
 
 
@@ -37,10 +39,9 @@ def read_stream(path: Path) -> Iterator[dict[str, Any]]:
 def open_stream(path: Path) -> list[pa.RecordBatch]:
     """The record batches of one Arrow stream, memory-mapped. ValueError if it is damaged."""
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            return list(reader)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} cannot be read: {error}; encode again") from error
+        return list(read_shard(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; encode again") from error
 
 
 def batched(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -21,6 +21,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from layerflow.care import refuse_unsound
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus import Corpus
 from layerflow.fingerprint import fingerprint_differences, model_fingerprint
@@ -184,6 +185,7 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
     for path in corpora:
         folder = fetched(path)
         corpus = open_corpus(folder)
+        refuse_unsound(corpus, ids=False)  # below, over all of them
         for index in range(len(corpus)):
             row = corpus.row(index)
             if row["id"] in seen:
@@ -192,7 +194,7 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
             texts = [row[f"{layer}_prompt"] or "" for layer in PROMPTED]
             digest = hashlib.sha256(json.dumps([texts, row["kind"], row["alpha_kind"]]).encode())
             for layer in LAYERS:
-                digest.update(hashlib.sha256(row[layer]).digest())
+                digest.update(hashlib.sha256(row[layer] or b"").digest())
             yield _Row(
                 corpus=str(folder),
                 index=index,

@@ -22,16 +22,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from layerflow.corpus import (
-    FORMAT_VERSION,
-    REJECTED_SCHEMA,
-    SCHEMA,
-    Table,
-    rejected_row,
-    write_table,
-)
+from layerflow.corpus import FORMAT_VERSION, REJECTED_SCHEMA, SCHEMA, Table, rejected_row
 from layerflow.documents import read_json
 from layerflow.outputs import local_output
+from layerflow.table_writer import write_table
 from pipelines.replay import remember, roots
 from pipelines.staging import Parts, Staging, json_part, locked, stream_part, write_json
 from pipelines.workers import run_staged

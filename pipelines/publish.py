@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerflow.care import check_folder, check_rows
+from layerflow.care import check_rows, refuse_unsound, refuse_unsound_rows
 from layerflow.corpus import REJECTED_SCHEMA, Corpus, Table
 from layerflow.locations import clean_uri
 from layerflow.outputs import local_output
@@ -144,11 +144,11 @@ def run_publish(
 
 
 def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None) -> Plan:
-    """Check the folder and the licences and assign the splits; decodes no media."""
-    problems = [p for p in check_folder(path) if p.field != "corpus.json"]
-    if problems:
-        raise ValueError(f"{path} cannot be published: {problems[0]}")
+    """Check the corpus and the licences and assign the splits; decodes no media."""
+    processes = os.cpu_count() or 1 if workers is None else workers
     corpus = Corpus.open(path)
+    refuse_unsound(corpus)
+    refuse_unsound_rows(corpus, workers=processes)
     if not len(corpus):
         raise ValueError(f"{path} holds no clip to publish")
     rows = list(small_rows(corpus))
@@ -159,7 +159,6 @@ def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None
     assignment = assign(rows, fractions, options.seed)
     names = np.asarray(assignment.names)
     splits = {name: np.flatnonzero(names == name) for name in fractions}
-    processes = os.cpu_count() or 1 if workers is None else workers
     return Plan(corpus, options, splits, assignment, licences, processes)
 
 

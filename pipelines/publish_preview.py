@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from layerflow.check import sound_clip
 from layerflow.clip import PROMPTED, LayeredClip
 from layerflow.contained import contained_map
 from layerflow.corpus import Corpus
@@ -43,7 +44,12 @@ def mosaic(clip: LayeredClip) -> bytes:
 def mosaic_maker(path: Path) -> Callable[[bytes], bytes]:
     """A handler for ``layerflow.contained``: the index of a row in, its mosaic out."""
     corpus = Corpus.open(path)
-    return lambda request: mosaic(corpus.clip(json.loads(request)))
+
+    def make(request: bytes) -> bytes:
+        index = json.loads(request)
+        return mosaic(sound_clip(corpus.row(index), index))
+
+    return make
 
 
 def preview_schema(scores: Sequence[str]) -> pa.Schema:

@@ -173,6 +173,7 @@ def write_parquet(
         use_dictionary=plain,
         write_statistics=plain,
         write_page_index=True,
+        write_page_checksum=True,
         use_content_defined_chunking=CHUNKING,
     ) as writer:
         group: list[pa.RecordBatch] = []

@@ -107,8 +107,7 @@ class Browsed:
         with self._child() as child:
             if not wanted():
                 raise ConnectionAbortedError
-            child.ask(request)
-            answer = child.answer()
+            answer = bytes(child.call(request))
         with self._lock:
             self._cached += len(answer) - len(self._cache.get(request, b""))
             self._cache[request] = answer

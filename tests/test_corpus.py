@@ -17,8 +17,8 @@ from layerflow.corpus import (
     origin,
     quality_cell,
     rejected_row,
-    write_table,
 )
+from layerflow.table_writer import write_table
 
 
 def make_row(index: int, kind: str = "pasted") -> dict:

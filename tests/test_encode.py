@@ -13,9 +13,10 @@ from test_staging import DAMAGE, play
 
 from layerflow.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
 from layerflow.clip import LAYERS, LayeredClip, composite, resize_clip
-from layerflow.corpus import SCHEMA, decode_row, encode_row, origin, write_table
+from layerflow.corpus import SCHEMA, decode_row, encode_row, origin
 from layerflow.latents import Latents
 from layerflow.presets import init_directory
+from layerflow.table_writer import write_table
 from pipelines import encode as module
 from pipelines.encode import run_encode
 from pipelines.stages.latent import (
@@ -48,7 +49,7 @@ def make_clip(index: int, *, frames: int = 8, kind: str = "pasted") -> LayeredCl
 
 def row(index: int, **options: Any) -> dict[str, Any]:
     clip = make_clip(index, **options)
-    source = origin(f"v{index}.mp4", f"sha{index // 2}")
+    source = origin(f"v{index}.mp4", f"{index // 2:064x}")
     return encode_row(clip, id=f"{index:016x}", origin=source, quality={}, recipe="r")
 
 
@@ -260,7 +261,7 @@ def test_bad_clips_are_rejected_and_the_job_goes_on(model: Path, tmp_path: Path)
     summary = encode([source], model, tmp_path / "l")
     assert summary.clips == 1
     reasons = dict(summary.rejected)
-    assert "cannot be decoded" in reasons[f"{1:016x}"]
+    assert "cannot be read" in reasons[f"{1:016x}"]
     assert "has 3 frames, 4 are asked for" in reasons[f"{2:016x}"]
     assert (tmp_path / "l/rejected.jsonl").read_text().count("\n") == 2
     only_bad = corpus(tmp_path / "bad", [row(2, frames=3)])

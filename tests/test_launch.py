@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from layerflow.adapters import adapter_names
 from layerflow.cli.main import build_app
 from layerflow.clip import LayeredClip
-from layerflow.corpus import SCHEMA, encode_row, origin, write_table
+from layerflow.corpus import SCHEMA, encode_row, origin
 from layerflow.pipeline import LayerFlowPipeline
 from layerflow.presets import init_directory
+from layerflow.table_writer import write_table
 from manifests.train import TrainManifest, Validation
 from pipelines.encode import run_encode
 from pipelines.stages.latent import Augment
@@ -97,7 +98,7 @@ def test_the_export_is_a_pipeline_with_both_adapters(tmp_path: Path) -> None:
     alpha[:, 8:24, 8:24] = 255
     colours = np.full((4, 32, 32, 3), 90, np.uint8)
     clip = LayeredClip(colours, alpha, colours, colours, {"foreground": "a box"})
-    row = encode_row(clip, id="0" * 16, origin=origin("a", "b"), quality={}, recipe="r")
+    row = encode_row(clip, id="0" * 16, origin=origin("a", "b" * 64), quality={}, recipe="r")
     write_table(tmp_path / "corpus", [row], SCHEMA)
     where = {"model": model, "size": (32, 32), "workers": 0, "quiet": True}
     run_encode([tmp_path / "corpus"], out=tmp_path / "video", **where)

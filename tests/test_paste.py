@@ -15,7 +15,7 @@ import pytest
 
 from layerflow.clip import U8, LayeredClip
 from layerflow.corpus import SCHEMA as ROWS
-from layerflow.corpus import Corpus, decode_row, encode_row, origin, write_table
+from layerflow.corpus import Corpus, decode_row, encode_row, origin
 from layerflow.media import (
     encode_alpha,
     encode_color,
@@ -23,6 +23,7 @@ from layerflow.media import (
     write_prores4444,
     write_vp9_alpha,
 )
+from layerflow.table_writer import write_table
 from manifests.paste import PasteOptions
 from pipelines.jobs import Outcome, make_recipe
 from pipelines.paste import Plan, paste_unit, plan_units, run_paste

@@ -83,10 +83,13 @@ def stats(corpus: CorpusPath, json: Json = False) -> None:
     """Counts, seconds, bytes, scores, licences, duplicates and rejection reasons."""
     import json as encoder
 
+    from layerflow.care import refuse_unpackable
     from layerflow.care import stats as of
     from layerflow.published import fetched, open_corpus
 
-    found = of(open_corpus(fetched(corpus)))
+    opened = open_corpus(fetched(corpus))
+    refuse_unpackable(opened)
+    found = of(opened)
     if json:
         typer.echo(encoder.dumps(found, indent=2))
         return
@@ -183,9 +186,12 @@ def view(
     ] = None,
 ) -> None:
     """One self-contained page: layers playing side by side, scores, filters, rejected rows."""
-    from layerflow.published import fetched
+    from layerflow.care import refuse_unpackable
+    from layerflow.published import fetched, is_published, open_corpus
 
     folder = fetched(source)
+    if is_published(folder):
+        refuse_unpackable(open_corpus(folder))
     if serve:
         from pipelines.report_server import serve as serve_page
 

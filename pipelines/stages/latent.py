@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import av
-import av.video.reformatter
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.cells import pack_clips, read_cell, unpack_clips
+from layerflow.check import check_equation, check_unread
+from layerflow.clip import LAYERS, PROMPTED, LayeredClip, resize_clip
+from layerflow.contained import Buffer, Contained, Work
 from layerflow.documents import read_json
 from layerflow.latents import clip_row, prompt_key, prompt_row
-from layerflow.media import PNG_MAGIC, MediaError, decode_cell
+from layerflow.media import Bounds, MediaError
 
 MAX_FRAMES = 10_000  # of one clip
+SHARED_BYTES = 512 << 20  # pictures of one row; those of a larger one go through a pipe
 AUTOENCODERS = {
     "BlockDCTAutoencoder": "layerflow.autoencoder",
     "AutoencoderKLCogVideoX": "diffusers",
@@ -127,6 +129,12 @@ class Encoder:
         encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
         return tokenizer, encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
+    @cached_property
+    def reader(self) -> Contained:
+        """The child process that decodes and resizes, kept for all rows of this process."""
+        maker = partial(picture_maker, options=self.options)
+        return Contained(maker, Path(), writes=False, shared=SHARED_BYTES)
+
     def check(self) -> None:
         """ValueError if the autoencoder cannot take the frames or size that are asked for."""
         from layerflow.autoencoder import check_frames, spatial_factor
@@ -154,16 +162,10 @@ class Encoder:
         """
         from layerflow.autoencoder import check_frames
 
-        augment = self.options.augment
-        if augment.freeze and row["kind"] != "image":
-            clip, length = decode_frames(row, frozen_frames(row, augment.freeze)), 1
-        else:
-            clip = decode(row, self.options.frames)
-            length = clip.num_frames
+        pictures = self.pictures(row)
+        chosen = variants(row["kind"], self.options.augment)
+        length = pictures[0].num_frames
         check_frames(self.vae, length)
-        chosen = variants(clip.kind, augment)
-        size = self.options.size or clip.size
-        pictures = [vary(clip, v, size, augment.min_crop, row["id"]) for v in chosen]
         keys = [prompt_key(text) for text in about["prompts"]]
         return [
             clip_row(
@@ -172,17 +174,23 @@ class Encoder:
                 id=row["id"] + variant.suffix,
                 source=row["id"],
                 content=about["content"],
-                kind=clip.kind,
-                alpha_kind=clip.alpha_kind,
+                kind=picture.kind,
+                alpha_kind=picture.alpha_kind,
                 origin_group=origin_group(row["origin"]),
                 num_frames=length,
-                height=size[0],
-                width=size[1],
-                fps=clip.fps,
+                height=picture.size[0],
+                width=picture.size[1],
+                fps=picture.fps,
                 **{f"{layer}_prompt": key for layer, key in zip(PROMPTED, keys, strict=True)},
             )
-            for variant, moments in zip(chosen, self._moments(pictures), strict=True)
+            for variant, picture, moments in zip(
+                chosen, pictures, self._moments(pictures), strict=True
+            )
         ]
+
+    def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
+        """``pictures_of`` a corpus row, made in the child process; good until the next call."""
+        return unpack_clips(self.reader.call(pickle.dumps(dict(row))), row)
 
     def _moments(self, clips: Sequence[LayeredClip]) -> np.ndarray:
         """float32 ``[N, 4, 2C, f, h, w]``."""
@@ -194,6 +202,32 @@ class Encoder:
         mean, logvar = encode(self.vae, pixels.permute(0, 4, 1, 2, 3))
         moments = torch.cat([mean, logvar], 2).transpose(1, 2)
         return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
+
+
+def picture_maker(path: Path, options: Options) -> Work:
+    """The handler of `Encoder.reader`: a corpus row in, the pictures of its variants out."""
+
+    def answer(request: bytes) -> list[Buffer]:
+        return pack_clips(pictures_of(pickle.loads(request), options))  # of the parent: plain
+
+    return answer
+
+
+def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
+    """Every variant of a corpus row as it goes into the autoencoder, decoded in this process.
+
+    MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
+    """
+    check_unread(row)
+    augment = options.augment
+    if augment.freeze and row["kind"] != "image":
+        clip = decode_frames(row, frozen_frames(row, augment.freeze))
+    else:
+        clip = decode(row, options.frames)
+    if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
+        check_equation(row, clip)
+    size = options.size or clip.size
+    return [vary(clip, v, size, augment.min_crop, row["id"]) for v in variants(clip.kind, augment)]
 
 
 def text_shape(model: str) -> tuple[int, int]:
@@ -249,58 +283,15 @@ def _random(key: str) -> np.random.Generator:
 
 def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
     """The clip of a corpus row with the frames `keep`, in that order."""
+    bounds = Bounds.of(row)
     return LayeredClip(
-        **{layer: read_cell(row[layer], keep, grey=layer == "alpha") for layer in LAYERS},
+        **{layer: read_cell(row[layer], keep, bounds, grey=layer == "alpha") for layer in LAYERS},
         prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
         fps=row["fps"] * len(keep) / max(1, row["num_frames"]),
         kind=row["kind"],
         alpha_kind=row["alpha_kind"],
         background_kind=row["background_kind"],
     )
-
-
-def read_cell(data: bytes, keep: Sequence[int], *, grey: bool) -> U8:
-    """The frames `keep` of a media cell: uint8 ``[T, H, W, 3]``, or ``[T, H, W]`` when grey."""
-    if data[:8] == PNG_MAGIC:
-        return decode_cell(data)[list(keep)]
-    wanted, taken = set(keep), dict[int, Any]()
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            for index, frame in enumerate(container.decode(stream)):
-                if index in wanted:
-                    taken[index] = frame
-    except (av.error.FFmpegError, IndexError) as error:
-        raise MediaError(f"media cell cannot be decoded: {error}") from error
-    if len(taken) != len(wanted):
-        raise MediaError(f"a media cell has no frame {max(keep)}")
-    frames = [taken[index] for index in keep]
-    return np.stack([frame.to_ndarray() for frame in frames] if grey else to_rgb(frames))
-
-
-def to_rgb(frames: Sequence[Any]) -> list[U8]:
-    """Decoded frames of one stream as uint8 ``[H, W, 3]``, as `layerflow.media` converts them.
-
-    One converter with one thread for all frames: a pool of threads for each frame takes many times
-    longer than the conversion.
-    """
-    converter = av.video.reformatter.VideoReformatter()
-    matrix = frames[0].colorspace
-    if matrix in (0, 2):  # unspecified: by size, as players do
-        matrix = 1 if frames[0].height > 576 else 5
-    converted = []
-    for frame in frames:
-        rgb = converter.reformat(
-            frame,
-            format="rgb24",
-            src_colorspace=matrix,
-            src_color_range=frame.color_range or 1,
-            dst_color_range=2,
-            threads=1,
-        )
-        converted.append(np.asarray(rgb.to_ndarray(), np.uint8))
-    return converted
 
 
 def vary(

@@ -11,10 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from layerflow.cells import read_cells
 from layerflow.clip import U8, resize_cover
 from layerflow.corpus import Corpus, file_sha256
 from layerflow.decode import Decoder
-from layerflow.media import MediaError, decode_alpha, decode_color
+from layerflow.media import MediaError
 from pipelines.stages.animations import SUFFIXES as ANIMATED
 from pipelines.stages.animations import is_animation
 from pipelines.stages.camera import film_still, measure_camera
@@ -209,9 +210,10 @@ class Loader:
 
     def _row(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
         row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
-        alpha = decode_alpha(row["alpha"])
+        layers = read_cells(row, ("foreground", "alpha"))
+        alpha = layers["alpha"]
         check_alpha(alpha)
-        rgba = np.concatenate([decode_color(row["foreground"]), alpha[..., None]], axis=3)
+        rgba = np.concatenate([layers["foreground"], alpha[..., None]], axis=3)
         fps = row["fps"] if row["num_frames"] > 1 else 0.0
         return rgba, fps, row["foreground_prompt"], _row_record(source, row)
 
@@ -224,7 +226,8 @@ class Loader:
             if source.kind == "row":
                 columns = ("background", "background_prompt", "background_kind")
                 row = self._read_row(source, columns)
-                frames, record = decode_color(row["background"]), _row_record(source, row)
+                frames = read_cells(row, ("background",))["background"]
+                record = _row_record(source, row)
                 kind, fps, prompt = row["background_kind"], row["fps"], row["background_prompt"]
             else:
                 here = self._fetcher.local(source)
@@ -326,7 +329,7 @@ class Loader:
         assert path is not None
         if path not in self._corpora:
             self._corpora[path] = Corpus.open(path)
-        known = ("id", "origin", "fps", "num_frames")
+        known = ("id", "origin", "fps", "num_frames", "height", "width")
         return self._corpora[path].row(source.row, (*known, *columns))
 
 
