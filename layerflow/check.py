@@ -216,8 +216,8 @@ def _origin(origin: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def uri_escapes(uri: str) -> bool:
     """Whether a uri is an absolute local path or climbs out of its root with ``..``."""
-    windows = PureWindowsPath(uri)
-    if uri.startswith(("/", "~", "file:")) or windows.drive or windows.root:
+    windows = PureWindowsPath(uri)  # a:b.mp4 is a plain name, C:\\b.mp4 and C:/b.mp4 are not
+    if uri.startswith(("/", "~/", "~\\", "file:")) or windows.root or len(windows.drive) > 2:
         return True
     return ".." in PurePosixPath(uri).parts or ".." in windows.parts
 

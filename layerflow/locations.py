@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -88,6 +89,12 @@ def locate(name: str, root: Path, what: str = "the table's folder") -> str:
     return str(path)
 
 
+def spellings(stem: str, suffixes: Iterable[str]) -> Iterator[str]:
+    """The names of a stem with each of some suffixes, in the cases that programs write."""
+    for suffix in suffixes:
+        yield from (stem + suffix, stem + suffix.upper(), stem + suffix.title())
+
+
 def below(path: Path, root: Path) -> str:
     """The uri of a local file: its place below ``root``, else its name alone (``escape_name``)."""
     at, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))
@@ -98,11 +105,13 @@ def below(path: Path, root: Path) -> str:
 
 
 def root_of(path: Path, uri: str) -> Path | None:
-    """The folder below which a local file, or the files of a folder ``uri``, have their uri."""
+    """The folder below which a local file, or the files of a folder or sequence, have their uri."""
+    name = Path(unescape_name(uri))
     for parent in path.parents:
-        if parent / uri == path or (parent / uri) in path.parents:
+        if parent / name == path or (parent / name) in path.parents:
             return parent
-    return None
+    folders = () if name.parent == Path() else path.parents
+    return next((parent for parent in folders if parent / name.parent in path.parents), None)
 
 
 def escape_name(name: str) -> str:

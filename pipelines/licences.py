@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +28,17 @@ HUB_LICENCES = {
     "public domain": "unknown",
 }
 # Signs between words are blanks when these are looked for; see ``_plain``.
+_NO = r"\b(?:no|not|non|never|cannot|(?:can|don|mustn) t)"
+_BETWEEN = r"(?: (?:for|be|to|may|must|allowed|permitted|authori[sz]ed|publicly|further|any))"
 FORBIDDING = re.compile(
-    r"all rights reserved|proprietary|confidential|copyrighted"
-    r"|no[nt]? ?(?:be )?redistribut|no redistribution|do not (?:re)?distribute"
-    r"|(?<![a-z])(?:cc ?)?(?:by ?)?(?:nc ?)?nd(?![a-z])|no ?deriv|internal use|personal use"
-    r"|evaluation only|royalty managed|editorial",
+    r"all ?rights ?reserved|alle rechte vorbehalten|tous droits r[e\u00e9]serv"
+    r"|derechos reservados|direitos reservados|diritti riservati|\u7248\u6743\u6240\u6709"
+    r"|proprietary|confidential|copyrighted|vocab inc(?![a-z])|standard youtube licen"
+    r"|no[nt]? ?(?:be )?redistribut"
+    rf"|{_NO}{_BETWEEN}{{0,3}} (?:(?:re ?)?distribut|shar(?:e|ed|ing)\b(?! ?alike))"
+    r"|(?:re)?distribution(?: [a-z]+){0,4} (?:not|prohibited|forbidden)\b"
+    r"|(?<![a-z\d])(?:cc ?)?(?:by ?)?(?:nc ?)?nd(?![a-z])|(?:no|without) ?deriv"
+    r"|internal use|personal use|evaluation only|(?:royalty|rights) managed|editorial",
     re.IGNORECASE,
 )
 NON_COMMERCIAL = re.compile(
@@ -46,23 +53,44 @@ COMMONS = re.compile(
     r"(?:https?://)?(?:www\.)?creativecommons\.org/(licenses|publicdomain)/([a-z+-]+)/(\d\.\d)\S*",
     re.IGNORECASE,
 )
-COLUMN = re.compile(r"licen[cs]es?(?:[_ -]?(?:name|id|url|uri|link|type|text|title))?")
+# Names of columns and keys, in lower case; a licence plate and a licensee are none.
+COLUMN = re.compile(
+    r"(?!.*(?:plate|driv(?:er|ing))).*licen[cs](?:ing|e(?![der])).*"
+    r"|(?:.*[^a-z])?(?:rights|copyrights?|(?:usage|reuse)[^a-z]?terms|terms[^a-z]?of[^a-z]?use)"
+    r"(?:[^a-z]?(?:statement|notice|status|text|info|link|ur[il]))?",
+    re.DOTALL,
+)
+UNSAID = frozenset({"unknown", "none", "null", "nan", "n/a", "na", "-", "?", "other"})
 MAX_CHARS = 2000
 MAX_DEPTH = 6
 
 
 def is_licence_column(name: str) -> bool:
-    """Whether a column or key holds a licence: ``licence``, ``license``, ``license_url``, ..."""
-    return COLUMN.fullmatch(name.strip().lower()) is not None
+    """Whether a column or key holds a licence: ``licence``, ``video_license``, ``rights``, ..."""
+    return COLUMN.fullmatch(name.strip(" \ufeff").lower()) is not None
 
 
-def licence_in(row: Mapping[str, Any]) -> str | None:
-    """The licence that a row or JSON object states, under every name that a licence may have.
+def licence_in(content: Any, *, deep: bool = True) -> str | None:
+    """The licence that a row or JSON value states, under every name that a licence may have.
 
-    Several are joined with "; ": all of them hold. None when nothing is stated. Raises ValueError
-    for a value that cannot be read, since what it forbids is not known.
+    deep: in the objects and lists inside it, too. Several are joined with "; ": all of them hold.
+    None when nothing is stated. Raises ValueError for a value that cannot be read, since what it
+    forbids is not known.
     """
-    stated = [licence_text(value) for name, value in row.items() if is_licence_column(str(name))]
+    stated: list[str | None] = []
+    left = deque([content])
+    while left:
+        entry = left.popleft()
+        if isinstance(entry, Mapping):
+            for name, value in entry.items():
+                if is_licence_column(str(name)):
+                    if isinstance(value, bool) and str(name).lower() not in ("licence", "license"):
+                        continue  # license_checked: true
+                    stated.append(licence_text(value))
+                elif deep:
+                    left.append(value)
+        elif deep and isinstance(entry, list | tuple):
+            left.extend(entry)
     return joined(stated)
 
 
@@ -98,7 +126,7 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
         raise ValueError("the licence is nested too deeply")
     if isinstance(value, bytes):
         try:
-            value = value.decode("utf-8-sig")
+            value = value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError("the licence cannot be read: it is no UTF-8 text") from error
     if isinstance(value, str):
@@ -113,7 +141,9 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
 
 
 def _of_text(text: str, depth: int) -> Iterator[str]:
-    text = " ".join(printable(text).replace("\0", " ").split())
+    if "\0" in text:
+        raise ValueError("the licence cannot be read: it holds NUL characters")
+    text = " ".join(printable(text).replace("\ufeff", "").split())
     if len(text) > MAX_CHARS:
         raise ValueError(f"the licence cannot be kept: it is over {MAX_CHARS} characters")
     if text[:1] in ("[", "{") and text[-1:] in ("]", "}"):
@@ -146,7 +176,8 @@ def _of_struct(entry: Mapping[str, Any], depth: int) -> Iterator[str]:
 @dataclass(frozen=True)
 class LicenceReport:
     """counts: clips by licence. forbidding: those of them that forbid redistribution.
-    unstated: clips without a licence; unstated_sources: where they come from (at most 20)."""
+    unstated: clips without a licence, or with one of which a part is not known; unstated_sources:
+    where they come from (at most 20)."""
 
     counts: dict[str, int]
     forbidding: dict[str, int]
@@ -189,7 +220,9 @@ def hub_licences(licence: str) -> set[str | None]:
 
 
 def _plain(licence: str) -> str:
-    return re.sub(r"[\s_/.,;:()+-]+", " ", licence)
+    """Words with one blank between; signs that look alike are one, invisible ones are none."""
+    shown = (sign for sign in licence if unicodedata.category(sign) != "Cf")
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", "".join(shown)))
 
 
 def forbids(licence: str) -> bool:
@@ -197,7 +230,13 @@ def forbids(licence: str) -> bool:
 
     Of alternatives ("MIT OR CC-BY-ND-4.0") the strictest counts: nobody has chosen one.
     """
-    return bool(FORBIDDING.search(_plain(licence)) or FORBIDDING.search(licence))
+    return FORBIDDING.search(_plain(licence)) is not None
+
+
+def is_unsaid(licence: str) -> bool:
+    """Whether a text, or one part of it, says that the licence is not known (``unknown``)."""
+    parts = (part.strip(" .").lower() for part in licence.split("; "))
+    return any(part in UNSAID or part == NO_LICENCE for part in parts)
 
 
 def review(rows: Iterable[Mapping[str, Any]]) -> LicenceReport:
@@ -207,7 +246,7 @@ def review(rows: Iterable[Mapping[str, Any]]) -> LicenceReport:
     for row in rows:
         licence = (row["origin"]["licence"] or "").strip()
         counts[licence or NO_LICENCE] += 1
-        if not licence:
+        if not licence or is_unsaid(licence):
             unstated[clean_uri(row["origin"]["uri"])] += 1
     return LicenceReport(
         dict(sorted(counts.items())),

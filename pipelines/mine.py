@@ -46,6 +46,7 @@ from pipelines.stages.gates import judge, resolve_gate
 from pipelines.stages.inpaint import Inpainter, make_inpainter
 from pipelines.stages.layers import Mined, make_layers
 from pipelines.stages.listing import Source, list_sources, local_copy, matte_beside, tell
+from pipelines.stages.metadata import folders_say
 from pipelines.stages.plate import clean_plate
 from pipelines.stages.prompts import (
     RIGHTS,
@@ -196,11 +197,12 @@ def _said(source: Source, table: Table | None, options: MineOptions) -> dict[str
     """Prompts, licence and attribution of a source, for its units. A remote one has no sidecar.
 
     Prompts: the row that named it, the table of prompts, its sidecar, the template, layer by layer.
-    Rights: all that these say; the job's own where they say nothing.
+    Rights: all that these and the JSON of its folders say; the job's own where they say nothing.
     """
     path, root = None if source.remote else source.path, Path(source.root)
     beside = sidecar(path, root) if path is not None else {}
-    found: dict[str, Any] = rights(source.row, entry_for(source.uri, table), beside)
+    folders = [] if path is None else folders_say([path], root)
+    found: dict[str, Any] = rights(source.row, entry_for(source.uri, table), beside, *folders)
     for name in RIGHTS:
         found[name] = found[name] or getattr(options, name)
     prompts, _ = prompts_for(path, source.uri, table, root)

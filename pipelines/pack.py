@@ -19,19 +19,21 @@ from layerflow.corpus import (
     EXTENDED_SCHEMA,
     rejected_row,
 )
-from layerflow.locations import without_secrets
+from layerflow.locations import root_of, without_secrets
 from layerflow.outputs import local_output
 from manifests.pack import PackOptions
 from pipelines.jobs import Choose, Outcome, Recipe, Summary, Unit, make_recipe, run_job, unit_key
-from pipelines.licences import joined
 from pipelines.matting.numerics import single_thread
 from pipelines.pack_rows import Plan, pack_film, pack_still
 from pipelines.stages.importers import LAYOUTS, Listing, importer_of
 from pipelines.stages.layouts import Film, Group
 from pipelines.stages.listing import tell
+from pipelines.stages.metadata import folders_say
 from pipelines.stages.prompts import (
     check_matches,
     clean_text,
+    entry_for,
+    merged,
     read_prompt_table,
     said_in,
 )
@@ -110,16 +112,19 @@ def make_plan(options: PackOptions) -> Plan:
         raise ValueError(
             without_secrets(f"no layered still or film in {', '.join(options.inputs)}")
         )
-    table = {**found.prompts}
+    everything: list[Group | Film] = [*found.stills, *found.films]
+    names = {entry.uri: entry.name for entry in everything}
+    given = read_prompt_table(Path(options.prompts)) if options.prompts else {}
+    if options.prompts and not names:
+        raise ValueError(f"{options.prompts}: rows of a table say this in columns of their own")
     if options.prompts:
-        given = read_prompt_table(Path(options.prompts))
-        uris = [*(group.uri for group in found.stills), *(film.uri for film in found.films)]
-        unnamed = check_matches(given, uris, options.prompts) if uris else None
+        unnamed = check_matches(given, list(names), options.prompts)
         if unnamed:
             tell(unnamed)
-        for key, said in given.items():  # rights of the folder's own index hold too
-            both = joined([table.get(key, {}).get("licence"), said.get("licence")])
-            table[key] = {**table.get(key, {}), **said} | ({"licence": both} if both else {})
+    table = {
+        uri: merged(entry_for(uri, given, name), entry_for(uri, found.prompts, name))
+        for uri, name in names.items()
+    }
     mappings = tuple(mapping_of(part.columns, options.columns) for part in found.parts)
     films, parts = tuple(found.films), tuple(found.parts)
     return Plan(layered, films, pool, table, parts, mappings, lacking)
@@ -208,7 +213,9 @@ def pack_table(
                 texts = {k.removesuffix("_prompt"): v for k, v in cells.items() if k in TEXTS}
                 known = {k: clean_text(v) for k, v in texts.items() if isinstance(v, str)}
                 rest = {k: v for k, v in cells.items() if k not in (*LAYERS, *TEXTS)}
-                known |= said_in(rest)
+                location = Path(part.location)
+                root = None if part.remote else root_of(location, part.uri)
+                known = merged(known, said_in(rest), *folders_say([location], root))
                 group = Group(uri, "", tuple(sorted(files)))
                 shown = replace(plan, table={uri: known}) if known else plan
                 return pack_still(group, shown, options, recipe)

@@ -37,13 +37,9 @@ from pipelines.stages.packing import (
     still_prompts,
 )
 from pipelines.stages.paste_scores import encode_checked, recomposition_error, score_layers
-from pipelines.stages.prompts import (
-    Table,
-)
+from pipelines.stages.prompts import Table, merged
 from pipelines.stages.stills import load_opaque
-from pipelines.stages.tables import (
-    Part,
-)
+from pipelines.stages.tables import Part
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,9 @@ def _film_rows(
     first = Parts(reel.cutout([0], work)[0], None, None)
     made_up, _, scene, drawn = _draw_background(group, first, plan, options)
     known = folder_prompts(film.layers[0][1][0].parent)
-    table = {film.uri: known, **{k: v for k, v in plan.table.items() if v}} if known else plan.table
+    table: dict[str, Mapping[str, str]] = {film.uri: merged(plan.table.get(film.uri, {}), known)}
+    if drawn is not None:
+        table[drawn.uri] = plan.table.get(drawn.uri, {})
     own = reel.shows_scene
     prompts = still_prompts(group, "a scene" if own else scene, table)
     default = {"licence": options.licence, "attribution": options.attribution}

@@ -14,7 +14,7 @@ from typing import Protocol
 from pipelines.stages import mulan, tables
 from pipelines.stages.layouts import Film, Group, files_below, group_files, split_films
 from pipelines.stages.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
-from pipelines.stages.metadata import film_prompts, layered_images
+from pipelines.stages.metadata import index_of, layered_images
 from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 from pipelines.stages.twins import Twins
 
@@ -63,7 +63,7 @@ class Grouped:
     def list(self, root: Path) -> Listing:
         groups = group_files(root, self.suffixes, Twins(asked=self.name == "pairs"))
         films, stills = split_films(groups) if self.films else ([], groups)
-        return Listing(stills if self.stills else [], films, prompts=dict(film_prompts(root)))
+        return Listing(stills if self.stills else [], films, prompts=dict(index_of(root)))
 
     def lacks(self, roles: Iterable[str]) -> str | None:
         found = set(roles)

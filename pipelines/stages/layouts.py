@@ -222,6 +222,11 @@ class Film:
     def roles(self) -> dict[str, tuple[Path, ...]]:
         return dict(self.layers)
 
+    @property
+    def files(self) -> tuple[tuple[str, Path], ...]:
+        """(role, file or frame), in order."""
+        return tuple((role, path) for role, paths in self.layers for path in paths)
+
 
 def split_films(
     groups: Iterable[Group],

@@ -20,6 +20,7 @@ from layerflow.locations import (
     escape_name,
     is_inside,
     locate,
+    spellings,
     suffix_of,
     without_secrets,
 )
@@ -220,18 +221,17 @@ def matte_beside(path: Path, root: Path | None = None) -> Path | None:
     Raises ValueError for a link that leads out of ``root`` (by default its own folder).
     """
     for mark in sorted(MATTE_MARKS):
-        found = next(_with_suffix(path, path.stem + mark, VIDEO_SUFFIXES), None)
-        if found is not None:
-            return check_inside(found, root or path.parent)
+        for stem in spellings(path.stem, [mark]):
+            found = next(_with_suffix(path, stem, VIDEO_SUFFIXES), None)
+            if found is not None:
+                return check_inside(found, root or path.parent)
     return None
 
 
 def _with_suffix(path: Path, stem: str, suffixes: Iterable[str]) -> Iterator[Path]:
-    """Files beside a path with a stem and one of the suffixes, in lower or upper case."""
-    for suffix in sorted(suffixes):
-        for form in (suffix, suffix.upper()):
-            if (beside := path.with_name(stem + form)).is_file():
-                yield beside
+    """Files beside a path with a stem and one of the suffixes, in any usual case."""
+    beside = (path.with_name(name) for name in spellings(stem, sorted(suffixes)))
+    return (found for found in beside if found.is_file())
 
 
 def _is_matte_of_a_neighbour(path: Path) -> bool:

@@ -5,20 +5,25 @@
 - LayerFlow's layered images: ``meta.json`` = ``{id: {"images", "images_bg", "images_fg", "prompt",
   "prompt_bg", "prompt_fg"}}``, paths below the folder of the file;
 - a folder for each clip with a ``metadata.json`` in it (VidLayer).
+
+What the JSON of a folder states of rights at its top holds for all that lies below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from layerflow.locations import below, check_inside, locate
+from layerflow.locations import below, check_inside, locate, root_of
 from pipelines.stages.layouts import Group
-from pipelines.stages.prompts import Said, said_in
+from pipelines.stages.prompts import Said, merged, rights_in, said_in, sidecar
 from pipelines.stages.rows import parse_json, read_text
 
 MAX_BYTES = 256 << 20
+FOLDER_FILES = ("metadata.json", "meta.json")
+DATASET_FILE = "dataset_info.json"  # of a folder that ``save_to_disk`` wrote
 
 
 def _read(path: Path) -> Any:
@@ -29,21 +34,59 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path.name}: not valid JSON: {error}") from error
 
 
-def film_prompts(root: Path) -> dict[str, Said]:
-    """What is said, by film name, in the ``meta*.json`` of a folder. ValueError for bad JSON."""
+def index_of(root: Path) -> dict[str, Said]:
+    """What the index files of a folder say, by film name or by uri. ValueError for bad JSON."""
     found: dict[str, Said] = {}
     for path in sorted(root.glob("meta*.json")):
         content = _read(path)
         videos = content.get("videos") if isinstance(content, Mapping) else None
         if isinstance(videos, Mapping):
             for name, entry in videos.items():
-                found.setdefault(str(name), {}).update(said_in(entry))
-    return found
+                found[str(name)] = merged(said_in(entry), found.get(str(name), {}))
+    images = layered_images(root)
+    return found | (images[1] if images else {})
+
+
+def said_of(
+    uri: str, name: str, files: Sequence[Path], told: Mapping[str, str] | None = None
+) -> Said:
+    """Rights of a still or film, and what is told of it: ``told`` (a table's row), the sidecars of
+    all its files and of its name, and the JSON of the folders that it lies in."""
+    beside = [*files, *(path.with_name(f"{name}.png") for path in files[:1])]
+    root = next((found for path in files if (found := root_of(path, uri))), None)
+    if root is not None and (root / uri).is_dir():
+        beside.append(root / uri)  # frames in a folder of their own: bird/0001.png, bird.json
+    said = [sidecar(path, root) for path in dict.fromkeys(beside)]
+    return merged(told or {}, *said, *folders_say(files, root))
+
+
+def folders_say(files: Sequence[Path], root: Path | None) -> list[Said]:
+    """Licence and attribution that the JSON of some files' folders, up to ``root``, states at its
+    top."""
+    if root is None:
+        return []
+    folders = dict.fromkeys(up for path in files for up in path.parents if up.is_relative_to(root))
+    return [*map(_folder_rights, folders)]
+
+
+@lru_cache(maxsize=256)
+def _stated(path: Path, _stamp: tuple[int, int]) -> Said:
+    return rights_in(_read(path), deep=False)
+
+
+def _folder_rights(folder: Path) -> Said:
+    said = []
+    for name in (*FOLDER_FILES, DATASET_FILE):
+        path = folder / name
+        if path.is_file():
+            look = path.stat()
+            said.append(_stated(path, (look.st_mtime_ns, look.st_size)))
+    return merged(*said)
 
 
 def folder_prompts(folder: Path) -> Said:
     """Prompts and rights from the ``metadata.json`` or ``meta.json`` of one clip's folder."""
-    for name in ("metadata.json", "meta.json"):
+    for name in FOLDER_FILES:
         if (folder / name).is_file():
             return said_in(_read(folder / name))
     return {}

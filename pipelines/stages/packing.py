@@ -15,11 +15,12 @@ from layerflow.media import MediaError
 from pipelines.licences import all_of
 from pipelines.matting.numerics import push_pull
 from pipelines.stages.composite import continued
-from pipelines.stages.layouts import Film, Group, Layers, words_of
+from pipelines.stages.layouts import Film, Group, words_of
+from pipelines.stages.metadata import said_of
 from pipelines.stages.mulan import merged, read_decomposed
 from pipelines.stages.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 from pipelines.stages.photoshop import read_document
-from pipelines.stages.prompts import RIGHTS, Table, rights, sidecar
+from pipelines.stages.prompts import RIGHTS, Table, sidecar
 from pipelines.stages.stills import (
     check_alpha,
     load_cutout,
@@ -193,10 +194,7 @@ def still_prompts(
     behind: what the background shows, if nothing better is known. Raises ValueError for a broken
     sidecar.
     """
-    found: dict[str, str] = {}
-    for key in (group.uri, Path(group.uri).name, group.name):
-        if not found and key in table:
-            found = dict(table[key])
+    found = table.get(group.uri, {})
     given = {layer: found[layer] for layer in PROMPTED if found.get(layer)}
     roles = group.roles
     shown = [roles[r] for r in ("file", "foreground", "blended", "alpha") if r in roles]
@@ -220,28 +218,17 @@ def still_prompts(
     return {"foreground": subject, "background": scene, "blended": whole}
 
 
-def rights_of(group: Group | Film, table: Table) -> dict[str, str | None]:
-    """Licence and attribution of a still or film: of its row in the table and all its sidecars."""
-    keys = (group.uri, Path(group.uri).name, group.name)
-    named = next((table[key] for key in keys if key in table), {})
-    files = [path for _, paths in _files_of(group) for path in paths[:1]]
-    files += [path.with_name(f"{group.name}.png") for path in files[:1]]
-    said = (sidecar(path, root_of(path, group.uri)) for path in dict.fromkeys(files))
-    return rights(named, *said)
-
-
 def clip_rights(
     made_of: Sequence[Group | Film], table: Table, default: Mapping[str, str | None]
 ) -> dict[str, str | None]:
     """Licence and attribution of what a clip is made of: all of them hold.
 
-    default: of what states none itself.
+    table: what is told by uri. default: of what states none itself.
     """
-    stated = [rights_of(entry, table) for entry in made_of]
-    return {name: all_of([held[name] or default[name] for held in stated], name) for name in RIGHTS}
-
-
-def _files_of(group: Group | Film) -> Layers:
-    if isinstance(group, Film):
-        return group.layers
-    return tuple((role, (path,)) for role, path in group.files)
+    stated = [
+        said_of(entry.uri, entry.name, [path for _, path in entry.files], table.get(entry.uri))
+        for entry in made_of
+    ]
+    return {
+        name: all_of([held.get(name) or default[name] for held in stated], name) for name in RIGHTS
+    }

@@ -8,12 +8,13 @@ error.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from layerflow.clip import PROMPTED
-from layerflow.locations import check_inside, escape_name, printable
+from layerflow.locations import check_inside, escape_name, printable, spellings
 from pipelines.licences import is_licence_column, joined, licence_in
 from pipelines.stages.rows import parse_json, read_rows, read_text, video_of
 
@@ -50,13 +51,14 @@ def is_known_column(name: str) -> bool:
 
 
 def prompts_in(entry: Any) -> Said:
-    """The prompts that a JSON object or row holds, under any of the names in ``KEYS``.
+    """The prompts that a JSON object or row holds, under any of the names in ``KEYS``, in any case.
 
     Of several captions of a layer the first counts; what is no text, or a file's name, is none.
     """
     if not isinstance(entry, Mapping):
         return {}
     found: Said = {}
+    entry = _lower(entry)
     for layer, names in KEYS.items():
         texts = (clean_text(_first(entry.get(name))) for name in names)
         text = next((text for text in texts if text and not _is_file_name(text)), None)
@@ -66,13 +68,33 @@ def prompts_in(entry: Any) -> Said:
 
 
 def said_in(entry: Any) -> Said:
-    """Prompts and rights of a JSON object or row. Raises ValueError for a licence that cannot be
-    read."""
-    if not isinstance(entry, Mapping):
-        return {}
-    found = prompts_in(entry)
-    rights = {"licence": licence_in(entry), "attribution": _credit(entry.get("attribution"))}
-    return found | {name: text for name, text in rights.items() if text}
+    """Prompts and rights of a JSON value or row. A licence may stand at any depth.
+
+    Raises ValueError for a licence that cannot be read.
+    """
+    return merged(prompts_in(entry), rights_in(entry))
+
+
+def rights_in(entry: Any, *, deep: bool = True) -> Said:
+    """Licence and attribution of a JSON value or row; deep: see ``licence_in``."""
+    credit = _lower(entry).get("attribution") if isinstance(entry, Mapping) else None
+    found = {"licence": licence_in(entry, deep=deep), "attribution": "; ".join(_credits(credit))}
+    return {name: text for name, text in found.items() if text}
+
+
+def merged(*said: Mapping[str, str]) -> Said:
+    """What several sources say of one thing: the first prompt of a layer, and all rights."""
+    found: Said = {}
+    for one in said:
+        found = {name: text for name, text in one.items() if text} | found
+    for name, text in rights(*said).items():
+        if text:
+            found[name] = text
+    return found
+
+
+def _lower(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name).strip().lower(): value for name, value in reversed(list(entry.items()))}
 
 
 def _first(value: Any) -> str:
@@ -81,10 +103,14 @@ def _first(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _credit(value: Any) -> str:
-    items = value if isinstance(value, list | tuple) else [value]
-    texts = (clean_text(item) for item in items if isinstance(item, str))
-    return "; ".join(text for text in texts if text)
+def _credits(value: Any, depth: int = 0) -> Iterator[str]:
+    """The texts of an attribution: a text, a list or a struct."""
+    if isinstance(value, str):
+        if text := clean_text(value):
+            yield text
+    elif isinstance(value, Mapping | list | tuple) and depth < 4:
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _credits(item, depth + 1)
 
 
 def clean_text(text: str) -> str:
@@ -97,15 +123,24 @@ def _is_file_name(text: str) -> bool:
     return re.fullmatch(r"\S+\.[A-Za-z0-9]{1,5}", text) is not None
 
 
+def sidecar_names(name: str) -> Iterator[str]:
+    """The names that the sidecars of a file may have, in the order in which they count."""
+    stem = PurePosixPath(name).stem
+    yield from spellings(stem, [".json", ".info.json"])
+    yield from spellings(name, [".json"])
+    yield from spellings(stem, [".txt"])
+
+
 def sidecar(path: Path, root: Path | None = None) -> Said:
-    """What is said beside a file: by ``clip.json``, then, where that is silent, by ``clip.txt``.
+    """What is said beside a file: by ``clip.json``, ``clip.info.json`` or ``clip.mp4.json``, then,
+    where these are silent, by ``clip.txt``.
 
     root: the folder that a sidecar must lie in with its links followed; by default its own.
     Raises ValueError for one that leads out of it, is too large, no UTF-8, no valid JSON, or has a
     licence that cannot be read.
     """
     found: Said = {}
-    for beside in (path.with_suffix(".json"), path.with_suffix(".txt")):
+    for beside in map(path.with_name, sidecar_names(path.name)):
         if not beside.is_file():
             continue
         check_inside(beside, root or beside.parent)
@@ -113,13 +148,13 @@ def sidecar(path: Path, root: Path | None = None) -> Said:
             text = read_text(beside, MAX_SIDECAR_BYTES)
             if "\0" in text:
                 raise ValueError("holds a NUL byte")
-            if beside.suffix == ".txt":
-                said = {"blended": clean_text(text)} if clean_text(text) else {}
+            if beside.suffix.lower() == ".txt":
+                said = {"blended": clean_text(text)}
             else:
-                said = said_in(_json(text))
+                said = said_in(_json(text)) if text.strip() else {}
         except (ValueError, OSError) as error:
             raise ValueError(f"{escape_name(beside.name)}: {error}") from error
-        found = said | found
+        found = merged(found, said)
     return found
 
 
@@ -156,14 +191,12 @@ def read_prompt_table(path: Path) -> dict[str, Said]:
     table: dict[str, Said] = {}
     for number, row in enumerate(content.rows, 1):
         place = f"{path.name} row {number}"
-        key = _key(video_of(row, f"{path}: row {number}"))
+        key = _key(escape_name(video_of(row, f"{path}: row {number}")))
         try:
             said = said_in(row)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        if key in table:
-            said["licence"] = joined([table[key].get("licence"), said.get("licence")]) or ""
-        table[key] = {name: text for name, text in said.items() if text}
+        table[key] = merged(said, table.get(key, {}))
     if table and not any(set(said) & set(PROMPTED) for said in table.values()):
         raise ValueError(
             f"{path}: no row has a prompt in a column that is known; there are "
@@ -173,14 +206,18 @@ def read_prompt_table(path: Path) -> dict[str, Said]:
 
 
 def _key(name: str) -> str:
-    return escape_name(re.sub(r"^(?:\./)+", "", name.strip().replace("\\", "/")))
+    """A name as tables are searched for it: blanks, signs between folders and composed letters may
+    differ from the file's own."""
+    plain = unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
+    return re.sub(r"^(?:\./)+", "", plain)
 
 
-def entry_for(uri: str, table: Table | None) -> Mapping[str, str]:
-    """The row of a table that names a source: by its uri, file name or stem."""
-    for key in (uri, Path(uri).name, Path(uri).stem) if table else ():
-        if table and key in table:
-            return table[key]
+def entry_for(uri: str, table: Table | None, name: str = "") -> Mapping[str, str]:
+    """The row of a table that names a source: by its uri, file name or stem, or by ``name``."""
+    path = PurePosixPath(uri)
+    for key in (uri, path.name, path.stem, name) if table else ():
+        if table and _key(key) in table:
+            return table[_key(key)]
     return {}
 
 

@@ -67,13 +67,10 @@ def _other_encoding(data: bytes) -> str | None:
         if data.startswith(mark):
             return name
     head = data[:4096]
-    if head.count(0) * 3 < len(head):
+    if not head or head.count(0) * 3 < len(head):
         return None
-    return (
-        "UTF-16 (little-endian)"
-        if head[1::2].count(0) >= head[::2].count(0)
-        else ("UTF-16 (big-endian)")
-    )
+    little = head[1::2].count(0) >= head[::2].count(0)
+    return f"UTF-16 ({'little' if little else 'big'}-endian)"
 
 
 def parse_json(text: str) -> Any:

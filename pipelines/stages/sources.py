@@ -28,8 +28,8 @@ from pipelines.stages.layouts import (
     words_of,
 )
 from pipelines.stages.listing import uri_of
-from pipelines.stages.prompts import RIGHTS, sidecar
-from pipelines.stages.prompts import rights as all_rights
+from pipelines.stages.metadata import index_of, said_of
+from pipelines.stages.prompts import RIGHTS, Table, entry_for, sidecar
 from pipelines.stages.remote import list_bucket
 from pipelines.stages.twins import Twins
 
@@ -44,6 +44,7 @@ class Source:
     kind: ``still``, ``video`` or ``row`` (of a corpus). files: role -> path or URL, for a row the
     corpus. uri: the name under which the corpus records it. stamp: what tells two sources apart.
     beside: URLs of the captions of remote files (``pipelines.stages.remote`` makes all local).
+    told: what an index file of its folder says of it.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Source:
     stamp: str
     row: int = -1
     beside: tuple[str, ...] = ()
+    told: tuple[tuple[str, str], ...] = ()
 
     def path(self, *roles: str) -> Path | None:
         """The file of the first role that there is."""
@@ -149,7 +151,11 @@ def _listed(item: str, gate: str | None) -> list[Source]:
     else:
         raise ValueError(f"{without_secrets(item)}: no such corpus, folder or file")
     films, stills = split_films(groups)
-    return [*map(_of_film, films), *map(_of_group, stills)]
+    index = index_of(root) if root.is_dir() else {}
+    return [
+        *(_source("video", film, index) for film in films),
+        *(_source("still", still, index) for still in stills),
+    ]
 
 
 def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
@@ -168,7 +174,7 @@ def _of_bucket(url: str, gate: str | None) -> list[Source]:
     sources = []
     everything: list[Film | Group] = [*films, *stills]
     for found in everything:
-        files = _files(found)
+        files = found.files
         stamp = "+".join(str(bucket.sizes[path]) for _, path in files)
         sources.append(
             Source(
@@ -183,12 +189,6 @@ def _of_bucket(url: str, gate: str | None) -> list[Source]:
     return sources
 
 
-def _files(found: Group | Film) -> list[tuple[str, Path]]:
-    if isinstance(found, Group):
-        return list(found.files)
-    return [(role, path) for role, paths in found.layers for path in paths]
-
-
 def _background_files(group: Group) -> list[Group]:
     """A group's background, or the file that stands alone; a whole picture shows its subject."""
     roles = group.roles
@@ -198,19 +198,11 @@ def _background_files(group: Group) -> list[Group]:
     return [Group(group.uri, group.key, (("file", chosen),))] if chosen else []
 
 
-def _of_group(group: Group) -> Source:
-    return _source("still", group)
-
-
-def _of_film(film: Film) -> Source:
-    return _source("video", film)
-
-
-def _source(kind: str, found: Group | Film) -> Source:
-    files = _files(found)
-    absolute = tuple((role, os.path.abspath(path)) for role, path in files)
-    sizes = "+".join(str(path.stat().st_size) for _, path in files)
-    return Source(kind, found.uri, found.name, absolute, f"{found.uri}:{sizes}")
+def _source(kind: str, found: Group | Film, index: Table) -> Source:
+    absolute = tuple((role, os.path.abspath(path)) for role, path in found.files)
+    sizes = "+".join(str(path.stat().st_size) for _, path in found.files)
+    told = tuple(sorted(entry_for(found.uri, index, found.name).items()))
+    return Source(kind, found.uri, found.name, absolute, f"{found.uri}:{sizes}", told=told)
 
 
 def _rows(root: Path, gate: str | None) -> list[Source]:
@@ -226,22 +218,20 @@ def _rows(root: Path, gate: str | None) -> list[Source]:
 
 def prompt_of(source: Source, layer: str) -> str:
     """A caption of a file source: from its sidecar, else from its name. ValueError if broken."""
-    for beside in _said(source):
+    paths = [Path(path) for _, path in source.files]
+    beside = (sidecar(path, root_of(path, source.uri)) for path in paths)
+    for said in (dict(source.told), *beside):
         for name in (layer, "blended"):
-            if beside.get(name):
-                return beside[name]
+            if said.get(name):
+                return said[name]
     return words_of(source.name) or ("an object" if layer == "foreground" else "a scene")
 
 
-def _said(source: Source) -> list[dict[str, str]]:
-    """What the sidecars of a file source say, one for each file."""
-    paths = [Path(path) for _, path in source.files]
-    return [sidecar(path, root_of(path, source.uri)) for path in paths]
-
-
 def rights_of(source: Source) -> dict[str, str | None]:
-    """Licence and attribution of a file source: of all its sidecars. ValueError if broken."""
-    return all_rights(*_said(source))
+    """Licence and attribution of a file source: all that states any. ValueError if broken."""
+    paths = [Path(path) for _, path in source.files]
+    said = said_of(source.uri, source.name, paths, dict(source.told))
+    return {name: said.get(name) for name in RIGHTS}
 
 
 def record_of(
