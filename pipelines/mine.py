@@ -53,11 +53,12 @@ from pipelines.stages.prompts import (
     Table,
     check_matches,
     entry_for,
-    prompts_for,
+    merged,
+    prompts_of,
     read_prompt_table,
-    rights,
     sidecar,
 )
+from pipelines.stages.remote import remote_sidecar
 from pipelines.stages.score import neighbour_flows, score_frames
 from pipelines.stages.shots import Window
 from pipelines.stages.spans import WHOLE, time_spans
@@ -194,20 +195,17 @@ def _durations(paths: Sequence[Path], deadline: float) -> list[float | str]:
 
 
 def _said(source: Source, table: Table | None, options: MineOptions) -> dict[str, Any]:
-    """Prompts, licence and attribution of a source, for its units. A remote one has no sidecar.
+    """Prompts, licence and attribution of a source, for its units.
 
     Prompts: the row that named it, the table of prompts, its sidecar, the template, layer by layer.
     Rights: all that these and the JSON of its folders say; the job's own where they say nothing.
     """
     path, root = None if source.remote else source.path, Path(source.root)
-    beside = sidecar(path, root) if path is not None else {}
+    beside = remote_sidecar(source.location, source.beside) if path is None else sidecar(path, root)
     folders = [] if path is None else folders_say([path], root)
-    found: dict[str, Any] = rights(source.row, entry_for(source.uri, table), beside, *folders)
-    for name in RIGHTS:
-        found[name] = found[name] or getattr(options, name)
-    prompts, _ = prompts_for(path, source.uri, table, root)
-    own = {layer: text for layer, text in source.row.items() if layer in prompts}
-    return found | {"prompts": prompts | own}
+    said = merged(source.row, entry_for(source.uri, table), beside, *folders)
+    held = {name: said.get(name) or getattr(options, name) for name in RIGHTS}
+    return {**held, "prompts": prompts_of(said)}
 
 
 @lru_cache(maxsize=1)

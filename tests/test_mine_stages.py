@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from pipelines.stages.listing import list_sources
-from pipelines.stages.prompts import TEMPLATE, prompts_for, read_prompt_table, sidecar_prompts
+from pipelines.stages.prompts import (
+    TEMPLATE,
+    entry_for,
+    merged,
+    prompts_of,
+    read_prompt_table,
+    sidecar,
+)
 from pipelines.stages.shots import cut_windows, find_shots, why_no_window
 from pipelines.stages.spans import time_spans
 
@@ -81,27 +88,26 @@ def test_spans_cover_everything_once() -> None:
 
 def test_prompts_come_from_table_then_sidecar_then_template(tmp_path: Path) -> None:
     video = tmp_path / "clip.mp4"
-    assert prompts_for(video, "clip.mp4") == (TEMPLATE, "template")
+    assert prompts_of(sidecar(video)) == TEMPLATE
     (tmp_path / "clip.txt").write_text("a dog runs\n")
-    assert prompts_for(video, "clip.mp4")[0]["blended"] == "a dog runs"
+    assert prompts_of(sidecar(video))["blended"] == "a dog runs"
     (tmp_path / "clip.json").write_text(json.dumps({"foreground": "a  dog", "other": 1}))
-    prompts, source = prompts_for(video, "clip.mp4")
-    assert (prompts["foreground"], source) == ("a dog", "sidecar")
+    assert prompts_of(sidecar(video))["foreground"] == "a dog"
     table = tmp_path / "t.csv"
-    table.write_text("video,foreground,blended\nclip.mp4,a cat,a cat sits\n")
-    prompts, source = prompts_for(video, "clip.mp4", read_prompt_table(table))
-    assert (prompts["foreground"], prompts["background"], source) == (
-        "a cat",
-        TEMPLATE["background"],
-        "table",
-    )
+    table.write_text("video,foreground\nclip.mp4,a cat\n")
+    said = merged(entry_for("clip.mp4", read_prompt_table(table)), sidecar(video))
+    assert prompts_of(said) == {
+        "foreground": "a cat",
+        "background": TEMPLATE["background"],
+        "blended": "a dog runs",
+    }
 
 
 @pytest.mark.parametrize("content", ["{", '{"licence": 3}', "[" * 100_000])
 def test_a_bad_sidecar_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "clip.json").write_text(content)
     with pytest.raises(ValueError, match=r"clip\.json"):
-        sidecar_prompts(tmp_path / "clip.mp4")
+        sidecar(tmp_path / "clip.mp4")
 
 
 def test_a_table_without_a_video_column_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from layerflow.locations import (
     suffix_of,
     without_secrets,
 )
-from pipelines.stages.prompts import is_known_column, said_in
+from pipelines.stages.prompts import is_known_column, said_in, sidecar_names
 from pipelines.stages.rows import TABLE_SUFFIXES, read_rows, video_of
 
 VIDEO_SUFFIXES = frozenset(
@@ -47,7 +47,8 @@ class Source:
 
     location: a local path or a URL that fsspec opens. uri: the name under which the corpus records
     it. row: what the table that named it says of it (``pipelines.stages.prompts``). root: the local
-    folder that its sidecars and mattes must lie in. problem: why it is not to be used.
+    folder that its sidecars and mattes must lie in. problem: why it is not to be used. beside: URLs
+    of the sidecars of a remote file.
     """
 
     location: str
@@ -55,6 +56,7 @@ class Source:
     row: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
     problem: str | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def remote(self) -> bool:
@@ -264,13 +266,17 @@ def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Sourc
         raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
     if not names:
         raise ValueError(f"{clean_uri(url)}: no such file or folder")
+    known = {n for n in names if not is_local_url(url) or is_inside(Path(n), Path(root))}
     for name in sorted(names):
+        folder = name[: -len(PurePosixPath(name).name)]
         location = url if name == root else system.unstrip_protocol(name)
         top = root if name != root else str(PurePosixPath(root).parent)
         if is_local_url(location) and not is_inside(Path(name), Path(top)):
             left.links.append(below(Path(name), Path(top)))
         elif name == root or suffix_of(location).lower() in suffixes:
-            yield Source(location, uri_of(location, top))
+            sidecars = (f"{folder}{other}" for other in sidecar_names(PurePosixPath(name).name))
+            beside = tuple(system.unstrip_protocol(n) for n in sidecars if n in known)
+            yield Source(location, uri_of(location, top), beside=beside)
         else:
             left.count(Path(f"remote{suffix_of(location)}"))
 

@@ -87,10 +87,8 @@ def merged(*said: Mapping[str, str]) -> Said:
     found: Said = {}
     for one in said:
         found = {name: text for name, text in one.items() if text} | found
-    for name, text in rights(*said).items():
-        if text:
-            found[name] = text
-    return found
+    held = {name: joined(one.get(name) for one in said) for name in RIGHTS}
+    return found | {name: text for name, text in held.items() if text}
 
 
 def _lower(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,21 +163,6 @@ def _json(text: str) -> Any:
         raise ValueError(f"not valid JSON: {error}") from error
 
 
-def sidecar_prompts(path: Path, root: Path | None = None) -> dict[str, str] | None:
-    """Prompts beside a file, the template's where nothing is said; see ``sidecar``.
-
-    None when no prompt is said at all.
-    """
-    said = sidecar(path, root)
-    prompts = {layer: said[layer] for layer in PROMPTED if layer in said}
-    return {**TEMPLATE, **prompts} if prompts else None
-
-
-def rights(*said: Mapping[str, str]) -> dict[str, str | None]:
-    """``licence`` and ``attribution`` of several sources of one thing: all of them hold."""
-    return {name: joined(source.get(name) for source in said) for name in RIGHTS}
-
-
 def read_prompt_table(path: Path) -> dict[str, Said]:
     """A CSV, JSONL or Parquet table with a ``video`` (or ``file_name``) column and columns of
     prompts.
@@ -236,15 +219,6 @@ def check_matches(table: Table, uris: Sequence[str], path: str) -> str | None:
     return unnamed if used < len(uris) else None
 
 
-def prompts_for(
-    path: Path | None, uri: str, table: Table | None = None, root: Path | None = None
-) -> tuple[dict[str, str], str]:
-    """Prompts of one source and where they came from: ``table``, ``sidecar`` or ``template``.
-
-    Layer by layer the first that says something counts. path: None for a remote source.
-    """
-    named = entry_for(uri, table)
-    beside = sidecar(path, root) if path is not None else {}
-    prompts = {k: text for k, text in {**TEMPLATE, **beside, **named}.items() if k in PROMPTED}
-    first = [name for name, said in (("table", named), ("sidecar", beside)) if set(said) & {*KEYS}]
-    return prompts, first[0] if first else "template"
+def prompts_of(said: Mapping[str, str]) -> dict[str, str]:
+    """The prompts of all layers: what is said, else the template's."""
+    return {layer: said.get(layer) or text for layer, text in TEMPLATE.items()}

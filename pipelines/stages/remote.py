@@ -14,13 +14,12 @@ from layerflow.locations import clean_uri, is_inside, suffix_of, without_secrets
 from layerflow.media import MediaError
 from layerflow.video import Limits
 from pipelines.stages.listing import (
-    SIDECAR_SUFFIXES,
     STILL_SUFFIXES,
     VIDEO_SUFFIXES,
     is_local_url,
     local_copy,
 )
-from pipelines.stages.prompts import MAX_SIDECAR_BYTES
+from pipelines.stages.prompts import MAX_SIDECAR_BYTES, Said, sidecar, sidecar_names
 from pipelines.stages.stills import still_size
 from pipelines.stages.twins import Look, look_at
 
@@ -50,7 +49,7 @@ class Bucket:
 
     def captions(self, paths: Sequence[Path]) -> tuple[str, ...]:
         """URLs of the captions beside some files."""
-        beside = (path.with_suffix(suffix) for path in paths for suffix in sorted(SIDECAR_SUFFIXES))
+        beside = (path.with_name(name) for path in paths for name in sidecar_names(path.name))
         return tuple(dict.fromkeys(self.url(path) for path in beside if path in self.sizes))
 
     def still_size(self, path: Path) -> tuple[int, int] | None:
@@ -140,9 +139,7 @@ class Fetcher:
             _fetch(url, target, Limits().max_bytes)
             files.append((role, str(target)))
             for caption in source.beside:
-                if caption.rpartition(".")[0] == url.rpartition(".")[0]:
-                    suffix = PurePosixPath(caption).suffix
-                    _fetch(caption, target.with_suffix(suffix), MAX_SIDECAR_BYTES)
+                _fetch_sidecar(caption, url, target)
         return replace(source, files=tuple(files), beside=())
 
     def clear(self) -> None:
@@ -150,6 +147,23 @@ class Fetcher:
         if self._folder is not None:
             self._folder.cleanup()
         self._folder, self._held = None, {}
+
+
+def remote_sidecar(location: str, beside: Sequence[str]) -> Said:
+    """What the sidecars of a remote file say. Raises ValueError as ``sidecar`` does."""
+    with tempfile.TemporaryDirectory(prefix="layerflow-") as folder:
+        target = Path(folder) / f"input{suffix_of(location)}"
+        for caption in beside:
+            _fetch_sidecar(caption, location, target)
+        return sidecar(target)
+
+
+def _fetch_sidecar(caption: str, url: str, target: Path) -> None:
+    """Lay a remote sidecar beside the local copy ``target`` of ``url``, if it is one of it."""
+    place, stem = caption.rpartition("/")[0], PurePosixPath(url).stem
+    if place == url.rpartition("/")[0] and PurePosixPath(caption).name.startswith(f"{stem}."):
+        ending = PurePosixPath(caption).name[len(stem) :]
+        _fetch(caption, target.with_name(target.stem + ending), MAX_SIDECAR_BYTES)
 
 
 def _fetch(url: str, target: Path, limit: int) -> None:

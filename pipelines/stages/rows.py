@@ -187,13 +187,33 @@ def _jsonl(path: Path) -> Rows:
     return Rows(tuple(columns), rows)
 
 
+def rights_columns(schema: pa.Schema) -> set[str]:
+    """The columns that are a licence or an attribution, or structs or lists that hold a licence."""
+
+    def holds(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind):
+            return any(is_licence_column(f.name) or holds(f.type) for f in kind)
+        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        return any(is_list(kind) for is_list in lists) and holds(kind.value_type)
+
+    return {
+        field.name
+        for field in schema
+        if is_licence_column(field.name)
+        or field.name.strip().lower() == "attribution"
+        or holds(field.type)
+    }
+
+
 def _parquet(path: Path, wanted: Callable[[str], bool]) -> Rows:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
     names = list(file.schema_arrow.names)
     columns = dict(zip(names, _normal(names), strict=True))
-    used = [name for name, plain in columns.items() if plain in VIDEO_COLUMNS or wanted(plain)]
+    known = {*VIDEO_COLUMNS, *filter(wanted, columns.values())}
+    rights = rights_columns(file.schema_arrow)
+    used = [name for name, plain in columns.items() if plain in known or name in rights]
     size = sum(
         chunk.total_uncompressed_size
         for group in range(file.num_row_groups)

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.locations import clean_uri, locate, without_secrets
 from layerflow.media import MediaError
-from pipelines.licences import is_licence_column
 from pipelines.stages.layouts import ROLE_OF, files_below
 from pipelines.stages.listing import uri_of
 from pipelines.stages.prompts import KEYS
+from pipelines.stages.rows import rights_columns
 
 SUFFIXES = frozenset({".parquet", ".arrow"})
 TEXTS = tuple(f"{layer}_prompt" for layer in PROMPTED)
@@ -30,12 +30,14 @@ MAX_CELL_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a table: where, its name on record, its rows, and its columns' names."""
+    """One file of a table: where, its name on record, its rows, its columns' names, and those of
+    columns that state rights."""
 
     location: str
     uri: str
     rows: int
     columns: tuple[str, ...]
+    rights: tuple[str, ...]
 
     @property
     def remote(self) -> bool:
@@ -60,23 +62,24 @@ def list_parts(item: str) -> list[Part]:
     parts = []
     for location, uri in found:
         try:
-            rows, columns = _size(location)
+            rows, schema = _size(location)
         except (OSError, pa.ArrowInvalid, ValueError) as error:
             text = f"{uri}: is no table that can be read: {error}"
             raise ValueError(without_secrets(text)) from error
-        parts.append(Part(location, uri, rows, columns))
+        rights = tuple(sorted(rights_columns(schema)))
+        parts.append(Part(location, uri, rows, tuple(schema.names), rights))
     return parts
 
 
-def _size(location: str) -> tuple[int, tuple[str, ...]]:
+def _size(location: str) -> tuple[int, pa.Schema]:
     if location.endswith(".parquet"):
         with _open(location) as source:
             file = pq.ParquetFile(source)
-            return file.metadata.num_rows, tuple(file.schema_arrow.names)
-    rows, names = 0, ()
+            return file.metadata.num_rows, file.schema_arrow
+    rows, schema = 0, pa.schema([])
     for batch in _arrow_batches(location):
-        rows, names = rows + batch.num_rows, tuple(batch.schema.names)
-    return rows, names
+        rows, schema = rows + batch.num_rows, batch.schema
+    return rows, schema
 
 
 def _open(location: str) -> Any:
@@ -133,11 +136,7 @@ def read_cells(
     """(row number, layer or prompt -> cell) of rows ``start`` to ``stop``; columns of rights are
     there under their own names."""
     taken = set(mapping.values())
-    own = [
-        name
-        for name in part.columns
-        if name not in taken and (is_licence_column(name) or name.strip().lower() == "attribution")
-    ]
+    own = [name for name in part.rights if name not in taken]
     names = [*mapping.items(), *((name, name) for name in own)]
     for first, batch in _batches(part, sorted({column for _, column in names}), start, stop):
         for offset in range(batch.num_rows):
