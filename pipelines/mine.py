@@ -101,7 +101,7 @@ def run_mine(
         make_captioner(options.captions).check()
     sources = list_sources(options.inputs)
     if table is not None and options.prompts:
-        unnamed = check_matches(table, [source.uri for source in sources], options.prompts)
+        unnamed = check_matches(table, {source.uri: "" for source in sources}, options.prompts)
         if unnamed:
             tell(unnamed)
     units = plan_units(sources, options, table)

@@ -118,7 +118,7 @@ def make_plan(options: PackOptions) -> Plan:
     if options.prompts and not names:
         raise ValueError(f"{options.prompts}: rows of a table say this in columns of their own")
     if options.prompts:
-        unnamed = check_matches(given, list(names), options.prompts)
+        unnamed = check_matches(given, names, options.prompts)
         if unnamed:
             tell(unnamed)
     table = {

@@ -108,6 +108,9 @@ def test_an_image_clip_is_exact(rows: list[dict[str, Any]]) -> None:
     ("uri", "bad"),
     [
         ("a/b.mp4", False),
+        ("a:b.mp4", False),
+        ("~x.mp4", False),
+        ("C:/a", True),
         ("https://host/a%2F..mp4", False),
         ("s3://bucket/x", False),
         ("/a", True),

@@ -204,10 +204,13 @@ def test_long_and_missing_cells_and_foreign_columns(tmp_path: Path) -> None:
     path.write_text('file_name,text,score\n.\\a.mp4,"' + "long " * 40_000 + '"\n\nb.mp4\n')
     table = read_prompt_table(path)
     assert table["a.mp4"]["blended"].startswith("long long") and table["b.mp4"] == {}
-    assert check_matches(table, ["a.mp4", "b.mp4", "x/c.mp4"], str(path)) is not None
-    assert check_matches(table, ["v/a.mp4"], str(path)) is None
+    assert (
+        check_matches(table, dict.fromkeys(("a.mp4", "b.mp4", "x/c.mp4"), ""), str(path))
+        is not None
+    )
+    assert check_matches(table, {"v/a.mp4": ""}, str(path)) is None
     with pytest.raises(ValueError, match=r"none of its 2 rows names .* 'a\.mp4'.* 'z\.mp4'"):
-        check_matches(table, ["z.mp4"], str(path))
+        check_matches(table, {"z.mp4": ""}, str(path))
 
 
 def test_json_lines_end_at_newlines_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -204,10 +204,11 @@ def entry_for(uri: str, table: Table | None, name: str = "") -> Mapping[str, str
     return {}
 
 
-def check_matches(table: Table, uris: Sequence[str], path: str) -> str | None:
+def check_matches(table: Table, names: Mapping[str, str], path: str) -> str | None:
     """What to say of a table that names other files too. Raises ValueError for one of which no row
-    names any of the inputs."""
-    used = sum(bool(entry_for(uri, table)) for uri in uris)
+    names any of the inputs. names: of each input, by uri; see ``entry_for``."""
+    uris = list(names)
+    used = sum(bool(entry_for(uri, table, other)) for uri, other in names.items())
     name = Path(path).name
     if not used:
         theirs = next(iter(table), "nothing")

@@ -135,7 +135,7 @@ class Fetcher:
         root = Path(self._folder.name) / name
         files = []
         for place, (role, url) in enumerate(source.files):
-            target = root / f"{role}-{place}" / f"{PurePosixPath(url).stem[:80]}{suffix_of(url)}"
+            target = root / f"{role}-{place}" / _local_name(url)
             _fetch(url, target, Limits().max_bytes)
             files.append((role, str(target)))
             for caption in source.beside:
@@ -149,10 +149,14 @@ class Fetcher:
         self._folder, self._held = None, {}
 
 
+def _local_name(url: str) -> str:
+    return f"{PurePosixPath(url).stem[:80]}{suffix_of(url)}"
+
+
 def remote_sidecar(location: str, beside: Sequence[str]) -> Said:
     """What the sidecars of a remote file say. Raises ValueError as ``sidecar`` does."""
     with tempfile.TemporaryDirectory(prefix="layerflow-") as folder:
-        target = Path(folder) / f"input{suffix_of(location)}"
+        target = Path(folder) / _local_name(location)
         for caption in beside:
             _fetch_sidecar(caption, location, target)
         return sidecar(target)
