@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -80,10 +81,10 @@ def locate(name: str, root: Path, what: str = "the table's folder") -> str:
                 allowed = ", ".join(sorted(SCHEMES))
                 raise ValueError(f"{shown} is no URL that a row may name ({allowed})")
             return name
-    path = root / name
-    if "\\" in name and not path.exists():
-        path = root / name.replace("\\", "/")
-    path = Path(os.path.normpath(os.path.abspath(path)))
+    plain = name.strip().replace("\\", "/")
+    forms = [name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    chosen = next((form for form in forms if os.path.exists(root / form)), plain)
+    path = Path(os.path.normpath(os.path.abspath(root / chosen)))
     if not is_inside(path, root):
         raise ValueError(f"{shown} leads out of {what}")
     return str(path)
@@ -139,6 +140,12 @@ def printable(text: str) -> str:
         .encode("utf-8", "replace")
         .decode("utf-8")
     )
+
+
+def one_line(text: str) -> str:
+    """A text without line ends, control characters and marks that turn its direction, each a
+    blank: safe to show beside other texts."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def clean_uri(uri: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from layerflow.clip import PROMPTED, U8, LayeredClip, checkerboard, composite
+from layerflow.locations import one_line
 from layerflow.media import encode_png
 
 SHOWN = ("blended", "foreground", "alpha", "background")
@@ -144,7 +145,7 @@ def _text(text: str, width: int) -> U8:
 
 def _cut(line: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """The line, or its start and an ellipsis, no wider than ``width`` pixels."""
-    line = "".join(c if c.isprintable() else " " for c in line[:1000])
+    line = one_line(line[:1000])
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "...") > width:

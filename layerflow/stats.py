@@ -69,9 +69,12 @@ def small_rows(table: Table | PublishedCorpus) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+_NUMBER = re.compile(r"(?<![A-Za-z]-)(?<![A-WYZa-wyz0-9])-?[0-9][0-9.]*")  # not that of UTF-8
+
+
 def general_reason(stage: str | None, reason: str | None) -> str:
     """``stage: reason`` with numbers as N, so that like rejections count together."""
-    return f"{stage}: {re.sub(r'-?[0-9][0-9.]*', 'N', reason or '')}"
+    return f"{stage}: {_NUMBER.sub('N', reason or '')}"
 
 
 def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:

@@ -157,13 +157,13 @@ _SHORT.maxlevel = 3
 
 def shown(value: Any) -> str:
     """A value as an error shows it: one short line, whatever its size."""
-    return _printable(_SHORT.repr(value))
+    return _without_controls(_SHORT.repr(value))
 
 
 def on_screen(lines: Iterable[str], width: int = SCREEN_WIDTH) -> str:
     """Lines of an error: the first ``SCREEN_LINES``, each cut in its middle to ``width``."""
     parts = [part for line in lines for part in line.split("\n")]
-    kept = [_cut(_printable(_cut(part, width)), width) for part in parts[:SCREEN_LINES]]
+    kept = [_cut(_without_controls(_cut(part, width)), width) for part in parts[:SCREEN_LINES]]
     left = len(parts) - len(kept)
     return "\n".join([*kept, f"... and {left} more lines"] if left else kept)
 
@@ -173,6 +173,6 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[:half]} ... {line[-half:]}"
 
 
-def _printable(text: str) -> str:
+def _without_controls(text: str) -> str:
     """Without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import sys
 import time
@@ -25,6 +24,7 @@ import pyarrow as pa
 from layerflow.corpus import FORMAT_VERSION, REJECTED_SCHEMA, SCHEMA, Table, rejected_row
 from layerflow.documents import read_json
 from layerflow.outputs import local_output
+from layerflow.stats import general_reason
 from layerflow.table_writer import write_table
 from pipelines.replay import remember, roots
 from pipelines.staging import Parts, Staging, json_part, locked, stream_part, write_json
@@ -334,7 +334,7 @@ def _compact(
 
     def counted(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in source:
-            reasons[f"{row['stage']}: {re.sub(r'-?[0-9][0-9.]*', 'N', row['reason'])}"] += 1
+            reasons[general_reason(row["stage"], row["reason"])] += 1
             yield row
 
     kept = write_table(building, rows(), schema)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from layerflow.care import check_rows, refuse_unsound, refuse_unsound_rows
 from layerflow.corpus import REJECTED_SCHEMA, Corpus, Table
-from layerflow.locations import clean_uri
+from layerflow.locations import clean_uri, one_line
 from layerflow.outputs import local_output
 from layerflow.splits import Assignment, assign, parse_fractions
 from layerflow.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
@@ -165,7 +165,7 @@ def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None
 def licence_lines(report: LicenceReport) -> list[str]:
     if not report.unstated:
         return []
-    named = ", ".join(report.unstated_sources[:5])
+    named = ", ".join(one_line(source[:200]) for source in report.unstated_sources[:5])
     return [f"{report.unstated} clips have no licence on record, from {named}"]
 
 

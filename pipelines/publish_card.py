@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from layerflow.locations import one_line
 from layerflow.stats import NO_LICENCE
 from manifests.yaml_file import parse_yaml
 from pipelines.licences import LicenceReport, hub_licence, hub_licences
@@ -141,7 +142,7 @@ def _licence_fields(facts: CardFacts) -> dict[str, Any]:
 
 def plain(text: object, limit: int = 160) -> str:
     """A text as one line of a Markdown table, with no markup left in it."""
-    line = "".join(c if c.isprintable() else " " for c in str(text))
+    line = one_line(str(text))
     line = line if len(line) <= limit else line[:limit] + "..."
     escaped = line.translate(ESCAPES)
     return re.sub(r"(?<=[A-Za-z0-9])&#95;(?=[A-Za-z0-9])", "_", escaped)  # is no markup in a word

@@ -15,7 +15,8 @@ from PIL import Image
 
 from layerflow.clip import U8
 from layerflow.corpus import Corpus
-from layerflow.locations import root_of
+from layerflow.locations import one_line, root_of
+from layerflow.stats import general_reason
 from manifests.mine import MineOptions
 from manifests.pack import PackOptions
 from pipelines.licences import (
@@ -219,3 +220,19 @@ def test_the_root_of_a_sequence_is_the_folder_that_its_uri_is_below(tmp_path: Pa
         "blended": "a",
         "licence": f"{ND}; MIT",
     }
+
+
+def test_a_row_names_a_file_whose_letters_are_composed_otherwise(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFD", "café.mp4")
+    (tmp_path / name).touch()
+    rows = [unicodedata.normalize("NFC", name), f" {name} ", name]
+    (tmp_path / "t.csv").write_text("\n".join(["video", *rows, "x" * 400 + ".mp4"]))
+    found = list_sources([str(tmp_path / "t.csv")])
+    assert [source.uri for source in found] == [name, "x" * 400 + ".mp4"]
+
+
+def test_names_on_the_screen_are_one_line_each() -> None:
+    assert one_line("a\nb\u202ec\x1b[1m\u2028d") == "a b c [1m d"
+    assert general_reason("read", "x is UTF-16, 640x480, -3.5 of 8") == (
+        "read: x is UTF-16, NxN, N of N"
+    )

@@ -167,7 +167,9 @@ def _plain(text: str) -> str:
     """Text from a corpus, without control characters and rich markup."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() else " " for c in text[:300]))
+    from layerflow.locations import one_line
+
+    return escape(one_line(text[:300]))
 
 
 def view(

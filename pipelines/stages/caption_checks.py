@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import re
 
+from layerflow.locations import one_line
+
 MAX_TOKENS = 200
 CHARS_PER_TOKEN = 4  # of English text in T5's vocabulary it is 4.2 to 4.7: an upper bound of tokens
 
@@ -47,7 +49,7 @@ _SMALL_WORDS = frozenset({"a", "an", "the", "one", "two", "some", "single", "of"
 
 def clean_prompt(answer: str) -> str:
     """One line without quotes around it, labels, list marks or an index prefix."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in answer).split())
+    text = " ".join(one_line(answer).split())
     text = _LABEL.sub("", text)
     text = re.sub(r"^[012], +", "", text)
     if len(text) > 1 and text[0] in "\"'`" and text[-1] == text[0]:

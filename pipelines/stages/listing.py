@@ -20,6 +20,7 @@ from layerflow.locations import (
     escape_name,
     is_inside,
     locate,
+    one_line,
     spellings,
     suffix_of,
     without_secrets,
@@ -105,7 +106,7 @@ class LeftOut:
 
 def tell(line: str) -> None:
     """Say something that a user should know although the job goes on."""
-    print(f"layerflow: {line}".encode("utf-8", "replace").decode(), file=sys.stderr)
+    print(f"layerflow: {one_line(line)}".encode("utf-8", "replace").decode(), file=sys.stderr)
 
 
 def walk(root: Path, left: LeftOut | None = None) -> list[tuple[Path, PurePosixPath]]:
