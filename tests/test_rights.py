@@ -150,6 +150,12 @@ def test_what_a_folder_states_holds_for_all_in_it(tmp_path: Path) -> None:
     assert packed(tmp_path)[1] == {"deep/a.png": f"MIT; {ND}"}
     (source,) = list_foregrounds([str(tmp_path)], "off")
     assert rights_of(source)["licence"] == f"MIT; {ND}"
+    for foreign, problem in (("{1}\n{2}", None), ('{"License": ', "metadata.json: not valid JSON")):
+        (tmp_path / "metadata.json").write_text(foreign)
+        (tmp_path / "x.mp4").touch()
+        found = said_by_mine(str(tmp_path))["x.mp4"]
+        assert (problem is None) == (found.get("licence") == "CC0-1.0")
+        assert problem is None or problem in found["problem"]
 
 
 def test_index_and_table_both_hold_for_pack_and_the_index_for_paste(tmp_path: Path) -> None:

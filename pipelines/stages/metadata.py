@@ -11,6 +11,7 @@ What the JSON of a folder states of rights at its top holds for all that lies be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipelines.stages.prompts import Said, merged, rights_in, said_in, sidecar
 from pipelines.stages.rows import parse_json, read_text
 
 MAX_BYTES = 256 << 20
+RIGHTS_WORDS = re.compile(rb"licen[cs]|rights|copyright|terms|attribution", re.IGNORECASE)
 FOLDER_FILES = ("metadata.json", "meta.json")
 DATASET_FILE = "dataset_info.json"  # of a folder that ``save_to_disk`` wrote
 
@@ -71,7 +73,15 @@ def folders_say(files: Sequence[Path], root: Path | None) -> list[Said]:
 
 @lru_cache(maxsize=256)
 def _stated(path: Path, _stamp: tuple[int, int]) -> Said:
-    return rights_in(_read(path), deep=False)
+    """Rights at the top of a file; one that has no word of rights need not be JSON, nor small."""
+    check_inside(path, path.parent)
+    last = b""
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            if RIGHTS_WORDS.search(last + chunk.replace(b"\0", b"")):  # UTF-16 has zeros between
+                return rights_in(_read(path), deep=False)
+            last = chunk.replace(b"\0", b"")[-32:]
+    return {}
 
 
 def _folder_rights(folder: Path) -> Said:
