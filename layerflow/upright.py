@@ -7,7 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8, resize_cover
@@ -60,7 +60,7 @@ def aspect_of(*ratios: Any) -> float:
 
 def view_of(frame: Any, aspect: float, otherwise: View | None = None) -> View:
     """A frame's view by its display matrix, to the nearest quarter turn; without one, as given."""
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    matrix = _matrix(frame)
     if matrix is None:
         other = otherwise or View()
         return View(aspect, other.transposed, other.left_right, other.top_bottom)
@@ -68,6 +68,15 @@ def view_of(frame: Any, aspect: float, otherwise: View | None = None) -> View:
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return View(aspect, False, a < 0, d < 0)
     return View(aspect, True, c < 0, b < 0)
+
+
+def _matrix(frame: Any) -> Any:
+    """A frame's display matrix; None without one. Not by ``frame.side_data``: with it a frame and
+    its side data refer to each other, and are never freed."""
+    try:
+        return SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+    except ValueError:
+        return None  # there is side data of a kind that PyAV does not know
 
 
 def upright(frame: Any, pixel_format: str, converter: VideoReformatter, view: View) -> U8:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from layerflow import video
 from layerflow.mattes import fetch_matte
 from layerflow.media import MediaError, write_vp9_alpha
-from layerflow.upright import View, aspect_of
+from layerflow.upright import View, aspect_of, view_of
 
 ORIENTATIONS = {  # a, b, c, d of the display matrix, and what it does to a picture
     "none": ((1, 0, 0, 1), lambda p: p),
@@ -261,3 +262,13 @@ def test_only_the_wanted_frames_are_kept_at_the_wanted_size(tmp_path: Path) -> N
         video.read_frames(path, times=[0.0, 99.0])
     with pytest.raises(MediaError, match="over the limit of 3"):
         video.read_frames(path, times=times[:4], max_frames=3)
+
+
+def test_frames_are_freed_after_they_were_looked_at(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", Kind("a.mp4", "libx264", {"crf": "20"}, count=3))
+    turned(path, ORIENTATIONS["rot90"][0])
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            before = sys.getrefcount(frame)
+            assert view_of(frame, 1.0).transposed
+            assert sys.getrefcount(frame) == before
