@@ -74,7 +74,7 @@ def _matrix(frame: Any) -> Any:
     """A frame's display matrix; None without one. Not by ``frame.side_data``: with it a frame and
     its side data refer to each other, and are never freed."""
     try:
-        return SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+        return SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
     except ValueError:
         return None  # there is side data of a kind that PyAV does not know
 
