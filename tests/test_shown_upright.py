@@ -272,3 +272,28 @@ def test_frames_are_freed_after_they_were_looked_at(tmp_path: Path) -> None:
             before = sys.getrefcount(frame)
             assert view_of(frame, 1.0).transposed
             assert sys.getrefcount(frame) == before
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_motion_jpeg_of_cameras_is_upright_by_its_exif(
+    orientation: int, turns: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        container.start_encoding()
+        for k in range(4):
+            data = io.BytesIO()
+            Image.fromarray(numbered(k)).save(data, "JPEG", quality=95, exif=exif)
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 12)
+            packet.pts = packet.dts = k
+            packet.is_keyframe = True
+            container.mux(packet)
+    frames = video.read_frames(path)[0]
+    assert numbers(np.rot90(frames, -turns, (1, 2))) == [0, 1, 2, 3]
+    info = video.probe(path)
+    assert (info.height, info.width) == frames.shape[1:3] == ((64, 48) if turns % 2 else (48, 64))
