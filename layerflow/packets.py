@@ -163,13 +163,14 @@ def _arranged(read: _Read, stream: Any, may_jump: bool, decoding_times: bool) ->
     pts, dts = identity[:, 2], identity[:, 3]
     stamps = np.where(pts != NONE, pts, dts)
     clock = np.where(dts != NONE, dts, pts)
+    ticking = dts if (dts != NONE).mean() > 0.5 else clock  # two kinds of stamps would fall back
     if (stamps[shown] == NONE).any():
         period = 1 / (float(stream.average_rate or stream.guessed_rate or 25) * tick)
-        stamps = clock = np.rint(np.arange(len(stamps)) * period).astype(np.int64)
+        stamps = clock = ticking = np.rint(np.arange(len(stamps)) * period).astype(np.int64)
     # A packet without a place shares a header with others: its stamps are FFmpeg's guess.
     guessed = may_jump and bool((identity[shown, 0] < 0).any())
     stamped = bool((pts[shown] != NONE).all()) and not guessed and not decoding_times
-    splices = _jumps(clock, read.keys, tick, may_jump, guessed)
+    splices = _jumps(ticking, read.keys, tick, may_jump, guessed)
     cuts = splices.copy()
     # Up to two packets before a splice one is called corrupt, but only for the counter's jump.
     cuts[[k for k in read.lost if not splices[k + 1 : k + 3].any()]] = True

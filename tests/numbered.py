@@ -145,5 +145,8 @@ def kinds() -> Iterator[Kind]:
     yield Kind("wrap.ts", "libx264", {**X264, **B3}, mux={"output_ts_offset": "95441"})
     yield Kind("late.mkv", "libx264", {**X264, **B3}, mux={"output_ts_offset": "7.3"})
     yield Kind("irregular.mkv", "libx264", {**X264, **B3}, stamps=IRREGULAR)
+    yield Kind(
+        "lapse.mkv", "libx264", {**X264, **B3}, stamps=tuple(range(0, COUNT * 12_000, 12_000))
+    )
     yield Kind("irregular.mp4", "libx265", HEVC_OPEN, stamps=IRREGULAR)
     yield Kind("irregular.webm", "libvpx-vp9", VPX, stamps=IRREGULAR)
