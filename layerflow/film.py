@@ -22,11 +22,12 @@ from layerflow.bitstream import KEY_CODECS
 from layerflow.container import Limits, best_stream, has_alpha, open_container, reason_of
 from layerflow.hdr import is_hdr
 from layerflow.media import MediaError
-from layerflow.packets import NONE, Packets, read_packets
+from layerflow.packets import NONE, Packets, demuxed, read_packets
 from layerflow.upright import View, aspect_of, view_of
 
 ALPHA_DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
 SELF_STARTING = frozenset({"h264", "vp8", "vp9", "av1"})  # show nothing before it is exact
+UNMARKED = frozenset({"cfhd"})  # whose decoder calls no frame a key
 SEEK_BACK = (0.0, 2.0, 10.0)  # seconds before the target, when a seek lands after it
 LARGE_TAIL = 1 << 16  # bytes that may well be an index
 WORTH_A_SEEK = 12  # packets that it is cheaper to decode than to leap over
@@ -111,6 +112,7 @@ class Film:
         self._path, self._limits = path, limits
         self.facts = found or facts(path, limits)
         self.packets = self.facts.packets
+        self._starts = frozenset(self.packets.starts.tolist())
         self._damage = [] if damage is None else damage
         self._alpha = alpha
         self._run: Generator[Shown] | None = None
@@ -125,7 +127,7 @@ class Film:
         self._context = self.stream.codec_context
         self._codec = self._context.codec.canonical_name
         self._aspects = self.stream.sample_aspect_ratio, self._context.sample_aspect_ratio
-        self._checks_keys = self._codec in KEY_CODECS
+        self._checks_keys = self._codec in KEY_CODECS - UNMARKED
         if self._alpha and has_alpha(self.stream) and self._codec in ALPHA_DECODERS:
             self._context = av.CodecContext.create(ALPHA_DECODERS[self._codec], "r")
             self._checks_keys = False  # libvpx does not say; it decodes nothing before a key
@@ -214,6 +216,12 @@ class Film:
             run.close()
         yield from self._decode(starts[-1], begun=False)
 
+    def is_start(self, frame: Any, place: int) -> bool:
+        """Whether the frame at a place refers to none before it."""
+        if not self.packets.stamped:
+            return self._is_key(frame)
+        return int(self.packets.order[place]) in self._starts
+
     def _is_key(self, frame: Any) -> bool:
         return bool(frame.key_frame) or not self._checks_keys
 
@@ -236,6 +244,7 @@ class Film:
             before = len(self._damage)
             frames = self._decoded(packet)
             state.lost += len(self._damage) > before
+            state.whole &= len(self._damage) == before
             yield from state.accept(frames, int(packets.rank[place]))
         yield from state.accept(self._decoded(None))
         state.ended()
@@ -264,9 +273,7 @@ class Film:
                 continue  # the file turned out to differ: a seek would reset the decoder
             place = self._go_to(target, anew=not given)
             try:
-                for packet in self._container.demux(self.stream):
-                    if not packet.size:
-                        continue
+                for packet in demuxed(self._container, self.stream):
                     if place is None:
                         place = self.packets.find(packet)
                         if place is None:
@@ -352,6 +359,7 @@ class _Run:
         self._end = int(np.searchsorted(takes, take, side="right"))
         self._last = -1
         self._count = self.lost = 0
+        self.whole = True  # nothing is missing that frames refer to
         self._aspects = [(-1, film.aspect())]
 
     def accept(self, frames: Sequence[Any], place: int = 0) -> Iterator[Shown]:
@@ -370,6 +378,10 @@ class _Run:
                 continue
             if at <= self._last or not self._head <= at < self._end:
                 film.note("a frame is out of order")
+                continue
+            self.whole = not frame.is_corrupt and (self.whole or film.is_start(frame, at))
+            if not self.whole:
+                film.note("a frame is not decodable as a whole, or follows on one")
                 continue
             if not self._begun and at > self._head:
                 film.note(f"{at - self._head} frames before the first key frame are not decodable")

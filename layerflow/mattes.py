@@ -10,9 +10,8 @@ from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8
 from layerflow.film import kept_film
-from layerflow.media import MediaError
 from layerflow.upright import upright
-from layerflow.video import NEAR, Box, Limits, fit, nearest, probe
+from layerflow.video import NEAR, Box, Limits, fit, probe, shown_at
 
 
 def fetch_matte(
@@ -30,21 +29,11 @@ def fetch_matte(
     ``[len(times), height, width]``; MediaError when one is missing.
     """
     limits = limits or Limits()
-    alpha = probe(path, limits).has_alpha
-    wanted = np.asarray(times, np.float64)
-    out = np.zeros((len(wanted), height, width), np.uint8)
+    pixels = "rgba" if probe(path, limits).has_alpha else "gray"
+    out = np.zeros((len(times), height, width), np.uint8)
     converter = VideoReformatter()
-    with kept_film(path, limits, alpha=alpha) as film:
-        places = nearest(film.packets.times, wanted)
-        missing = np.abs(film.packets.times[places] - wanted) > NEAR
-        due = ~missing
-        for shown in film.pictures(np.unique(places[due]).tolist()):
-            pixels = "rgba" if alpha else "gray"
-            matte = upright(shown.frame, pixels, converter, shown.view)
-            matte = matte[..., 3] if alpha else matte
-            here = due & (places == shown.place)
-            out[here] = fit(np.repeat(matte[..., None], 3, axis=-1), height, width, box)[..., 0]
-            due &= ~here
-    if lost := int((missing | due).sum()):
-        raise MediaError(f"{lost} of {len(wanted)} mattes are missing")
+    with kept_film(path, limits, alpha=pixels == "rgba") as film:
+        for here, shown in shown_at(film, times, NEAR, "mattes are missing"):
+            matte = np.atleast_3d(upright(shown.frame, pixels, converter, shown.view))[..., -1:]
+            out[here] = fit(matte.repeat(3, axis=-1), height, width, box)[..., 0]
     return out

@@ -7,7 +7,9 @@ its packet.
 
 from __future__ import annotations
 
+import itertools
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +103,14 @@ class _Read:
     in_group: list[int] = field(default_factory=list)
 
 
+def demuxed(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream, to the end of the file. Raises FFmpegError where it is damaged."""
+    try:
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    except IndexError:
+        return  # PyAV at the end of a file in which a stream appeared that was not announced
+
+
 def read_packets(container: Any, stream: Any, max_frames: int) -> Packets:
     """All packets of a stream that was just opened; what cannot be read any more is left out.
 
@@ -111,9 +121,7 @@ def read_packets(container: Any, stream: Any, max_frames: int) -> Packets:
     read = _Read()
     jumps = may_jump(container)
     try:
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
+        for packet in demuxed(container, stream):
             if packet.is_keyframe and may_start(codec, packet, nal_bytes):
                 read.keys.append(len(read.shown))
             if jumps and packet.is_corrupt:
@@ -130,18 +138,22 @@ def read_packets(container: Any, stream: Any, max_frames: int) -> Packets:
         pass  # a file that is cut off keeps what came before the cut
     if not any(read.shown):
         raise MediaError("the video stream holds no frame")
-    return _arranged(read, stream, jumps, _has_decoding_times(container, stream, codec))
+    return _arranged(read, stream, jumps, _has_decoding_times(container, stream, read))
 
 
-def _has_decoding_times(container: Any, stream: Any, codec: str) -> bool:
+def _has_decoding_times(container: Any, stream: Any, read: _Read) -> bool:
     """Whether the stamps are those of decoding, in a stream whose frames may be shown in another
-    order: AVI has no others, nor has a codec that Matroska only wraps from there.
+    order: AVI has no others, nor has a codec that Matroska only wraps from there. ASF and MXF may
+    have no others either; then they never fall although frames change places.
     """
-    context = stream.codec_context
-    wrapped = "matroska" in container.format.name and str(context.codec_tag).strip("\0") != ""
-    if container.format.name != "avi" and not wrapped:
+    context, name = stream.codec_context, container.format.name
+    if name in ("asf", "mxf"):
+        stamps = read.identity[2::4]
+        return bool(context.has_b_frames) and all(a <= b for a, b in itertools.pairwise(stamps))
+    if name != "avi" and not ("matroska" in name and str(context.codec_tag).strip("\0") != ""):
         return False
-    return bool(context.has_b_frames) or codec in ("h264", "hevc", "vc1", "wmv3", "mpeg2video")
+    reordered = ("h264", "hevc", "vc1", "wmv3", "mpeg2video")
+    return bool(context.has_b_frames) or context.codec.canonical_name in reordered
 
 
 def _arranged(read: _Read, stream: Any, may_jump: bool, decoding_times: bool) -> Packets:
@@ -151,13 +163,14 @@ def _arranged(read: _Read, stream: Any, may_jump: bool, decoding_times: bool) ->
     pts, dts = identity[:, 2], identity[:, 3]
     stamps = np.where(pts != NONE, pts, dts)
     clock = np.where(dts != NONE, dts, pts)
+    ticking = dts if (dts != NONE).mean() > 0.5 else clock  # two kinds of stamps would fall back
     if (stamps[shown] == NONE).any():
         period = 1 / (float(stream.average_rate or stream.guessed_rate or 25) * tick)
-        stamps = clock = np.rint(np.arange(len(stamps)) * period).astype(np.int64)
+        stamps = clock = ticking = np.rint(np.arange(len(stamps)) * period).astype(np.int64)
     # A packet without a place shares a header with others: its stamps are FFmpeg's guess.
     guessed = may_jump and bool((identity[shown, 0] < 0).any())
     stamped = bool((pts[shown] != NONE).all()) and not guessed and not decoding_times
-    splices = _jumps(clock, read.keys, tick, may_jump, guessed)
+    splices = _jumps(ticking, read.keys, tick, may_jump, guessed)
     cuts = splices.copy()
     # Up to two packets before a splice one is called corrupt, but only for the counter's jump.
     cuts[[k for k in read.lost if not splices[k + 1 : k + 3].any()]] = True

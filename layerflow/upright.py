@@ -7,13 +7,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8, resize_cover
 from layerflow.hdr import is_hdr, to_sdr
 from layerflow.media import frame_array
 
+QUARTER_TURNS = {1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
 WIDEST_PIXEL = 10.0  # pixels more oblong than this are a mistake in the header
 
 
@@ -60,14 +61,27 @@ def aspect_of(*ratios: Any) -> float:
 
 def view_of(frame: Any, aspect: float, otherwise: View | None = None) -> View:
     """A frame's view by its display matrix, to the nearest quarter turn; without one, as given."""
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    matrix = _matrix(frame)
     if matrix is None:
         other = otherwise or View()
         return View(aspect, other.transposed, other.left_right, other.top_bottom)
-    a, b, _, c, d = (int(v) for v in np.frombuffer(matrix, np.int32)[:5])
+    a, b, c, d = matrix
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return View(aspect, False, a < 0, d < 0)
     return View(aspect, True, c < 0, b < 0)
+
+
+def _matrix(frame: Any) -> tuple[int, ...] | None:
+    """A, b, c, d of a frame's display matrix; None without one. Not by ``frame.side_data``: with
+    it a frame and its side data refer to each other, and are never freed."""
+    try:
+        stored = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
+    except ValueError:  # there is data of a kind that PyAV does not know, such as a camera's EXIF
+        return QUARTER_TURNS.get(round(frame.rotation / 90) % 4)
+    if stored is None:
+        return None
+    a, b, _, c, d = (int(v) for v in np.frombuffer(stored, np.int32)[:5])
+    return a, b, c, d
 
 
 def upright(frame: Any, pixel_format: str, converter: VideoReformatter, view: View) -> U8:

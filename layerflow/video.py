@@ -7,17 +7,18 @@ process with a deadline and a memory limit. Times are seconds from the first fra
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 
 from layerflow.clip import U8, resize_cover
 from layerflow.container import Limits, best_stream, has_alpha, may_jump, open_container
-from layerflow.film import Film, facts, kept_film
+from layerflow.film import Film, Shown, facts, kept_film
 from layerflow.media import MediaError
 from layerflow.packets import F64, I64
 from layerflow.upright import cover, upright
@@ -185,18 +186,32 @@ def _fetch_av(
     out = np.empty((len(times), height, width, 3), np.uint8)
     converter = VideoReformatter()
     with kept_film(path, limits) as film:
-        known = film.packets.times
-        places = nearest(known, np.asarray(times, np.float64))
-        exact = np.abs(known[places] - np.asarray(times)) <= EXACT
-        missing = set(np.flatnonzero(~exact).tolist())
-        for shown in film.pictures(np.unique(places[exact]).tolist()):
-            image = upright(shown.frame, "rgb24", converter, shown.view)
-            out[exact & (places == shown.place)] = fit(image, height, width, box)
-            places[places == shown.place] = -1
-        missing |= set(np.flatnonzero(places >= 0).tolist())
-    if missing:
-        raise MediaError(f"{len(missing)} of {len(times)} frames could not be decoded")
+        for here, shown in shown_at(film, times, EXACT, "frames could not be decoded"):
+            out[here] = fit(
+                upright(shown.frame, "rgb24", converter, shown.view), height, width, box
+            )
     return out
+
+
+def shown_at(
+    film: Film, times: Sequence[float], near: float, lost: str
+) -> Iterator[tuple[NDArray[np.bool_], Shown]]:
+    """The frames of an open film nearest to some seconds, each once, with the times that it is for
+    as bool ``[len(times)]``.
+
+    near: seconds that a frame may be away. Raises MediaError at the end, with the words ``lost``,
+    when one is not there or cannot be decoded.
+    """
+    wanted = np.asarray(times, np.float64)
+    places = nearest(film.packets.times, wanted)
+    missing = np.ones(len(wanted), bool)
+    due = np.abs(film.packets.times[places] - wanted) <= near
+    for shown in film.pictures(np.unique(places[due]).tolist()):
+        here = due & (places == shown.place)
+        missing &= ~here
+        yield here, shown
+    if missing.any():
+        raise MediaError(f"{int(missing.sum())} of {len(wanted)} {lost}")
 
 
 def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -> U8 | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from numbered import (
@@ -176,6 +177,37 @@ def test_a_damaged_packet_is_said(tmp_path: Path) -> None:
     assert shown == sorted(set(shown)) and 30 < len(shown) < 48
     assert damage and splices
     assert np.abs(times - np.array(shown) / 25).max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "least"),
+    [("mpeg2video", B2, 36), ("mpeg4", B2, 36), ("libx264", {**X264, **REFRESH}, 20)],
+)
+def test_a_picture_that_the_decoder_made_up_is_not_shown_nor_what_follows_on_it(
+    codec: str, options: dict[str, str], least: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.mkv", Kind("a.mkv", codec, options, fps=25))
+    times, thumbs = video.scan(path)
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data, (place, size) = bytearray(path.read_bytes()), packets[20]
+    data[place + size // 2 : place + size - 4] = bytes(size - size // 2 - 4)
+    path.write_bytes(bytes(data))
+    damage: list[str] = []
+    left, shown = video.scan(path, damage=damage)
+    assert least <= len(left) < 48 and damage
+    assert (shown == thumbs[np.isin(times, left)]).all()
+    with pytest.raises(MediaError, match="could not be decoded"):
+        video.fetch(path, times[~np.isin(times, left)], 48, 64)
+
+
+def test_a_stream_that_was_not_announced_does_no_harm(tmp_path: Path) -> None:
+    kind = Kind("a.ts", "libx264", {**X264, **B3})
+    late = {"mpegts_start_pid": "500", "mpegts_pmt_start_pid": "5000"}
+    path = write(tmp_path / "a.ts", kind)
+    other = write(tmp_path / "b.ts", Kind("b.ts", "libx264", {**X264, **B3}, mux=late))
+    path.write_bytes(path.read_bytes() + other.read_bytes())
+    assert read(path)[1] == list(range(48))
 
 
 @pytest.mark.parametrize("end", ["mp4", "flv"])

@@ -127,6 +127,21 @@ def test_stills_on_a_flat_colour_are_straightened(tmp_path: Path, ground: Colour
     assert off(load_pair(colour, None, matte)[..., :3], straight) < 8
 
 
+@pytest.mark.parametrize("ground", GROUNDS)
+@pytest.mark.parametrize("coded", [{"lossless": True}, {"quality": 90}], ids=str)
+def test_a_ground_that_the_coder_took_from_clear_pixels_is_found_by_soft_ones(
+    tmp_path: Path, ground: Colour, coded: dict[str, object]
+) -> None:
+    straight = striped(1)[0]
+    path, rgba = tmp_path / "a.webp", np.dstack([put_on(straight, ground), straight[..., 3]])
+    Image.fromarray(rgba).save(path, **coded)  # exact is off, as by default
+    clear = read_still(path)[straight[..., 3] == 0]
+    assert np.abs(clear[..., :3] - np.int16(ground)).max() > 20 or ground == (0, 0, 0)
+    assert off(load_cutout(path)[..., :3], straight) < 20 < off(put_on(straight, ground), straight)
+    Image.fromarray(straight).save(path, **coded)
+    assert np.array_equal(load_cutout(path), read_still(path))
+
+
 def test_the_source_beside_a_cutout_on_green_gives_its_colour(tmp_path: Path) -> None:
     straight = striped(1, soft=12.0)[0]
     share = straight[..., 3:] / 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from layerflow import video
 from layerflow.mattes import fetch_matte
 from layerflow.media import MediaError, write_vp9_alpha
-from layerflow.upright import View, aspect_of
+from layerflow.upright import View, aspect_of, view_of
 
 ORIENTATIONS = {  # a, b, c, d of the display matrix, and what it does to a picture
     "none": ((1, 0, 0, 1), lambda p: p),
@@ -261,3 +262,38 @@ def test_only_the_wanted_frames_are_kept_at_the_wanted_size(tmp_path: Path) -> N
         video.read_frames(path, times=[0.0, 99.0])
     with pytest.raises(MediaError, match="over the limit of 3"):
         video.read_frames(path, times=times[:4], max_frames=3)
+
+
+def test_frames_are_freed_after_they_were_looked_at(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", Kind("a.mp4", "libx264", {"crf": "20"}, count=3))
+    turned(path, ORIENTATIONS["rot90"][0])
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            before = sys.getrefcount(frame)
+            assert view_of(frame, 1.0).transposed
+            assert sys.getrefcount(frame) == before
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_motion_jpeg_of_cameras_is_upright_by_its_exif(
+    orientation: int, turns: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        container.start_encoding()
+        for k in range(4):
+            data = io.BytesIO()
+            Image.fromarray(numbered(k)).save(data, "JPEG", quality=95, exif=exif)
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 12)
+            packet.pts = packet.dts = k
+            packet.is_keyframe = True
+            container.mux(packet)
+    frames = video.read_frames(path)[0]
+    assert numbers(np.rot90(frames, -turns, (1, 2))) == [0, 1, 2, 3]
+    info = video.probe(path)
+    assert (info.height, info.width) == frames.shape[1:3] == ((64, 48) if turns % 2 else (48, 64))

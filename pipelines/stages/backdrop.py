@@ -78,7 +78,8 @@ def find_backdrop(looks: U8) -> Backdrop | None:
         near = np.abs(lit - base.picture).max(-1) < _SAME
         known = (near.sum(0) >= max(2, 0.08 * count)) & (doubts <= _DOUBTED * count)
         telling = known & (_strength(np.rint(base.picture).astype(np.uint8)) > _STRUCTURE)
-        if known.mean() < _LEAST_KNOWN or near[:, telling].mean() < _LEAST_KNOWN:
+        agreed = near[:, telling]
+        if known.mean() < _LEAST_KNOWN or (agreed.size and agreed.mean() < _LEAST_KNOWN):
             return None
         return _enlarge(looks, tones, near, known)
 

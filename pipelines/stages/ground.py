@@ -9,6 +9,7 @@ in addition soft pixels must lean towards it as alpha falls, by as much as the e
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -35,6 +36,7 @@ CLEAR, SURE = 2, 250  # alpha up to which nothing is there, from which nothing s
 BANDS = (16, 60, 100, 140)  # of alpha, in which a ground shows most and can still be measured
 FLAT = 14  # levels by which coded films stray from a flat colour
 LEAST_FLAT = 0.97  # of the clear pixels
+LEAST_HINTED = 0.9  # of the faint pixels
 LEAST_CLEAR, LEAST_SOFT = 100, 32  # pixels
 LEAST_GAIN = 0.8  # of the distance from the opaque colour beside, that mixing must leave less of
 LEAST_GROWTH = 0.5  # power of alpha: 1 for mixed colour, 0 for straight colour
@@ -65,18 +67,44 @@ def find_ground(colour: U8, alpha: U8) -> Ground | None:
     """The ground that uint8 ``[T, H, W, 3]`` was put on by alpha ``[T, H, W]``; None for straight
     colour, and for what cannot be told from it.
 
-    Of large frames every n-th pixel is looked at. Black may also be the ground of frames without
-    any clear pixel.
+    Of large frames every n-th pixel is looked at.
     """
     colour, alpha = thinned(colour), thinned(alpha[..., None])[..., 0]
+    for flat in _candidates(colour, alpha):
+        if _leans(colour, alpha, np.asarray(flat, np.float64)):
+            return understood(flat, colour, alpha)
+    return None
+
+
+def _candidates(colour: U8, alpha: U8) -> Iterator[Colour]:
+    """Colours that a picture may have been put on: the flat one that is seen around the object;
+    where none is, or black, which coders of pictures leave there, what soft pixels hint at."""
     flat = flat_colour(colour, alpha)
-    if flat is None and len(_clear(colour, alpha)) >= LEAST_CLEAR:
+    if flat is not None and max(flat) > FLAT:
+        yield flat
+        return
+    if flat is not None or len(_clear(colour, alpha)) < LEAST_CLEAR:
+        yield 0, 0, 0
+    hinted = _hinted(colour, alpha)
+    if hinted is not None:
+        yield hinted
+
+
+def _hinted(colour: U8, alpha: U8) -> Colour | None:
+    """The one colour that explains faint pixels by the opaque ones beside them; None if many do."""
+    faint = (alpha >= BANDS[0]) & (alpha < BANDS[2])
+    frames = [k for k in range(len(alpha)) if faint[k].any() and (alpha[k] >= SURE).any()]
+    if not frames:
         return None
-    if flat is None or max(flat) <= FLAT:
-        flat = (0, 0, 0)
-    if not _leans(colour, alpha, np.asarray(flat, np.float64)):
+    own = np.concatenate([nearby_colour(colour[k], alpha[k])[faint[k]] for k in frames])
+    seen = np.concatenate([colour[k][faint[k]] for k in frames]).astype(np.float32)
+    share = np.concatenate([alpha[k][faint[k]] for k in frames])[:, None] / np.float32(255)
+    behind = (seen - share * own) / (1 - share)
+    middle = np.median(behind, axis=0)
+    if (np.abs(behind - middle) <= 2 * FLAT).all(axis=1).mean() < LEAST_HINTED:
         return None
-    return understood(flat, colour, alpha)
+    red, green, blue = (int(level) for level in np.clip(np.rint(middle), 0, 255))
+    return (red, green, blue) if max(red, green, blue) > FLAT else (0, 0, 0)
 
 
 def understood(flat: Colour, colour: U8, alpha: U8) -> Ground:

@@ -15,7 +15,7 @@ import numpy as np
 from layerflow.media import MediaError
 from pipelines.stages.stills import read_still
 
-NEGATIVE = re.compile(r"(|.*[_.( ])-([0-9]+)([^0-9]*)")
+NEGATIVE = re.compile(r"(|.*[-_.( ])-([0-9]+)([^0-9]*)")
 ALIKE = 0.5  # share of two neighbouring frames' colours that are the same ones
 PAIRS = 3
 
