@@ -168,8 +168,9 @@ def measure(run: Run, stage: Stage, gate: int) -> dict[str, float]:
 def measured(held_out: HeldOut, gate: int) -> str:
     """What makes two losses comparable, as text."""
     text = held_out.options.model_dump_json(include={"timesteps", "tasks"})
-    part = held_out.parts[gate]
-    clips = hashlib.sha256(json.dumps([part.source.identity(), *part.rows]).encode()).hexdigest()
+    source: Any = held_out.parts[gate].source
+    rows = json.dumps([source.identity(), *held_out.parts[gate].rows])
+    clips = hashlib.sha256(rows.encode()).hexdigest()
     return f"{text} gate {gate}, clips {clips[:32]}"
 
 
