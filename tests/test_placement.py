@@ -10,6 +10,7 @@ import torch
 from trainer_kit import make_manifest
 
 from manifests.train import TrainManifest, parse
+from trainer import plan
 from trainer.launch import here, launch, run_config, scaling
 from trainer.placement import Node, place, worker_resources
 from trainer.plan import find_target
@@ -155,3 +156,11 @@ def test_a_type_of_gpu_asks_for_gpus_also_in_this_process(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="asks for a GPU, but torch sees no GPU"):
         uses_gpu(said)
     assert find_target(said).gpus
+
+
+def test_workers_of_one_machine_share_its_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "free_memory", lambda device: 8.0)
+    for workers in (1, 4):
+        assert find_target(make_manifest(tmp_path, workers=workers)).free == 8.0 / workers

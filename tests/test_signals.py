@@ -201,3 +201,19 @@ def test_a_stop_that_comes_outside_a_step_is_heard_at_the_next(
     assert same(weights(tmp_path / "stopped/export"), weights(tmp_path / "out/export"))
     curves = [metrics.read(tmp_path / run / "metrics.csv") for run in ("stopped", "out")]
     assert [row["loss"] for row in curves[0]] == [row["loss"] for row in curves[1]]
+
+
+def test_the_loop_s_own_command_ends_with_the_status_of_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun, and whatever runs it, must not take a stopped run for one that is done."""
+    manifest = one_stage(tmp_path)
+    (tmp_path / "m.yaml").write_text(manifest.model_dump_json())
+    monkeypatch.setattr("sys.argv", ["loop", str(tmp_path / "m.yaml")])
+    for finished in (False, True):
+        monkeypatch.setattr(loop, "train", lambda *args, finished=finished, **options: finished)
+        if finished:
+            loop.main()
+        else:
+            with pytest.raises(SystemExit, match="143"):
+                loop.main()

@@ -35,7 +35,7 @@ EFFICIENCY = 0.35
 @dataclass(frozen=True)
 class Target:
     """What the run would train on. name: of the GPU, as far as it is known. rate: FLOP/s that all
-    workers reach together, or None. why: what is not known of it. free: bytes of a device that
+    workers reach together, or None. why: what is not known of it. free: bytes for a worker that
     are free now, or None where it is not this machine's. spare: whether sampling has a GPU, or
     under Ray on CPUs a process, of its own."""
 
@@ -112,6 +112,8 @@ def find_target(manifest: TrainManifest, placement: Placement | None = None) -> 
         spare = workers > 1 and (not gpus or torch.cuda.device_count() > workers)
         here = torch.device("cuda" if gpus else "cpu")
         free = free_memory(here) if there or not gpus else None
+        if free is not None and not gpus:
+            free /= workers  # they are processes of one machine
     if not gpus:
         return Target(
             False, None, None, "how fast a CPU trains; its first steps show it", free, spare
@@ -309,7 +311,7 @@ def lines(
     if target.free is None:
         out.append("free now: unknown, it is another machine's")
         return out
-    out.append(f"free now: {gib(target.free)} a device")
+    out.append(f"free now: {gib(target.free)} a worker")
     if most > target.free:
         out.append(
             f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "
