@@ -7,8 +7,8 @@
 CogVideoX-2B's shape with random weights in bf16 autocast, one sample of 4 layers of 13 x 480x720
 frames (4 latent frames each): 22,278 tokens. The stages are those of
 `manifests/layerflow-2b-one-gpu.yaml`, the step is what `trainer.loop` does with them, made of the
-loop's own parts, without a loader; two steps warm up. Needs torch, diffusers and peft, no
-ray, datasets or pyarrow.
+loop's own parts, without a loader; two steps warm up. Needs torch, diffusers, peft, pydantic
+and PyYAML, no ray, datasets or pyarrow.
 
 FLOPs are the model's (`trainer.metrics.step_costs`): recomputation does not count. "planned" is
 what `layerflow train --plan` says of memory, "reserved" the most that torch took from the device.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -153,6 +152,8 @@ def resize_cover(frames: NDArray, height: int, width: int) -> NDArray:
     """
     if frames.shape[1:3] == (height, width):
         return frames
+    import cv2  # here, so that the model and the training loop need no OpenCV
+
     h, w, y, x = cover_box(frames.shape[1], frames.shape[2], height, width)
     shrinking = h <= frames.shape[1]
     method = cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC

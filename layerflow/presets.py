@@ -113,7 +113,7 @@ def init_directory(
     else:
         from layerflow.start import write_from_base  # imports this module
 
-        write_from_base(writing, base, options)
+        write_from_base(writing, base, options, asked=overrides)
     publish_folder(writing, folder)
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +82,27 @@ def finish_folder(folder: Path, copied: Mapping[str, Any], scheduler: str | None
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def write_from_base(folder: Path, base: str | Path, options: Mapping[str, Any]) -> None:
-    """Write a native model folder started from a base (``presets.BASE`` options)."""
+def write_from_base(
+    folder: Path, base: str | Path, options: Mapping[str, Any], asked: Collection[str] = ()
+) -> None:
+    """Write a native model folder started from a base (``presets.BASE`` options).
+
+    asked: names of the options that were asked for; the others may give way to the base's.
+    """
     origin = resolve_base(base)
     dtype = getattr(torch, str(options["dtype"]), None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype {options['dtype']!r} is none of float32, float16, bfloat16")
     torch.manual_seed(int(options["seed"]))
-    model = native_from(load_base(origin / "transformer", dtype), options)
+    network = load_base(origin / "transformer", dtype)
+    if stores_positions(network):
+        options = {k: v for k, v in options.items() if k not in ("height", "width") or k in asked}
+    model = native_from(network, options)
     model.save_pretrained(folder / "transformer")
     copied = copy_components(origin, folder)
     finish_folder(folder, copied, scheduler=None if "scheduler" in copied else "dpm")
-    settings = {"base": Path(base).name, "options": dict(options)}
+    size = {side: 8 * model.config[f"sample_{side}"] for side in ("height", "width")}
+    settings = {"base": Path(base).name, "options": {**options, **size}}
     (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -138,10 +147,12 @@ def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3D
         own["position_grid"] = [
             config[f"sample_{axis}"] // config["patch_size"] for axis in ("height", "width")
         ]
-    stored = official is not None and not has_plain_positions(base)
+    stored = stores_positions(base)
     for axis in ("height", "width"):
-        if axis in options and not stored:  # a stored table fits its own size only
+        if axis in options:
             own[f"sample_{axis}"] = options[axis] // 8
+    if stored:
+        _check_stored(config, own)
     if config.get("use_learned_positional_embeddings"):
         raise ValueError("image-to-video CogVideoX (learned positions) is no base for LayerFlow")
     if official is not None:
@@ -150,13 +161,34 @@ def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3D
     with torch.device("meta"):
         model = LayerFlowTransformer3DModel(**{**config, **own})
     state = adapters.base_state_dict(base)
-    if own.get("stored_positions") is None:
+    if not {**config, **own}.get("stored_positions"):
         state = {key: t for key, t in state.items() if not key.startswith("position_tables.")}
     _add_missing(state, model, base)
     model.load_state_dict(state, assign=True)
     mark_layers(model, options.get("layer_embedding_std", 0.0))
     _carry_adapters(base, model)
     return model.eval()
+
+
+def _check_stored(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """ValueError for a size or length that a stored table of positions does not cover."""
+    sides = ("sample_height", "sample_width")
+    if any(own.get(side, config[side]) != config[side] for side in sides):
+        size = "x".join(str(8 * config[side]) for side in sides)
+        raise ValueError(f"this base stores its positions for one size: pass --size {size}")
+    needed = own["latent_frames"] * (1 if own["positions"] == "shared" else len(LAYERS))
+    if needed > (there := config["stored_positions"][2]):
+        raise ValueError(
+            f"this base stores positions of {there} latent frames, and {needed} are needed: pass "
+            "fewer --frames, or --positions shared"
+        )
+
+
+def stores_positions(base: Any) -> bool:
+    """Whether a base has a position table that nobody computes: it fits its own size only."""
+    if not getattr(base.config, "stored_positions", None):
+        return False
+    return getattr(base, "official", None) is None or not has_plain_positions(base)
 
 
 def has_plain_positions(base: LayerFlowTransformer3DModel) -> bool:

@@ -134,11 +134,14 @@ class TrainManifest(Strict):
     gpus: bool | None = None
     """Train on GPUs, one a worker. Left out: when this process, or through Ray the cluster, has
     any. `true` is refused where there is none; on a cluster with too few it waits for more."""
+    wait_for_nodes: bool = False
+    """Through Ray: start also when no node can hold a worker yet, and wait: for clusters whose
+    autoscaler makes the nodes when they are asked for. GPUs need `gpus: true` or a type then."""
     resources_per_worker: dict[str, float] = Field({})
     """Through Ray: what a worker reserves besides its GPU, as Ray names it: `CPU` (1 unless said),
     `memory` in bytes, or a resource of the cluster's own."""
     accelerator_type: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    """Through Ray: only nodes with this GPU, by Ray's name: `H100`, `A100`, `L40S`, ..."""
+    """Train on GPUs; through Ray only on nodes with this one, by Ray's name: `H100`, `A100`, ..."""
     labels: dict[str, str] = Field({})
     """Through Ray: only nodes that carry these labels."""
     max_failures: int = Field(3, ge=-1)
@@ -191,6 +194,10 @@ class TrainManifest(Strict):
         self._check_places()
         for stage in self.stages:
             self.passes(stage, 1)
+        for stage in self.stages:
+            kind = (stage.optimizer or self.optimizer).kind
+            if stage.parallel == "fsdp" and kind != "adamw":
+                raise ValueError(f"stage {stage.name!r}: fsdp trains with adamw, not with {kind}")
         if any(stage.parallel == "fsdp" for stage in self.stages):
             if self.min_workers is not None:
                 raise ValueError("min_workers: an fsdp stage needs all of its workers")
@@ -231,6 +238,11 @@ class TrainManifest(Strict):
             )
         return count
 
+    @property
+    def wants_gpus(self) -> bool | None:
+        """Whether the run asks for GPUs; None: it takes what there is."""
+        return True if self.accelerator_type is not None else self.gpus
+
     def pass_size(self, stage: Stage, workers: int) -> int:
         """Samples of one worker's forward pass in a step, at most."""
         return -(-(stage.batch or self.batch) // (workers * self.passes(stage, workers)))
@@ -252,6 +264,7 @@ FREE_FIELDS = (
     "workers",
     "min_workers",
     "gpus",
+    "wait_for_nodes",
     "resources_per_worker",
     "accelerator_type",
     "labels",

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import sys
+from typing import Any
+
+from pipelines.staging import InfrastructureError
 
 OBJECT_STORE_BYTES = 512 << 20
 
@@ -48,10 +53,28 @@ def require_gpus(workers: int | None = None) -> None:
         )
 
 
+def torch_device() -> str:
+    """`cuda` where torch sees a GPU, else `cpu`.
+
+    InfrastructureError in a Ray task that was given a GPU which torch does not see: it would hold
+    the GPU and work on the CPU.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    ray: Any = sys.modules.get("ray")
+    held = ray.get_gpu_ids() if ray is not None and ray.is_initialized() else []
+    if held:
+        raise InfrastructureError(
+            f"Ray gave this task GPU {held[0]}, but torch {torch.__version__} sees none on "
+            f"{socket.gethostname()}: check the node's driver and that torch was built for it"
+        )
+    return "cpu"
+
+
 def stop_ray() -> None:
     """Shut the local Ray down, if one runs, so that its processes and memory go."""
-    import sys
-
     if "ray" in sys.modules:
         import ray
 

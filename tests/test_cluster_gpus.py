@@ -10,6 +10,7 @@ import pytest
 from manifests.mine import MineOptions
 from pipelines import cluster, mine, workers
 from pipelines.matting import make_matter, onnx_session
+from pipelines.staging import InfrastructureError
 from tests.test_matting_backends import make_onnx
 
 
@@ -85,3 +86,20 @@ def test_rembg_does_not_fall_back_to_the_cpu(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="onnxruntime cannot use the GPU here"):
         make_matter("rembg", weights=weights, device="cuda")
     assert onnx_session.require_device(None, "cpu") is None
+
+
+def test_a_task_that_holds_a_gpu_which_torch_does_not_see_stops_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would keep the GPU from others and encode on the CPU."""
+    import ray
+    import torch
+
+    assert not torch.cuda.is_available()
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    held: list[int] = []
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: held)
+    assert cluster.torch_device() == "cpu"
+    held.append(3)
+    with pytest.raises(InfrastructureError, match=r"gave this task GPU 3, but torch .* sees none"):
+        cluster.torch_device()

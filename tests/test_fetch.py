@@ -173,3 +173,23 @@ def test_a_folder_that_went_or_changed_meanwhile_is_not_marked_as_complete(
     uploader.close()
     assert (tmp_path / "there/export/weights").is_file()
     assert not (tmp_path / "there/export" / MARKER).exists() and said == []
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_copies_never_go_over_the_run_s_own_folder(tmp_path: Path, fresh: bool) -> None:
+    """A copy replaces what lies at its place: there, the checkpoint itself would go."""
+    manifest = make_manifest(tmp_path)
+    run(manifest, until=3)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for url in (manifest.out, f"file://{manifest.out}", str(tmp_path / "link")):
+        same_place = manifest.model_copy(update={"upload": url})
+        with pytest.raises(ValueError, match="is the run's own folder"):
+            run(same_place, fresh=fresh)
+    assert checkpoints(Path(manifest.out), "base") or fresh
+
+
+def test_a_place_for_copies_that_nothing_can_open_is_refused(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, upload="nothing://bucket/run")
+    with pytest.raises(ValueError, match="upload: nothing://bucket/run cannot be used"):
+        run(manifest)
+    assert not (tmp_path / "out/checkpoints").exists()

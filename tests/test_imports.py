@@ -60,11 +60,13 @@ def test_the_command_line_imports_lazily() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_model_and_loop_import_without_ray_datasets_and_pyarrow() -> None:
+def test_model_loop_and_step_bench_import_without_ray_datasets_and_media() -> None:
+    absent = ("ray", "datasets", "pyarrow", "pandas", "cv2", "av")
     code = (
         "import sys\n"
-        "for name in ('ray', 'datasets', 'pyarrow', 'pandas'): sys.modules[name] = None\n"
+        f"for name in {absent!r}: sys.modules[name] = None\n"
         "import layerflow.transformer, layerflow.objective, layerflow.adapters, trainer.loop\n"
+        "import bench.train_gpu\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

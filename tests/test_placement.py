@@ -10,8 +10,10 @@ import torch
 from trainer_kit import make_manifest
 
 from manifests.train import TrainManifest, parse
+from trainer import plan
 from trainer.launch import here, launch, run_config, scaling
 from trainer.placement import Node, place, worker_resources
+from trainer.plan import find_target
 from trainer.world import uses_gpu
 
 HEAD = Node({"CPU": 4.0, "memory": 8e9})
@@ -136,3 +138,29 @@ def test_one_process_says_what_it_trains_on(
         launch(asked, log=lambda line: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert uses_gpu(one) and uses_gpu(asked) and not uses_gpu(manifest(gpus=False))
+
+
+def test_nodes_that_an_autoscaler_makes_are_waited_for_where_that_is_asked() -> None:
+    waits = {"wait_for_nodes": True, "gpus": True}
+    placed = place(manifest(**waits), [HEAD])
+    assert placed.gpus and "room for 0: the run waits until more nodes join" in placed.said
+    for more in ({"accelerator_type": "H200"}, {"labels": {"zone": "c"}}):
+        assert place(manifest(**waits, **more), [HEAD, H100]).gpus
+    typed = place(manifest(wait_for_nodes=True, accelerator_type="H200"), [HEAD])
+    assert typed.gpus and typed.accelerator == "H200"
+    assert not place(manifest(wait_for_nodes=True), [HEAD]).gpus  # nothing asks for GPUs
+
+
+def test_a_type_of_gpu_asks_for_gpus_also_in_this_process(tmp_path: Path) -> None:
+    said = make_manifest(tmp_path, accelerator_type="H100")
+    with pytest.raises(ValueError, match="asks for a GPU, but torch sees no GPU"):
+        uses_gpu(said)
+    assert find_target(said).gpus
+
+
+def test_workers_of_one_machine_share_its_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "free_memory", lambda device: 8.0)
+    for workers in (1, 4):
+        assert find_target(make_manifest(tmp_path, workers=workers)).free == 8.0 / workers

@@ -290,3 +290,21 @@ def test_sample_command_refuses_paths_as_ids(run, tiny, tmp_path):
 def test_sizes(text):
     with pytest.raises(ValueError, match="HEIGHTxWIDTH"):
         cli.parse_size(text)
+
+
+def test_a_base_that_stores_its_positions_refuses_a_size_of_its_own(tmp_path):
+    """Passed over without a word, the model would work at another size than was asked for."""
+    path = reference.checkpoint(tmp_path / "in", "gen_rgba")
+    size = (reference.HEIGHT, reference.WIDTH)
+    official = convert_checkpoint(path, tmp_path / "official", latent_size=size)
+    height, width = (8 * side for side in size)
+    made = init_directory(tmp_path / "m", "cogvideox-2b", official, height=height, width=width)
+    options = json.loads((made / "layerflow.json").read_text())["options"]
+    assert (options["height"], options["width"]) == (height, width)
+    for base in (official, made):  # native itself, the second time
+        with pytest.raises(ValueError, match=f"one size: pass --size {height}x{width}"):
+            init_directory(tmp_path / "n", "cogvideox-2b", base, height=height, width=width + 16)
+        with pytest.raises(ValueError, match="pass fewer --frames"):
+            init_directory(tmp_path / "n", "cogvideox-2b", base, num_frames=800)
+    again = init_directory(tmp_path / "again", "cogvideox-2b", made)
+    assert LayerFlowPipeline.from_pretrained(again).transformer.config.stored_positions

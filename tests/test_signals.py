@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainer_kit import make_manifest
+from trainer_kit import make_manifest, same, weights
 
 from manifests.train import TrainManifest
 from trainer import loop, metrics, signals
@@ -168,3 +168,52 @@ def test_all_workers_give_up_together(
     rows = metrics.read(tmp_path / "out/metrics.csv")
     assert [row["skipped"] for row in rows] == [0] * 5 + ([1, 2, 3, 4] if late else [1, 2, 3])
     assert not (tmp_path / "out/export").exists()
+
+
+@pytest.mark.parametrize("where", ["validation", "checkpoint", "export"])
+def test_a_stop_that_comes_outside_a_step_is_heard_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Told twice, too; what goes on from there equals a run that nobody stopped."""
+    held_out = {"latents": "video", "every": 3, "clips": 2, "timesteps": [500], "keep_best": True}
+    whole = make_manifest(tmp_path, validation=held_out)
+    assert loop.train(whole, whole.out, log=lambda line: None)
+    module, name = {
+        "validation": (loop.validation, "validate"),
+        "checkpoint": (loop.checkpoint, "save"),
+        "export": (loop, "export"),
+    }[where]
+    real, stop = getattr(module, name), threading.Event()
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        stop.set()
+        result = real(*arguments, **options)
+        stop.set()
+        return result
+
+    monkeypatch.setattr(module, name, told)
+    manifest = whole.model_copy(update={"out": str(tmp_path / "stopped")})
+    assert not loop.train(manifest, manifest.out, log=lambda line: None, stop=stop)
+    stopped_at = "motion-00000001" if where == "export" else "base-00000004"
+    assert (tmp_path / "stopped/checkpoints" / stopped_at).is_dir()
+    monkeypatch.setattr(module, name, real)
+    assert loop.train(manifest, manifest.out, log=lambda line: None)
+    assert same(weights(tmp_path / "stopped/export"), weights(tmp_path / "out/export"))
+    curves = [metrics.read(tmp_path / run / "metrics.csv") for run in ("stopped", "out")]
+    assert [row["loss"] for row in curves[0]] == [row["loss"] for row in curves[1]]
+
+
+def test_the_loop_s_own_command_ends_with_the_status_of_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun, and whatever runs it, must not take a stopped run for one that is done."""
+    manifest = one_stage(tmp_path)
+    (tmp_path / "m.yaml").write_text(manifest.model_dump_json())
+    monkeypatch.setattr("sys.argv", ["loop", str(tmp_path / "m.yaml")])
+    for finished in (False, True):
+        monkeypatch.setattr(loop, "train", lambda *args, finished=finished, **options: finished)
+        if finished:
+            loop.main()
+        else:
+            with pytest.raises(SystemExit, match="143"):
+                loop.main()

@@ -77,6 +77,13 @@ def test_the_paper_s_numbers_are_in_the_2b_manifest() -> None:
         ({"batch": 6, "accumulate": 4}, "does not divide among 1 workers x 4 accumulation"),
         ({"validation": {"latents": "v", "timesteps": [1000]}}, "0..999"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "each beta"),
+        (
+            {
+                "optimizer": {"kind": "adamw8bit"},
+                "stages": [document()["stages"][0] | {"parallel": "fsdp"}],
+            },
+            "fsdp trains with adamw, not with adamw8bit",
+        ),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:

@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from test_launch import losses
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainer_kit import make_manifest, weights
+from trainer_kit import make_latents, make_manifest, weights
 
 from layerflow import adapters
 from layerflow.decode import Decoder
 from layerflow.sample import SETTINGS
 from manifests.train import TrainManifest, parse
 from trainer import loop, metrics, network, validation
+from trainer.check import check
 from trainer.launch import launch
+from trainer.plan import make_plan
 from trainer.sampling import as_gif, guidance_scale, run_job
 
 STAGES = ("base", "motion", "content")
@@ -239,6 +241,51 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
     run = SimpleNamespace(held_out=found, out=tmp_path / "out", **said)
     validation.keep_best(run, manifest.stages[0], 1, {"generate": float("nan")}, 0)  # type: ignore[arg-type]
     assert not (tmp_path / "out/best").exists()
+
+
+def test_losses_of_other_clips_do_not_keep_the_best(tmp_path: Path) -> None:
+    """The validation may change between a run and its continuation."""
+    manifest = with_validation(tmp_path)
+    wanted = {"latents": ["video", "stills"], "clips": [3, 2], "timesteps": [[100], [800]]}
+    for field, values in wanted.items():
+        said = [
+            validation.measured(found, gate)
+            for value in values
+            for gate in (0, 1)
+            if (found := validation.held_out(parse(manifest.model_dump() | {
+                "validation": OPTIONS | {field: value}})))
+        ]  # fmt: skip
+        assert len(set(said)) == 4
+
+
+def test_a_validation_that_cannot_run_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    manifest = with_validation(tmp_path)
+    none = parse(manifest.model_dump() | {"validation": OPTIONS | {"kinds": ["image"]}})
+    with pytest.raises(ValueError, match="none of its 10 rows is of kinds"):
+        check(none)
+    check(manifest)
+    (tmp_path / "model/vae/config.json").unlink()
+    with pytest.raises(ValueError, match="no autoencoder"):
+        check(manifest)
+
+
+def test_the_plan_counts_the_validation_that_will_run(tmp_path: Path) -> None:
+    """Its own clips, standing still or not, its passes and its guidance."""
+    make_manifest(tmp_path)
+    make_latents(tmp_path / "large", count=3, frames=1, size=8, seed=2)
+
+    def plans(**changes: Any) -> list[Any]:
+        options: dict[str, Any] = OPTIONS | {"guidance": 1.0} | changes
+        return make_plan(make_manifest(tmp_path, validation=options))
+
+    plain, frozen = plans(), plans(frozen=str(tmp_path / "large"))
+    for index, stage in enumerate(STAGES):
+        more = frozen[index].validation - plain[index].validation
+        assert more > 0 if stage == "motion" else more == 0
+    assert plans(timesteps=[100])[0].validation < plain[0].validation
+    video = make_latents(tmp_path / "wide", count=3, size=32, seed=3)
+    guided = [plans(latents=str(video), guidance=scale)[0].sampling for scale in (1.0, 6.0)]
+    assert guided[1] > guided[0]
 
 
 def test_gifs_play_at_the_clip_rate() -> None:

@@ -9,11 +9,14 @@ from layerflow.documents import read_json
 from layerflow.fingerprint import fingerprint_differences, model_fingerprint
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
+from trainer.sampling import autoencoder_kind
+from trainer.validation import held_out
 
 
 def check(manifest: TrainManifest) -> None:
     """ValueError for the first thing that would stop the run later: batch and workers that do not
-    divide, an absent folder, latents of another model, a mixture without rows."""
+    divide, an absent folder, latents of another model, a mixture or a validation without rows,
+    samples without an autoencoder."""
     workers = max(1, manifest.workers)
     for stage in manifest.stages:
         manifest.passes(stage, workers)
@@ -29,6 +32,9 @@ def check(manifest: TrainManifest) -> None:
         check_latents(manifest.folder(name), config, parts)
     for stage in manifest.stages:
         open_parts(manifest, stage)
+    held_out(manifest)
+    if manifest.validation is not None and manifest.validation.samples:
+        autoencoder_kind(Path(manifest.model) / "vae")
 
 
 def check_latents(folder: str, config: dict[str, Any], parts: dict[str, str]) -> None:

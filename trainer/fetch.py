@@ -21,17 +21,15 @@ from trainer.checkpoint import (
     stage_steps,
     staging,
 )
-from trainer.upload import MARKER
+from trainer.upload import MARKER, open_copies
 
 
 class Copies:
     """The folder or URL to which a run is copied."""
 
-    def __init__(self, url: str) -> None:
-        import fsspec
-
+    def __init__(self, url: str, out: Path) -> None:
         self.url = url
-        self.files, self.base = fsspec.url_to_fs(url)
+        self.files, self.base = open_copies(url, out)
         self.files.invalidate_cache()
 
     def json(self, name: str) -> dict[str, Any] | None:
@@ -96,8 +94,8 @@ def fetch(
     """
     assert manifest.upload is not None
     here = (out / "run.json").is_file()
+    copies = Copies(manifest.upload, out)
     try:
-        copies = Copies(manifest.upload)
         if fresh:
             copies.remove()
         elif is_this_run(copies, identity, here):

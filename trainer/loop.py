@@ -278,7 +278,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true")
     options = parser.parse_args()
     manifest = load(options.manifest, out=options.out)
-    train(manifest, manifest.out, only=options.stage, fresh=options.fresh)
+    if not train(manifest, manifest.out, only=options.stage, fresh=options.fresh):
+        raise SystemExit(143)  # as of a process that SIGTERM ended
 
 
 if __name__ == "__main__":

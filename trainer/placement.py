@@ -45,28 +45,29 @@ class Placement:
 def place(manifest: TrainManifest, nodes: Sequence[Node]) -> Placement:
     """Decide where the workers of a manifest train.
 
-    GPUs when `gpus` asks for them, or, left out, when the nodes that may be used have any.
-    ValueError for GPUs, an accelerator type or labels that no node has, for too few GPUs where
-    `gpus` was left out, and for workers that need more than any node has.
+    GPUs when the manifest asks for them, or, left out, when the nodes that may be used have any.
+    With `wait_for_nodes`, whatever is not there yet is waited for, and said. Else ValueError for
+    GPUs, an accelerator type or labels that no node has, for too few GPUs where `gpus` was left
+    out, and for workers that need more than any node has.
     """
-    usable = [node for node in nodes if _has_labels(node, manifest.labels)]
-    if not usable:
+    usable, wait = [n for n in nodes if _has_labels(n, manifest.labels)], manifest.wait_for_nodes
+    if not usable and not wait:
         raise ValueError(f"no node of the cluster has the labels {manifest.labels}")
     kind = manifest.accelerator_type
     if kind is not None:
         usable = [node for node in usable if kind in node.accelerators]
-        if not usable:
+        if not usable and not wait:
             there = sorted({name for node in nodes for name in node.accelerators})
             raise ValueError(
                 f"accelerator_type: no node of the cluster has {kind}; "
                 f"there are {', '.join(there) or 'no accelerators'}"
             )
     found = int(sum(node.gpus for node in usable))
-    gpus = found > 0 if manifest.gpus is None else manifest.gpus
-    if gpus and not found:
+    gpus = found > 0 if manifest.wants_gpus is None else manifest.wants_gpus
+    if gpus and not found and not wait:
         raise ValueError(
-            f"gpus: true, but the cluster has no GPU ({_size(usable)}). Start nodes with GPUs "
-            "first, or say `gpus: false` to train on CPUs"
+            f"gpus: true, but the cluster has no GPU ({_size(usable)}). Start nodes with GPUs, "
+            "say `wait_for_nodes: true` if an autoscaler makes them, or `gpus: false` for CPUs"
         )
     return _placement(manifest, usable, gpus)
 
@@ -84,7 +85,7 @@ def _placement(manifest: TrainManifest, nodes: Sequence[Node], gpus: bool) -> Pl
         why = "gpus: false" if manifest.gpus is False else f"the cluster has none ({_size(nodes)})"
         said = f"{workers} workers train on CPUs, without GPUs: {why}"
     if room < (manifest.min_workers or workers):
-        if gpus and manifest.gpus is None:
+        if gpus and manifest.wants_gpus is None and not manifest.wait_for_nodes:
             raise ValueError(
                 f"the cluster has room for {room} workers with a GPU each, not for {workers}: ask "
                 "for fewer, or say `gpus: false` (CPUs) or `gpus: true` (wait for more nodes)"
@@ -94,13 +95,13 @@ def _placement(manifest: TrainManifest, nodes: Sequence[Node], gpus: bool) -> Pl
 
 
 def _room(manifest: TrainManifest, nodes: Sequence[Node], gpus: bool) -> int:
-    """How many workers the nodes hold. ValueError for none: Ray would wait without a word."""
+    """How many workers the nodes hold. ValueError for none, unless they are to be waited for."""
     wanted = worker_resources(manifest, gpus)
     room = sum(
         int(min(node.resources.get(name, 0.0) // amount for name, amount in wanted.items()))
         for node in nodes
     )
-    if not room:
+    if not room and not manifest.wait_for_nodes:
         most = {name: max(node.resources.get(name, 0.0) for node in nodes) for name in wanted}
         raise ValueError(
             f"no node has what one worker takes: {wanted}; the most that nodes have: {most}"

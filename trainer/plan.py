@@ -21,9 +21,11 @@ from trainer.costs import (
     step_costs,
 )
 from trainer.count import decoder_bytes
-from trainer.data import buckets, buckets_text, open_latents, open_parts
+from trainer.data import buckets, buckets_text, open_parts
 from trainer.placement import Placement
-from trainer.stages import attach, trainable_names
+from trainer.sampling import guidance_scale
+from trainer.stages import attach, gate_of, trainable_names
+from trainer.validation import held_out, judges_gate_0
 
 # Of their peak, what GPUs reach in training, recomputation included: published for video
 # transformers are 30 to 38 %.
@@ -33,7 +35,7 @@ EFFICIENCY = 0.35
 @dataclass(frozen=True)
 class Target:
     """What the run would train on. name: of the GPU, as far as it is known. rate: FLOP/s that all
-    workers reach together, or None. why: what is not known of it. free: bytes of a device that
+    workers reach together, or None. why: what is not known of it. free: bytes for a worker that
     are free now, or None where it is not this machine's. spare: whether sampling has a GPU, or
     under Ray on CPUs a process, of its own."""
 
@@ -103,13 +105,15 @@ def find_target(manifest: TrainManifest, placement: Placement | None = None) -> 
         gpus, name, free = placement.gpus, placement.accelerator, None
         spare = placement.spare or not gpus
     else:
-        gpus = there if manifest.gpus is None else manifest.gpus
+        gpus = there if manifest.wants_gpus is None else manifest.wants_gpus
         name = manifest.accelerator_type
         if gpus and there and name is None:
             name = torch.cuda.get_device_name()
         spare = workers > 1 and (not gpus or torch.cuda.device_count() > workers)
         here = torch.device("cuda" if gpus else "cpu")
         free = free_memory(here) if there or not gpus else None
+        if free is not None and not gpus:
+            free /= workers  # they are processes of one machine
     if not gpus:
         return Target(
             False, None, None, "how fast a CPU trains; its first steps show it", free, spare
@@ -144,7 +148,7 @@ def plan_stage(
     found = buckets(parts)
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
-    size = -(-batch // (workers * manifest.passes(stage, workers)))
+    size = manifest.pass_size(stage, workers)
     channels = transformer.config.in_channels
 
     def costs(shape: tuple[int, int, int]) -> Costs:
@@ -179,7 +183,7 @@ def plan_stage(
         group = ".".join(name.split(".")[:2]) if name.startswith("transformer_blocks") else name
         groups[group] = groups.get(group, 0) + sizes[name]
     validation, sampling = validation_bytes(
-        manifest, stage, transformer, target, state=memory(manifest, 0), trained=trained, size=size
+        manifest, stage, transformer, target, state=memory(manifest, 0), trained=trained
     )
     return StagePlan(
         name=stage.name,
@@ -214,39 +218,36 @@ def validation_bytes(
     *,
     state: float,
     trained: int,
-    size: int,
 ) -> tuple[float | None, float | None]:
     """Bytes of a worker in a validation, and of the process that samples; None where there is none.
 
-    state: bytes of weights, gradients, moments and average. size: samples of a pass at most.
+    state: bytes of weights, gradients, moments and average.
     """
-    options, config = manifest.validation, transformer.config
-    if options is None:
+    found, config, workers = held_out(manifest), transformer.config, max(1, manifest.workers)
+    if found is None:
         return None, None
+    options, part = found.options, found.parts[gate_of(stage)]
     if stage.ema is not None:  # what trains is kept while the average stands in for it
-        state += 4 * trained / (max(1, manifest.workers) if stage.parallel == "fsdp" else 1)
-    frames, height, width = held_out_shape(manifest.folder(options.latents))
-    tokens = step_costs(transformer, (4, frames, config.in_channels, height, width), ()).tokens
-    count = min(size, len(options.timesteps))
-    passing = forward_bytes(manifest, config, tokens=tokens * count, cast=trained)
+        state += 4 * trained / (workers if stage.parallel == "fsdp" else 1)
+
+    def tokens(shape: tuple[int, int, int]) -> int:
+        frames, height, width = shape
+        return step_costs(transformer, (4, frames, config.in_channels, height, width), ()).tokens
+
+    seen = [*part.shapes, *(found.parts[0].shapes if judges_gate_0(stage) else ())]
+    count = min(manifest.pass_size(stage, workers), len(options.timesteps))
+    most = count * max(tokens(shape) for shape in seen)
+    passing = forward_bytes(manifest, config, tokens=most, cast=trained)
     if not options.samples:
         return state + passing, None
     total = sum(p.numel() for p in transformer.parameters())
+    frames, height, width = max(part.shapes[: options.samples], key=tokens)
     latents = (frames, config.in_channels, height, width)
     weights, decoding = decoder_bytes(Path(manifest.model) / "vae", latents)
-    guided = forward_bytes(manifest, config, tokens=2 * tokens, cast=total)
+    most = tokens((frames, height, width)) * (2 if guidance_scale(manifest) > 1 else 1)
+    guided = forward_bytes(manifest, config, tokens=most, cast=total)
     own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
     return state + passing, own if target.spare else own + state
-
-
-def held_out_shape(folder: str) -> tuple[int, int, int]:
-    """Latent frames, height and width of the largest clip of a folder of latents."""
-    source = open_latents(folder)
-    columns = [source.column(f"latent_{name}") for name in ("frames", "height", "width")]
-    height, width = max(
-        zip(columns[1], columns[2], strict=True), key=lambda side: side[0] * side[1]
-    )
-    return max(columns[0]), height, width  # stills are shown as long as the longest clip
 
 
 def times(manifest: TrainManifest, plan: StagePlan, target: Target) -> str:
@@ -310,7 +311,7 @@ def lines(
     if target.free is None:
         out.append("free now: unknown, it is another machine's")
         return out
-    out.append(f"free now: {gib(target.free)} a device")
+    out.append(f"free now: {gib(target.free)} a worker")
     if most > target.free:
         out.append(
             f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from layerflow import adapters
 from layerflow.clip import U8, LayeredClip
+from layerflow.documents import read_json
 from manifests.train import Stage, TrainManifest, given_layers, parse
 from trainer import checkpoint
 from trainer.export import model_after
@@ -145,7 +146,9 @@ def autoencoder_kind(folder: Path) -> Any:
         "BlockDCTAutoencoder": BlockDCTAutoencoder,
         "AutoencoderKLCogVideoX": diffusers.AutoencoderKLCogVideoX,
     }
-    said = json.loads((folder / "config.json").read_text())["_class_name"]
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no autoencoder (no config.json); clips cannot be sampled")
+    said = read_json(folder / "config.json", {"_class_name": str})["_class_name"]
     if said not in kinds:
         raise ValueError(f"{folder}: unknown autoencoder {said!r}; not {sorted(kinds)}")
     return kinds[said]

@@ -89,8 +89,6 @@ class Sharded:
         return norm
 
     def optimizer(self, options: Optimizer) -> torch.optim.Optimizer:
-        if options.kind != "adamw":
-            raise ValueError(f"parallel: fsdp trains with adamw, not with {options.kind}")
         shrunk = [p for name, p in self.locals.items() if decays(name, self.parameters[name])]
         rest = [p for name, p in self.locals.items() if not decays(name, self.parameters[name])]
         groups = parameter_groups(shrunk, rest, options)

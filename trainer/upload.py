@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MARKER = "_COMPLETE"
 RECORDS = ("run.json", "metrics.csv", "validation.csv")
@@ -24,10 +25,8 @@ class Uploader:
     """Copies folders below `root` to `destination`, in order, in a thread of its own."""
 
     def __init__(self, root: Path, destination: str, log: Callable[[str], None]) -> None:
-        import fsspec
-
         self.root, self.log = root, log
-        self.files, self.base = fsspec.url_to_fs(destination)
+        self.files, self.base = open_copies(destination, root)
         protocol = self.files.protocol
         names = {protocol} if isinstance(protocol, str) else set(protocol)
         self.has_folders = names.isdisjoint(OBJECT_STORES)
@@ -96,6 +95,21 @@ class Uploader:
             name = path.rstrip("/").rsplit("/", 1)[-1]
             if name.startswith(prefix) and not (folder.parent / name).exists():
                 self.files.rm(path, recursive=True)
+
+
+def open_copies(url: str, root: Path) -> tuple[Any, str]:
+    """The file system behind a folder or URL, and the place in it. ValueError where nothing can
+    be copied: a protocol that is not there, or the run's own folder."""
+    import fsspec
+
+    try:
+        files, base = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"upload: {url} cannot be used: {error}") from error
+    local = files.protocol == "file" or "file" in files.protocol
+    if local and Path(base).resolve() == root.resolve():
+        raise ValueError(f"upload: {url} is the run's own folder; copies need another one")
+    return files, str(base)
 
 
 def version_of(folder: Path) -> tuple[int, int] | None:

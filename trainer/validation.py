@@ -6,6 +6,7 @@ the number of workers. Sampling, which takes long, is handed on: see `trainer.sa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -164,10 +165,13 @@ def measure(run: Run, stage: Stage, gate: int) -> dict[str, float]:
     )
 
 
-def held_out_changed(options: Validation, gate: int) -> str:
+def measured(held_out: HeldOut, gate: int) -> str:
     """What makes two losses comparable, as text."""
-    text = options.model_dump_json(include={"clips", "timesteps", "tasks", "kinds"})
-    return f"{text} gate 1, frozen {options.frozen}" if gate else text
+    text = held_out.options.model_dump_json(include={"timesteps", "tasks"})
+    source: Any = held_out.parts[gate].source
+    rows = json.dumps([source.identity(), *held_out.parts[gate].rows])
+    clips = hashlib.sha256(rows.encode()).hexdigest()
+    return f"{text} gate {gate}, clips {clips[:32]}"
 
 
 def validate(
@@ -195,10 +199,14 @@ def validate(
 def at_gate_0(run: Run, stage: Stage) -> dict[str, float] | None:
     """Before a stage that trains nothing but the motion adapter: the losses that must be the same
     after it, for the adapter does nothing at gate 0. None for other stages, and without clips."""
-    trains = stage.trains
-    if run.held_out is None or not gate_of(stage) or (isinstance(trains, Lora) and trains.also):
+    if run.held_out is None or not judges_gate_0(stage):
         return None
     return measure(run, stage, gate=0)
+
+
+def judges_gate_0(stage: Stage) -> bool:
+    """Whether the network must be at gate 0, after a stage, what it was before it."""
+    return bool(gate_of(stage)) and isinstance(stage.trains, Lora) and not stage.trains.also
 
 
 def check_gate_0(run: Run, stage: Stage, before: dict[str, float] | None) -> None:
@@ -220,11 +228,11 @@ def keep_best(run: Run, stage: Stage, step: int, losses: dict[str, float], gate:
     assert run.held_out is not None
     folder = run.out / "best" / stage.name
     record, loss = folder / "best.json", sum(losses.values()) / len(losses)
-    measured = held_out_changed(run.held_out.options, gate)
+    what = measured(run.held_out, gate)
     said = json.loads(record.read_text()) if record.is_file() else {}
-    if not math.isfinite(loss) or (said.get("measured") == measured and not loss < said["loss"]):
+    if not math.isfinite(loss) or (said.get("measured") == what and not loss < said["loss"]):
         return
-    about = {"step": step, "loss": loss, "losses": losses, "measured": measured}
+    about = {"step": step, "loss": loss, "losses": losses, "measured": what}
     export(run.out, run.manifest, stage.name, run.transformer, target=folder, about=about)
     if run.uploader:
         run.uploader.put(folder)

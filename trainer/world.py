@@ -39,12 +39,13 @@ ALONE = World(0, 1, torch.device("cpu"))
 def uses_gpu(manifest: TrainManifest) -> bool:
     """Whether this process is to train on a GPU. ValueError when it is, and sees none."""
     there = torch.cuda.is_available()
-    if manifest.gpus and not there:
+    if manifest.wants_gpus and not there:
         raise ValueError(
-            "gpus: true, but torch sees no GPU in this process: check the driver and that torch "
-            f"was built for it (torch {torch.__version__}), or say `gpus: false`"
+            "the manifest asks for a GPU, but torch sees no GPU in this process: check the driver "
+            f"and that torch was built for it (torch {torch.__version__}), or say `gpus: false` "
+            "and no accelerator_type"
         )
-    return there if manifest.gpus is None else manifest.gpus
+    return there if manifest.wants_gpus is None else manifest.wants_gpus
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from layerflow.contained import Buffer, Contained, Work
 from layerflow.documents import read_json
 from layerflow.latents import clip_row, prompt_key, prompt_row
 from layerflow.media import Bounds, MediaError
+from pipelines.cluster import torch_device
 
 MAX_FRAMES = 10_000  # of one clip
 SHARED_BYTES = 512 << 20  # pictures of one row; those of a larger one go through a pipe
@@ -108,26 +109,23 @@ class Encoder:
         """The autoencoder, on a GPU if there is one."""
         import importlib
 
-        import torch
-
         folder = Path(self.options.model)
         name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
         if name not in AUTOENCODERS:
             raise ValueError(f"{folder}/vae: unknown autoencoder {name!r}; not {set(AUTOENCODERS)}")
         kind = getattr(importlib.import_module(AUTOENCODERS[name]), name)
         vae = kind.from_pretrained(folder / "vae").eval()
-        return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+        return vae.to(torch_device())
 
     @cached_property
     def text(self) -> tuple[Any, Any]:
         """Tokenizer and text encoder, on a GPU if there is one."""
-        import torch
         from transformers import AutoTokenizer, T5EncoderModel
 
         folder = Path(self.options.model)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
-        return tokenizer, encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return tokenizer, encoder.eval().to(torch_device())
 
     @cached_property
     def reader(self) -> Contained:
