@@ -109,5 +109,12 @@ def _unpacked(answer: Buffer) -> Any:
     try:
         place = bytes(whole[: 1 << 20]).index(b"\n") + 1
         return value(json.loads(bytes(whole[: place - 1])))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise MediaError(f"the decoder gave an answer that is none: {error}") from error
