@@ -162,7 +162,7 @@ def damaged(path: Path) -> Path:
 
 def bomb(path: Path) -> Path:
     """A few kilobytes of zeros that take gigabytes when they are unpacked."""
-    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 9, pa.int32()), [bytes(200 << 20)])
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 9, pa.int32()), [bytes(60 << 20)])
     options = {"store_schema": False, "dictionary_pagesize_limit": 1 << 30, "compression": "zstd"}
     pq.write_table(pa.table({"foreground": cells}), path / "a.parquet", **options)
     assert (path / "a.parquet").stat().st_size < 200_000
@@ -186,7 +186,7 @@ def test_tables_of_pictures_are_unpacked_in_the_child_first(
         cells(damaged(other))
     from layerflow import isolate
 
-    child = isolate.Contained(isolate.caller, Path(), memory=1500 << 20, writes=False)
+    child = isolate.Contained(isolate.caller, Path(), memory=1100 << 20, writes=False)
     monkeypatch.setattr(isolate, "_children", {os.getpid(): child})
     with pytest.raises(
         ValueError, match=r"a\.parquet.*cannot be unpacked: .*(memory|malloc|alloc)"
