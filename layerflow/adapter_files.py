@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from layerflow.documents import read_json
+
 WEIGHTS = "pytorch_lora_weights.safetensors"
 GATED_WEIGHTS = "model.safetensors"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' name
@@ -77,7 +79,7 @@ def check_adapters(transformer: str | Path, found: Mapping[str, Path]) -> None:
     """ValueError when an adapter that belongs to a saved transformer is not there: without it the
     model would compute something else and say nothing."""
     path = Path(transformer) / "config.json"
-    said = json.loads(path.read_text()).get(_NAMES, []) if path.is_file() else []
+    said = read_json(path).get(_NAMES, []) if path.is_file() else []
     if missing := sorted(set(said) - set(found)):
         raise ValueError(
             f"{transformer} has lost its adapters {missing} (adapters/NAME/{GATED_WEIGHTS} or "

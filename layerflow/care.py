@@ -19,6 +19,7 @@ import pyarrow as pa
 from layerflow.check import Problem, RowReport, check_row
 from layerflow.contained import Contained, Work, contained_map
 from layerflow.corpus import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
+from layerflow.documents import read_json
 from layerflow.media import MediaError
 from layerflow.published import PublishedCorpus, is_remote, open_corpus
 from layerflow.stats import SMALL, stats
@@ -146,9 +147,9 @@ def _schema(path: Path, corpus: Corpus) -> Iterator[Problem]:
             text = f"the column is {_brief(found)}, not {_brief(field.type)}"
             yield Problem(None, field.name, text, "convert it with the version that made it")
     try:
-        features = json.loads((path / "dataset_info.json").read_text())["features"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield Problem(None, "dataset_info.json", f"cannot be read: {error}", FIX_FOLDER)
+        features = read_json(path / "dataset_info.json", {"features": dict})["features"]
+    except ValueError as error:
+        yield Problem(None, "dataset_info.json", str(error), FIX_FOLDER)
         return
     if set(features) != set(corpus.schema.names):
         names = sorted(set(features) ^ set(corpus.schema.names))
@@ -197,7 +198,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fingerprint(path: Path) -> Iterator[Problem]:
-    state = json.loads((path / "state.json").read_text())
+    state = read_json(path / "state.json")
     names = [file.name for file in Table(path).files()]
     digest = hashlib.sha256()
     for name in names:

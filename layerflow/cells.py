@@ -1,17 +1,12 @@
 """Media cells of rows decoded in a child process: the way for every corpus that a stranger made.
 
-One child serves this process and is kept for its next rows. What comes back are plain pictures of
-the size and number that the row says.
+What comes back are plain pictures of the size and number that the row says.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +14,11 @@ from av.video.reformatter import VideoReformatter
 
 from layerflow.check import check_unread
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip
-from layerflow.contained import Buffer, Contained, Work
+from layerflow.contained import Buffer
 from layerflow.corpus import decode_row
+from layerflow.isolate import isolated
 from layerflow.media import PNG_MAGIC, Bounds, MediaError, decode_alpha, decode_color, frame_array
 from layerflow.opening import cell_frames
-
-_lock = threading.Lock()
-_children: dict[int, Contained] = {}
 
 
 def read_clip(row: Mapping[str, Any]) -> LayeredClip:
@@ -34,7 +27,11 @@ def read_clip(row: Mapping[str, Any]) -> LayeredClip:
     Raises MediaError for cells that do not decode to what the row says, and for a child that
     crashes or hangs.
     """
-    return unpack_clips(_asked(("clip", dict(row))), row)[0]
+    layers, fps, kind = _read_clip(dict(row))
+    try:
+        return _clip(row, layers, {"fps": fps, "kind": kind})
+    except ValueError as error:
+        raise MediaError(f"the decoder gave an answer that is none: {error}") from error
 
 
 def check_stored(row: Mapping[str, Any]) -> None:
@@ -42,7 +39,7 @@ def check_stored(row: Mapping[str, Any]) -> None:
 
     The headers of its cells are read in a child process.
     """
-    _asked(("check", dict(row)))
+    _check(dict(row))
 
 
 def read_cells(row: Mapping[str, Any], layers: Sequence[str]) -> dict[str, U8]:
@@ -53,12 +50,11 @@ def read_cells(row: Mapping[str, Any], layers: Sequence[str]) -> dict[str, U8]:
     """
     bounds = Bounds.of(row)
     wanted = {name: row[name] for name in (*layers, "num_frames", "height", "width")}
-    answer = memoryview(_asked(("cells", wanted)))
-    assert bounds.height is not None and bounds.width is not None
-    found, place = {}, 0
-    for layer in layers:
+    found = dict(zip(layers, _read_cells(wanted, tuple(layers)), strict=True))
+    for layer, frames in found.items():
         shape = (bounds.frames, bounds.height, bounds.width, *(() if layer == "alpha" else (3,)))
-        found[layer], place = _taken(answer, place, shape)
+        if frames.shape != shape:
+            raise MediaError("the decoder gave other pictures than the row says")
     return found
 
 
@@ -132,44 +128,18 @@ def _taken(answer: memoryview, place: int, shape: Sequence[int]) -> tuple[U8, in
     return np.frombuffer(answer[place:end], np.uint8).reshape(shape), end
 
 
-def _asked(request: tuple[str, dict[str, Any]]) -> Buffer:
-    with _lock:
-        child = _children.get(os.getpid())
-        if child is None:
-            _children.clear()  # of the process that this one was forked from
-            child = _children[os.getpid()] = Contained(cell_reader, Path(), writes=False)
-        return child.call(pickle.dumps(request))
+@isolated
+def _read_clip(row: dict[str, Any]) -> tuple[dict[str, U8], float, str]:
+    clip = decode_row(row)
+    return {name: clip.layer(name) for name in LAYERS}, float(clip.fps), clip.kind
 
 
-def cell_reader(path: Path) -> Work:
-    """The handler of this module's child."""
-    known: dict[str, Callable[[dict[str, Any]], list[Buffer]]] = {
-        "clip": _read_clip,
-        "cells": _read_cells,
-        "check": _check,
-    }
-
-    def answer(request: bytes) -> list[Buffer]:
-        name, row = pickle.loads(request)  # from the parent: plain values
-        return known[name](row)
-
-    return answer
-
-
-def _read_clip(row: dict[str, Any]) -> list[Buffer]:
-    return pack_clips([decode_row(row)])
-
-
-def _read_cells(row: dict[str, Any]) -> list[Buffer]:
+@isolated
+def _read_cells(row: dict[str, Any], layers: tuple[str, ...]) -> tuple[U8, ...]:
     bounds = Bounds.of(row)
-    found: list[Buffer] = []
-    for name in row:
-        if name in LAYERS:
-            layer = read_cell(row[name] or b"", None, bounds, grey=name == "alpha")
-            found.append(np.ascontiguousarray(layer).data)
-    return found
+    return tuple(read_cell(row[name] or b"", None, bounds, grey=name == "alpha") for name in layers)
 
 
-def _check(row: dict[str, Any]) -> list[Buffer]:
+@isolated
+def _check(row: dict[str, Any]) -> None:
     check_unread(row)
-    return []

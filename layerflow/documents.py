@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layerflow.regular import read_regular
+
 MAX_BYTES = 64 << 20
 """Enough for the shard list of the largest corpus and the inputs of the longest job."""
 
@@ -18,8 +20,7 @@ def read_json(path: Path, needs: Mapping[str, type] | None = None) -> dict[str, 
     nested too deep, no mapping, or without what it ``needs``.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS, PROMPTED
@@ -200,6 +202,20 @@ class LatentsWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _misfit(batch: pa.RecordBatch) -> int | None:
+    """The first row of `clips/` whose layers are not as long as its shape and dtype say."""
+    axes = (batch.column(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
+    shapes = zip(*(axis.to_pylist() for axis in axes), strict=True)
+    lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in LAYERS]
+    kinds = batch.column("dtype").to_pylist()
+    for row, (shape, kind, *sizes) in enumerate(zip(shapes, kinds, *lengths, strict=True)):
+        if kind not in DTYPES or not all(shape) or min(shape) < 1:
+            return row
+        if set(sizes) != {2 * math.prod(shape) * DTYPES[kind].itemsize}:
+            return row
+    return None
+
+
 class _Opened:
     """A record batch as numpy sees it: small columns as lists, media as views of the file.
 
@@ -273,9 +289,14 @@ class Latents:
                 raise ValueError(f"{self.path}: {INDEX} names a shard {str(name)[:80]!r}")
             folder, file = parts
             batches += open_stream(self.path / folder / file)
-        for batch in batches[:1]:
-            if batch.schema.names != schema.names:
+        for batch in batches:
+            if batch.schema.names != schema.names or batch.schema.types != schema.types:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
+            if schema is CLIPS and (row := _misfit(batch)) is not None:
+                text = (
+                    f"the latents of {str(batch.column('id')[row])[:40]!r} do not fit their shape"
+                )
+                raise ValueError(f"{self.path}: {text}; encode again")
         return batches
 
     def __len__(self) -> int:
@@ -295,6 +316,8 @@ class Latents:
 
     def prompt_text(self, key: str) -> str:
         """The prefixed text behind a key."""
+        if key not in self._prompts:
+            raise ValueError(f"{self.path}: prompt {key[:64]!r} is missing; encode again")
         batch, row = self._prompts[key]
         return str(batch.column("text")[row].as_py())
 

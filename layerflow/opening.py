@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import av
+
+from layerflow.regular import NotRegularError, open_regular
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 HEAD_BYTES = 4096
@@ -260,10 +261,11 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._number = -1
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise MediaError("it is no regular file")
         self.name = path.name
-        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            self._number = open_regular(path)
+        except NotRegularError as error:
+            raise MediaError(str(error)) from error
 
     def read(self, size: int) -> bytes:
         return os.read(self._number, size)

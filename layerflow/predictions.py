@@ -12,6 +12,7 @@ import numpy as np
 from layerflow.cells import read_clip
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
 from layerflow.layers import TASKS
+from layerflow.media import MediaError
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def read_pairs(
         if predicted is None:
             skipped[id_] = "no prediction"
             continue
-        truth = fit(read_clip(corpus.row(index)), *predicted.size, predicted.num_frames)
-        if truth is None:
-            skipped[id_] = "fewer frames than its prediction"
+        truth = read_truth(corpus.row(index), (*predicted.size, predicted.num_frames))
+        if isinstance(truth, str):
+            skipped[id_] = truth
             continue
         yield id_, predicted, truth
 
@@ -111,15 +112,24 @@ def sampled_pairs(
     for index, id_ in enumerate(corpus.ids()):
         if request.count is not None and done + len(waiting) >= request.count:
             break
-        truth = fit(read_clip(corpus.row(index)), *size)
-        if truth is None:
-            skipped[id_] = f"fewer than {size[2]} frames"
+        truth = read_truth(corpus.row(index), size)
+        if isinstance(truth, str):
+            skipped[id_] = truth
             continue
         waiting.append((id_, truth))
         if len(waiting) == request.batch:
             yield from flush()
             done, waiting = done + len(waiting), []
     yield from flush()
+
+
+def read_truth(row: Mapping[str, Any], size: tuple[int, int, int]) -> LayeredClip | str:
+    """A row's clip by ``fit``, size: height, width and frames; else why it cannot be used."""
+    try:
+        clip = fit(read_clip(row), *size)
+    except MediaError as error:
+        return str(error)
+    return f"fewer than {size[2]} frames" if clip is None else clip
 
 
 def fit(clip: LayeredClip, height: int, width: int, frames: int) -> LayeredClip | None:

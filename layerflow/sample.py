@@ -16,7 +16,6 @@ from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
 from layerflow.decode import Decoder
 from layerflow.documents import read_json
 from layerflow.media import (
-    MAX_STILL_PIXELS,
     MediaError,
     encode_alpha,
     encode_png,
@@ -25,6 +24,7 @@ from layerflow.media import (
     write_vp9_alpha,
 )
 from layerflow.outputs import local_output
+from layerflow.pictures import read_picture
 from layerflow.sheet import save_sheet
 
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -205,28 +205,13 @@ def read_file(path: Path) -> tuple[U8, float | None]:
     """A picture (one frame) or video, untrusted: uint8 ``[T, H, W, 1, 3 or 4]`` and its rate."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if path.suffix.lower() in STILLS:
-        return read_still(path)[None], None
     try:
+        if path.suffix.lower() in STILLS:
+            return read_picture(path.resolve())[None], None
         with Decoder() as decoder:
             return decoder.read_frames(path.resolve())
     except MediaError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def read_still(path: Path) -> U8:
-    """A picture as uint8 ``[H, W, 3]`` or, with transparency, ``[H, W, 4]``, upright."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_STILL_PIXELS:
-                raise ValueError(f"{path} has more than {MAX_STILL_PIXELS} pixels")
-            upright = ImageOps.exif_transpose(image)
-            clear = "A" in upright.getbands() or "transparency" in upright.info
-            return np.asarray(upright.convert("RGBA" if clear else "RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is no readable picture: {error}") from error
 
 
 def _fit(frames: U8, height: int, width: int) -> U8:

@@ -7,13 +7,14 @@ memory they take), views and run-length types (whose values repeat for free), ex
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+
+from layerflow.documents import read_json
 
 EXTENSION = b"ARROW:extension:name"
 Batches = Iterator[pa.RecordBatch]
@@ -28,10 +29,10 @@ def table_files(folder: Path) -> list[Path]:
     if not state.is_file():
         raise ValueError(f"{folder} holds no corpus (no state.json)")
     try:
-        entries = json.loads(state.read_text())["_data_files"]
+        entries = read_json(state, {"_data_files": list})["_data_files"]
         names = [Path(entry["filename"]).name for entry in entries]  # never paths out of here
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise ValueError(f"{state} cannot be read: {repr(error)[:200]}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{state} cannot be read: {repr(error)[:400]}") from error
     if not names or not all(names):
         raise ValueError(f"{state} cannot be read: it names no shard")
     return [folder / name for name in names]

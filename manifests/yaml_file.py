@@ -34,6 +34,8 @@ class UnsafeYamlError(yaml.YAMLError):
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file. Raises ValueError that names the file and fits a screen."""
     try:
+        if path.exists() and not path.is_file():  # a pipe may wait for ever
+            raise ValueError(f"{path}: is no regular file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

@@ -85,7 +85,11 @@ class LatentSource:
     def rejected(self) -> Iterator[dict[str, Any]]:
         path = self._path / "rejected.jsonl"
         for line in path.read_text().splitlines() if path.is_file() else ():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+                row = row if isinstance(row, dict) else {}
+            except (ValueError, RecursionError):
+                row = {"reason": "the record of it is damaged"}
             about = {"uri": str(row.get("id")), "reason": str(row.get("reason")), "stage": "encode"}
             yield {**about, "kind": "", "start": None, "end": None, "quality": {}, "recipe": ""}
 

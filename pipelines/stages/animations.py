@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from layerflow.clip import U8
+from layerflow.isolate import isolated
 from layerflow.media import MediaError
 from pipelines.stages import apng
 from pipelines.stages.pixels import frames_of, read_pixels, to_srgb
@@ -43,14 +44,25 @@ def is_animation(path: Path) -> bool:
     if path.suffix.lower() not in SUFFIXES:
         return False
     try:
-        with open_still(path) as image:
-            return frames_of(image) > 1
+        return _frames(path) > 1
     except MediaError:
         return False
 
 
+@isolated
+def _frames(path: Path) -> int:
+    with open_still(path) as image:
+        return frames_of(image)
+
+
 def open_animation(path: Path) -> Animation:
     """The frames of an animated picture and when they are shown. Raises MediaError."""
+    return Animation(path, *_timing(path))
+
+
+@isolated
+def _timing(path: Path) -> tuple[tuple[int, ...], float, tuple[int, int]]:
+    """What an ``Animation`` says beside its path."""
     with open_still(path) as image, _decoding():
         count, size = frames_of(image), (image.height, image.width)
         if not 1 < count <= MAX_FRAMES:
@@ -66,9 +78,10 @@ def open_animation(path: Path) -> Animation:
         raise MediaError(f"{ends[-1] / 1000:.0f} s at {1000 / step:g} frames/s are too many frames")
     shown = np.arange(0.5 * step, ends[-1], step)
     places = np.searchsorted(ends, shown, side="right")
-    return Animation(path, tuple(int(place) for place in places), 1000.0 / step, size)
+    return tuple(int(place) for place in places), 1000.0 / float(step), size
 
 
+@isolated
 def read_animation(animation: Animation, chosen: Sequence[int]) -> U8:
     """Shown frames by number -> uint8 ``[N, H, W, 4]``, sRGB, colour as stored under alpha."""
     wanted = [animation.places[index] for index in chosen]

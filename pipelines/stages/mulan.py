@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import U8
+from layerflow.isolate import isolated
 from layerflow.media import MAX_STILL_PIXELS, MediaError
 from pipelines.stages.safepickle import read_pickle
 from pipelines.stages.stills import read_still
@@ -38,6 +39,14 @@ class Decomposed:
 
 def read_decomposed(annotation: Path, base: Path) -> Decomposed:
     """One annotated still. Raises MediaError for what is damaged, unsafe or does not fit."""
+    return Decomposed(*_decomposed(annotation, base))
+
+
+@isolated
+def _decomposed(
+    annotation: Path, base: Path
+) -> tuple[U8, tuple[U8, ...], tuple[str, ...], dict[str, str]]:
+    """What a ``Decomposed`` holds."""
     try:
         content = read_pickle(annotation, ("background", "instances"))
     except ValueError as error:
@@ -51,16 +60,13 @@ def read_decomposed(annotation: Path, base: Path) -> Decomposed:
         np.dstack([_layer(entry, picture, "an instance"), _alpha(entry, picture.shape[:2])])
         for entry in entries
     )
-    return Decomposed(
-        background=_layer(content["background"], picture, "the background"),
-        instances=instances,
-        captions=tuple(_caption(entry) for entry in entries),
-        prompts={
-            "foreground": ", ".join(dict.fromkeys(filter(None, map(_caption, entries)))),
-            "background": _caption(content["background"]),
-            "blended": _caption(content.get("image")),
-        },
-    )
+    prompts = {
+        "foreground": ", ".join(dict.fromkeys(filter(None, map(_caption, entries)))),
+        "background": _caption(content["background"]),
+        "blended": _caption(content.get("image")),
+    }
+    background = _layer(content["background"], picture, "the background")
+    return background, instances, tuple(map(_caption, entries)), prompts
 
 
 def merged(instances: tuple[U8, ...]) -> U8:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import U8
+from layerflow.isolate import isolated
 from layerflow.media import MAX_STILL_PIXELS, MediaError
 from pipelines.stages.pixels import to_srgb
 
@@ -24,6 +25,7 @@ TOLERANCE = 2.5  # levels between the layers' composite and the flattened pictur
 F32 = NDArray[np.float32]
 
 
+@isolated
 def read_document(path: Path) -> tuple[U8, U8 | None]:
     """Foreground, straight uint8 ``[H, W, 4]`` in sRGB, and background ``[H, W, 3]`` or None.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerflow.isolate import isolated
+from layerflow.regular import read_regular
 from pipelines.licences import is_licence_column
 
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
@@ -43,8 +46,7 @@ def read_text(path: Path, limit: int) -> str:
     Raises ValueError for over ``limit`` bytes and for another encoding, which it names, OSError
     for a file that cannot be read.
     """
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
+    data = read_regular(path, limit)
     if len(data) > limit:
         raise ValueError(f"is over the limit of {limit} bytes")
     packed = next((name for magic, name in PACKED.items() if data.startswith(magic)), None)
@@ -222,14 +224,35 @@ def _parquet(path: Path, wanted: Callable[[str], bool]) -> Rows:
     )
     if size > MAX_TABLE_BYTES or file.metadata.num_rows > MAX_ROWS:
         raise ValueError(f"is over the limit of {MAX_TABLE_BYTES} bytes or {MAX_ROWS} rows")
+    _check_unpacked(path, used)
     rows: list[dict[str, Any]] = []
-    held = 0
     for batch in file.iter_batches(64, columns=used):
-        held += batch.nbytes
-        if held > 2 * MAX_TABLE_BYTES:
-            raise ValueError(f"its cells are over the limit of {MAX_TABLE_BYTES} bytes")
         rows += [{columns[name]: cell for name, cell in row.items()} for row in batch.to_pylist()]
     return Rows(tuple(columns.values()), rows)
+
+
+@isolated
+def _check_unpacked(path: Path, columns: list[str]) -> None:
+    """Raises MediaError when the cells are over the limit: a file says of packed ones what it
+    likes, and what repeats takes no bytes in it."""
+    import pyarrow.parquet as pq
+
+    held = 0
+    for batch in pq.ParquetFile(path).iter_batches(64, columns=columns):
+        batch.validate(full=True)
+        held += batch.nbytes + sum(sys.getsizeof(value) for value in _values(batch.to_pylist()))
+        if held > 4 * MAX_TABLE_BYTES:
+            raise ValueError(f"its cells are over the limit of {MAX_TABLE_BYTES} bytes")
+
+
+def _values(cell: Any) -> Iterator[Any]:
+    """All texts, bytes and numbers in lists and mappings."""
+    inner = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else None
+    if inner is None:
+        yield cell
+    else:
+        for value in inner:
+            yield from _values(value)
 
 
 def _chunks(group: Any) -> Iterator[Any]:

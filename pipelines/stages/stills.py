@@ -1,6 +1,7 @@
 """Read stills with alpha: any mode, upright, 8 bits, straight colour; bad ones give a reason.
 
 Everything here returns straight (not premultiplied) uint8 RGBA and raises MediaError otherwise.
+What takes a path decodes in a contained child (``layerflow.isolate``).
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import numpy as np
 from PIL import Image
 
 from layerflow.clip import U8
-from layerflow.media import MAX_STILL_PIXELS, MediaError
+from layerflow.isolate import isolated
+from layerflow.media import MediaError
+from layerflow.pictures import open_still
 from pipelines.stages.pixels import Pixels, frames_of, read_pixels, to_srgb
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-MAX_STILL_BYTES = 512 << 20
 BINARY_SHARE = 0.002  # soft pixels below which a matte counts as binary
 OPAQUE = 250  # alpha from which a pixel hides what is behind it
 LEAST_ALPHA = 8  # a still whose alpha never exceeds it shows nothing
 
 
+@isolated
 def read_still(path: Path) -> U8:
     """A picture file -> uint8 ``[H, W, 4]``, upright, sRGB; alpha is 255 where it has none.
 
@@ -48,12 +50,18 @@ def _pixels(path: Path) -> Pixels:
 def still_size(path: Path) -> tuple[int, int] | None:
     """Width and height as stored, from the header alone; None for what cannot be read."""
     try:
-        with open_still(path) as image:
-            return image.size
+        return _size(path)
     except MediaError:
         return None
 
 
+@isolated
+def _size(path: Path) -> tuple[int, int]:
+    with open_still(path) as image:
+        return image.size
+
+
+@isolated
 def read_matte(path: Path) -> U8:
     """A matte file -> uint8 ``[H, W]``: its alpha if that is used, else its grey, both as stored.
 
@@ -72,33 +80,7 @@ def read_matte(path: Path) -> U8:
     return grey_of(matte)
 
 
-def open_still(path: Path) -> Image.Image:
-    """A picture file whose header was read and found within the limits. Raises MediaError."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
-    if size == 0:
-        raise MediaError("the file is empty (zero bytes)")
-    if size > MAX_STILL_BYTES:
-        raise MediaError(f"{size} bytes is over the limit of {MAX_STILL_BYTES}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise MediaError(f"over the limit of {MAX_STILL_PIXELS} pixels") from error
-    except Exception as error:
-        raise MediaError(f"not a readable picture: {type(error).__name__}") from error
-    if image.format == "TIFF":
-        vars(image)["filename"] = ""  # else Pillow maps turned pictures at the wrong stride
-    width, height = image.size
-    if width * height > MAX_STILL_PIXELS:
-        image.close()
-        raise MediaError(f"{width}x{height} is over the limit of {MAX_STILL_PIXELS} pixels")
-    return image
-
-
+@isolated
 def load_cutout(path: Path) -> U8:
     """An RGBA still -> straight uint8 ``[H, W, 4]``. MediaError when its alpha says nothing.
 
@@ -117,6 +99,7 @@ def load_cutout(path: Path) -> U8:
     return to_srgb(clean, stored.profile)
 
 
+@isolated
 def load_pair(foreground: Path | None, picture: Path | None, alpha: Path) -> U8:
     """Colour and alpha in two files -> straight uint8 ``[H, W, 4]``.
 
@@ -151,6 +134,7 @@ def _matching(colour: Path, matte: U8, alpha: Path) -> Pixels:
     return stored
 
 
+@isolated
 def load_opaque(path: Path) -> U8:
     """A still without transparency -> uint8 ``[H, W, 3]``."""
     rgba = read_still(path)

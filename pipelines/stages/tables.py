@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS, PROMPTED
+from layerflow.isolate import isolated
 from layerflow.locations import clean_uri, locate, without_secrets
 from layerflow.media import MediaError
 from pipelines.stages.layouts import ROLE_OF, files_below
@@ -62,24 +63,34 @@ def list_parts(item: str) -> list[Part]:
     parts = []
     for location, uri in found:
         try:
-            rows, schema = _size(location)
+            rows, columns, rights = _size(location)
         except (OSError, pa.ArrowInvalid, ValueError) as error:
             text = f"{uri}: is no table that can be read: {error}"
             raise ValueError(without_secrets(text)) from error
-        rights = tuple(sorted(rights_columns(schema)))
-        parts.append(Part(location, uri, rows, tuple(schema.names), rights))
+        parts.append(Part(location, uri, rows, tuple(columns), tuple(rights)))
     return parts
 
 
-def _size(location: str) -> tuple[int, pa.Schema]:
+def _size(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Rows, columns, and those of the columns that state rights."""
+    return _counted(location) if "://" in location else _isolated_count(location)
+
+
+@isolated
+def _isolated_count(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    return _counted(location)
+
+
+def _counted(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     if location.endswith(".parquet"):
         with _open(location) as source:
             file = pq.ParquetFile(source)
-            return file.metadata.num_rows, file.schema_arrow
-    rows, schema = 0, pa.schema([])
-    for batch in _arrow_batches(location):
-        rows, schema = rows + batch.num_rows, batch.schema
-    return rows, schema
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+    else:
+        rows, schema = 0, pa.schema([])
+        for batch in _arrow_batches(location):
+            rows, schema = rows + batch.num_rows, batch.schema
+    return rows, tuple(schema.names), tuple(sorted(rights_columns(schema)))
 
 
 def _open(location: str) -> Any:
@@ -138,11 +149,28 @@ def read_cells(
     taken = set(mapping.values())
     own = [name for name in part.rights if name not in taken]
     names = [*mapping.items(), *((name, name) for name in own)]
-    for first, batch in _batches(part, sorted({column for _, column in names}), start, stop):
+    columns = sorted({column for _, column in names})
+    if not part.remote:
+        try:
+            _check_range(part, columns, start, stop)
+        except MediaError as error:
+            rows = f"rows {start} to {stop - 1}"
+            raise ValueError(f"{part.uri}: {rows} cannot be unpacked: {error}") from error
+    for first, batch in _batches(part, columns, start, stop):
         for offset in range(batch.num_rows):
             if start <= first + offset < stop:
                 row = batch.slice(offset, 1).to_pylist()[0]
                 yield first + offset, {name: row[column] for name, column in names}
+
+
+@isolated
+def _check_range(part: Part, columns: list[str], start: int, stop: int) -> None:
+    """Raises MediaError when rows do not unpack within a child's memory, or Arrow finds offsets,
+    lengths or texts in them that are wrong."""
+    for _, batch in _batches(part, columns, start, stop):
+        batch.validate(full=True)
+        if batch.nbytes > 8 * MAX_CELL_BYTES:
+            raise MediaError(f"{batch.num_rows} rows take {batch.nbytes} bytes")
 
 
 def _batches(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from layerflow.isolate import isolated
 from layerflow.media import MediaError
 from pipelines.stages.pixels import frames_of, read_pixels
 from pipelines.stages.stills import open_still
@@ -46,6 +47,16 @@ class Look:
 def look_at(path: Path) -> Look | None:
     """None for what cannot be read, and for animations."""
     try:
+        seen = _look(path)
+    except MediaError:
+        return None
+    return None if seen is None else Look(*seen)
+
+
+@isolated
+def _look(path: Path) -> tuple[bool, float, bool, bool] | None:
+    """What a ``Look`` says."""
+    try:
         with open_still(path) as image, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if frames_of(image) > 1:
@@ -53,8 +64,6 @@ def look_at(path: Path) -> Look | None:
             image.draft("RGB", (SIDE, SIDE))  # of a JPEG only as much as is needed
             rgba = read_pixels(image, lambda: open_still(path)).rgba
             palette = image.mode == "P"
-    except MediaError:
-        return None
     except Exception:  # damaged in a way that reading it will name
         return None
     step = max(1, min(rgba.shape[:2]) // SIDE)
@@ -64,12 +73,8 @@ def look_at(path: Path) -> Look | None:
     ends = (colour.max(axis=1) <= ENDS) | (colour.min(axis=1) >= 255 - ENDS)
     black = (colour.max(axis=1) == 0).mean() > 0.02
     few = palette and black and len(np.unique(colour, axis=0)) <= LABELS
-    return Look(
-        grey=bool(tinted.mean() < 0.01),
-        ends=float(ends.mean()),
-        labels=bool(few and tinted.any()),
-        cutout=bool(seen[..., 3].min(initial=255) < 250),
-    )
+    grey, cutout = bool(tinted.mean() < 0.01), bool(seen[..., 3].min(initial=255) < 250)
+    return grey, float(ends.mean()), bool(few and tinted.any()), cutout
 
 
 Looking = Callable[[Path], Look | None]

@@ -9,6 +9,18 @@ import time
 from pathlib import Path
 
 from layerflow.contained import Work
+from layerflow.isolate import isolated
+
+
+@isolated
+def crashes(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@isolated
+def where() -> tuple[int, dict[str, str]]:
+    """The process, and what it sees of the environment."""
+    return os.getpid(), dict(os.environ)
 
 
 def told(path: Path) -> Work:

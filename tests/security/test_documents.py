@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from trainer_kit import make_manifest
 
 from layerflow import documents
+from layerflow.clip import LAYERS, PROMPTED
 from layerflow.derive import recorded_jobs
 from layerflow.describe import describe
 from layerflow.documents import read_json
-from layerflow.latents import Latents
+from layerflow.latents import Latents, LatentsWriter, clip_row
 from layerflow.presets import init_directory
 from layerflow.sample import sampling_defaults
 from pipelines.stages.latent import text_shape
@@ -105,6 +108,31 @@ def test_latents_whose_index_is_nonsense_or_leads_out_are_refused(
     (tmp_path / "index.json").write_text(index)
     with pytest.raises(ValueError, match=r"index\.json (cannot be read|names a shard)"):
         Latents.open(tmp_path)
+
+
+MISFITS: dict[str, tuple[str, list[Any]]] = {
+    "a height without end": ("latent_height", [2**31 - 1]),
+    "a height below nothing": ("latent_height", [-4]),
+    "no height": ("latent_height", [None]),
+    "no values": ("foreground", [None]),
+    "fewer values than the shape says": ("alpha", [b"x"]),
+    "numbers of another kind": ("dtype", ["complex128"]),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_latents_that_do_not_fit_their_shape_are_refused(what: str, tmp_path: Path) -> None:
+    name, values = MISFITS[what]
+    about = {"num_frames": 5, "height": 32, "width": 40, "fps": 8.0}
+    texts = ("id", "source", "content", "kind", "alpha_kind", "origin_group")
+    texts += tuple(f"{layer}_prompt" for layer in PROMPTED)
+    moments = {layer: np.zeros((8, 2, 4, 5), np.float32) for layer in LAYERS}
+    row = clip_row(moments, **about, **dict.fromkeys(texts, "a"))
+    with LatentsWriter(tmp_path / "latents", {"format_version": 1}) as writer:
+        writer.clips([{**row, name: values[0]}])
+        writer.prompts([])
+    with pytest.raises(ValueError, match="'a' do not fit their shape"):
+        Latents.open(tmp_path / "latents")
 
 
 def test_a_record_of_jobs_that_is_nonsense_counts_as_none(tmp_path: Path) -> None:

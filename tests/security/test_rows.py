@@ -181,6 +181,8 @@ TABLES: list[tuple[str, Attack, str]] = [
     ("a state that names the folder itself", state(_data_files=[{"filename": ".."}]), "cannot be"),
     ("a state of other types", state(_data_files={"filename": 3}), "cannot be read"),
     ("a state that is nested without end", written("state.json", "[" * 100_000), "cannot be read"),
+    ("a description of columns that is nested without end",
+     written("dataset_info.json", '{"features":' * 100_000), "nested too deep"),
     ("a corpus.json that is a list", written("corpus.json", "[1]"), "list"),
     ("a corpus.json that is nested without end",
      written("corpus.json", '{"a":' * 100_000), "corpus.json"),
