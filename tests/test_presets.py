@@ -15,15 +15,16 @@ import typer
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from typer.testing import CliRunner
 
-from layerflow import adapters, describe
 from layerflow.cli import model as cli
-from layerflow.convert import convert_checkpoint
-from layerflow.decode import Decoder
-from layerflow.layers import native_layout
-from layerflow.media import decode_alpha, decode_png, write_prores4444
-from layerflow.objective import layer_loss
-from layerflow.pipeline import LayerFlowPipeline
-from layerflow.presets import PRESETS, init_directory, make_scheduler
+from layerflow.media.cells import decode_alpha, decode_png, write_prores4444
+from layerflow.media.decode import Decoder
+from layerflow.model import adapters
+from layerflow.model import info as describe
+from layerflow.model.layers import native_layout
+from layerflow.model.objective import layer_loss
+from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.presets import PRESETS, init_directory, make_scheduler
+from layerflow.official.convert import convert_checkpoint
 from tests import official_reference as reference
 from tests.model_kit import SMALL, plain_cogvideox
 

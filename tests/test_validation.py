@@ -15,14 +15,15 @@ from test_launch import losses
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_kit import make_latents, make_manifest, weights
 
-from layerflow import adapters
-from layerflow.decode import Decoder
-from layerflow.sample import SETTINGS
+from layerflow.media.decode import Decoder
+from layerflow.model import adapters
+from layerflow.model.sample import SETTINGS
 from manifests.train import TrainManifest, parse
-from trainer import loop, metrics, network, validation
-from trainer.check import check
-from trainer.launch import launch
-from trainer.plan import make_plan
+from trainer import loop, metrics, validation
+from trainer import runtime as network
+from trainer.distributed.launch import launch
+from trainer.planning.check import check
+from trainer.planning.plan import make_plan
 from trainer.sampling import as_gif, guidance_scale, run_job
 
 STAGES = ("base", "motion", "content")
@@ -215,7 +216,7 @@ def test_a_motion_stage_s_samples_stand_still(
     assert loop.train(manifest, manifest.out, log=lambda line: None, sample=jobs.append)
     gates: list[float] = []
     truths: list[Any] = []
-    from layerflow import predictions
+    from layerflow.evaluation import predictions
 
     real = predictions.complete
 

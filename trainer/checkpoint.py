@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from layerflow.corpus.fingerprint import folder_hash, model_fingerprint
 from layerflow.documents import read_json
-from layerflow.fingerprint import folder_hash, model_fingerprint
 from manifests.train import FREE_FIELDS, TrainManifest
 from trainer.data import open_latents
+from trainer.distributed.processes import ALONE, World
 from trainer.stages import Trained
-from trainer.world import ALONE, World
 
 if TYPE_CHECKING:
-    from trainer.sharded import Sharded
+    from trainer.distributed.fsdp import Sharded
 
 OWN = ("run.json", "checkpoints", "stages", "export", "best", "samples", "tensorboard")
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, one number each for a parameter's number

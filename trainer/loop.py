@@ -21,21 +21,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerflow.objective import layer_loss
+from layerflow.model.objective import layer_loss
 from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
-from trainer.check import check
 from trainer.checkpoint import Position
 from trainer.data import Batches, buckets, buckets_text, check_alike, open_parts
+from trainer.distributed.processes import World, join_world, until_terminated
+from trainer.distributed.signals import Signals, give_up
 from trainer.export import export, load_model, model_after
 from trainer.metrics import line, make_metrics
-from trainer.network import attention_kernel, autocast, prepare
 from trainer.order import Order
+from trainer.planning.check import check
+from trainer.runtime import attention_kernel, autocast, prepare
 from trainer.sampling import SampleJob, run_job
-from trainer.signals import Signals, give_up
 from trainer.stages import attach, lay_out, learning_rate
 from trainer.upload import Uploader, uploading
-from trainer.world import World, join_world, until_terminated
 
 Log = Callable[[str], None]
 

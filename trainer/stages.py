@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from layerflow import adapters
+from layerflow.model import adapters
 from manifests.train import Lora, Optimizer, Stage, block_indices
+from trainer.distributed.processes import World
 from trainer.order import generator
-from trainer.world import World
 
 if TYPE_CHECKING:
-    from trainer.sharded import Sharded
+    from trainer.distributed.fsdp import Sharded
 
 
 def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
@@ -211,7 +211,7 @@ def lay_out(transformer: nn.Module, stage: Stage, world: World, *, bf16: bool) -
     names = trainable_names(transformer, stage)
     if stage.parallel == "ddp":
         return Trained(transformer, names, stage.ema, warmup=stage.ema_warmup)
-    from trainer.sharded import Sharded
+    from trainer.distributed.fsdp import Sharded
 
     return Sharded(transformer, names, stage.ema, world, warmup=stage.ema_warmup, bf16=bf16)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerflow.objective import layer_loss
+from layerflow.model.objective import layer_loss
 from manifests.train import (
     LAYERS,
     Component,
@@ -30,17 +30,17 @@ from manifests.train import (
     given_layers,
 )
 from trainer.data import Batch, Part, draw_posterior, make_part, open_latents, select_rows
+from trainer.distributed.processes import ALONE, World
 from trainer.export import export
 from trainer.metrics import Metrics, rewind
-from trainer.network import autocast
 from trainer.order import generator
+from trainer.runtime import autocast
 from trainer.sampling import snapshot
 from trainer.stages import Trained, gate_of
-from trainer.world import ALONE, World
 
 if TYPE_CHECKING:
+    from trainer.distributed.fsdp import Sharded
     from trainer.loop import Run
-    from trainer.sharded import Sharded
 
 COLUMNS = ("step", "stage", "task", "loss", "gate")
 GATE_0_TOLERANCE = 1e-4  # of a loss; on a CPU nothing differs at all

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pipelines.jobs import Summary
+    from pipelines.engine.jobs import Summary
 
 Inputs = Annotated[list[str], typer.Argument(help="video files and folders")]
 Out = Annotated[str, typer.Option(help="corpus folder to make")]
@@ -80,7 +80,7 @@ def mine(
         content["captions"] = captions
     from manifests.common import check
     from manifests.mine import MineOptions
-    from pipelines.mine import run_mine
+    from pipelines.mine.job import run_mine
 
     options = check(content, MineOptions, "layerflow mine")
     _finish(run_mine(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
@@ -122,7 +122,7 @@ def paste(
     content |= _assignments(content.pop("set_", []), "--set")
     from manifests.common import check
     from manifests.paste import PasteOptions
-    from pipelines.paste import run_paste
+    from pipelines.paste.job import run_paste
 
     options = check(content, PasteOptions, "layerflow paste")
     _finish(run_paste(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
@@ -159,7 +159,7 @@ def pack(
     content |= {"columns": columns} if columns else {}
     from manifests.common import check
     from manifests.pack import PackOptions
-    from pipelines.pack import run_pack
+    from pipelines.pack.job import run_pack
 
     options = check(content, PackOptions, "layerflow pack")
     _finish(run_pack(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
@@ -179,9 +179,9 @@ def build(
     jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
 
     from layerflow.outputs import local_output
-    from pipelines.mine import run_mine
-    from pipelines.pack import run_pack
-    from pipelines.paste import run_paste
+    from pipelines.mine.job import run_mine
+    from pipelines.pack.job import run_pack
+    from pipelines.paste.job import run_paste
 
     for options in jobs:
         local_output(options.out)

@@ -42,7 +42,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", help="no line for each clip")] = False,
 ) -> None:
     """Scores of layers against a corpus: clips.csv, metrics.json, tables.md, contact sheets."""
-    from layerflow.evaluate import EvaluateRequest, run_evaluate
+    from layerflow.evaluation.run import EvaluateRequest, run_evaluate
     from manifests.common import parse_size
 
     height, width = parse_size(size) if size else (None, None)

@@ -29,7 +29,7 @@ def init(
     seed: Annotated[int | None, typer.Option(help="of everything random in it")] = None,
 ) -> None:
     """A model directory to start from."""
-    from layerflow.presets import init_directory
+    from layerflow.model.presets import init_directory
 
     _quiet_libraries()
     height, width = parse_size(size) if size else (None, None)
@@ -52,7 +52,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """What a model is and costs."""
-    from layerflow import describe
+    from layerflow.model import info as describe
 
     if as_json:
         typer.echo(describe.as_json(describe.describe(directory)))
@@ -61,7 +61,7 @@ def info(
 
 
 def _print_info(directory: Path) -> None:
-    from layerflow import describe
+    from layerflow.model import info as describe
 
     for line in describe.as_lines(describe.describe(directory)):
         typer.echo(line)
@@ -88,7 +88,7 @@ def convert(
 ) -> None:
     """Official weights in; or proof of this code against a golden file."""
     if verify is not None:
-        from layerflow.verify import verify_file
+        from layerflow.official.verify import verify_file
 
         results = verify_file(verify)
         for line in results.lines(tolerance):
@@ -98,7 +98,7 @@ def convert(
         return
     if checkpoint is None or out is None:
         raise ValueError("convert needs CHECKPOINT and --out DIR, or --verify GOLDEN")
-    from layerflow.convert import convert_checkpoint
+    from layerflow.official.convert import convert_checkpoint
 
     _quiet_libraries()
     folder = convert_checkpoint(checkpoint, out, task=task, base=base, dtype=dtype)
@@ -135,7 +135,7 @@ def sample(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Sample layers: nothing given generates all of them, anything given is completed."""
-    from layerflow.sample import SampleRequest, run_sample
+    from layerflow.model.sample import SampleRequest, run_sample
 
     _quiet_libraries()
     height, width = parse_size(size) if size else (None, None)

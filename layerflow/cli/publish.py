@@ -46,7 +46,7 @@ def publish(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Parquet with the corpus' own media bytes, a preview that plays, and a dataset card."""
-    from pipelines.publish import PublishOptions, run_publish
+    from pipelines.publish.job import PublishOptions, run_publish
 
     options = PublishOptions(
         repo_id=repo_id,

@@ -45,8 +45,8 @@ def encode(
 ) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
     from manifests.common import parse_size
-    from pipelines.encode import run_encode
-    from pipelines.stages.latent import Augment
+    from pipelines.encode.clip_latents import Augment
+    from pipelines.encode.job import run_encode
 
     summary = run_encode(
         corpora,
@@ -85,10 +85,10 @@ def train(
 
     checked = load(manifest, out=out, workers=workers)
     local_output(checked.out)
-    from trainer.launch import cluster_placement, launch
+    from trainer.distributed.launch import cluster_placement, launch
 
     if plan:
-        from trainer.plan import lines, make_plan
+        from trainer.planning.plan import lines, make_plan
 
         placed = cluster_placement(checked)
         print("\n".join(lines(checked, make_plan(checked, placed), placed)))
