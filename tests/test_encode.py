@@ -69,7 +69,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return corpus(tmp_path_factory.mktemp("corpus") / "clips", rows)
 
 
-def encode(corpora: list[Path], model: Path, out: Path, **options: Any) -> module.Summary:
+def encode(corpora: list[Path], model: Path, out: Path, **options: Any) -> module.EncodeSummary:
     defaults = {"size": (32, 40), "frames": 4, "workers": 0, "quiet": True}
     return run_encode(corpora, model=model, out=out, **(defaults | options))
 

@@ -55,7 +55,7 @@ any of them from the others.
 
 Run in this folder, or put its path (or repository) in place of `"."`. Needs torch, diffusers,
 transformers, peft and opencv-python. The code lies beside the weights, so the toolkit need not be
-installed; with it, `layerflow.model.pipeline.LayerFlowPipeline.from_pretrained` opens the same folder
+installed; with it, `layerflow.LayerFlowPipeline.from_pretrained` opens the same folder
 without `trust_remote_code`.
 
 ```python

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from layerflow import front
+
 
 def register(app: typer.Typer) -> None:
     """Mount this group's commands."""
@@ -32,6 +34,8 @@ def init(
     from layerflow.model.presets import init_directory
 
     _quiet_libraries()
+    from manifests.common import parse_size
+
     height, width = parse_size(size) if size else (None, None)
     folder = init_directory(
         directory,
@@ -135,32 +139,12 @@ def sample(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Sample layers: nothing given generates all of them, anything given is completed."""
-    from layerflow.model.sample import SampleRequest, run_sample
-
+    arguments = locals()
+    arguments["given"] = pairs(given, "given")
+    arguments["prompt"] = pairs(prompt, "prompt")
+    arguments["negative_prompt"] = pairs(negative_prompt, "negative-prompt")
     _quiet_libraries()
-    height, width = parse_size(size) if size else (None, None)
-    request = SampleRequest(
-        model=model,
-        out=out,
-        given={name: Path(value) for name, value in pairs(given, "given").items()},
-        prompt=pairs(prompt, "prompt"),
-        negative_prompt=pairs(negative_prompt, "negative-prompt"),
-        seed=seed,
-        count=count,
-        id=id,
-        height=height,
-        width=width,
-        num_frames=frames,
-        fps=fps,
-        steps=steps,
-        guidance=guidance,
-        dynamic_cfg=dynamic_cfg,
-        official_sampler=official_sampler,
-        exact_given=exact_given,
-        png=png,
-        dtype=dtype,
-    )
-    for folder in run_sample(request, quiet=quiet):
+    for folder in front.sample(**arguments):
         typer.echo(str(folder))
 
 
@@ -175,14 +159,6 @@ def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
             raise ValueError(f"--{option} names {layer} twice")
         out[layer] = rest
     return out
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``HEIGHTxWIDTH`` -> (height, width). ValueError for anything else."""
-    height, times, width = text.lower().partition("x")
-    if not times or not (height.isdigit() and width.isdigit()) or "0" in (height, width):
-        raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {text!r}")
-    return int(height), int(width)
 
 
 def _quiet_libraries() -> Any:

@@ -80,7 +80,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Columns that a corpus may have beyond SCHEMA; their values may be null. See layerflow.corpus.columns.
+# Columns that a corpus may have beyond SCHEMA; their values may be null: layerflow.corpus.columns.
 OBJECT = pa.struct(
     [
         ("order", pa.int32()),

@@ -1,7 +1,7 @@
 """Decode untrusted video in a child process: a crash or a hang becomes a MediaError.
 
-``Decoder`` asks a child of ``layerflow.media.sandbox``: JSON in, a JSON line and raw bytes out. A child
-that dies or hangs is replaced at the next request.
+``Decoder`` asks a child of ``layerflow.media.sandbox``: JSON in, a JSON line and raw bytes out. A
+child that dies or hangs is replaced at the next request.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Decoder:
         box: Box | None = None,
         op: Literal["fetch", "matte"] = "fetch",
     ) -> U8:
-        """See ``layerflow.media.video.fetch``; with ``op`` "matte" ``layerflow.media.mattes.fetch_matte``."""
+        """See ``video.fetch``; with ``op`` "matte" ``mattes.fetch_matte``."""
         request = {"op": op, "path": str(path), "height": height, "width": width, "box": box}
         head, body = self._ask({**request, "times": [float(t) for t in times]})
         return _frames(head, body)

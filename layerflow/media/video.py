@@ -1,7 +1,7 @@
 """Reading video files in this process: what is in them, frames by time, frames with alpha.
 
-Files that are not trusted go through ``layerflow.media.decode``, which runs these functions in a child
-process with a deadline and a memory limit. Times are seconds from the first frame.
+Files that are not trusted go through ``layerflow.media.decode``, which runs these functions in a
+child process with a deadline and a memory limit. Times are seconds from the first frame.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ COMPONENTS = {
 
 HEADER = '''"""{name} of the LayerFlow toolkit {version}, as one file for diffusers.
 
-Made from the package's source by `layerflow.model.ship`; change that, not this. Needs {libraries}, and
-peft for adapters. Licence: Apache-2.0.
+Made from the package's source by `layerflow.model.ship`; change that, not this. Needs {libraries},
+and peft for adapters. Licence: Apache-2.0.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ ROWS, REASONS = "rows.arrow", "reasons.json"
 
 
 @dataclass(frozen=True)
-class Summary:
+class EncodeSummary:
     """What an encode job did; `rejected` are (row id, reason)."""
 
     out: Path
@@ -80,10 +80,10 @@ def run_encode(
     workers: int | None = None,
     quiet: bool = False,
     accept_lost: bool = False,
-) -> Summary:
+) -> EncodeSummary:
     """Encode corpora into the latents folder `out`.
 
-    corpora: corpus folders, published folders, `hf://datasets/...` (see `layerflow.corpus.published`).
+    corpora: corpus folders, published folders, `hf://datasets/...` (`layerflow.corpus.published`).
     size: height and width; None: as the clips are. frames: how many of each clip's frames to
     take, evenly spread and distinct; None: all; stills stay single. augment: variants of each
     clip. workers: Ray tasks at a time; None: all CPUs (or GPUs); 0: this process, without Ray.
@@ -105,7 +105,7 @@ def run_encode(
     embedded = have.prompt_keys() if have else set()
     new_texts = [text for text in texts if prompt_key(text) not in embedded]
     if have and not missing and not new_texts and set(known) == _outputs(rows):
-        return Summary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
+        return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
 
     Encoder(options).check()
     folder = out.with_name(f".{out.name}.staging")
@@ -141,7 +141,7 @@ def run_encode(
         shutil.rmtree(staging.folder)
         lock.unlink()
     done = len(missing) - len({id_ for id_, _ in rejected})
-    return Summary(out, clips, done, prompts, rejected, time.monotonic() - started)
+    return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
 
 
 def _roots(rows: Sequence[_Row], options: Options) -> list[str]:

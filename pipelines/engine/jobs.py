@@ -137,7 +137,7 @@ def run_job(
     one task of the work takes. only: whether a unit is wanted; without it all are. accept_lost: any
     number of units may fail for one reason, as rejected rows.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
-    the disk is full or the fault lies with the machines (``pipelines.engine.workers``); what was done by
+    the disk is full or the fault lies with the machines (``engine.workers``); what was done by
     then is kept, and the same call goes on from there.
     """
     started = time.monotonic()

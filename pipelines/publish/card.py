@@ -57,7 +57,7 @@ class ConfigInfo:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says. ``stats`` is that of ``layerflow.corpus.stats``, ``made`` is ``corpus.json``."""
+    """What the card says. ``stats``: of ``layerflow.corpus.stats``; ``made``: ``corpus.json``."""
 
     repo_id: str
     configs: Sequence[ConfigInfo]

@@ -186,7 +186,7 @@ def embedded(data: dict[str, Any]) -> str:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("pipelines") / "assets" / name).read_text(encoding="utf-8")
+    return (resources.files("pipelines.view") / "assets" / name).read_text(encoding="utf-8")
 
 
 def sheet_maker(path: Path, model: Path | None = None) -> Callable[[bytes], bytes]:
