@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from layerflow.corpus.published import open_corpus
     from layerflow.corpus.table import Corpus
     from layerflow.corpus.torch_data import TorchClips
-    from layerflow.front import encode, evaluate, mine, pack, paste, publish, sample, train
+    from layerflow.front import encode, evaluate, init, mine, pack, paste, publish, sample, train
     from layerflow.model.pipeline import LayerFlowPipeline
     from layerflow.model.transformer import LayerFlowTransformer3DModel
 
@@ -38,7 +38,7 @@ _HOMES = {
     "LayerFlowPipeline": "layerflow.model.pipeline",
     "LayerFlowTransformer3DModel": "layerflow.model.transformer",
     **dict.fromkeys(
-        ("encode", "evaluate", "mine", "pack", "paste", "publish", "sample", "train"),
+        ("encode", "evaluate", "init", "mine", "pack", "paste", "publish", "sample", "train"),
         "layerflow.front",
     ),
 }
@@ -52,6 +52,7 @@ __all__ = [
     "TorchClips",
     "encode",
     "evaluate",
+    "init",
     "mine",
     "open_corpus",
     "pack",

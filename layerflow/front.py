@@ -131,6 +131,32 @@ def pack(
     return run_pack(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
+def init(
+    directory: PathLike,
+    preset: str,
+    *,
+    base: PathLike | None = None,
+    size: Size | None = None,
+    frames: int | None = None,
+    positions: str | None = None,
+    seed: int | None = None,
+) -> Path:
+    """A model folder to start from. preset: tiny, cogvideox-2b or cogvideox-5b, of a ``base``."""
+    from layerflow.model.presets import init_directory
+
+    height, width = _size(size) or (None, None)
+    return init_directory(
+        Path(directory),
+        preset,
+        None if base is None else str(base),
+        height=height,
+        width=width,
+        num_frames=frames,
+        positions=positions,
+        seed=seed,
+    )
+
+
 def encode(
     corpora: PathLike | Sequence[PathLike],
     model: PathLike,

@@ -31,22 +31,9 @@ def init(
     seed: Annotated[int | None, typer.Option(help="of everything random in it")] = None,
 ) -> None:
     """A model directory to start from."""
-    from layerflow.model.presets import init_directory
-
+    arguments = locals()
     _quiet_libraries()
-    from manifests.common import parse_size
-
-    height, width = parse_size(size) if size else (None, None)
-    folder = init_directory(
-        directory,
-        preset,
-        base,
-        height=height,
-        width=width,
-        num_frames=frames,
-        positions=positions,
-        seed=seed,
-    )
+    folder = front.init(**arguments)
     typer.echo(f"{folder}: made from preset {preset}")
     _print_info(folder)
 

@@ -138,14 +138,21 @@ def _read(module: str) -> Source:
             source.defined |= {t.id: node for t in each if isinstance(t, ast.Name)}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "layerflow":
             for alias in node.names:
-                whole = node.module == "layerflow"
-                where = f"layerflow.{alias.name}" if whole else str(node.module)
+                whole = _is_module(f"{node.module}.{alias.name}")
+                where = f"{node.module}.{alias.name}" if whole else str(node.module)
                 source.inside[alias.asname or alias.name] = (where, None if whole else alias.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)) and _outer(node) != "__future__":
             for alias in node.names:
                 alone = type(node)(**{**vars(node), "names": [alias]})
                 source.outside[alias.asname or alias.name.split(".")[0]] = ast.unparse(alone)
     return source
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is no package
+        return False
 
 
 def _outer(node: ast.Import | ast.ImportFrom) -> str:
