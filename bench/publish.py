@@ -28,7 +28,7 @@ from layerflow.corpus.table import SCHEMA, origin, quality_cell
 from layerflow.corpus.writer import write_table
 from layerflow.media.cells import encode_alpha, encode_color
 from pipelines.publish.card import ConfigInfo
-from pipelines.publish.job import Plan, PublishOptions, data_files, make_plan
+from pipelines.publish.files import Plan, PublishOptions, data_files, make_plan
 from pipelines.publish.tables import features_of
 
 CELL_BYTES = {"foreground": 900_000, "alpha": 160_000, "background": 900_000, "blended": 900_000}

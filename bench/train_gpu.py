@@ -31,8 +31,9 @@ from typing import Any
 
 import torch
 
+from layerflow.model.from_base import make_scheduler
 from layerflow.model.objective import layer_loss
-from layerflow.model.presets import TINY, make_scheduler, tiny_transformer
+from layerflow.model.presets import TINY, tiny_transformer
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import Stage, TrainManifest, load
 from trainer.data import Batch

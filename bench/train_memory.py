@@ -34,8 +34,8 @@ from bench.train_gpu import (
     training_step,
 )
 from layerflow.model import adapters
+from layerflow.model.from_base import make_scheduler
 from layerflow.model.objective import layer_loss
-from layerflow.model.presets import make_scheduler
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import Stage, TrainManifest, load
 from trainer.data import Batch

@@ -280,7 +280,8 @@ def publish(
     quiet: bool = True,
 ) -> list[str]:
     """A corpus to the Hugging Face Hub, or into the folder ``dry_run``; returns what was done."""
-    from pipelines.publish.job import PublishOptions, run_publish
+    from pipelines.publish.files import PublishOptions
+    from pipelines.publish.job import run_publish
 
     options = PublishOptions(
         repo_id=repo_id,

@@ -23,11 +23,12 @@ def digest(rows: Any) -> list[str]:
 
 def answer(request: dict[str, Any]) -> Any:
     if "publish" in request:
-        from pipelines.publish import job as publish
+        from pipelines.publish import files
+        from pipelines.publish.job import run_publish
 
-        publish.SHARD_BYTES = request["shard"]
-        options = publish.PublishOptions(**request["options"])
-        return publish.run_publish(Path(request["publish"]), options, workers=0, quiet=True)
+        files.SHARD_BYTES = request["shard"]
+        options = files.PublishOptions(**request["options"])
+        return run_publish(Path(request["publish"]), options, workers=0, quiet=True)
     if "open" in request:
         from layerflow.corpus.published import open_corpus
 

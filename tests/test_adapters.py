@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from layerflow.model import adapters
 from layerflow.model.adapter_files import GATED_WEIGHTS, METADATA_KEY, read_adapter, write_adapter
+from layerflow.model.from_base import make_scheduler
 from layerflow.model.objective import layer_loss
-from layerflow.model.presets import make_scheduler
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 from tests.model_kit import batch, plain_cogvideox, small_transformer
 

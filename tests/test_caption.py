@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from manifests.mine import Captions, MineOptions
 from pipelines.captions import endpoint as caption_http
-from pipelines.captions.captioner import Request, caption_clip, make_captioner, show
+from pipelines.captions.captioner import caption_clip, make_captioner, show
 from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
 from pipelines.captions.endpoint import EndpointCaptioner
+from pipelines.captions.request import Request
 from pipelines.inputs.prompts import TEMPLATE
 
 GOOD = {

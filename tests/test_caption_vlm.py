@@ -8,7 +8,8 @@ import pytest
 from test_caption import clip_layers
 
 from manifests.mine import Captions
-from pipelines.captions.captioner import Request, caption_clip, make_captioner, show
+from pipelines.captions.captioner import caption_clip, make_captioner, show
+from pipelines.captions.request import Request
 from pipelines.inputs.prompts import TEMPLATE
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from layerflow.model import objective
-from layerflow.model.presets import make_scheduler
+from layerflow.model.from_base import make_scheduler
 from tests.model_kit import batch, small_transformer
 
 

@@ -231,7 +231,8 @@ def test_corpora_with_and_without_the_extra_columns_live_together(tmp_path: Path
 
 
 def test_published_corpora_keep_what_is_filled(tmp_path: Path) -> None:
-    from pipelines.publish.job import PublishOptions, run_publish
+    from pipelines.publish.files import PublishOptions
+    from pipelines.publish.job import run_publish
 
     fg, bg = stills(tmp_path / "fg"), backdrops(tmp_path / "bg")
     more: dict[str, Any] = {"objects": (2, 2), "area": (0.05, 0.1), "licence": "CC0-1.0"}

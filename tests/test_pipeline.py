@@ -14,9 +14,9 @@ from PIL import Image
 
 from layerflow.clip import LAYERS, to_float
 from layerflow.model import frames
+from layerflow.model.from_base import make_scheduler
 from layerflow.model.layers import OFFICIAL, PROMPTED
 from layerflow.model.pipeline import LayerFlowPipeline
-from layerflow.model.presets import make_scheduler
 from layerflow.model.text import prefixed, prompt_texts
 from layerflow.official.golden import build_network
 from layerflow.official.names import Ready

@@ -20,10 +20,11 @@ from layerflow.media.cells import decode_alpha, decode_png, write_prores4444
 from layerflow.media.decode import Decoder
 from layerflow.model import adapters
 from layerflow.model import info as describe
+from layerflow.model.from_base import make_scheduler
 from layerflow.model.layers import native_layout
 from layerflow.model.objective import layer_loss
 from layerflow.model.pipeline import LayerFlowPipeline
-from layerflow.model.presets import PRESETS, init_directory, make_scheduler
+from layerflow.model.presets import PRESETS, init_directory
 from layerflow.official.convert import convert_checkpoint
 from manifests.common import parse_size
 from tests import official_reference as reference

@@ -20,7 +20,8 @@ from layerflow.media.cells import MediaError
 from layerflow.model.presets import init_directory
 from pipelines.encode.job import run_encode
 from pipelines.publish import tables as publish_tables
-from pipelines.publish.job import PublishOptions, run_publish
+from pipelines.publish.files import PublishOptions
+from pipelines.publish.job import run_publish
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def folder(corpus: Path) -> Path:
     out = corpus.parent / "hub"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish_tables, "GROUP_ROWS", 3)
-        patch.setattr("pipelines.publish.job.SHARD_BYTES", 60_000)
+        patch.setattr("pipelines.publish.files.SHARD_BYTES", 60_000)
         run_publish(corpus, PublishOptions("me/discs"), dry_run=out, workers=0, quiet=True)
     assert len(list((out / "data").iterdir())) > 1
     return out

@@ -19,6 +19,7 @@ from layerflow.cli import corpus as care
 from layerflow.corpus.derive import RECORD, merge_corpora
 from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
+from pipelines.mine import job
 from pipelines.mine.job import run_mine
 from pipelines.pack.job import run_pack
 from pipelines.retry import run_retry
@@ -91,7 +92,7 @@ def test_only_the_wanted_videos_are_mined_again(
     assert run_mine(options(videos, tmp_path / "c"), workers=0, quiet=True).kept == 2
     green_screen(videos / "v1.mp4", 1)
     seen: list[str] = []
-    unit = __import__("pipelines.mine.job").mine.mine_unit
+    unit = job.mine_unit
 
     def spy(payload: dict[str, object], **more: object) -> object:
         seen.append(str(payload["uri"]))
@@ -114,7 +115,7 @@ def test_a_duplicate_beside_a_window_that_failed_stays_out(
     videos.mkdir()
     for seed in (0, 2):
         green_screen(videos / f"v{seed}.mp4", seed)
-    make_layers = __import__("pipelines.mine.job").mine.make_layers
+    make_layers = job.make_layers
     calls = count()
 
     def fails_later(*given: Any) -> Any:
@@ -163,7 +164,8 @@ def test_without_a_record_it_says_so(tmp_path: Path) -> None:
 
 
 def test_the_record_stays_on_this_machine(stills: Path, tmp_path: Path) -> None:
-    from pipelines.publish.job import PublishOptions, run_publish
+    from pipelines.publish.files import PublishOptions
+    from pipelines.publish.job import run_publish
 
     record = json.loads((stills / RECORD).read_text())
     assert [job["options"]["inputs"] for job in record.values()] == [[str(tmp_path / "cutouts")]]

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from layerflow.model import adapters
-from layerflow.model.from_base import has_plain_positions, native_from
+from layerflow.model.from_base import has_plain_positions, make_scheduler, native_from
 from layerflow.model.layers import OFFICIAL, native_layout, single_layout
 from layerflow.model.objective import layer_loss
 from layerflow.model.positions import crop_region
-from layerflow.model.presets import make_scheduler
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 from layerflow.official.golden import build_network
 from layerflow.official.names import Ready

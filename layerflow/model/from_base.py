@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerflow.documents import read_json
 from layerflow.model import adapters
 from layerflow.model.layers import LAYERS, PROMPTED, single_layout
 from layerflow.model.positions import Positions
-from layerflow.model.presets import make_scheduler, mark_layers
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler")
@@ -246,3 +245,32 @@ def _carry_adapters(base: Any, model: LayerFlowTransformer3DModel) -> None:
         state = adapters.adapter_state_dict(base, name)
         for key, parameter in adapters.adapter_parameters(model, name).items():
             parameter.data = state[key.replace(f".{name}.weight", ".weight")].clone()
+
+
+def mark_layers(model: LayerFlowTransformer3DModel, std: float) -> None:
+    """Random layer embedding on the video tokens; 0 leaves it zero."""
+    if std > 0 and model.layer_embedding.video is not None:
+        nn.init.normal_(model.layer_embedding.video, std=std)
+
+
+def make_scheduler(kind: str) -> Any:
+    """LayerFlow's schedule for diffusers: SNR shift 3, zero terminal SNR, v, trailing steps.
+
+    kind: ``ddim`` or ``dpm``.
+    """
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+
+    kinds = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+    if kind not in kinds:
+        raise ValueError(f"scheduler must be one of {sorted(kinds)}, not {kind!r}")
+    return kinds[kind](
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        snr_shift_scale=3.0,
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from layerflow.model.autoencoder import BlockDCTAutoencoder
+from layerflow.model.from_base import make_scheduler, mark_layers
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 from layerflow.outputs import local_output
 
@@ -237,32 +238,3 @@ def _open_gates(modulation: nn.Linear, gate: float) -> None:
     with torch.no_grad():
         for index in (2, 5):  # (shift, scale, gate) of video tokens, then of text tokens
             modulation.bias.chunk(6)[index].fill_(gate)
-
-
-def mark_layers(model: LayerFlowTransformer3DModel, std: float) -> None:
-    """Random layer embedding on the video tokens; 0 leaves it zero."""
-    if std > 0 and model.layer_embedding.video is not None:
-        nn.init.normal_(model.layer_embedding.video, std=std)
-
-
-def make_scheduler(kind: str) -> Any:
-    """LayerFlow's schedule for diffusers: SNR shift 3, zero terminal SNR, v, trailing steps.
-
-    kind: ``ddim`` or ``dpm``.
-    """
-    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-
-    kinds = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
-    if kind not in kinds:
-        raise ValueError(f"scheduler must be one of {sorted(kinds)}, not {kind!r}")
-    return kinds[kind](
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        snr_shift_scale=3.0,
-        rescale_betas_zero_snr=True,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from layerflow.model import adapters
+from layerflow.model.from_base import make_scheduler
 from layerflow.model.layers import OfficialTask
 from layerflow.model.objective import add_noise, sequence_loss, velocity
 from layerflow.model.official_sampler import (
@@ -29,7 +30,6 @@ from layerflow.model.official_sampler import (
     shifted_alphas_cumprod,
     signal_table,
 )
-from layerflow.model.presets import make_scheduler
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 from layerflow.official.golden import (
     Results,

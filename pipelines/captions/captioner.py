@@ -6,10 +6,9 @@ affair. The subject is named first, so that the background's prompt can be check
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from layerflow.clip import PROMPTED, U8
 from manifests.mine import Captions
 from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
+from pipelines.captions.request import Captioner, CaptionError, Request
 from pipelines.inputs.prompts import MAX_PROMPT_CHARS, TEMPLATE
 
 _RULES = (
@@ -36,33 +36,6 @@ ASK = {
     "blended": "These are moments of one video, in order. Describe the whole scene: the subject, "
     "what it does, and the place that it is in. " + _RULES,
 }
-
-
-class CaptionError(ValueError):
-    """The captioner gave no answer; the message says why and holds no secret."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Pictures (uint8 [H, W, 3], in time order) and what to say about them."""
-
-    pictures: tuple[U8, ...]
-    text: str
-
-
-class Captioner(Protocol):
-    """Something that looks at pictures. ``name`` and ``licence`` go on record."""
-
-    name: str
-    licence: str
-
-    def answer(self, requests: Sequence[Request]) -> list[str]:
-        """One answer a request, in order. Raises CaptionError when there is none to be had."""
-        ...
-
-    def check(self) -> None:
-        """Raise ValueError if requests cannot work at all (address, key, weights)."""
-        ...
 
 
 @lru_cache(maxsize=2)

@@ -21,7 +21,7 @@ import cv2
 
 from layerflow.clip import U8
 from manifests.mine import Captions
-from pipelines.captions.captioner import CaptionError, Request
+from pipelines.captions.request import CaptionError, Request
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_WAIT = 60.0  # seconds, also for a server that asks for more

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.captions.captioner import CaptionError, Request
+from pipelines.captions.request import CaptionError, Request
 
 
 class VlmCaptioner:

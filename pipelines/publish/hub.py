@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.publish.card import is_foreign
-from pipelines.publish.job import Plan, make_files
+from pipelines.publish.files import Plan, make_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -31,7 +31,7 @@ from layerflow.media.decode import Decoder
 from layerflow.media.sandbox import HEAD, Contained
 from layerflow.model.presets import init_directory
 from pipelines.encode.job import run_encode
-from pipelines.publish.job import PublishOptions, make_plan
+from pipelines.publish.files import PublishOptions, make_plan
 
 CLIP = moving_clip(0)
 PRIVATE = encode_color(CLIP.blended, 8)

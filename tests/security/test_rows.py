@@ -22,7 +22,7 @@ from layerflow.corpus.validate import check_folder, refuse_unsound, validate
 from layerflow.media.opening import Bounds, MediaError
 from pipelines.encode.clip_latents import Augment
 from pipelines.encode.job import wanted_rows
-from pipelines.publish.job import PublishOptions, make_plan
+from pipelines.publish.files import PublishOptions, make_plan
 from pipelines.publish.tables import published, write_parquet
 
 SHARD = "data-00000-of-00001.arrow"
