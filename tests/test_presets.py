@@ -26,7 +26,6 @@ from layerflow.model.objective import layer_loss
 from layerflow.model.pipeline import LayerFlowPipeline
 from layerflow.model.presets import PRESETS, init_directory
 from layerflow.official.convert import convert_checkpoint
-from manifests.common import parse_size
 from tests import official_reference as reference
 from tests.model_kit import SMALL, plain_cogvideox
 

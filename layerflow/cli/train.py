@@ -46,22 +46,7 @@ def encode(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
-    from manifests.common import parse_size
-    from pipelines.encode.clip_latents import Augment
-    from pipelines.encode.job import run_encode
-
-    summary = run_encode(
-        corpora,
-        model=model,
-        out=out,
-        size=parse_size(size) if size else None,
-        frames=frames,
-        augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
-        dtype=dtype,
-        workers=workers,
-        quiet=quiet,
-        accept_lost=accept_lost,
-    )
+    summary = front.encode(**locals())
     print(
         f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
         f"encoded, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"

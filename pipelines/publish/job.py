@@ -8,15 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from layerflow.corpus.splits import Assignment, assign, parse_fractions
-from layerflow.corpus.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
-from layerflow.corpus.table import REJECTED_SCHEMA, Corpus, Table
-from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
-from layerflow.locations import clean_uri, one_line
+from layerflow.locations import one_line
 from layerflow.outputs import local_output
 from pipelines.publish.files import Plan, PublishOptions, make_files, make_plan
 from pipelines.publish.licences import LicenceReport
