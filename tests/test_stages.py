@@ -12,15 +12,9 @@ from trainer_kit import make_model
 from layerflow.model import adapters
 from manifests.train import Optimizer, Stage
 from trainer.export import load_model
+from trainer.optimizer import average_weight
 from trainer.planning.costs import step_costs
-from trainer.stages import (
-    Trained,
-    attach,
-    average_weight,
-    learning_rate,
-    make_optimizer,
-    trainable_names,
-)
+from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
 
 CPU = torch.device("cpu")
 

@@ -24,6 +24,7 @@ from layerflow.model import adapters
 from manifests.train import Stage, TrainManifest, given_layers, parse
 from trainer import checkpoint
 from trainer.export import model_after
+from trainer.held_out import frozen_moment, held_out
 from trainer.runtime import run_as_trained
 from trainer.stages import gate_of
 
@@ -161,7 +162,6 @@ def held_out_clips(
     `[N, P, L, D]`."""
     from layerflow.model import frames
     from layerflow.model.autoencoder import decode_layers
-    from trainer.validation import frozen_moment, held_out
 
     found = held_out(manifest)
     assert found is not None

@@ -1,7 +1,7 @@
 """Functions that run in a contained child: decoders of what strangers made, called as any other.
 
-``@isolated`` sends a call to this process' child (``layerflow.media.sandbox``), which is kept for the
-next one: a crash, a hang or memory without end is a MediaError of one call. What comes back are
+``@isolated`` sends a call to this process' child (``layerflow.media.sandbox``), which is kept for
+the next one: a crash, a hang or memory without end is a MediaError of one call. What comes back are
 plain values and pictures, built here from JSON and raw bytes; nothing of the child is unpickled.
 """
 

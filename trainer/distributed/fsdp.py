@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from layerflow.model import adapters
 from manifests.train import Optimizer
 from trainer.distributed.processes import World
-from trainer.stages import adamw_settings, average_weight, decays, parameter_groups
+from trainer.optimizer import adamw_settings, average_weight, decays, parameter_groups
 
 
 class Sharded:

@@ -22,6 +22,7 @@ from typing import Any
 from layerflow.outputs import local_output
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint
+from trainer.claim import claim
 from trainer.distributed.placement import Node, Placement, place, worker_resources
 from trainer.distributed.processes import uses_gpu
 from trainer.planning.check import check
@@ -58,7 +59,7 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
     if only is not None:
         manifest.stage(only)
     check(manifest)  # both here, so that a refusal costs no start-up
-    checkpoint.claim(out, manifest, fresh=fresh, log=log)
+    claim(out, manifest, fresh=fresh, log=log)
     wanted = manifest.stages if only is None else [manifest.stage(only)]
     if all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted):
         log("all stages are done")

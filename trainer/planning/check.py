@@ -9,8 +9,8 @@ from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerpr
 from layerflow.documents import read_json
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
+from trainer.held_out import held_out
 from trainer.sampling import autoencoder_kind
-from trainer.validation import held_out
 
 
 def check(manifest: TrainManifest) -> None:

@@ -12,6 +12,7 @@ import torch
 from manifests.train import Stage, TrainManifest
 from trainer.data import buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
+from trainer.held_out import held_out
 from trainer.planning.check import check
 from trainer.planning.costs import (
     PEAKS,
@@ -25,7 +26,7 @@ from trainer.planning.costs import (
 from trainer.planning.count import decoder_bytes
 from trainer.sampling import guidance_scale
 from trainer.stages import attach, gate_of, trainable_names
-from trainer.validation import held_out, judges_gate_0
+from trainer.validation import judges_gate_0
 
 # Of their peak, what GPUs reach in training, recomputation included: published for video
 # transformers are 30 to 38 %.
