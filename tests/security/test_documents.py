@@ -19,6 +19,7 @@ from layerflow.model.presets import init_directory
 from layerflow.model.sample import sampling_defaults
 from pipelines.encode.clip_latents import text_shape
 from trainer import checkpoint
+from trainer.claim import claim
 
 NONSENSE: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "it is no JSON"),
@@ -85,11 +86,11 @@ def test_models_that_hold_nonsense_are_refused_by_name(name: str, model: Path) -
 def test_runs_that_hold_nonsense_are_refused_by_name(name: str, tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path)
     out = tmp_path / "run"
-    checkpoint.claim(out, manifest)
-    assert checkpoint.claim(out, manifest)
+    claim(out, manifest)
+    assert claim(out, manifest)
     (out / "run.json").write_bytes(NONSENSE[name][0])
     with pytest.raises(ValueError, match=r"run\.json cannot be read"):
-        checkpoint.claim(out, manifest)
+        claim(out, manifest)
     stage = out / "stages" / "base" / "stage.json"
     stage.parent.mkdir(parents=True)
     stage.write_bytes(NONSENSE[name][0])
