@@ -4,7 +4,7 @@
     python -m bench.codec_bytes --films FOLDER         # also time, size and PSNR of x264 settings
 
 With AVX-512 and default settings x264 reads memory that nobody wrote, so its bytes depend on what
-the heap held before. ``layerflow.media`` sets ``cpu-independent``; the table shows why.
+the heap held before. ``layerflow.media.cells`` sets ``cpu-independent``; the table shows why.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from layerflow import media
 from layerflow.clip import U8
-from layerflow.video import fetch, scan
+from layerflow.media import cells as media
+from layerflow.media.video import fetch, scan
 
 SETTINGS = ("", "cpu-independent=1", "asm=avx2", "mbtree=0", "asm=0", "cpu-independent=1:asm=0")
 

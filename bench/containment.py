@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import LayeredClip, composite
-from layerflow.contained import Contained
-from layerflow.corpus import SCHEMA, Corpus, encode_row, origin
-from layerflow.presets import init_directory
-from layerflow.table_writer import write_table
-from pipelines.publish_preview import mosaic_maker
-from pipelines.stages.latent import Encoder, Options, pictures_of
+from layerflow.corpus.table import SCHEMA, Corpus, encode_row, origin
+from layerflow.corpus.writer import write_table
+from layerflow.media.sandbox import Contained
+from layerflow.model.presets import init_directory
+from pipelines.encode.clip_latents import Encoder, Options, pictures_of
+from pipelines.publish.preview import mosaic_maker
 
 FRAMES = 16
 

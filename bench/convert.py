@@ -52,7 +52,7 @@ def write_checkpoint(folder: Path, task: str) -> Path:
 
 def convert(path: Path, out: Path, task: str) -> None:
     """In a process of its own: prints seconds and kilobytes."""
-    from layerflow.convert import convert_checkpoint
+    from layerflow.official.convert import convert_checkpoint
 
     start = time.monotonic()
     convert_checkpoint(path, out, task=task)

@@ -16,9 +16,9 @@ from pathlib import Path
 import decord
 import numpy as np
 
-from layerflow import video
-from layerflow.film import close_kept
-from layerflow.media import MediaError
+from layerflow.media import video
+from layerflow.media.cells import MediaError
+from layerflow.media.film import close_kept
 
 SIZE = 480, 720
 

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from layerflow.clip import composite
-from layerflow.corpus import Corpus
-from layerflow.video import read_frames
+from layerflow.corpus.table import Corpus
+from layerflow.media.video import read_frames
+from pipelines.gates import judge
 from pipelines.matting import MATTERS, Matter, make_matter
 from pipelines.matting.alpha import AlphaMatter
-from pipelines.stages.gates import judge
-from pipelines.stages.layers import make_layers
-from pipelines.stages.score import neighbour_flows, score_frames
+from pipelines.mine.layers import make_layers
+from pipelines.mine.score import neighbour_flows, score_frames
 
 SCREEN = (30, 190, 60)  # RGB of the screen that ``chroma`` is tried on
 

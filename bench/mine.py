@@ -28,17 +28,17 @@ import cv2
 import numpy as np
 
 from layerflow.clip import LayeredClip
-from layerflow.corpus import Corpus, encode_row, origin
-from layerflow.video import fetch, scan
+from layerflow.corpus.table import Corpus, encode_row, origin
+from layerflow.media.video import fetch, scan
 from manifests.common import parse_size
 from pipelines.matting import make_matter
-from pipelines.matting.numerics import single_thread
-from pipelines.stages.backdrop import find_backdrop, is_still, look_times
-from pipelines.stages.duplicates import signature
-from pipelines.stages.frames import find_bars, trim_fades
-from pipelines.stages.layers import make_layers
-from pipelines.stages.score import neighbour_flows, score_frames
-from pipelines.stages.shots import cut_windows, find_shots
+from pipelines.mine.backdrop import find_backdrop, is_still, look_times
+from pipelines.mine.duplicates import signature
+from pipelines.mine.frames import find_bars, trim_fades
+from pipelines.mine.layers import make_layers
+from pipelines.mine.score import neighbour_flows, score_frames
+from pipelines.mine.shots import cut_windows, find_shots
+from pipelines.vision.numerics import single_thread
 
 FRAMES, FPS = 8, 8.0
 TICKS = os.sysconf("SC_CLK_TCK")

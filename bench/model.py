@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from layerflow import adapters
-from layerflow.presets import TINY, tiny_transformer
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow.model import adapters
+from layerflow.model.presets import TINY, tiny_transformer
+from layerflow.model.transformer import LayerFlowTransformer3DModel
 
 
 @dataclass(frozen=True)

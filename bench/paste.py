@@ -26,18 +26,18 @@ import numpy as np
 from PIL import Image
 
 from layerflow.clip import U8, resize_cover
-from layerflow.corpus import decode_row
-from layerflow.media import decode_color, encode_color, encode_png
-from layerflow.video import read_frames
+from layerflow.corpus.table import decode_row
+from layerflow.media.cells import decode_color, encode_color, encode_png
+from layerflow.media.video import read_frames
+from layerflow.seeds import generator
 from manifests.paste import PasteOptions
-from pipelines.jobs import Outcome
-from pipelines.matting.numerics import single_thread
-from pipelines.paste import Plan, load_draw, make_row, make_scene, plan_units, run_paste
-from pipelines.stages.draws import generator
-from pipelines.stages.load import Loader
-from pipelines.stages.paste_scores import check_rules, score_layers
-from pipelines.stages.scene import Draw, render_scene
-from pipelines.stages.sources import list_backgrounds, list_foregrounds
+from pipelines.engine.jobs import Outcome
+from pipelines.inputs.sources import list_backgrounds, list_foregrounds
+from pipelines.paste.job import Plan, load_draw, make_row, make_scene, plan_units, run_paste
+from pipelines.paste.load import Loader
+from pipelines.paste.scene import Draw, render_scene
+from pipelines.paste.scores import check_rules, score_layers
+from pipelines.vision.numerics import single_thread
 
 PLAIN = {
     "harmonise": (0.0, 0.0),

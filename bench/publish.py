@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.corpus import SCHEMA, origin, quality_cell
-from layerflow.media import encode_alpha, encode_color
-from layerflow.table_writer import write_table
-from pipelines.publish import Plan, PublishOptions, data_files, make_plan
-from pipelines.publish_card import ConfigInfo
-from pipelines.publish_tables import features_of
+from layerflow.corpus.table import SCHEMA, origin, quality_cell
+from layerflow.corpus.writer import write_table
+from layerflow.media.cells import encode_alpha, encode_color
+from pipelines.publish.card import ConfigInfo
+from pipelines.publish.files import Plan, PublishOptions, data_files, make_plan
+from pipelines.publish.tables import features_of
 
 CELL_BYTES = {"foreground": 900_000, "alpha": 160_000, "background": 900_000, "blended": 900_000}
 REPEATS = 7

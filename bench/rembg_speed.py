@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.decode import Decoder
-from layerflow.media import encode_alpha, encode_color, encode_png
+from layerflow.media.cells import encode_alpha, encode_color, encode_png
+from layerflow.media.decode import Decoder
 from pipelines.matting import make_matter
 from pipelines.matting.onnx_session import OnnxMatter
 

@@ -30,17 +30,18 @@ import torch
 from blobs import FRAMES, MOVING, SIDE, STILL, Family, draw_clip
 from schedule_plot import draw_plot
 
-from layerflow import adapters, frames, metrics
-from layerflow.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip
-from layerflow.fingerprint import model_fingerprint
-from layerflow.latents import FORMAT_VERSION, LatentsWriter, clip_row
-from layerflow.pipeline import LayerFlowPipeline
-from layerflow.presets import init_directory
-from layerflow.sheet import save_sheet
+from layerflow.corpus.fingerprint import model_fingerprint
+from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row
+from layerflow.evaluation import metrics
+from layerflow.media.contact_sheet import save_sheet
+from layerflow.model import adapters, frames
+from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
+from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, load, parse
 from trainer.checkpoint import write_json
-from trainer.launch import launch
+from trainer.distributed.launch import launch
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "schedule-check.yaml"
 BATCH = 32

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from layerflow.clip import U8, resize_cover
-from layerflow.media import decode_color, encode_color
-from layerflow.video import read_frames
-from pipelines.stages.appearance import grain_level
-from pipelines.stages.sharpness import softness
+from layerflow.media.cells import decode_color, encode_color
+from layerflow.media.video import read_frames
+from pipelines.paste.appearance import grain_level
+from pipelines.vision.sharpness import softness
 
 SIZE = (480, 720)
 Treatment = Callable[[U8], U8]

@@ -31,16 +31,17 @@ from typing import Any
 
 import torch
 
-from layerflow.objective import layer_loss
-from layerflow.presets import TINY, make_scheduler, tiny_transformer
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow.model.from_base import make_scheduler
+from layerflow.model.objective import layer_loss
+from layerflow.model.presets import TINY, tiny_transformer
+from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import Stage, TrainManifest, load
-from trainer.costs import block_parts, memory_bytes, step_costs
 from trainer.data import Batch
+from trainer.distributed.processes import ALONE
 from trainer.metrics import device_peak, memory_gib
-from trainer.network import attention_kernel, prepare
+from trainer.planning.costs import block_parts, memory_bytes, step_costs
+from trainer.runtime import attention_kernel, prepare
 from trainer.stages import attach, lay_out, trainable_names
-from trainer.world import ALONE
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "layerflow-2b-one-gpu.yaml"
 SHAPE_2B = (1, 4, 4, 16, 60, 90)  # samples, layers, latent frames, channels, height, width

@@ -33,14 +33,14 @@ from bench.train_gpu import (
     random_batch,
     training_step,
 )
-from layerflow import adapters
-from layerflow.objective import layer_loss
-from layerflow.presets import make_scheduler
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow.model import adapters
+from layerflow.model.from_base import make_scheduler
+from layerflow.model.objective import layer_loss
+from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import Stage, TrainManifest, load
-from trainer.count import Live
 from trainer.data import Batch
-from trainer.network import prepare
+from trainer.planning.count import Live
+from trainer.runtime import prepare
 from trainer.stages import attach, trainable_names
 
 CPU = torch.device("cpu")

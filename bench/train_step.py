@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from layerflow.clip import LAYERS, PROMPTED
-from layerflow.latents import (
+from layerflow.corpus.latents import (
     FORMAT_VERSION,
     Latents,
     LatentsWriter,
@@ -38,8 +38,8 @@ from layerflow.latents import (
     prompt_key,
     prompt_row,
 )
-from layerflow.objective import layer_loss
-from layerflow.presets import init_directory
+from layerflow.model.objective import layer_loss
+from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, parse
 from trainer import loop, metrics
 from trainer.data import Batch, Batches, open_parts

@@ -1,9 +1,75 @@
-"""LayerFlow: generate, decompose and complete video as layers (arXiv 2506.04228)."""
+"""LayerFlow: generate, decompose and complete video as layers (arXiv 2506.04228).
+
+    import layerflow
+
+    layerflow.mine("videos/", "mined", size="480x720")
+    clip = layerflow.open_corpus("mined").clip(0)
+
+Names are loaded when they are first used; importing this package loads neither torch nor ray.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from layerflow import compat
 
 compat.install()
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from layerflow.clip import LayeredClip
+    from layerflow.corpus.latents import Latents
+    from layerflow.corpus.published import open_corpus
+    from layerflow.corpus.table import Corpus
+    from layerflow.corpus.torch_data import TorchClips
+    from layerflow.front import encode, evaluate, init, mine, pack, paste, publish, sample, train
+    from layerflow.model.pipeline import LayerFlowPipeline
+    from layerflow.model.transformer import LayerFlowTransformer3DModel
+
+_HOMES = {
+    "LayeredClip": "layerflow.clip",
+    "Latents": "layerflow.corpus.latents",
+    "open_corpus": "layerflow.corpus.published",
+    "Corpus": "layerflow.corpus.table",
+    "TorchClips": "layerflow.corpus.torch_data",
+    "LayerFlowPipeline": "layerflow.model.pipeline",
+    "LayerFlowTransformer3DModel": "layerflow.model.transformer",
+    **dict.fromkeys(
+        ("encode", "evaluate", "init", "mine", "pack", "paste", "publish", "sample", "train"),
+        "layerflow.front",
+    ),
+}
+
+__all__ = [
+    "Corpus",
+    "Latents",
+    "LayerFlowPipeline",
+    "LayerFlowTransformer3DModel",
+    "LayeredClip",
+    "TorchClips",
+    "encode",
+    "evaluate",
+    "init",
+    "mine",
+    "open_corpus",
+    "pack",
+    "paste",
+    "publish",
+    "sample",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'layerflow' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})

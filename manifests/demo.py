@@ -15,7 +15,7 @@ from manifests.common import Size, Strict, load
 
 
 class VideoSet(Strict):
-    """Procedural source videos with known mattes (``pipelines.procedural.make_videos``)."""
+    """Procedural source videos with known mattes (``pipelines.procedural.media.make_videos``)."""
 
     count: int = Field(ge=1)
     size: Size

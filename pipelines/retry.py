@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerflow.corpus import Corpus, Table
-from layerflow.derive import Derived, recorded_jobs, write_derived
-from layerflow.extras import joined_schema
+from layerflow.corpus.columns import joined_schema
+from layerflow.corpus.derive import Derived, recorded_jobs, write_derived
+from layerflow.corpus.table import Corpus, Table
 from layerflow.outputs import local_output
-from pipelines.jobs import Unit
-from pipelines.stages.gates import judge, resolve_gate
+from pipelines.engine.jobs import Unit
+from pipelines.gates import judge, resolve_gate
 
 Rejected = Mapping[str, Any]
 LEFT_OUT = ("filter", "merge", "duplicates")  # on purpose, not for a fault of the input
@@ -163,7 +163,7 @@ def _mine(
 ) -> Path:
     from manifests.common import check
     from manifests.mine import MineOptions
-    from pipelines.mine import run_mine
+    from pipelines.mine.job import run_mine
 
     spans: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -185,7 +185,7 @@ def _pack(
 ) -> Path:
     from manifests.common import check
     from manifests.pack import PackOptions
-    from pipelines.pack import make_plan, run_pack
+    from pipelines.pack.job import make_plan, run_pack
 
     checked = check({**options, "out": str(out)}, PackOptions, "the recorded job")
     uris = {row["uri"] for row in rows}
@@ -203,11 +203,11 @@ def _pack(
 def _paste(
     options: dict[str, Any], rows: Sequence[Rejected], out: Path, workers: int | None, quiet: bool
 ) -> Path:
+    from layerflow.seeds import in_blocks
     from manifests.common import check
     from manifests.paste import PasteOptions
-    from pipelines.paste import run_paste
-    from pipelines.stages.draws import in_blocks
-    from pipelines.stages.sources import list_foregrounds
+    from pipelines.inputs.sources import list_foregrounds
+    from pipelines.paste.job import run_paste
 
     checked = check({**options, "out": str(out)}, PasteOptions, "the recorded job")
     sources = list_foregrounds(checked.foregrounds, checked.gate)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import LayeredClip, composite
-from layerflow.corpus import REJECTED_SCHEMA, SCHEMA, encode_row, origin, rejected_row
-from layerflow.table_writer import write_table
+from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, encode_row, origin, rejected_row
+from layerflow.corpus.writer import write_table
 
 KINDS = ("pasted", "mined", "image")
 LICENCES = ("CC-BY-4.0", "CC0-1.0", None)

@@ -23,24 +23,25 @@ def digest(rows: Any) -> list[str]:
 
 def answer(request: dict[str, Any]) -> Any:
     if "publish" in request:
-        from pipelines import publish
+        from pipelines.publish import files
+        from pipelines.publish.job import run_publish
 
-        publish.SHARD_BYTES = request["shard"]
-        options = publish.PublishOptions(**request["options"])
-        return publish.run_publish(Path(request["publish"]), options, workers=0, quiet=True)
+        files.SHARD_BYTES = request["shard"]
+        options = files.PublishOptions(**request["options"])
+        return run_publish(Path(request["publish"]), options, workers=0, quiet=True)
     if "open" in request:
-        from layerflow.published import open_corpus
+        from layerflow.corpus.published import open_corpus
 
         return digest(open_corpus(request["open"]).rows(request.get("columns")))
     if "encode" in request:
-        from pipelines.encode import run_encode
+        from pipelines.encode.job import run_encode
 
         options = {**request["options"], "size": tuple(request["options"]["size"])}
         summary = run_encode(request["encode"], **options, workers=0, quiet=True)
         return [summary.clips, summary.encoded, summary.rejected]
     if "filter" in request:
-        from layerflow.derive import filter_corpus
-        from layerflow.published import open_corpus
+        from layerflow.corpus.derive import filter_corpus
+        from layerflow.corpus.published import open_corpus
 
         made = filter_corpus(
             open_corpus(request["filter"]), Path(request["out"]), where=request["where"]
@@ -48,7 +49,7 @@ def answer(request: dict[str, Any]) -> Any:
         return [made.rows, made.left_out]
     import datasets
 
-    from layerflow.published import local_row
+    from layerflow.corpus.published import local_row
 
     datasets.disable_progress_bars()
     columns = request.get("columns")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from layerflow.presets import TINY, init_directory, tiny_transformer
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow.model.presets import TINY, init_directory, tiny_transformer
+from layerflow.model.transformer import LayerFlowTransformer3DModel
 
 SMALL: dict[str, Any] = {
     "height": 16,

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from layerflow import adapters
-from layerflow.adapter_files import GATED_WEIGHTS, METADATA_KEY, read_adapter, write_adapter
-from layerflow.objective import layer_loss
-from layerflow.presets import make_scheduler
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow.model import adapters
+from layerflow.model.adapter_files import GATED_WEIGHTS, METADATA_KEY, read_adapter, write_adapter
+from layerflow.model.from_base import make_scheduler
+from layerflow.model.objective import layer_loss
+from layerflow.model.transformer import LayerFlowTransformer3DModel
 from tests.model_kit import batch, plain_cogvideox, small_transformer
 
 
@@ -224,8 +224,8 @@ def test_stock_diffusers_loads_our_file_with_the_same_effect(tmp_path):
     """Our native start of a CogVideoX network and diffusers' own change alike."""
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
-    from layerflow.layers import single_layout
-    from layerflow.start import native_from
+    from layerflow.model.from_base import native_from
+    from layerflow.model.layers import single_layout
 
     base = plain_cogvideox(rotary=False)
     ours = native_from(copy.deepcopy(base), {"num_frames": 16})
@@ -254,8 +254,8 @@ def test_stock_diffusers_loads_our_file_with_the_same_effect(tmp_path):
 
 def test_motion_is_not_there_for_loaders_that_know_no_gate(tmp_path):
     """diffusers' loader, by folder or by name, takes nothing of it; ours takes it gated."""
-    from layerflow.layers import single_layout
-    from layerflow.start import native_from
+    from layerflow.model.from_base import native_from
+    from layerflow.model.layers import single_layout
 
     base = plain_cogvideox(rotary=False)
     ours = native_from(copy.deepcopy(base), {"num_frames": 16})

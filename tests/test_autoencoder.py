@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from layerflow import autoencoder
-from layerflow.autoencoder import BlockDCTAutoencoder
 from layerflow.clip import LAYERS, LayeredClip, on_grey, to_float
+from layerflow.model import autoencoder
+from layerflow.model.autoencoder import BlockDCTAutoencoder
 
 
 def clip(frames=3, height=16, width=24, seed=0):

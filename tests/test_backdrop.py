@@ -9,22 +9,22 @@ import cv2
 import numpy as np
 from matting_clips import backdrop_of, mean_iou, texture
 
-from layerflow.corpus import Corpus
+from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
+from pipelines.inputs.listing import list_sources
 from pipelines.matting import Matte
-from pipelines.matting.motion import MotionMatter
-from pipelines.mine import plan_units, run_mine
-from pipelines.stages.backdrop import (
+from pipelines.matting.motion.backend import MotionMatter
+from pipelines.mine.backdrop import (
     MAX_LOOKS,
     find_backdrop,
     fit_backdrop,
     look_times,
     shared_with,
 )
-from pipelines.stages.layers import make_layers
-from pipelines.stages.listing import list_sources
-from pipelines.stages.score import neighbour_flows
-from pipelines.survey import survey_unit
+from pipelines.mine.job import plan_units, run_mine
+from pipelines.mine.layers import make_layers
+from pipelines.mine.score import neighbour_flows
+from pipelines.mine.survey import survey_unit
 
 Colour = tuple[int, int, int]
 HEIGHT, WIDTH = 144, 216

@@ -16,11 +16,12 @@ import pytest
 from pydantic import ValidationError
 
 from manifests.mine import Captions, MineOptions
-from pipelines.stages import caption_http
-from pipelines.stages.caption import Request, caption_clip, make_captioner, show
-from pipelines.stages.caption_checks import clean_prompt, find_problems, subject_nouns
-from pipelines.stages.caption_http import EndpointCaptioner
-from pipelines.stages.prompts import TEMPLATE
+from pipelines.captions import endpoint as caption_http
+from pipelines.captions.captioner import caption_clip, make_captioner, show
+from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
+from pipelines.captions.endpoint import EndpointCaptioner
+from pipelines.captions.request import Request
+from pipelines.inputs.prompts import TEMPLATE
 
 GOOD = {
     "foreground": "A brown dog with a red collar trots to the left, its tail up.",

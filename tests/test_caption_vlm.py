@@ -8,8 +8,9 @@ import pytest
 from test_caption import clip_layers
 
 from manifests.mine import Captions
-from pipelines.stages.caption import Request, caption_clip, make_captioner, show
-from pipelines.stages.prompts import TEMPLATE
+from pipelines.captions.captioner import caption_clip, make_captioner, show
+from pipelines.captions.request import Request
+from pipelines.inputs.prompts import TEMPLATE
 
 
 def make_vlm(folder: Path) -> Path:

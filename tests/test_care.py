@@ -14,13 +14,13 @@ import typer
 from corpora import make_rejected, make_rows, moving_clip, write_corpus
 from typer.testing import CliRunner
 
-from layerflow.care import check_rows, stats, validate
-from layerflow.check import check_row, uri_escapes
-from layerflow.cli import care as cli
-from layerflow.corpus import SCHEMA, Corpus
-from layerflow.derive import filter_corpus, parse_where
-from layerflow.media import encode_alpha, encode_color, encode_png
-from layerflow.splits import assign, background_sources, foreground_sources, parse_fractions
+from layerflow.cli import corpus as cli
+from layerflow.corpus.derive import filter_corpus, parse_where
+from layerflow.corpus.row_check import check_row, uri_escapes
+from layerflow.corpus.splits import assign, background_sources, foreground_sources, parse_fractions
+from layerflow.corpus.table import SCHEMA, Corpus
+from layerflow.corpus.validate import check_rows, stats, validate
+from layerflow.media.cells import encode_alpha, encode_color, encode_png
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_validate_command_contains_a_crash(
     result = invoke("validate", path, "--workers", 2, "--quiet")
     assert result.exit_code == 1
     assert "row 1 (id 0000000000000003), alpha" in result.output and "Fix:" in result.output
-    monkeypatch.setattr("layerflow.care.row_checker", dies)
+    monkeypatch.setattr("layerflow.corpus.validate.row_checker", dies)
     reports = list(check_rows(Corpus.open(path), workers=2))
     assert [r.problems[0].what for r in reports] == ["the decoder crashed (status 7)"] * 3
 

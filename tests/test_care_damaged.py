@@ -15,11 +15,11 @@ import typer
 from corpora import make_rejected, make_rows, write_corpus
 from typer.testing import CliRunner
 
-from layerflow.care import validate
-from layerflow.cli import care as cli
-from layerflow.corpus import Corpus
-from layerflow.derive import merge_corpora
-from layerflow.stats import stats
+from layerflow.cli import corpus as cli
+from layerflow.corpus.derive import merge_corpora
+from layerflow.corpus.stats import stats
+from layerflow.corpus.table import Corpus
+from layerflow.corpus.validate import validate
 
 SHARD = "data-00000-of-00001.arrow"
 
@@ -91,9 +91,9 @@ def test_a_cut_rejected_table_is_named(tmp_path: Path) -> None:
 
 KILLED = """import sys
 from pathlib import Path
-import layerflow.derive as derive
-from layerflow.corpus import Corpus
-from layerflow.splits import parse_fractions
+import layerflow.corpus.derive as derive
+from layerflow.corpus.table import Corpus
+from layerflow.corpus.splits import parse_fractions
 sent, write = 0, derive.write_table
 def slow(folder, rows, schema):
     def counted():

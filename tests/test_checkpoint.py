@@ -14,7 +14,8 @@ from trainer_kit import make_latents, make_manifest, make_model, same
 
 from manifests.train import Optimizer, TrainManifest, parse
 from trainer import checkpoint, loop, metrics
-from trainer.checkpoint import Position, claim, differences, identity
+from trainer.checkpoint import Position, differences, identity
+from trainer.claim import claim
 from trainer.export import copy_tree, load_model
 from trainer.stages import Trained, make_optimizer
 from trainer.upload import MARKER

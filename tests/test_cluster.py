@@ -17,7 +17,7 @@ from trainer_kit import make_manifest, same, weights
 
 from manifests.train import TrainManifest
 from trainer import metrics
-from trainer.launch import launch, train_on_ray
+from trainer.distributed.launch import launch, train_on_ray
 
 ROOT = Path(__file__).resolve().parents[1]
 

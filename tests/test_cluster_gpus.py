@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from manifests.mine import MineOptions
-from pipelines import cluster, mine, workers
+from pipelines.engine import cluster, workers
+from pipelines.engine.staging import InfrastructureError
 from pipelines.matting import make_matter, onnx_session
-from pipelines.staging import InfrastructureError
+from pipelines.mine import job as mine
 from tests.test_matting_backends import make_onnx
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.stages.colour import estimate_foreground, straight_foreground
+from pipelines.vision.colour import estimate_foreground, straight_foreground
 
 
 def soft_square() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

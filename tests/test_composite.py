@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from layerflow.clip import U8, composite
-from pipelines.stages.appearance import (
+from pipelines.paste.appearance import (
     apply_curve,
     clipped,
     grain_level,
@@ -16,7 +16,7 @@ from pipelines.stages.appearance import (
     match_curve,
     match_look,
 )
-from pipelines.stages.composite import (
+from pipelines.vision.composite import (
     Sprite,
     compose,
     merge,
@@ -25,7 +25,7 @@ from pipelines.stages.composite import (
     render,
     shrink_straight,
 )
-from pipelines.stages.path import Path
+from pipelines.vision.path import Path
 
 ONES = np.ones((96, 96), np.float32)
 

@@ -12,13 +12,13 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from safetensors import safe_open
 
-from layerflow import adapters
-from layerflow.adapter_files import read_adapter
-from layerflow.convert import convert_checkpoint, find_states
-from layerflow.layers import OFFICIAL
-from layerflow.official import guess_from_name
-from layerflow.pipeline import LayerFlowPipeline
-from layerflow.torchfile import Inert, StoredTensor, read_torch_file
+from layerflow.model import adapters
+from layerflow.model.adapter_files import read_adapter
+from layerflow.model.layers import OFFICIAL
+from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.official.convert import convert_checkpoint, find_states
+from layerflow.official.names import guess_from_name
+from layerflow.official.torchfile import Inert, StoredTensor, read_torch_file
 from tests import official_reference as reference
 from tests.official_reference import PREFIX, checkpoint
 
@@ -254,8 +254,8 @@ def test_memory_stays_far_below_the_file(tmp_path):
     code = (
         "import sys, resource\n"
         "from pathlib import Path\n"
-        "from layerflow.convert import read_source\n"
-        "import torch, layerflow.transformer\n"
+        "from layerflow.official.convert import read_source\n"
+        "import torch, layerflow.model.transformer\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "source = read_source(Path(sys.argv[1]))\n"
         "for value in source.values(): value.load()\n"

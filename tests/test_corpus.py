@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layerflow.clip import LayeredClip, composite
-from layerflow.corpus import (
+from layerflow.corpus.table import (
     REJECTED_SCHEMA,
     SCHEMA,
     Corpus,
@@ -18,7 +18,7 @@ from layerflow.corpus import (
     quality_cell,
     rejected_row,
 )
-from layerflow.table_writer import write_table
+from layerflow.corpus.writer import write_table
 
 
 def make_row(index: int, kind: str = "pasted") -> dict:

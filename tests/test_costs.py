@@ -14,11 +14,11 @@ from diffusers import AutoencoderKLCogVideoX
 
 from bench.train_gpu import CONFIG_2B, SHAPE_2B, planned_bytes, random_batch
 from bench.train_memory import count_bytes, count_flops, count_forward_bytes, network
-from layerflow import autoencoder
-from layerflow.presets import TINY, tiny_transformer
+from layerflow.model import autoencoder
+from layerflow.model.presets import TINY, tiny_transformer
 from manifests.train import Stage, TrainManifest, parse
-from trainer.costs import block_parts, forward_bytes, peak_of, step_costs
-from trainer.count import Live, decoder_bytes
+from trainer.planning.costs import block_parts, forward_bytes, peak_of, step_costs
+from trainer.planning.count import Live, decoder_bytes
 from trainer.stages import trainable_names
 
 SIXTH = {"blocks": [1], "also": ["layer_embedding*"]}

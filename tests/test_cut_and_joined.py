@@ -20,11 +20,11 @@ from numbered import (
     write,
 )
 
-from layerflow import video
-from layerflow.corpus import Corpus
-from layerflow.media import MediaError
+from layerflow.corpus.table import Corpus
+from layerflow.media import video
+from layerflow.media.cells import MediaError
 from manifests.mine import MineOptions
-from pipelines.mine import run_mine
+from pipelines.mine.job import run_mine
 
 B2 = {"qscale": "2", "g": "12", "bf": "2"}
 KINDS = [

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from layerflow import film, video
-from layerflow.decode import Decoder
-from layerflow.media import MediaError, encode_color
+from layerflow.media import film, video
+from layerflow.media.cells import MediaError, encode_color
+from layerflow.media.decode import Decoder
 
 
 def counter_video(path: Path, frames: int = 24, fps: int = 12, codec: str = "libx264") -> Path:

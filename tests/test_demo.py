@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 import manifests
-from layerflow import baselines
-from layerflow.cli import demo_measure, demo_memory, demo_page, demo_steps
+from layerflow.cli.demo import measure as demo_measure
+from layerflow.cli.demo import memory as demo_memory
+from layerflow.cli.demo import page as demo_page
+from layerflow.cli.demo import steps as demo_steps
+from layerflow.evaluation import baselines
 from manifests.demo import DemoManifest, load_demo
 
 FOLDER = Path(manifests.__file__).parent

@@ -13,7 +13,7 @@ from test_mine import green_screen
 from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
-from layerflow.corpus import Corpus
+from layerflow.corpus.table import Corpus
 from manifests.schema import load_build
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "cluster"

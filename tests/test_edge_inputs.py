@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 
-from layerflow import video
-from layerflow.corpus import Corpus
-from layerflow.decode import Decoder
-from layerflow.media import MediaError
+from layerflow.corpus.table import Corpus
+from layerflow.media import video
+from layerflow.media.cells import MediaError
+from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
-from pipelines.mine import run_mine
+from pipelines.mine.job import run_mine
 
 GREEN = (20, 200, 40)
 

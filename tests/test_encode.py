@@ -11,15 +11,14 @@ import pytest
 import torch
 from test_staging import DAMAGE, play
 
-from layerflow.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
 from layerflow.clip import LAYERS, LayeredClip, composite, resize_clip
-from layerflow.corpus import SCHEMA, decode_row, encode_row, origin
-from layerflow.latents import Latents
-from layerflow.presets import init_directory
-from layerflow.table_writer import write_table
-from pipelines import encode as module
-from pipelines.encode import run_encode
-from pipelines.stages.latent import (
+from layerflow.corpus.latents import Latents
+from layerflow.corpus.table import SCHEMA, decode_row, encode_row, origin
+from layerflow.corpus.writer import write_table
+from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
+from layerflow.model.presets import init_directory
+from pipelines.encode import job as module
+from pipelines.encode.clip_latents import (
     Augment,
     Variant,
     crop_window,
@@ -27,6 +26,7 @@ from pipelines.stages.latent import (
     even_frames,
     vary,
 )
+from pipelines.encode.job import run_encode
 
 
 def make_clip(index: int, *, frames: int = 8, kind: str = "pasted") -> LayeredClip:
@@ -69,7 +69,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return corpus(tmp_path_factory.mktemp("corpus") / "clips", rows)
 
 
-def encode(corpora: list[Path], model: Path, out: Path, **options: Any) -> module.Summary:
+def encode(corpora: list[Path], model: Path, out: Path, **options: Any) -> module.EncodeSummary:
     defaults = {"size": (32, 40), "frames": 4, "workers": 0, "quiet": True}
     return run_encode(corpora, model=model, out=out, **(defaults | options))
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from layerflow import clip_scores, metrics
 from layerflow.cli.main import build_app
 from layerflow.clip import LayeredClip, composite
-from layerflow.clip_scores import ClipScorer
-from layerflow.corpus import SCHEMA, encode_row, origin
-from layerflow.evaluate import score_clip, summarise
-from layerflow.evaluate_tables import tables
-from layerflow.predictions import given_layers
-from layerflow.presets import init_directory
-from layerflow.sample import write_layers
-from layerflow.table_writer import write_table
+from layerflow.corpus.table import SCHEMA, encode_row, origin
+from layerflow.corpus.writer import write_table
+from layerflow.evaluation import clip_scores, metrics
+from layerflow.evaluation.clip_scores import ClipScorer
+from layerflow.evaluation.predictions import given_layers
+from layerflow.evaluation.run import score_clip, summarise
+from layerflow.evaluation.tables import tables
+from layerflow.model.presets import init_directory
+from layerflow.model.sample import write_layers
 
 
 def clip(seed: int = 0, frames: int = 4, side: int = 32) -> LayeredClip:

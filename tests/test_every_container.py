@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numbered import Kind, kinds, numbers, write
 
-from layerflow import video
-from layerflow.film import Film
-from layerflow.mattes import fetch_matte
+from layerflow.media import video
+from layerflow.media.film import Film
+from layerflow.media.mattes import fetch_matte
 
 KINDS = list(kinds())
 

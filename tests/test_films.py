@@ -13,17 +13,18 @@ import pytest
 from PIL import Image
 
 from layerflow.clip import U8
-from layerflow.corpus import Corpus
-from layerflow.decode import Decoder
-from layerflow.media import MediaError, encode_color
-from layerflow.video import read_frames
+from layerflow.corpus.table import Corpus
+from layerflow.media.cells import MediaError, encode_color
+from layerflow.media.decode import Decoder
+from layerflow.media.video import read_frames
 from manifests.pack import PackOptions
-from pipelines.pack import run_pack
-from pipelines.stages import films, footage, load
-from pipelines.stages.animations import is_animation, open_animation, read_animation
-from pipelines.stages.films import Reel
-from pipelines.stages.load import Loader
-from pipelines.stages.sources import list_backgrounds, list_foregrounds
+from pipelines.inputs.sources import list_backgrounds, list_foregrounds
+from pipelines.pack.job import run_pack
+from pipelines.paste import load
+from pipelines.paste.load import Loader
+from pipelines.readers import films, footage
+from pipelines.readers.animations import is_animation, open_animation, read_animation
+from pipelines.readers.films import Reel
 
 SIZE = (48, 64)
 FPS = 8
@@ -358,7 +359,7 @@ def test_an_opaque_film_is_no_foreground_and_says_so(tmp_path: Path, decoder: Lo
 
 def test_an_alpha_channel_that_is_opaque_is_no_matte_to_mine_with(tmp_path: Path) -> None:
     from manifests.mine import MineOptions
-    from pipelines.mine import run_mine
+    from pipelines.mine.job import run_mine
 
     opaque = ball(10)
     opaque[..., 3] = 255

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from layerflow.clip import U8
-from pipelines.stages.duplicates import distance, find_duplicates, signature
-from pipelines.stages.text import text_share
+from pipelines.mine.duplicates import distance, find_duplicates, signature
+from pipelines.mine.text import text_share
 
 
 def scene(seed: int, height: int = 180, width: int = 320, frames: int = 8) -> U8:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from layerflow.clip import U8
-from layerflow.media import encode_png
-from pipelines.stages.ground import find_ground, flat_colour, lift
-from pipelines.stages.stills import load_cutout, load_pair, read_still
+from layerflow.media.cells import encode_png
+from pipelines.readers.ground import find_ground, flat_colour, lift
+from pipelines.readers.stills import load_cutout, load_pair, read_still
 
 Colour = tuple[int, int, int]
 GREEN = (120, 255, 155)

@@ -14,9 +14,9 @@ from hub_double import TOKEN, Fault, Hub
 from hub_kit import Client, kill_and_restart, publication, shards
 
 from layerflow.clip import LAYERS
-from layerflow.corpus import Corpus
-from layerflow.presets import init_directory
-from pipelines.publish_card import read_metadata
+from layerflow.corpus.table import Corpus
+from layerflow.model.presets import init_directory
+from pipelines.publish.card import read_metadata
 
 
 @pytest.fixture(scope="module")

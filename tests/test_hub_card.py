@@ -13,8 +13,8 @@ from corpora import make_rows, write_corpus
 from hub_double import TOKEN, Fault, File, Hub
 from hub_kit import Client, environment, publication
 
-from layerflow.corpus import Corpus
-from pipelines.publish_card import is_foreign, plain, read_metadata
+from layerflow.corpus.table import Corpus
+from pipelines.publish.card import is_foreign, plain, read_metadata
 
 COMMAND = "from layerflow.cli.main import main; main()"
 

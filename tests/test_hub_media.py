@@ -10,14 +10,14 @@ from hub_client import digest
 from hub_double import Fault, Hub
 from hub_kit import Client, kill_and_restart, publication
 
-from layerflow.corpus import Corpus
-from layerflow.derive import merge_corpora
+from layerflow.corpus.derive import merge_corpora
+from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
 from manifests.pack import PackOptions
 from manifests.paste import PasteOptions
-from pipelines.mine import run_mine
-from pipelines.pack import run_pack
-from pipelines.paste import run_paste
+from pipelines.mine.job import run_mine
+from pipelines.pack.job import run_pack
+from pipelines.paste.job import run_paste
 
 pytestmark = pytest.mark.slow
 SIZE = (64, 96)

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from layerflow.care import validate
 from layerflow.clip import composite
-from layerflow.extras import decode_objects
-from layerflow.media import decode_png, encode_png
-from pipelines.stages.importers import IMPORTERS, LAYOUTS, importer_of
-from pipelines.stages.safepickle import read_pickle
-from pipelines.stages.tables import list_parts, mapping_of, read_cells
+from layerflow.corpus.columns import decode_objects
+from layerflow.corpus.validate import validate
+from layerflow.media.cells import decode_png, encode_png
+from pipelines.inputs.importers import IMPORTERS, LAYOUTS, importer_of
+from pipelines.inputs.safepickle import read_pickle
+from pipelines.inputs.tables import list_parts, mapping_of, read_cells
 from tests.test_pack import disc, only, run, slope, write
 
 
@@ -138,7 +138,7 @@ def test_arrays_that_lie_about_their_size_are_refused(
     lying.write_bytes(zlib.compress(data))
     with pytest.raises(ValueError, match="does not fit its 24 bytes"):
         read_pickle(lying)
-    monkeypatch.setattr("pipelines.stages.safepickle.MAX_BYTES", 10_000)
+    monkeypatch.setattr("pipelines.inputs.safepickle.MAX_BYTES", 10_000)
     bomb = save(tmp_path / "bomb.p.zl", {"a": b"\0" * 1_000_000})
     with pytest.raises(ValueError, match="over 10000 bytes when decompressed"):
         read_pickle(bomb)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from matting_clips import moving_disc, texture
 
-from pipelines.stages.inpaint import Hole, LamaInpainter, OpenCvInpainter, make_inpainter
-from pipelines.stages.plate import clean_plate
+from pipelines.vision.inpaint import Hole, LamaInpainter, OpenCvInpainter, make_inpainter
+from pipelines.vision.plate import clean_plate
 
 
 class MeanOfTheRest(torch.nn.Module):

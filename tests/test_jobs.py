@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from test_corpus import make_row
 
-from layerflow.corpus import Corpus, rejected_row
-from pipelines.jobs import Outcome, Unit, make_recipe, run_job, unit_key
+from layerflow.corpus.table import Corpus, rejected_row
+from pipelines.engine.jobs import Outcome, Unit, make_recipe, run_job, unit_key
 
 RECIPE = make_recipe("pasted", {"size": "24x32", "out": "x"}, 1)
 
@@ -131,7 +131,7 @@ def test_paths_do_not_decide_the_recipe_but_options_do() -> None:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """The Ray that jobs start, for all tests of this file that need one; ended after them."""
-    from pipelines.cluster import stop_ray
+    from pipelines.engine.cluster import stop_ray
 
     yield
     stop_ray()
@@ -167,7 +167,7 @@ def test_kill_9_of_the_driver_and_again_gives_the_same_rows(tmp_path: Path) -> N
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             from pathlib import Path
             from test_jobs import RECIPE, units, work
-            from pipelines.jobs import run_job
+            from pipelines.engine.jobs import run_job
 
             def slow(payload):
                 time.sleep(0.25)
@@ -254,7 +254,7 @@ def test_a_node_that_goes_away_in_mid_job_loses_and_repeats_nothing(
     import ray
     from ray.cluster_utils import Cluster
 
-    from pipelines.cluster import stop_ray
+    from pipelines.engine.cluster import stop_ray
 
     stop_ray()  # the one of the tests before
     here = Path(__file__).parent

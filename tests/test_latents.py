@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layerflow import latents as module
-from layerflow import streams
 from layerflow.clip import LAYERS, PROMPTED
-from layerflow.fingerprint import fingerprint_differences, folder_hash, model_fingerprint
-from layerflow.latents import FORMAT_VERSION, Latents, LatentsWriter, clip_row, prompt_key
-from layerflow.latents import prompt_row as make_prompt_row
+from layerflow.corpus import latents as module
+from layerflow.corpus import streams
+from layerflow.corpus.fingerprint import fingerprint_differences, folder_hash, model_fingerprint
+from layerflow.corpus.latents import FORMAT_VERSION, Latents, LatentsWriter, clip_row, prompt_key
+from layerflow.corpus.latents import prompt_row as make_prompt_row
 
 PRINT = {"format_version": FORMAT_VERSION, "size": [32, 48]}
 

@@ -16,20 +16,20 @@ import yaml
 from trainer_kit import make_manifest, make_model, weights
 from typer.testing import CliRunner
 
-from layerflow.adapters import adapter_names
 from layerflow.cli.main import build_app
 from layerflow.clip import LayeredClip
-from layerflow.corpus import SCHEMA, encode_row, origin
-from layerflow.pipeline import LayerFlowPipeline
-from layerflow.presets import init_directory
-from layerflow.table_writer import write_table
+from layerflow.corpus.table import SCHEMA, encode_row, origin
+from layerflow.corpus.writer import write_table
+from layerflow.model.adapters import adapter_names
+from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, Validation
-from pipelines.encode import run_encode
-from pipelines.stages.latent import Augment
+from pipelines.encode.clip_latents import Augment
+from pipelines.encode.job import run_encode
 from trainer import metrics
-from trainer.launch import following, launch, say, train_on_ray
-from trainer.placement import Placement
-from trainer.plan import duration, lines, make_plan
+from trainer.distributed.launch import following, launch, say, train_on_ray
+from trainer.distributed.placement import Placement
+from trainer.planning.plan import duration, lines, make_plan
 
 
 def losses(out: Path) -> list[float]:

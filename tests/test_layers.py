@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from layerflow.layers import LAYERS, OFFICIAL, Layout, native_layout, official_task, single_layout
+from layerflow.model.layers import (
+    LAYERS,
+    OFFICIAL,
+    Layout,
+    native_layout,
+    official_task,
+    single_layout,
+)
 
 
 def test_native_layout_slices_and_positions():

@@ -15,8 +15,8 @@ import pytest
 import torch
 from trainer_kit import make_manifest, same, weights
 
-from layerflow import adapters
-from layerflow.latents import Latents
+from layerflow.corpus.latents import Latents
+from layerflow.model import adapters
 from manifests.train import TrainManifest, given_layers
 from trainer import loop, metrics
 from trainer.checkpoint import checkpoints

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from matting_clips import Truth, moving_disc
 
-from layerflow.corpus import Corpus
-from layerflow.decode import Decoder
-from layerflow.media import MediaError
+from layerflow.corpus.table import Corpus
+from layerflow.media.cells import MediaError
+from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
-from pipelines.mine import run_mine
+from pipelines.mine.job import run_mine
 
 FPS = 30
 

@@ -10,11 +10,11 @@ import pytest
 from matting_clips import mean_iou, moving_disc, star_before_a_wall, texture
 
 from pipelines.matting import make_matter
-from pipelines.matting.decide import cut
-from pipelines.matting.motion import MotionMatter
-from pipelines.matting.numerics import guided_filter, push_pull, sort_first_axis
-from pipelines.matting.registration import register
+from pipelines.matting.motion.backend import MotionMatter
+from pipelines.matting.motion.decide import cut
 from pipelines.matting.stabilise import stabilise, unstretch
+from pipelines.vision.numerics import guided_filter, push_pull, sort_first_axis
+from pipelines.vision.registration import register
 
 
 def gray_of(frames: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from layerflow import media
 from layerflow.clip import U8
-from layerflow.video import read_frames
+from layerflow.media import cells as media
+from layerflow.media.video import read_frames
 
 
 def smooth_video(frames: int = 6, height: int = 61, width: int = 90) -> U8:

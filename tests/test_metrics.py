@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layerflow import baselines, metrics
+from layerflow.evaluation import baselines, metrics
 
 
 def matte(*rows: str) -> np.ndarray:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from layerflow.clip import U8
-from layerflow.corpus import Corpus
+from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
-from pipelines.mine import run_mine
+from pipelines.mine.job import run_mine
 
 
 def green_screen(path: Path, seed: int, frames: int = 20, fps: int = 10) -> U8:
@@ -162,7 +162,7 @@ def test_of_near_duplicates_the_first_stays(tmp_path: Path) -> None:
 
 
 def test_ray_workers_give_the_same_files(videos: Path, tmp_path: Path) -> None:
-    from pipelines.cluster import stop_ray
+    from pipelines.engine.cluster import stop_ray
 
     run_mine(options(videos, tmp_path / "here"), workers=0, quiet=True)
     try:

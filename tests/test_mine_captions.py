@@ -13,7 +13,7 @@ from test_mine import green_screen
 from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
-from layerflow.corpus import Corpus
+from layerflow.corpus.table import Corpus
 
 
 def test_captions_and_lama_reach_the_corpus_and_the_key_does_not(

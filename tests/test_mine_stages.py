@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.stages.listing import list_sources
-from pipelines.stages.prompts import (
+from pipelines.inputs.listing import list_sources
+from pipelines.inputs.prompts import (
     TEMPLATE,
     entry_for,
     merged,
@@ -18,8 +18,8 @@ from pipelines.stages.prompts import (
     read_prompt_table,
     sidecar,
 )
-from pipelines.stages.shots import cut_windows, find_shots, why_no_window
-from pipelines.stages.spans import time_spans
+from pipelines.mine.shots import cut_windows, find_shots, why_no_window
+from pipelines.mine.spans import time_spans
 
 
 def test_listing_is_sorted_relative_and_stays_inside(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_table_without_a_video_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_tables_globs_and_urls_are_inputs(tmp_path: Path) -> None:
-    from pipelines.stages.listing import local_copy
+    from pipelines.inputs.listing import local_copy
 
     (tmp_path / "v").mkdir()
     for name in ("a.mp4", "b.mp4"):
@@ -141,7 +141,7 @@ def test_tables_globs_and_urls_are_inputs(tmp_path: Path) -> None:
 
 
 def test_black_bars_are_found_and_left_out(tmp_path: Path) -> None:
-    from pipelines.stages.frames import find_bars
+    from pipelines.mine.frames import find_bars
 
     rng = np.random.default_rng(0)
     thumbs = rng.integers(0, 255, (5, 72, 128, 3), dtype=np.uint8)
@@ -160,7 +160,7 @@ def test_black_bars_are_found_and_left_out(tmp_path: Path) -> None:
 
 
 def test_fades_are_trimmed_from_shots() -> None:
-    from pipelines.stages.frames import trim_fades
+    from pipelines.mine.frames import trim_fades
 
     thumbs = np.random.default_rng(0).integers(0, 255, (20, 36, 64, 3), dtype=np.uint8)
     thumbs[:4] = 0

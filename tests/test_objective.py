@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerflow import objective
-from layerflow.presets import make_scheduler
+from layerflow.model import objective
+from layerflow.model.from_base import make_scheduler
 from tests.model_kit import batch, small_transformer
 
 

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import manifests
 from layerflow.cli.main import build_app
-from layerflow.corpus import SCHEMA
+from layerflow.corpus.table import SCHEMA
+from layerflow.corpus.writer import write_table
 from layerflow.outputs import local_output
-from layerflow.table_writer import write_table
 
 READY = Path(inspect.getfile(manifests)).parent
 TRAIN, DEMO = str(READY / "overfit-one-clip.yaml"), str(READY / "demo.yaml")

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from layerflow.clip import U8, composite
-from layerflow.corpus import Corpus
-from layerflow.media import encode_color, encode_png
+from layerflow.corpus.table import Corpus
+from layerflow.media.cells import encode_color, encode_png
 from manifests.pack import PackOptions
-from pipelines import pack
-from pipelines.jobs import make_recipe
-from pipelines.pack import make_plan, pack_unit, plan_units, run_pack
-from pipelines.stages.packing import fill_behind, made_up_background
+from pipelines.engine.jobs import make_recipe
+from pipelines.pack import job as pack
+from pipelines.pack.job import make_plan, pack_unit, plan_units, run_pack
+from pipelines.pack.layers import fill_behind, made_up_background
 
 
 def disc(size: int = 48, colour: tuple[int, int, int] = (210, 70, 40), soft: float = 6.0) -> U8:

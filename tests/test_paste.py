@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 
 from layerflow.clip import U8, LayeredClip
-from layerflow.corpus import SCHEMA as ROWS
-from layerflow.corpus import Corpus, decode_row, encode_row, origin
-from layerflow.media import (
+from layerflow.corpus.table import SCHEMA as ROWS
+from layerflow.corpus.table import Corpus, decode_row, encode_row, origin
+from layerflow.corpus.writer import write_table
+from layerflow.media.cells import (
     encode_alpha,
     encode_color,
     encode_png,
     write_prores4444,
     write_vp9_alpha,
 )
-from layerflow.table_writer import write_table
 from manifests.paste import PasteOptions
-from pipelines.jobs import Outcome, make_recipe
-from pipelines.paste import Plan, paste_unit, plan_units, run_paste
-from pipelines.stages.sources import list_backgrounds, list_foregrounds
+from pipelines.engine.jobs import Outcome, make_recipe
+from pipelines.inputs.sources import list_backgrounds, list_foregrounds
+from pipelines.paste.job import Plan, paste_unit, plan_units, run_paste
 
 SIZE = (48, 64)
 FRAMES = 4

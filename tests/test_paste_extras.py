@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layerflow.care import validate
-from layerflow.check import check_row
 from layerflow.clip import LayeredClip, composite
-from layerflow.corpus import EXTENDED_SCHEMA, SCHEMA, Corpus, decode_row, encode_row, origin
-from layerflow.derive import filter_corpus, merge_corpora, split_corpus
-from layerflow.extras import decode_objects, joined_schema, visible_alphas
-from layerflow.media import decode_alpha, decode_color, encode_png
-from layerflow.published import PublishedCorpus
+from layerflow.corpus.columns import decode_objects, joined_schema, visible_alphas
+from layerflow.corpus.derive import filter_corpus, merge_corpora, split_corpus
+from layerflow.corpus.published import PublishedCorpus
+from layerflow.corpus.row_check import check_row
+from layerflow.corpus.table import EXTENDED_SCHEMA, SCHEMA, Corpus, decode_row, encode_row, origin
+from layerflow.corpus.validate import validate
+from layerflow.media.cells import decode_alpha, decode_color, encode_png
 from manifests.paste import PasteOptions
-from pipelines.stages.composite import Sprite, prefilter
-from pipelines.stages.paste_scores import Facts, check_rules, encode_checked
-from pipelines.stages.path import Path as Track
-from pipelines.stages.repeats import Repeats, signature
-from pipelines.stages.shadow import Shadow, shade
+from pipelines.paste.repeats import Repeats, signature
+from pipelines.paste.scores import Facts, check_rules, encode_checked
+from pipelines.paste.shadow import Shadow, shade
+from pipelines.vision.composite import Sprite, prefilter
+from pipelines.vision.path import Path as Track
 from tests.corpora import make_rows, write_corpus
 from tests.test_paste import FRAMES, SIZE, backdrops, disc, run, stills, write
 
@@ -123,7 +123,7 @@ def row_with(alpha: np.ndarray, blended: np.ndarray, id: int = 0) -> dict[str, A
 
 
 def test_near_duplicates_are_told_from_other_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.stages.repeats.WINDOW", 8)
+    monkeypatch.setattr("pipelines.paste.repeats.WINDOW", 8)
     alpha, blended = np.zeros((2, 64, 96), np.uint8), np.full((2, 64, 96, 3), 90, np.uint8)
     alpha[:, 20:44, 30:60] = 255
     moved = np.roll(alpha, 12, axis=2)
@@ -231,7 +231,8 @@ def test_corpora_with_and_without_the_extra_columns_live_together(tmp_path: Path
 
 
 def test_published_corpora_keep_what_is_filled(tmp_path: Path) -> None:
-    from pipelines.publish import PublishOptions, run_publish
+    from pipelines.publish.files import PublishOptions
+    from pipelines.publish.job import run_publish
 
     fg, bg = stills(tmp_path / "fg"), backdrops(tmp_path / "bg")
     more: dict[str, Any] = {"objects": (2, 2), "area": (0.05, 0.1), "licence": "CC0-1.0"}

@@ -11,11 +11,11 @@ import fsspec
 import pytest
 from test_paste import FRAMES, backdrops, disc, options, scenery, stills, write
 
-from layerflow.corpus import Corpus
-from layerflow.media import encode_color, encode_png
-from pipelines.paste import run_paste
-from pipelines.stages.remote import Fetcher, list_bucket
-from pipelines.stages.sources import list_backgrounds, list_foregrounds
+from layerflow.corpus.table import Corpus
+from layerflow.media.cells import encode_color, encode_png
+from pipelines.inputs.remote import Fetcher, list_bucket
+from pipelines.inputs.sources import list_backgrounds, list_foregrounds
+from pipelines.paste.job import run_paste
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from layerflow.corpus import Corpus
+from layerflow.corpus.table import Corpus
 from manifests.paste import PasteOptions
-from pipelines.paste import run_paste
+from pipelines.paste.job import run_paste
 from tests.test_paste import backdrops, options, stills
 
 SCRIPT = """
 import sys
 from pathlib import Path
-import pipelines.paste as job
+import pipelines.paste.job as job
 from manifests.paste import PasteOptions
 
 job.MAX_UNIT = 2
@@ -60,7 +60,7 @@ def many(tmp_path: Path, name: str) -> PasteOptions:
 def test_killed_and_started_again_equals_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.paste.MAX_UNIT", 2)
+    monkeypatch.setattr("pipelines.paste.job.MAX_UNIT", 2)
     stills(tmp_path / "fg"), backdrops(tmp_path / "bg")
     whole, killed = many(tmp_path, "whole"), many(tmp_path, "killed")
     run_paste(whole, workers=0, quiet=True)
@@ -74,9 +74,9 @@ def test_killed_and_started_again_equals_an_undisturbed_run(
 def test_one_two_and_four_workers_and_kill_9_give_equal_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.cluster import stop_ray
+    from pipelines.engine.cluster import stop_ray
 
-    monkeypatch.setattr("pipelines.paste.MAX_UNIT", 2)
+    monkeypatch.setattr("pipelines.paste.job.MAX_UNIT", 2)
     stills(tmp_path / "fg"), backdrops(tmp_path / "bg")
     seen = {}
     try:

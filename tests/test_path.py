@@ -9,18 +9,18 @@ import cv2
 import numpy as np
 import pytest
 
-from manifests.paste import PasteOptions
-from pipelines.stages.camera import film_still, measure_camera
-from pipelines.stages.crops import cut_sides
-from pipelines.stages.draws import (
+from layerflow.seeds import (
     choose_frames,
     first_of_block,
     generator,
     in_blocks,
     in_turns,
 )
-from pipelines.stages.path import draw_path, ease, follow, keep_cuts_outside, matrices
-from pipelines.stages.sources import Foreground
+from manifests.paste import PasteOptions
+from pipelines.inputs.sources import Foreground
+from pipelines.paste.camera import film_still, measure_camera
+from pipelines.paste.crops import cut_sides
+from pipelines.vision.path import draw_path, ease, follow, keep_cuts_outside, matrices
 
 STILL = np.tile(np.eye(3), (8, 1, 1))
 

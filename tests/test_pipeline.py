@@ -12,14 +12,14 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler
 from PIL import Image
 
-from layerflow import frames
 from layerflow.clip import LAYERS, to_float
-from layerflow.golden import build_network
-from layerflow.layers import OFFICIAL, PROMPTED
-from layerflow.official import Ready
-from layerflow.pipeline import LayerFlowPipeline
-from layerflow.presets import make_scheduler
-from layerflow.text import prefixed, prompt_texts
+from layerflow.model import frames
+from layerflow.model.from_base import make_scheduler
+from layerflow.model.layers import OFFICIAL, PROMPTED
+from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.text import prefixed, prompt_texts
+from layerflow.official.golden import build_network
+from layerflow.official.names import Ready
 from tests import official_reference as reference
 from tests.model_kit import plain_cogvideox, small_directory
 
@@ -395,7 +395,7 @@ def test_official_models_refuse_other_tasks_and_sizes():
 
 def test_the_official_sampler_is_the_golden_one(shared):
     """The pipeline, seeded like the golden run, ends in the golden samples."""
-    from layerflow.golden import load_network, read_golden
+    from layerflow.official.golden import load_network, read_golden
 
     metadata, run = read_golden(shared / "golden" / "sampler_gen_rgb_4step.safetensors")
     transformer = load_network(*read_golden(shared / "golden" / "gen_rgb.safetensors"))
@@ -420,7 +420,7 @@ def test_the_official_sampler_is_the_golden_one(shared):
 
 
 def native_pipe(rotary):
-    from layerflow.start import native_from
+    from layerflow.model.from_base import native_from
 
     base = plain_cogvideox(rotary)
     transformer = native_from(base, {"num_frames": 8, "height": 32, "width": 48})

@@ -13,8 +13,8 @@ from PIL import Image
 from profiles import linear_grey, swapped
 
 from layerflow.clip import U8
-from layerflow.media import MediaError
-from pipelines.stages.stills import load_cutout, load_pair, read_matte, read_still
+from layerflow.media.cells import MediaError
+from pipelines.readers.stills import load_cutout, load_pair, read_matte, read_still
 
 COLOUR = (200, 60, 40)
 SHOWN = (60, 200, 40)  # what the swapped profile means by it
@@ -190,7 +190,7 @@ def test_layered_documents_keep_what_their_profile_means(tmp_path: Path) -> None
     from psd_tools.constants import Resource
     from psd_tools.psd.image_resources import ImageResource
 
-    from pipelines.stages.photoshop import read_document
+    from pipelines.readers.photoshop import read_document
 
     below, top = Image.new("RGBA", (48, 48), (*COLOUR, 255)), Image.fromarray(cutout())
     document = PSDImage.new("RGB", (48, 48))

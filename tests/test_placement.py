@@ -10,11 +10,11 @@ import torch
 from trainer_kit import make_manifest
 
 from manifests.train import TrainManifest, parse
-from trainer import plan
-from trainer.launch import here, launch, run_config, scaling
-from trainer.placement import Node, place, worker_resources
-from trainer.plan import find_target
-from trainer.world import uses_gpu
+from trainer.distributed.launch import here, launch, run_config, scaling
+from trainer.distributed.placement import Node, place, worker_resources
+from trainer.distributed.processes import uses_gpu
+from trainer.planning import plan
+from trainer.planning.plan import find_target
 
 HEAD = Node({"CPU": 4.0, "memory": 8e9})
 H100 = Node({"CPU": 16.0, "GPU": 4.0, "accelerator_type:H100": 1.0}, {"zone": "a"})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matting_clips import backdrop_of, moving_disc
 
-from pipelines.stages.plate import clean_plate
-from pipelines.stages.prune import without_background
+from pipelines.mine.prune import without_background
+from pipelines.vision.plate import clean_plate
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -15,15 +15,18 @@ import typer
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from typer.testing import CliRunner
 
-from layerflow import adapters, describe
 from layerflow.cli import model as cli
-from layerflow.convert import convert_checkpoint
-from layerflow.decode import Decoder
-from layerflow.layers import native_layout
-from layerflow.media import decode_alpha, decode_png, write_prores4444
-from layerflow.objective import layer_loss
-from layerflow.pipeline import LayerFlowPipeline
-from layerflow.presets import PRESETS, init_directory, make_scheduler
+from layerflow.media.cells import decode_alpha, decode_png, write_prores4444
+from layerflow.media.decode import Decoder
+from layerflow.model import adapters
+from layerflow.model import info as describe
+from layerflow.model.from_base import make_scheduler
+from layerflow.model.layers import native_layout
+from layerflow.model.objective import layer_loss
+from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.presets import PRESETS, init_directory
+from layerflow.official.convert import convert_checkpoint
+from manifests.common import parse_size
 from tests import official_reference as reference
 from tests.model_kit import SMALL, plain_cogvideox
 
@@ -288,8 +291,8 @@ def test_sample_command_refuses_paths_as_ids(run, tiny, tmp_path):
 
 @pytest.mark.parametrize("text", ["480", "480x", "x720", "0x5", "axb", "-1x4"])
 def test_sizes(text):
-    with pytest.raises(ValueError, match="HEIGHTxWIDTH"):
-        cli.parse_size(text)
+    with pytest.raises(ValueError, match=r"a size is HEIGHTxWIDTH|both sides of a size"):
+        parse_size(text)
 
 
 def test_a_base_that_stores_its_positions_refuses_a_size_of_its_own(tmp_path):

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerflow import baselines, media, metrics
-from pipelines import procedural, procedural_art
+from layerflow.evaluation import baselines, metrics
+from layerflow.media import cells as media
+from pipelines.procedural import art as procedural_art
+from pipelines.procedural import media as procedural
 
 
 def test_videos_have_truth_sidecars_and_equal_bytes(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from layerflow.cli import publish as cli
 from layerflow.clip import LAYERS
-from layerflow.corpus import SCHEMA, Corpus, decode_row
-from layerflow.media import decode_color, decode_png
-from layerflow.published import PublishedCorpus, local_row
-from pipelines.licences import forbids, hub_licence, review
-from pipelines.publish import PublishOptions, run_publish
-from pipelines.publish_card import plain, read_metadata
-from pipelines.publish_tables import shard_limit, shard_rows
+from layerflow.corpus.published import PublishedCorpus, local_row
+from layerflow.corpus.table import SCHEMA, Corpus, decode_row
+from layerflow.media.cells import decode_color, decode_png
+from pipelines.publish.card import plain, read_metadata
+from pipelines.publish.files import PublishOptions
+from pipelines.publish.job import run_publish
+from pipelines.publish.licences import forbids, hub_licence, review
+from pipelines.publish.tables import shard_limit, shard_rows
 
 HOSTILE = "</script> ``` | a\n---\nx: y"
 
@@ -156,7 +157,7 @@ def test_splits_share_no_foreground(corpus: Path, tmp_path: Path, load: Any) -> 
 def test_shards_are_cut_by_bytes(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Any
 ) -> None:
-    monkeypatch.setattr("pipelines.publish.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("pipelines.publish.files.SHARD_BYTES", 20_000)
     run_publish(corpus, PublishOptions("me/discs"), dry_run=tmp_path / "hub", workers=0, quiet=True)
     names = sorted(p.name for p in (tmp_path / "hub" / "data").iterdir())
     assert len(names) > 2 and names[0] == f"train-00000-of-{len(names):05d}.parquet"
@@ -187,7 +188,7 @@ def test_an_interrupted_run_is_continued(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("pipelines.publish.make_sheet", stop)
+        patch.setattr("pipelines.publish.files.make_sheet", stop)
         run_publish(corpus, options, dry_run=tmp_path / "hub", workers=0, quiet=True)
     assert not (tmp_path / "hub").exists()
     done = next(tmp_path.glob(".hub.*.building")) / "data" / "train-00000-of-00001.parquet"
@@ -272,7 +273,7 @@ def test_a_row_that_does_not_decode_is_named(tmp_path: Path) -> None:
 
 
 def test_other_configurations_of_a_card_stay(corpus: Path, folder: Path, tmp_path: Path) -> None:
-    from pipelines.publish import make_files, make_plan
+    from pipelines.publish.files import make_files, make_plan
 
     plan = make_plan(corpus, PublishOptions("me/discs", config="large"), workers=0)
     old = (folder / "README.md").read_text()

@@ -11,16 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import make_rows, write_corpus
 
-from layerflow.care import check_rows
-from layerflow.corpus import SCHEMA, Corpus
-from layerflow.derive import filter_corpus, merge_corpora, split_corpus
-from layerflow.media import MediaError
-from layerflow.presets import init_directory
-from layerflow.published import PublishedCorpus, fetched, open_corpus
-from layerflow.stats import small_rows
-from pipelines import publish_tables
-from pipelines.encode import run_encode
-from pipelines.publish import PublishOptions, run_publish
+from layerflow.corpus.derive import filter_corpus, merge_corpora, split_corpus
+from layerflow.corpus.published import PublishedCorpus, fetched, open_corpus
+from layerflow.corpus.stats import small_rows
+from layerflow.corpus.table import SCHEMA, Corpus
+from layerflow.corpus.validate import check_rows
+from layerflow.media.cells import MediaError
+from layerflow.model.presets import init_directory
+from pipelines.encode.job import run_encode
+from pipelines.publish import tables as publish_tables
+from pipelines.publish.files import PublishOptions
+from pipelines.publish.job import run_publish
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def folder(corpus: Path) -> Path:
     out = corpus.parent / "hub"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish_tables, "GROUP_ROWS", 3)
-        patch.setattr("pipelines.publish.SHARD_BYTES", 60_000)
+        patch.setattr("pipelines.publish.files.SHARD_BYTES", 60_000)
         run_publish(corpus, PublishOptions("me/discs"), dry_run=out, workers=0, quiet=True)
     assert len(list((out / "data").iterdir())) > 1
     return out

@@ -24,7 +24,7 @@ import torch
 from test_cluster import losses, one_stage
 from trainer_kit import weights
 
-from trainer.launch import launch
+from trainer.distributed.launch import launch
 
 pytestmark = pytest.mark.slow
 

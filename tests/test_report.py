@@ -17,17 +17,17 @@ from browser import Browser, browser
 from corpora import make_rejected, make_rows, moving_clip, write_corpus
 
 from layerflow.clip import LayeredClip
-from layerflow.corpus import encode_row, origin
-from layerflow.media import (
+from layerflow.corpus.table import encode_row, origin
+from layerflow.media.cells import (
     decode_color,
     decode_png,
     encode_alpha,
     encode_preview,
     write_prores4444,
 )
-from pipelines.report import embedded, evenly, histogram, write_report
-from pipelines.report_server import Browsed, make_server
-from pipelines.report_source import PANELS, difference, make_preview, open_source
+from pipelines.view.page import embedded, evenly, histogram, write_report
+from pipelines.view.server import Browsed, make_server
+from pipelines.view.source import PANELS, difference, make_preview, open_source
 
 HOSTILE = (
     "</script><script>window.broken=1</script><img src=x onerror=window.broken=1>\"'&\u202eabc"
@@ -87,7 +87,7 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     data = data_of((tmp_path / "few.html").read_text())
     assert [clip["index"] for clip in data["clips"]] == [0, 4, 7, 11]
     assert data["total"] == 12 and sum(data["histograms"]["ghost"]["bins"]) == 6
-    monkeypatch.setattr("pipelines.report.MAX_PREVIEW_BYTES", 20_000)
+    monkeypatch.setattr("pipelines.view.page.MAX_PREVIEW_BYTES", 20_000)
     write_report(path, tmp_path / "small.html", workers=0)
     assert 0 < len(data_of((tmp_path / "small.html").read_text())["clips"]) < 12
 

@@ -12,12 +12,12 @@ from browser import browser
 from corpora import make_rows, write_corpus
 
 from layerflow.clip import LAYERS, LayeredClip
-from layerflow.corpus import Corpus
-from layerflow.presets import init_directory
-from pipelines.encode import run_encode
-from pipelines.report import write_report
-from pipelines.report_latents import false_colours
-from pipelines.report_source import CorpusSource, open_source
+from layerflow.corpus.table import Corpus
+from layerflow.model.presets import init_directory
+from pipelines.encode.job import run_encode
+from pipelines.view.latents import false_colours
+from pipelines.view.page import write_report
+from pipelines.view.source import CorpusSource, open_source
 
 SHOWN = "return [...document.querySelectorAll('.card .stage span')].map((span) => span.textContent)"
 

@@ -17,8 +17,8 @@ from corpora import make_rejected, write_corpus
 from PIL import Image
 
 from layerflow.clip import U8, LayeredClip, composite
-from layerflow.corpus import encode_row, origin
-from pipelines.report import write_report
+from layerflow.corpus.table import encode_row, origin
+from pipelines.view.page import write_report
 
 Colour = tuple[int, int, int]
 Box = dict[str, float]

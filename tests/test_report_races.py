@@ -11,8 +11,8 @@ from browser import Browser, browser
 from corpora import make_rejected, make_rows, write_corpus
 
 from layerflow.clip import LayeredClip, composite
-from layerflow.corpus import encode_row, origin
-from pipelines.report_server import Browsed, make_server
+from layerflow.corpus.table import encode_row, origin
+from pipelines.view.server import Browsed, make_server
 
 FRAMES, MANY = 8, 130
 # Every fetch waits in `held` until it is let go or fails; `through` lets all go at once.

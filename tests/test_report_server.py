@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from corpora import make_rows, write_corpus
 
-from pipelines.report_server import Browsed, make_server, serve
+from pipelines.view.server import Browsed, make_server, serve
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,13 @@ from PIL import Image
 from test_mine import green_screen, options
 from typer.testing import CliRunner
 
-from layerflow.cli import care
-from layerflow.corpus import Corpus
-from layerflow.derive import RECORD, merge_corpora
+from layerflow.cli import corpus as care
+from layerflow.corpus.derive import RECORD, merge_corpora
+from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
-from pipelines.mine import run_mine
-from pipelines.pack import run_pack
+from pipelines.mine import job
+from pipelines.mine.job import run_mine
+from pipelines.pack.job import run_pack
 from pipelines.retry import run_retry
 
 
@@ -91,13 +92,13 @@ def test_only_the_wanted_videos_are_mined_again(
     assert run_mine(options(videos, tmp_path / "c"), workers=0, quiet=True).kept == 2
     green_screen(videos / "v1.mp4", 1)
     seen: list[str] = []
-    unit = __import__("pipelines.mine").mine.mine_unit
+    unit = job.mine_unit
 
     def spy(payload: dict[str, object], **more: object) -> object:
         seen.append(str(payload["uri"]))
         return unit(payload, **more)
 
-    monkeypatch.setattr("pipelines.mine.mine_unit", spy)
+    monkeypatch.setattr("pipelines.mine.job.mine_unit", spy)
     retried = run_retry(tmp_path / "c", tmp_path / "d", workers=0, quiet=True)
     assert seen == ["v1.mp4"] and retried.gained == 2
     uris = [row["origin"]["uri"] for row in Corpus.open(tmp_path / "d").rows(["origin"])]
@@ -114,7 +115,7 @@ def test_a_duplicate_beside_a_window_that_failed_stays_out(
     videos.mkdir()
     for seed in (0, 2):
         green_screen(videos / f"v{seed}.mp4", seed)
-    make_layers = __import__("pipelines.mine").mine.make_layers
+    make_layers = job.make_layers
     calls = count()
 
     def fails_later(*given: Any) -> Any:
@@ -124,7 +125,7 @@ def test_a_duplicate_beside_a_window_that_failed_stays_out(
 
     few = options(videos, tmp_path / "c", thresholds={"duplicate_distance": (1.5, 9)}, **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.mine.make_layers", fails_later)
+        patch.setattr("pipelines.mine.job.make_layers", fails_later)
         assert run_mine(few, workers=0, quiet=True).kept == 2
     stages = [(row["uri"], row["stage"]) for row in Corpus.open(tmp_path / "c").rejected()]
     assert stages == [("v2.mp4", "layers"), ("v2.mp4", "duplicates")]
@@ -163,7 +164,8 @@ def test_without_a_record_it_says_so(tmp_path: Path) -> None:
 
 
 def test_the_record_stays_on_this_machine(stills: Path, tmp_path: Path) -> None:
-    from pipelines.publish import PublishOptions, run_publish
+    from pipelines.publish.files import PublishOptions
+    from pipelines.publish.job import run_publish
 
     record = json.loads((stills / RECORD).read_text())
     assert [job["options"]["inputs"] for job in record.values()] == [[str(tmp_path / "cutouts")]]

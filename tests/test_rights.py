@@ -14,12 +14,20 @@ import pytest
 from PIL import Image
 
 from layerflow.clip import U8
-from layerflow.corpus import Corpus
+from layerflow.corpus.stats import general_reason
+from layerflow.corpus.table import Corpus
 from layerflow.locations import one_line, root_of
-from layerflow.stats import general_reason
 from manifests.mine import MineOptions
 from manifests.pack import PackOptions
-from pipelines.licences import (
+from pipelines.inputs.listing import list_sources, matte_beside
+from pipelines.inputs.metadata import said_of
+from pipelines.inputs.prompts import merged, read_prompt_table, sidecar
+from pipelines.inputs.sources import list_foregrounds, prompt_of, rights_of
+from pipelines.mine.job import plan_units
+from pipelines.pack.job import make_plan, run_pack
+from pipelines.pack.layers import clip_rights
+from pipelines.pack.rows import Plan
+from pipelines.publish.licences import (
     forbids,
     is_licence_column,
     is_unsaid,
@@ -27,14 +35,6 @@ from pipelines.licences import (
     licence_text,
     review,
 )
-from pipelines.mine import plan_units
-from pipelines.pack import make_plan, run_pack
-from pipelines.pack_rows import Plan
-from pipelines.stages.listing import list_sources, matte_beside
-from pipelines.stages.metadata import said_of
-from pipelines.stages.packing import clip_rights
-from pipelines.stages.prompts import merged, read_prompt_table, sidecar
-from pipelines.stages.sources import list_foregrounds, prompt_of, rights_of
 
 ND = "CC-BY-ND-4.0"
 FREE = {"licence": "CC0-1.0", "attribution": None}

@@ -12,9 +12,9 @@ from test_paste import backdrops, stills
 from test_paste import options as paste_options
 from trainer_kit import make_manifest
 
-from layerflow.corpus import Corpus
-from pipelines.mine import run_mine
-from pipelines.paste import run_paste
+from layerflow.corpus.table import Corpus
+from pipelines.mine.job import run_mine
+from pipelines.paste.job import run_paste
 from trainer import loop
 from trainer.upload import MARKER
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from matting_clips import Truth, moving_disc
 
-from layerflow.corpus import QUALITY_FIELDS
-from pipelines.stages.colour import straight_foreground
-from pipelines.stages.gates import GATES, judge
-from pipelines.stages.plate import Plate, clean_plate
-from pipelines.stages.score import score_clip, score_frames
+from layerflow.corpus.table import QUALITY_FIELDS
+from pipelines.gates import GATES, judge
+from pipelines.mine.score import score_clip, score_frames
+from pipelines.vision.colour import straight_foreground
+from pipelines.vision.plate import Plate, clean_plate
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from layerflow.clip import F32, U8
-from pipelines.stages.appearance import match_look
-from pipelines.stages.composite import LENS, Sprite, compose, prefilter, reduced
-from pipelines.stages.path import Path
-from pipelines.stages.sharpness import SOFTEST, defocus, softness
+from pipelines.paste.appearance import match_look
+from pipelines.vision.composite import LENS, Sprite, compose, prefilter, reduced
+from pipelines.vision.path import Path
+from pipelines.vision.sharpness import SOFTEST, defocus, softness
 
 HEIGHT, WIDTH = 400, 560
 

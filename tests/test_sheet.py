@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from layerflow.clip import LayeredClip, checkerboard, composite
-from layerflow.media import decode_png
-from layerflow.sheet import contact_sheet, describe, four_up, save_sheet, shown_layer
+from layerflow.media.cells import decode_png
+from layerflow.media.contact_sheet import contact_sheet, describe, four_up, save_sheet, shown_layer
 
 
 def make_clip(

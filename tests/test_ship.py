@@ -19,12 +19,13 @@ from diffusers.pipelines.pipeline_loading_utils import (
     variant_compatible_siblings,
 )
 
-from layerflow import adapters, compat
-from layerflow.fingerprint import model_fingerprint
-from layerflow.pipeline import LayerFlowPipeline
-from layerflow.presets import init_directory
-from layerflow.ship import bundle, ship_code
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow import compat
+from layerflow.corpus.fingerprint import model_fingerprint
+from layerflow.model import adapters
+from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.presets import init_directory
+from layerflow.model.ship import bundle, ship_code
+from layerflow.model.transformer import LayerFlowTransformer3DModel
 from tests.model_kit import SMALL, randomise
 
 SAMPLE = """
@@ -69,8 +70,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_opens_in_a_process_without_the_package(shipped: Path, tmp_path: Path) -> None:
     pipe = LayerFlowPipeline.from_pretrained(shipped)  # the package's own code, and no trust asked
     assert type(pipe) is LayerFlowPipeline
-    assert type(pipe.transformer).__module__ == "layerflow.transformer"
-    assert type(pipe.vae).__module__ == "layerflow.autoencoder"
+    assert type(pipe.transformer).__module__ == "layerflow.model.transformer"
+    assert type(pipe.vae).__module__ == "layerflow.model.autoencoder"
     here: dict[str, object] = {"pipe": pipe}
     exec(SAMPLE, here)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -95,9 +96,9 @@ def test_it_opens_in_a_process_without_the_package(shipped: Path, tmp_path: Path
 
 def test_each_file_stands_alone() -> None:
     for module, name in (
-        ("layerflow.pipeline", "LayerFlowPipeline"),
-        ("layerflow.transformer", "LayerFlowTransformer3DModel"),
-        ("layerflow.autoencoder", "BlockDCTAutoencoder"),
+        ("layerflow.model.pipeline", "LayerFlowPipeline"),
+        ("layerflow.model.transformer", "LayerFlowTransformer3DModel"),
+        ("layerflow.model.autoencoder", "BlockDCTAutoencoder"),
     ):
         text = bundle(module, name)
         assert "import layerflow" not in text and "from layerflow" not in text

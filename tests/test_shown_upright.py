@@ -14,10 +14,10 @@ import pytest
 from numbered import X264, Kind, numbered, numbers, write
 from PIL import Image
 
-from layerflow import video
-from layerflow.mattes import fetch_matte
-from layerflow.media import MediaError, write_vp9_alpha
-from layerflow.upright import View, aspect_of, view_of
+from layerflow.media import video
+from layerflow.media.cells import MediaError, write_vp9_alpha
+from layerflow.media.mattes import fetch_matte
+from layerflow.media.upright import View, aspect_of, view_of
 
 ORIENTATIONS = {  # a, b, c, d of the display matrix, and what it does to a picture
     "none": ((1, 0, 0, 1), lambda p: p),

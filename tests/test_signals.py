@@ -17,9 +17,10 @@ import torch
 from trainer_kit import make_manifest, same, weights
 
 from manifests.train import TrainManifest
-from trainer import loop, metrics, signals
+from trainer import loop, metrics
 from trainer.checkpoint import checkpoints
-from trainer.world import World
+from trainer.distributed import signals
+from trainer.distributed.processes import World
 
 CPU = torch.device("cpu")
 

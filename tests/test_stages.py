@@ -9,18 +9,12 @@ import pytest
 import torch
 from trainer_kit import make_model
 
-from layerflow import adapters
+from layerflow.model import adapters
 from manifests.train import Optimizer, Stage
-from trainer.costs import step_costs
 from trainer.export import load_model
-from trainer.stages import (
-    Trained,
-    attach,
-    average_weight,
-    learning_rate,
-    make_optimizer,
-    trainable_names,
-)
+from trainer.optimizer import average_weight
+from trainer.planning.costs import step_costs
+from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
 
 CPU = torch.device("cpu")
 
@@ -184,7 +178,7 @@ def test_loading_what_does_not_fit_is_an_error(model: Any) -> None:
 
 def test_costs_of_cogvideox_2b_equal_the_published_formula() -> None:
     """22,278 tokens, width 1920, 30 blocks: full training 520 TFLOP a sample (3 x forward)."""
-    from layerflow.transformer import LayerFlowTransformer3DModel
+    from layerflow.model.transformer import LayerFlowTransformer3DModel
 
     with torch.device("meta"):
         model = LayerFlowTransformer3DModel(max_text_seq_length=678)

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 from test_jobs import RECIPE, files, units, work
 
-from layerflow.corpus import Corpus
-from pipelines import staging as module
-from pipelines import workers
-from pipelines.jobs import FirstPass, Outcome, make_recipe, run_job
-from pipelines.staging import InfrastructureError, Staging, json_part
+from layerflow.corpus.table import Corpus
+from pipelines.engine import staging as module
+from pipelines.engine import workers
+from pipelines.engine.jobs import FirstPass, Outcome, make_recipe, run_job
+from pipelines.engine.staging import InfrastructureError, Staging, json_part
 
 Work = Callable[[dict[str, Any]], Outcome]
 
@@ -431,7 +431,7 @@ def test_ray_that_ends_stops_the_job(
         def iter_rows(self) -> Iterator[Row]:
             raise ray.exceptions.RaySystemError("the head is gone")
 
-    monkeypatch.setattr("pipelines.cluster.start_ray", lambda workers: None)
+    monkeypatch.setattr("pipelines.engine.cluster.start_ray", lambda workers: None)
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Ended())
     with pytest.raises(InfrastructureError, match=r"Ray stopped.*the head is gone"):
         run(tmp_path / "c", workers=2)
@@ -447,7 +447,7 @@ def test_a_node_with_a_disk_of_its_own_stops_a_job_on_ray(
     import ray
     from ray.cluster_utils import Cluster
 
-    from pipelines.cluster import stop_ray
+    from pipelines.engine.cluster import stop_ray
 
     here, shared = Path(__file__).parent, tmp_path / "shared"
     shared.mkdir()

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from layerflow.clip import U8
-from layerflow.media import MediaError, encode_png
-from pipelines.stages.layouts import group_files, words_of
-from pipelines.stages.stills import (
+from layerflow.media.cells import MediaError, encode_png
+from pipelines.inputs.layouts import group_files, words_of
+from pipelines.readers.stills import (
     is_premultiplied,
     load_cutout,
     load_opaque,

@@ -13,17 +13,24 @@ import pytest
 from PIL import Image
 
 from layerflow.clip import U8
-from layerflow.corpus import Corpus
+from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
 from manifests.pack import PackOptions
-from pipelines.licences import all_of, forbids, hub_licences, licence_in, licence_text, normal
-from pipelines.mine import plan_units
-from pipelines.pack import run_pack
-from pipelines.stages.layouts import group_files, split_films
-from pipelines.stages.listing import list_sources
-from pipelines.stages.numbering import even_runs, sequences
-from pipelines.stages.prompts import check_matches, read_prompt_table, sidecar
-from pipelines.stages.sources import list_foregrounds, rights_of
+from pipelines.inputs.layouts import group_files, split_films
+from pipelines.inputs.listing import list_sources
+from pipelines.inputs.numbering import even_runs, sequences
+from pipelines.inputs.prompts import check_matches, read_prompt_table, sidecar
+from pipelines.inputs.sources import list_foregrounds, rights_of
+from pipelines.mine.job import plan_units
+from pipelines.pack.job import run_pack
+from pipelines.publish.licences import (
+    all_of,
+    forbids,
+    hub_licences,
+    licence_in,
+    licence_text,
+    normal,
+)
 
 ND = "CC-BY-NC-ND-4.0"
 ND_URL = "https://creativecommons.org/licenses/by-nc-nd/4.0/"

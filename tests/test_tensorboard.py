@@ -21,7 +21,7 @@ from test_validation import with_validation
 
 from layerflow.clip import U8
 from trainer import metrics
-from trainer.launch import launch
+from trainer.distributed.launch import launch
 
 pytestmark = pytest.mark.slow
 

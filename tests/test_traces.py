@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from matting_clips import Truth, backdrop_of, moving_disc
 
-from layerflow.media import decode_color
+from layerflow.media.cells import decode_color
 from manifests.mine import MineOptions
 from pipelines.matting import Matte
-from pipelines.mine import shadow_cells
-from pipelines.stages.layers import make_layers
-from pipelines.stages.plate import clean_plate
-from pipelines.stages.score import neighbour_flows
-from pipelines.stages.traces import find_traces
+from pipelines.mine.job import shadow_cells
+from pipelines.mine.layers import make_layers
+from pipelines.mine.score import neighbour_flows
+from pipelines.mine.traces import find_traces
+from pipelines.vision.plate import clean_plate
 
 
 def beside(clip: Truth, *, shade: float | None, glow: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerflow import adapters
-from layerflow.golden import build_network
-from layerflow.layers import OFFICIAL, native_layout, single_layout
-from layerflow.objective import layer_loss
-from layerflow.official import Ready
-from layerflow.positions import crop_region
-from layerflow.presets import make_scheduler
-from layerflow.start import has_plain_positions, native_from
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow.model import adapters
+from layerflow.model.from_base import has_plain_positions, make_scheduler, native_from
+from layerflow.model.layers import OFFICIAL, native_layout, single_layout
+from layerflow.model.objective import layer_loss
+from layerflow.model.positions import crop_region
+from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.official.golden import build_network
+from layerflow.official.names import Ready
 from tests import official_reference as reference
 from tests.model_kit import batch, plain_cogvideox, randomise, small_transformer
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerflow.corpus import Corpus
+from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
-from pipelines.pack import run_pack
-from pipelines.stages.importers import importer_of
-from pipelines.stages.layouts import group_files
-from pipelines.stages.sources import list_backgrounds, list_foregrounds
-from pipelines.stages.twins import ALIKE, Look, Twins
+from pipelines.inputs.importers import importer_of
+from pipelines.inputs.layouts import group_files
+from pipelines.inputs.sources import list_backgrounds, list_foregrounds
+from pipelines.inputs.twins import ALIKE, Look, Twins
+from pipelines.pack.job import run_pack
 
 
 def matte() -> np.ndarray:

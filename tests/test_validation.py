@@ -15,14 +15,16 @@ from test_launch import losses
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_kit import make_latents, make_manifest, weights
 
-from layerflow import adapters
-from layerflow.decode import Decoder
-from layerflow.sample import SETTINGS
+from layerflow.media.decode import Decoder
+from layerflow.model import adapters
+from layerflow.model.sample import SETTINGS
 from manifests.train import TrainManifest, parse
-from trainer import loop, metrics, network, validation
-from trainer.check import check
-from trainer.launch import launch
-from trainer.plan import make_plan
+from trainer import loop, metrics, validation
+from trainer import runtime as network
+from trainer.distributed.launch import launch
+from trainer.held_out import HeldOut, held_out
+from trainer.planning.check import check
+from trainer.planning.plan import make_plan
 from trainer.sampling import as_gif, guidance_scale, run_job
 
 STAGES = ("base", "motion", "content")
@@ -128,7 +130,7 @@ def test_validation_and_sampling_compute_as_training_does(
     few = {"clips": 2, "samples": 1, "every": 5, "timesteps": [100, 400, 800]}
     kept: list[Any] = []
     wanted: list[Any] = []
-    real_losses, real_kernel = validation.HeldOut.losses, network.attention_kernel
+    real_losses, real_kernel = HeldOut.losses, network.attention_kernel
 
     def losses(*arguments: Any, **options: Any) -> Any:
         with Attention() as watched:
@@ -140,7 +142,7 @@ def test_validation_and_sampling_compute_as_training_does(
         wanted.append(said.attention)
         return real_kernel(said, device)
 
-    monkeypatch.setattr(validation.HeldOut, "losses", losses)
+    monkeypatch.setattr(HeldOut, "losses", losses)
     how = {"precision": "bf16", "attention": "flash", "batch": batch, "accumulate": 4}
     manifest = make_manifest(tmp_path, validation=OPTIONS | few | {"guidance": 1.0}, **how)
     jobs: list[Any] = []
@@ -183,7 +185,7 @@ def test_the_motion_stage_is_judged_at_gate_1_on_frozen_clips(
     best = json.loads((tmp_path / "out/best/motion/best.json").read_text())
     assert best["losses"]["generate"] == min(motion)
     assert "motion: at gate 0 the network is as before the stage (losses differ by 0.0)" in said
-    found = validation.held_out(manifest)
+    found = held_out(manifest)
     assert found is not None
     moving, frozen = (found._clip(part, 0, "generate", gate) for gate, part in
                       enumerate(found.parts))  # fmt: skip
@@ -215,7 +217,7 @@ def test_a_motion_stage_s_samples_stand_still(
     assert loop.train(manifest, manifest.out, log=lambda line: None, sample=jobs.append)
     gates: list[float] = []
     truths: list[Any] = []
-    from layerflow import predictions
+    from layerflow.evaluation import predictions
 
     real = predictions.complete
 
@@ -237,7 +239,7 @@ def test_a_motion_stage_s_samples_stand_still(
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
     said: dict[str, Any] = {"run": None}
     manifest = with_validation(tmp_path)
-    found = validation.held_out(manifest)
+    found = held_out(manifest)
     run = SimpleNamespace(held_out=found, out=tmp_path / "out", **said)
     validation.keep_best(run, manifest.stages[0], 1, {"generate": float("nan")}, 0)  # type: ignore[arg-type]
     assert not (tmp_path / "out/best").exists()
@@ -252,7 +254,7 @@ def test_losses_of_other_clips_do_not_keep_the_best(tmp_path: Path) -> None:
             validation.measured(found, gate)
             for value in values
             for gate in (0, 1)
-            if (found := validation.held_out(parse(manifest.model_dump() | {
+            if (found := held_out(parse(manifest.model_dump() | {
                 "validation": OPTIONS | {field: value}})))
         ]  # fmt: skip
         assert len(set(said)) == 4

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from layerflow import adapters, verify
-from layerflow.layers import OFFICIAL
+from layerflow.model import adapters
+from layerflow.model.layers import OFFICIAL
+from layerflow.official import verify
 from tests.official_reference import make_golden
 
 TOLERANCE = 1e-5

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler
 
-from layerflow.autoencoder import BlockDCTAutoencoder
 from layerflow.clip import LAYERS, PROMPTED
-from layerflow.latents import FORMAT_VERSION, LatentsWriter, clip_row, prompt_key, prompt_row
-from layerflow.transformer import LayerFlowTransformer3DModel
+from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row, prompt_key, prompt_row
+from layerflow.model.autoencoder import BlockDCTAutoencoder
+from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import TrainManifest, parse
 
 CHANNELS, TOKENS, TEXT_WIDTH = 4, 2, 8

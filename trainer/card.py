@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from layerflow.adapter_files import GATED_WEIGHTS, WEIGHTS
-from layerflow.adapters import MOTION
+from layerflow.model.adapter_files import GATED_WEIGHTS, WEIGHTS
+from layerflow.model.adapters import MOTION
 from manifests.train import Blocks, Lora, Stage, TrainManifest
 
 TAGS = ["text-to-video", "layered-video", "alpha", "layerflow", "diffusers", "diffusers-training"]
@@ -55,7 +55,7 @@ any of them from the others.
 
 Run in this folder, or put its path (or repository) in place of `"."`. Needs torch, diffusers,
 transformers, peft and opencv-python. The code lies beside the weights, so the toolkit need not be
-installed; with it, `layerflow.pipeline.LayerFlowPipeline.from_pretrained` opens the same folder
+installed; with it, `layerflow.LayerFlowPipeline.from_pretrained` opens the same folder
 without `trust_remote_code`.
 
 ```python

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from layerflow.corpus.fingerprint import folder_hash, model_fingerprint
 from layerflow.documents import read_json
-from layerflow.fingerprint import folder_hash, model_fingerprint
 from manifests.train import FREE_FIELDS, TrainManifest
 from trainer.data import open_latents
+from trainer.distributed.processes import ALONE, World
 from trainer.stages import Trained
-from trainer.world import ALONE, World
 
 if TYPE_CHECKING:
-    from trainer.sharded import Sharded
+    from trainer.distributed.fsdp import Sharded
 
 OWN = ("run.json", "checkpoints", "stages", "export", "best", "samples", "tensorboard")
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, one number each for a parameter's number
@@ -147,46 +147,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, item in items:
         flat |= _flat(item, name)
     return flat
-
-
-def claim(
-    out: Path,
-    manifest: TrainManifest,
-    *,
-    fresh: bool = False,
-    log: Callable[[str], None] = lambda line: None,
-) -> bool:
-    """Make `out` this run's folder; True if it continues one. Call on one process only.
-
-    What is further in the manifest's `upload` is brought here first. fresh: drop what an earlier
-    run left, there too (and nothing else). ValueError when either holds another run, with the
-    difference.
-    """
-    new = identity(manifest)
-    out.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        for name in (*OWN, *OWN_FILES):
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if manifest.upload:
-        from trainer.fetch import fetch  # it builds on this module
-
-        fetch(out, manifest, new, fresh=fresh, log=log)
-    record = out / "run.json"
-    if record.is_file():
-        changed = differences(read_json(record, {"manifest": dict}), new)
-        if changed:
-            raise ValueError(
-                f"{out} holds a run of another manifest; choose another --out, or --fresh to "
-                "start over. What changed:\n  " + "\n  ".join(changed)
-            )
-        write_json(record, new)
-        return True
-    present = [name for name in OWN if (out / name).exists()]
-    if present:
-        raise ValueError(f"{out} has {present} but no run.json; choose another --out or --fresh")
-    write_json(record, new)
-    return False
 
 
 # ---- inside a stage ---------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A source is any object with ``len(source)`` and ``source.item(i)`` that gives `moments` (float32
 ``[4, 2C, f, h, w]``: mean and log-variance of each layer) and `prompt_embeds` (float32
-``[3, L, D]``). `layerflow.latents.Latents` is one.
+``[3, L, D]``). `layerflow.corpus.latents.Latents` is one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass
 class Batch:
-    """Samples of one shape, as `layerflow.objective.layer_loss` takes them."""
+    """Samples of one shape, as `layerflow.model.objective.layer_loss` takes them."""
 
     latents: torch.Tensor
     """float32 [B, 4, f, C, h, w], clean"""
@@ -99,7 +99,7 @@ def open_parts(manifest: TrainManifest, stage: Stage) -> list[Part]:
 
 
 def open_latents(folder: str | Path) -> Any:
-    from layerflow.latents import Latents  # here, so that the loop itself needs no pyarrow
+    from layerflow.corpus.latents import Latents  # here, so that the loop itself needs no pyarrow
 
     return Latents.open(folder)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from layerflow import adapters
-from layerflow.ship import ship_code
+from layerflow.model import adapters
+from layerflow.model.ship import ship_code
 from manifests.train import TrainManifest
 from trainer.card import write_card
 from trainer.checkpoint import fill, load_stage, publish, staging, write_json
@@ -26,7 +26,7 @@ def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
     """Transformer (with the adapters saved beside it) and noise scheduler of a pipeline."""
     import diffusers
 
-    from layerflow.transformer import LayerFlowTransformer3DModel
+    from layerflow.model.transformer import LayerFlowTransformer3DModel
 
     folder = Path(folder)
     transformer = LayerFlowTransformer3DModel.from_pretrained(

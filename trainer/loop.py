@@ -21,21 +21,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerflow.objective import layer_loss
+from layerflow.model.objective import layer_loss
 from manifests.train import Stage, TrainManifest, load
 from trainer import checkpoint, validation
-from trainer.check import check
 from trainer.checkpoint import Position
+from trainer.claim import claim
 from trainer.data import Batches, buckets, buckets_text, check_alike, open_parts
+from trainer.distributed.processes import World, join_world, until_terminated
+from trainer.distributed.signals import Signals, give_up
 from trainer.export import export, load_model, model_after
+from trainer.held_out import HeldOut, held_out
 from trainer.metrics import line, make_metrics
-from trainer.network import attention_kernel, autocast, prepare
 from trainer.order import Order
+from trainer.planning.check import check
+from trainer.runtime import attention_kernel, autocast, prepare
 from trainer.sampling import SampleJob, run_job
-from trainer.signals import Signals, give_up
 from trainer.stages import attach, lay_out, learning_rate
 from trainer.upload import Uploader, uploading
-from trainer.world import World, join_world, until_terminated
 
 Log = Callable[[str], None]
 
@@ -49,7 +51,7 @@ class Run:
     world: World
     transformer: nn.Module
     scheduler: Any
-    held_out: validation.HeldOut | None
+    held_out: HeldOut | None
     terminated: threading.Event
     log: Log
     report: Callable[[dict[str, Any]], None]
@@ -84,10 +86,9 @@ def train(
     ):
         if world.rank == 0:
             check(manifest)
-            checkpoint.claim(out, manifest, fresh=fresh, log=log)
+            claim(out, manifest, fresh=fresh, log=log)
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)
-        held_out = validation.held_out(manifest)
         log_here: Log = log if world.rank == 0 else lambda line: None
         run = Run(
             manifest=manifest,
@@ -95,7 +96,7 @@ def train(
             world=world,
             transformer=prepare(transformer, manifest),
             scheduler=scheduler,
-            held_out=held_out,
+            held_out=held_out(manifest),
             terminated=terminated,
             log=log_here,
             report=report,

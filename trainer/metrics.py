@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.costs import Costs, peak_of, step_costs
 from trainer.data import Batch
+from trainer.planning.costs import Costs, peak_of, step_costs
 
 if TYPE_CHECKING:
+    from trainer.distributed.fsdp import Sharded
     from trainer.loop import Run
-    from trainer.sharded import Sharded
     from trainer.stages import Trained
 
 COLUMNS = (

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from layerflow import adapters
 from layerflow.clip import U8, LayeredClip
 from layerflow.documents import read_json
+from layerflow.model import adapters
 from manifests.train import Stage, TrainManifest, given_layers, parse
 from trainer import checkpoint
 from trainer.export import model_after
-from trainer.network import run_as_trained
+from trainer.held_out import frozen_moment, held_out
+from trainer.runtime import run_as_trained
 from trainer.stages import gate_of
 
 WEIGHTS = "weights.safetensors"
@@ -63,10 +64,10 @@ def snapshot(
 
 def run_job(job: SampleJob) -> None:
     """Sample, score and write. A job whose weights are gone has been done before."""
-    from layerflow.evaluate import score_clip, summarise
-    from layerflow.media import encode_preview
-    from layerflow.predictions import complete
-    from layerflow.sheet import four_up, save_sheet
+    from layerflow.evaluation.predictions import complete
+    from layerflow.evaluation.run import score_clip, summarise
+    from layerflow.media.cells import encode_preview
+    from layerflow.media.contact_sheet import four_up, save_sheet
 
     manifest, folder = parse(json.loads(job.manifest)), Path(job.folder)
     assert manifest.validation is not None
@@ -109,7 +110,7 @@ def run_job(job: SampleJob) -> None:
 
 def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
     """The pipeline of that step: finished stages, then the job's own weights."""
-    from layerflow.pipeline import LayerFlowPipeline
+    from layerflow.model.pipeline import LayerFlowPipeline
 
     device = torch.device(job.device)
     weights = load_file(Path(job.folder) / WEIGHTS)
@@ -123,7 +124,7 @@ def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
 
 def guidance_scale(manifest: TrainManifest) -> float:
     """The validation's, else the model's own, else the pipeline's."""
-    from layerflow.sample import sampling_defaults
+    from layerflow.model.sample import sampling_defaults
 
     assert manifest.validation is not None
     if manifest.validation.guidance is not None:
@@ -140,7 +141,7 @@ def autoencoder_kind(folder: Path) -> Any:
     """The class of a saved autoencoder. ValueError for one that is not known."""
     import diffusers
 
-    from layerflow.autoencoder import BlockDCTAutoencoder
+    from layerflow.model.autoencoder import BlockDCTAutoencoder
 
     kinds = {
         "BlockDCTAutoencoder": BlockDCTAutoencoder,
@@ -159,9 +160,8 @@ def held_out_clips(
 ) -> tuple[list[LayeredClip], torch.Tensor]:
     """The first held-out clips of a motion gate as the autoencoder shows them, and prompts
     `[N, P, L, D]`."""
-    from layerflow import frames
-    from layerflow.autoencoder import decode_layers
-    from trainer.validation import frozen_moment, held_out
+    from layerflow.model import frames
+    from layerflow.model.autoencoder import decode_layers
 
     found = held_out(manifest)
     assert found is not None
@@ -184,7 +184,7 @@ def held_out_clips(
 
 
 def read_picture(path: Path) -> U8:
-    from layerflow.media import decode_png
+    from layerflow.media.cells import decode_png
 
     return decode_png(path.read_bytes())
 
@@ -208,7 +208,7 @@ def to_tensorboard(
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    from layerflow.media import encode_png
+    from layerflow.media.cells import encode_png
 
     values = []
     for task, (sheet, gif) in pictures.items():

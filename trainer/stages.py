@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from layerflow import adapters
+from layerflow.model import adapters
 from manifests.train import Lora, Optimizer, Stage, block_indices
+from trainer.distributed.processes import World
+from trainer.optimizer import (
+    adamw_settings,
+    average_weight,
+    decays,
+    eight_bit_optimizer,
+    parameter_groups,
+)
 from trainer.order import generator
-from trainer.world import World
 
 if TYPE_CHECKING:
-    from trainer.sharded import Sharded
+    from trainer.distributed.fsdp import Sharded
 
 
 def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
@@ -211,28 +218,9 @@ def lay_out(transformer: nn.Module, stage: Stage, world: World, *, bf16: bool) -
     names = trainable_names(transformer, stage)
     if stage.parallel == "ddp":
         return Trained(transformer, names, stage.ema, warmup=stage.ema_warmup)
-    from trainer.sharded import Sharded
+    from trainer.distributed.fsdp import Sharded
 
     return Sharded(transformer, names, stage.ema, world, warmup=stage.ema_warmup, bf16=bf16)
-
-
-def average_weight(ema: float, updates: torch.Tensor, *, warmup: bool) -> torch.Tensor | float:
-    """How far the moving average goes towards the weights, after `updates` steps of it.
-
-    With warm-up the decay is (1 + n) / (10 + n) until that reaches `ema`: the rule of TensorFlow's
-    `ExponentialMovingAverage(num_updates=n)` and of diffusers' `EMAModel`
-    (`src/diffusers/training_utils.py`, `get_decay`).
-    """
-    return (9.0 / (10.0 + updates)).clamp(min=1.0 - ema) if warmup else 1.0 - ema
-
-
-# ---- optimizer --------------------------------------------------------------------------------
-
-
-def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay may shrink a parameter: matrices and convolutions, but no norm, no bias
-    and no embedding of the layers."""
-    return parameter.ndim > 1 and not name.startswith("layer_embedding.")
 
 
 def make_optimizer(trained: Trained, options: Optimizer) -> torch.optim.Optimizer:
@@ -245,45 +233,3 @@ def make_optimizer(trained: Trained, options: Optimizer) -> torch.optim.Optimize
     if options.kind == "adamw8bit":
         return eight_bit_optimizer(groups, adamw_settings(options))
     return torch.optim.AdamW(groups, **adamw_settings(options), fused=True)
-
-
-def parameter_groups(
-    shrunk: Sequence[nn.Parameter], rest: Sequence[nn.Parameter], options: Optimizer
-) -> list[dict[str, Any]]:
-    """What an optimizer takes: the parameters that weight decay shrinks, and the others."""
-    other = options.weight_decay if options.decay_on == "all" else 0.0
-    groups = [(shrunk, options.weight_decay), (rest, other)]
-    return [
-        {"params": list(each), "weight_decay": decay}
-        for each, decay in groups
-        if sum(parameter.numel() for parameter in each)
-    ]
-
-
-def adamw_settings(options: Optimizer) -> dict[str, Any]:
-    return {
-        "lr": 1e-3,  # set before each step
-        "betas": options.betas,
-        "eps": options.eps,
-    }
-
-
-def eight_bit_optimizer(
-    groups: list[dict[str, Any]], settings: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    """bitsandbytes' AdamW8bit. It knows no `found_inf`, so a bad step waits for the device."""
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise ValueError(
-            "optimizer kind adamw8bit needs bitsandbytes: pip install bitsandbytes, or use adamw"
-        ) from None
-
-    class Skipping(AdamW8bit):  # type: ignore[misc, valid-type]
-        found_inf: torch.Tensor | None = None
-
-        def step(self, closure: Any = None) -> Any:
-            if self.found_inf is None or not bool(self.found_inf):
-                return super().step(closure)
-
-    return Skipping(groups, **settings)

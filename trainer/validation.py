@@ -9,147 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from layerflow.objective import layer_loss
 from manifests.train import (
-    LAYERS,
-    Component,
     Lora,
     Stage,
-    TrainManifest,
-    Validation,
-    given_layers,
 )
-from trainer.data import Batch, Part, draw_posterior, make_part, open_latents, select_rows
 from trainer.export import export
+from trainer.held_out import HeldOut
 from trainer.metrics import Metrics, rewind
-from trainer.network import autocast
-from trainer.order import generator
+from trainer.runtime import autocast
 from trainer.sampling import snapshot
 from trainer.stages import Trained, gate_of
-from trainer.world import ALONE, World
 
 if TYPE_CHECKING:
+    from trainer.distributed.fsdp import Sharded
     from trainer.loop import Run
-    from trainer.sharded import Sharded
 
 COLUMNS = ("step", "stage", "task", "loss", "gate")
 GATE_0_TOLERANCE = 1e-4  # of a loss; on a CPU nothing differs at all
-
-
-class HeldOut:
-    """The held-out clips of a manifest's `validation`, as they move and standing still.
-
-    frozen: folder of clips that were encoded standing still; None: frames of the others.
-    ValueError if the latents do not open.
-    """
-
-    def __init__(
-        self, options: Validation, folder: str | Path, frozen: str | Path | None = None
-    ) -> None:
-        self.options = options
-        source = open_latents(folder)
-        still = open_latents(frozen) if frozen else source
-        longest = max(source.column("latent_frames"))
-
-        def chosen(source: Any, freeze: bool) -> Part:
-            component = Component.model_validate(
-                {"latents": options.latents, "kinds": options.kinds, "freeze": freeze}
-            )
-            rows = select_rows(source, component)
-            order = generator("validation").permutation(len(rows))[: options.clips]
-            return make_part(component, source, [rows[i] for i in sorted(order)], longest)
-
-        self.parts = (chosen(source, False), chosen(still, True))
-        """By motion gate: moving clips at gate 0, those that stand still at gate 1."""
-
-    def losses(
-        self,
-        transformer: nn.Module,
-        scheduler: object,
-        *,
-        gate: int = 0,
-        size: int = 1,
-        world: World = ALONE,
-        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> dict[str, float]:
-        """Mean loss by task over clips and timesteps at a motion gate; each worker does its share.
-
-        size: samples of one forward pass, at most. precision: makes the context of a pass.
-        """
-        transformer.eval()
-        result, part = {}, self.parts[gate]
-        with torch.no_grad():
-            for task in self.options.tasks:
-                total, count = torch.zeros(2, dtype=torch.float64), len(part.rows)
-                for turn in range(world.rank, count + -count % world.size, world.size):
-                    # all ranks take as many turns: sharded weights are gathered together
-                    batch = self._clip(part, turn % count, task, gate)
-                    for few in batch.split(size):
-                        few = few.to(world.device)
-                        with precision():
-                            losses = layer_loss(
-                                transformer,
-                                scheduler,
-                                few.latents,
-                                few.prompt_embeds,
-                                few.given,
-                                few.timesteps,
-                                few.noise,
-                                few.motion_gate,
-                            )
-                        if turn < count:
-                            total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
-                total = total.to(world.device)
-                world.add_up(total)
-                result[task] = float(total[0] / total[1])
-        transformer.train()
-        return result
-
-    def _clip(self, part: Part, index: int, task: str, gate: int) -> Batch:
-        """One clip at all timesteps."""
-        item = part.source.item(part.rows[index])
-        rng = generator("validation", item["id"])
-        latents = draw_posterior(item["moments"], rng)
-        latents = part.show(index, latents, frozen_moment(item["id"]))
-        count = len(self.options.timesteps)
-        noise = rng.standard_normal((count, *latents.shape), np.float32)
-        given = torch.tensor([layer in given_layers(task) for layer in LAYERS])
-
-        def repeat(values: torch.Tensor) -> torch.Tensor:
-            return values.expand(count, *values.shape)
-
-        return Batch(
-            latents=repeat(torch.from_numpy(latents)),
-            noise=torch.from_numpy(noise),
-            prompt_embeds=repeat(torch.from_numpy(item["prompt_embeds"])),
-            given=repeat(given),
-            timesteps=torch.tensor(self.options.timesteps),
-            motion_gate=torch.full((count,), float(gate)),
-        )
-
-
-def held_out(manifest: TrainManifest) -> HeldOut | None:
-    """The manifest's held-out clips; None if it asks for no validation."""
-    options = manifest.validation
-    if options is None:
-        return None
-    frozen = manifest.folder(options.frozen) if options.frozen else None
-    return HeldOut(options, manifest.folder(options.latents), frozen)
-
-
-def frozen_moment(clip: str) -> float:
-    """In [0, 1): which moment a clip shows that is to stand still."""
-    return float(generator("validation", clip, "frame").random())
 
 
 def measure(run: Run, stage: Stage, gate: int) -> dict[str, float]:

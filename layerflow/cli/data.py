@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layerflow import front
+
 if TYPE_CHECKING:
-    from pipelines.jobs import Summary
+    from pipelines.engine.jobs import Summary
 
 Inputs = Annotated[list[str], typer.Argument(help="video files and folders")]
 Out = Annotated[str, typer.Option(help="corpus folder to make")]
@@ -73,17 +75,7 @@ def mine(
     quiet: Quiet = False,
 ) -> None:
     """Real video -> mined clips: matte, straight foreground, clean background, scores."""
-    content = _given(locals())
-    names = {"caption_model": "model", "caption_url": "url", "caption_key_env": "key_env"}
-    captions = {names[k]: content.pop(k) for k in names if k in content}
-    if captions:
-        content["captions"] = captions
-    from manifests.common import check
-    from manifests.mine import MineOptions
-    from pipelines.mine import run_mine
-
-    options = check(content, MineOptions, "layerflow mine")
-    _finish(run_mine(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
+    _finish(front.mine(**locals()))
 
 
 def paste(
@@ -118,14 +110,9 @@ def paste(
     quiet: Quiet = False,
 ) -> None:
     """Matted foregrounds over other backgrounds -> pasted clips, exact by construction."""
-    content = _given(locals())
-    content |= _assignments(content.pop("set_", []), "--set")
-    from manifests.common import check
-    from manifests.paste import PasteOptions
-    from pipelines.paste import run_paste
-
-    options = check(content, PasteOptions, "layerflow paste")
-    _finish(run_paste(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
+    arguments = locals()
+    more = _assignments(arguments.pop("set_") or [], "--set")
+    _finish(front.paste(**arguments, more=more))
 
 
 def pack(
@@ -154,15 +141,9 @@ def pack(
     quiet: Quiet = False,
 ) -> None:
     """Layered stills -> image clips, layered films -> moving clips."""
-    content = _given(locals())
-    columns = _assignments(content.pop("column", []), "--column")
-    content |= {"columns": columns} if columns else {}
-    from manifests.common import check
-    from manifests.pack import PackOptions
-    from pipelines.pack import run_pack
-
-    options = check(content, PackOptions, "layerflow pack")
-    _finish(run_pack(options, workers=workers, quiet=quiet, accept_lost=accept_lost))
+    arguments = locals()
+    columns = _assignments(arguments.pop("column") or [], "--column")
+    _finish(front.pack(**arguments, columns=columns or None))
 
 
 def build(
@@ -179,9 +160,9 @@ def build(
     jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
 
     from layerflow.outputs import local_output
-    from pipelines.mine import run_mine
-    from pipelines.pack import run_pack
-    from pipelines.paste import run_paste
+    from pipelines.mine.job import run_mine
+    from pipelines.pack.job import run_pack
+    from pipelines.paste.job import run_paste
 
     for options in jobs:
         local_output(options.out)
@@ -193,12 +174,6 @@ def build(
         else:
             summary = run_pack(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
         _finish(summary)
-
-
-def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A command's arguments as manifest keys: no run-time ones, none that was left out."""
-    runtime = ("workers", "accept_lost", "quiet")
-    return {k: v for k, v in arguments.items() if k not in runtime and v is not None}
 
 
 def _assignments(items: list[str], option: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from layerflow import front
+
 
 def register(app: typer.Typer) -> None:
     """Mount this group's commands."""
@@ -42,28 +44,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", help="no line for each clip")] = False,
 ) -> None:
     """Scores of layers against a corpus: clips.csv, metrics.json, tables.md, contact sheets."""
-    from layerflow.evaluate import EvaluateRequest, run_evaluate
-    from manifests.common import parse_size
-
-    height, width = parse_size(size) if size else (None, None)
-    request = EvaluateRequest(
-        corpus=corpus,
-        out=out,
-        model=model,
-        predictions=predictions,
-        tasks=tuple(task or ("decompose",)),
-        count=count,
-        seed=seed,
-        batch=batch,
-        height=height,
-        width=width,
-        frames=frames,
-        steps=steps,
-        guidance=guidance,
-        clip=clip,
-        aesthetic=aesthetic,
-    )
-    summary = run_evaluate(request, say=(lambda line: None) if quiet else typer.echo)
+    summary = front.evaluate(**locals())
     typer.echo((out / "tables.md").read_text().rstrip())
     if summary["skipped"]:
         typer.echo(f"{len(summary['skipped'])} clips skipped, see metrics.json")

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-GROUPS = ("data", "care", "model", "train", "evaluate", "publish", "demo")
+GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
 ERROR_WIDTH = 1000
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from layerflow import front
+
 
 def register(app: typer.Typer) -> None:
     """Mount this group's commands."""
@@ -29,20 +31,9 @@ def init(
     seed: Annotated[int | None, typer.Option(help="of everything random in it")] = None,
 ) -> None:
     """A model directory to start from."""
-    from layerflow.presets import init_directory
-
+    arguments = locals()
     _quiet_libraries()
-    height, width = parse_size(size) if size else (None, None)
-    folder = init_directory(
-        directory,
-        preset,
-        base,
-        height=height,
-        width=width,
-        num_frames=frames,
-        positions=positions,
-        seed=seed,
-    )
+    folder = front.init(**arguments)
     typer.echo(f"{folder}: made from preset {preset}")
     _print_info(folder)
 
@@ -52,7 +43,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """What a model is and costs."""
-    from layerflow import describe
+    from layerflow.model import info as describe
 
     if as_json:
         typer.echo(describe.as_json(describe.describe(directory)))
@@ -61,7 +52,7 @@ def info(
 
 
 def _print_info(directory: Path) -> None:
-    from layerflow import describe
+    from layerflow.model import info as describe
 
     for line in describe.as_lines(describe.describe(directory)):
         typer.echo(line)
@@ -88,7 +79,7 @@ def convert(
 ) -> None:
     """Official weights in; or proof of this code against a golden file."""
     if verify is not None:
-        from layerflow.verify import verify_file
+        from layerflow.official.verify import verify_file
 
         results = verify_file(verify)
         for line in results.lines(tolerance):
@@ -98,7 +89,7 @@ def convert(
         return
     if checkpoint is None or out is None:
         raise ValueError("convert needs CHECKPOINT and --out DIR, or --verify GOLDEN")
-    from layerflow.convert import convert_checkpoint
+    from layerflow.official.convert import convert_checkpoint
 
     _quiet_libraries()
     folder = convert_checkpoint(checkpoint, out, task=task, base=base, dtype=dtype)
@@ -135,32 +126,12 @@ def sample(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Sample layers: nothing given generates all of them, anything given is completed."""
-    from layerflow.sample import SampleRequest, run_sample
-
+    arguments = locals()
+    arguments["given"] = pairs(given, "given")
+    arguments["prompt"] = pairs(prompt, "prompt")
+    arguments["negative_prompt"] = pairs(negative_prompt, "negative-prompt")
     _quiet_libraries()
-    height, width = parse_size(size) if size else (None, None)
-    request = SampleRequest(
-        model=model,
-        out=out,
-        given={name: Path(value) for name, value in pairs(given, "given").items()},
-        prompt=pairs(prompt, "prompt"),
-        negative_prompt=pairs(negative_prompt, "negative-prompt"),
-        seed=seed,
-        count=count,
-        id=id,
-        height=height,
-        width=width,
-        num_frames=frames,
-        fps=fps,
-        steps=steps,
-        guidance=guidance,
-        dynamic_cfg=dynamic_cfg,
-        official_sampler=official_sampler,
-        exact_given=exact_given,
-        png=png,
-        dtype=dtype,
-    )
-    for folder in run_sample(request, quiet=quiet):
+    for folder in front.sample(**arguments):
         typer.echo(str(folder))
 
 
@@ -175,14 +146,6 @@ def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
             raise ValueError(f"--{option} names {layer} twice")
         out[layer] = rest
     return out
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``HEIGHTxWIDTH`` -> (height, width). ValueError for anything else."""
-    height, times, width = text.lower().partition("x")
-    if not times or not (height.isdigit() and width.isdigit()) or "0" in (height, width):
-        raise ValueError(f"a size is HEIGHTxWIDTH, such as 480x720, not {text!r}")
-    return int(height), int(width)
 
 
 def _quiet_libraries() -> Any:

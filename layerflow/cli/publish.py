@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from layerflow import front
+
 
 def register(app: typer.Typer) -> None:
     """Mount this group's commands."""
@@ -46,18 +48,5 @@ def publish(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Parquet with the corpus' own media bytes, a preview that plays, and a dataset card."""
-    from pipelines.publish import PublishOptions, run_publish
-
-    options = PublishOptions(
-        repo_id=repo_id,
-        private=private,
-        config=config,
-        split=split,
-        seed=seed,
-        revision=revision,
-        licence=licence,
-        acknowledge_licences=acknowledge_licences,
-        with_rejected=with_rejected,
-    )
-    for line in run_publish(corpus, options, dry_run=dry_run, workers=workers, quiet=quiet):
+    for line in front.publish(**locals()):
         typer.echo(line)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from layerflow import front
+
 
 def register(app: typer.Typer) -> None:
     """Mount this group's commands."""
@@ -44,22 +46,7 @@ def encode(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
-    from manifests.common import parse_size
-    from pipelines.encode import run_encode
-    from pipelines.stages.latent import Augment
-
-    summary = run_encode(
-        corpora,
-        model=model,
-        out=out,
-        size=parse_size(size) if size else None,
-        frames=frames,
-        augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
-        dtype=dtype,
-        workers=workers,
-        quiet=quiet,
-        accept_lost=accept_lost,
-    )
+    summary = front.encode(**locals())
     print(
         f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
         f"encoded, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"
@@ -80,26 +67,19 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="no lines while training")] = False,
 ) -> None:
     """The schedule of a manifest. Goes on where an earlier run stopped."""
-    from layerflow.outputs import local_output
-    from manifests.train import load
-
-    checked = load(manifest, out=out, workers=workers)
-    local_output(checked.out)
-    from trainer.launch import cluster_placement, launch
-
     if plan:
-        from trainer.plan import lines, make_plan
+        from layerflow.outputs import local_output
+        from manifests.train import load
+        from trainer.distributed.launch import cluster_placement
+        from trainer.planning.plan import lines, make_plan
 
+        checked = load(manifest, out=out, workers=workers)
+        local_output(checked.out)
         placed = cluster_placement(checked)
         print("\n".join(lines(checked, make_plan(checked, placed), placed)))
         return
-
-    finished = launch(checked, only=stage, fresh=fresh, log=(lambda line: None) if quiet else _say)
-    if not finished:
-        print(f"{checked.out}: stopped before the end; the same command goes on from here")
+    folder = front.train(manifest, out=out, stage=stage, workers=workers, fresh=fresh, quiet=quiet)
+    if folder is None:
+        print("stopped before the end; the same command goes on from here")
         raise typer.Exit(143)
-    print(f"{checked.out}: done; the pipeline is in {checked.out}/export")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    print(f"{folder}: done; the pipeline is in {folder}/export")

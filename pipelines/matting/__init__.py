@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 _BACKENDS = {
-    "motion": ("pipelines.matting.motion", "MotionMatter"),
+    "motion": ("pipelines.matting.motion.backend", "MotionMatter"),
     "rembg": ("pipelines.matting.rembg", "RembgMatter"),
     "onnx": ("pipelines.matting.onnx_session", "OnnxMatter"),
     "transparent-background": (
@@ -37,7 +37,7 @@ class Matte:
     """The matte of one clip.
 
     ``alpha``: float32 [T, H, W] in [0, 1], 1 = foreground. ``confidence``: figures that the backend
-    can give about its own result, by the names of ``pipelines.stages.score``; empty if it has none.
+    can give about its own result, by the names of ``pipelines.mine.score``; empty if it has none.
     """
 
     alpha: np.ndarray

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from pipelines.matting import Backdrop, Matte, check_frames, require
-from pipelines.matting.numerics import single_thread
 from pipelines.matting.stabilise import matte_from_predictions
+from pipelines.vision.numerics import single_thread
 
 _NO_GPU = (
     "onnxruntime cannot use the GPU here; install onnxruntime-gpu with the CUDA libraries that it "

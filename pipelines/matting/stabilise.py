@@ -10,9 +10,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipelines.matting.evidence import Matches, match
-from pipelines.matting.numerics import single_thread
-from pipelines.matting.registration import Registration
+from pipelines.vision.evidence import Matches, match
+from pipelines.vision.numerics import single_thread
+from pipelines.vision.registration import Registration
 
 _SURE = 0.5  # a frame in which no pixel is at least this foreground has no subject
 _LOW, _HIGH = 0.2, 0.8  # the clip's range is stretched at most from these to 0 and 1

@@ -1,4 +1,4 @@
-"""A handler of ``layerflow.contained`` that tries what a compromised decoder would try."""
+"""A handler of ``layerflow.media.sandbox`` that tries what a compromised decoder would try."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import resource
 import time
 from pathlib import Path
 
-from layerflow.contained import Work
-from layerflow.isolate import isolated
+from layerflow.media.isolate import isolated
+from layerflow.media.sandbox import Work
 
 
 @isolated

@@ -20,18 +20,18 @@ import pytest
 from corpora import make_rows, moving_clip, write_corpus
 from hostile_child import told
 
-from layerflow import opening
-from layerflow.care import refuse_unsound_rows, validate
-from layerflow.cells import read_cells, read_clip, unpack_clips
-from layerflow.check import check_row
-from layerflow.contained import HEAD, Contained
-from layerflow.corpus import Corpus, decode_row
-from layerflow.decode import Decoder
-from layerflow.derive import filter_corpus, merge_corpora
-from layerflow.media import MediaError, encode_alpha, encode_color, encode_png
-from layerflow.presets import init_directory
-from pipelines.encode import run_encode
-from pipelines.publish import PublishOptions, make_plan
+from layerflow.corpus.derive import filter_corpus, merge_corpora
+from layerflow.corpus.row_cells import read_cells, read_clip, unpack_clips
+from layerflow.corpus.row_check import check_row
+from layerflow.corpus.table import Corpus, decode_row
+from layerflow.corpus.validate import refuse_unsound_rows, validate
+from layerflow.media import opening
+from layerflow.media.cells import MediaError, encode_alpha, encode_color, encode_png
+from layerflow.media.decode import Decoder
+from layerflow.media.sandbox import HEAD, Contained
+from layerflow.model.presets import init_directory
+from pipelines.encode.job import run_encode
+from pipelines.publish.files import PublishOptions, make_plan
 
 CLIP = moving_clip(0)
 PRIVATE = encode_color(CLIP.blended, 8)

@@ -11,14 +11,15 @@ from trainer_kit import make_manifest
 
 from layerflow import documents
 from layerflow.clip import LAYERS, PROMPTED
-from layerflow.derive import recorded_jobs
-from layerflow.describe import describe
+from layerflow.corpus.derive import recorded_jobs
+from layerflow.corpus.latents import Latents, LatentsWriter, clip_row
 from layerflow.documents import read_json
-from layerflow.latents import Latents, LatentsWriter, clip_row
-from layerflow.presets import init_directory
-from layerflow.sample import sampling_defaults
-from pipelines.stages.latent import text_shape
+from layerflow.model.info import describe
+from layerflow.model.presets import init_directory
+from layerflow.model.sample import sampling_defaults
+from pipelines.encode.clip_latents import text_shape
 from trainer import checkpoint
+from trainer.claim import claim
 
 NONSENSE: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "it is no JSON"),
@@ -85,11 +86,11 @@ def test_models_that_hold_nonsense_are_refused_by_name(name: str, model: Path) -
 def test_runs_that_hold_nonsense_are_refused_by_name(name: str, tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path)
     out = tmp_path / "run"
-    checkpoint.claim(out, manifest)
-    assert checkpoint.claim(out, manifest)
+    claim(out, manifest)
+    assert claim(out, manifest)
     (out / "run.json").write_bytes(NONSENSE[name][0])
     with pytest.raises(ValueError, match=r"run\.json cannot be read"):
-        checkpoint.claim(out, manifest)
+        claim(out, manifest)
     stage = out / "stages" / "base" / "stage.json"
     stage.parent.mkdir(parents=True)
     stage.write_bytes(NONSENSE[name][0])
@@ -136,7 +137,7 @@ def test_latents_that_do_not_fit_their_shape_are_refused(what: str, tmp_path: Pa
 
 
 def test_a_record_of_jobs_that_is_nonsense_counts_as_none(tmp_path: Path) -> None:
-    from layerflow.derive import RECORD
+    from layerflow.corpus.derive import RECORD
 
     for content, _ in NONSENSE.values():
         (tmp_path / RECORD).write_bytes(content)

@@ -18,17 +18,17 @@ from hostile_child import crashes, where
 from PIL import Image
 
 from layerflow.documents import read_json
-from layerflow.isolate import _unpacked
-from layerflow.media import MediaError, encode_png
-from layerflow.pictures import read_picture
-from layerflow.sample import read_file
+from layerflow.media.cells import MediaError, encode_png
+from layerflow.media.isolate import _unpacked
+from layerflow.media.pictures import read_picture
+from layerflow.model.sample import read_file
 from manifests.yaml_file import read_yaml
-from pipelines.stages.animations import is_animation
-from pipelines.stages.listing import list_sources
-from pipelines.stages.prompts import read_prompt_table
-from pipelines.stages.stills import load_cutout, read_still, still_size
-from pipelines.stages.tables import list_parts, read_cells
-from pipelines.stages.twins import look_at
+from pipelines.inputs.listing import list_sources
+from pipelines.inputs.prompts import read_prompt_table
+from pipelines.inputs.tables import list_parts, read_cells
+from pipelines.inputs.twins import look_at
+from pipelines.readers.animations import is_animation
+from pipelines.readers.stills import load_cutout, read_still, still_size
 
 RGBA = np.zeros((16, 24, 4), np.uint8)
 RGBA[4:12, 6:18] = 200, 50, 20, 255
@@ -184,7 +184,7 @@ def test_tables_of_pictures_are_unpacked_in_the_child_first(
     assert cells(arrow(sound, pa.table({"foreground": [PNG]}), compression="zstd")) == [PNG]
     with pytest.raises(ValueError, match=r"a\.arrow.*cannot be .*[Oo]ffset"):
         cells(damaged(other))
-    from layerflow import isolate
+    from layerflow.media import isolate
 
     child = isolate.Contained(isolate.caller, Path(), memory=1100 << 20, writes=False)
     monkeypatch.setattr(isolate, "_children", {os.getpid(): child})

@@ -19,17 +19,17 @@ import av
 import numpy as np
 import pytest
 
-from layerflow.corpus import origin, rejected_row
-from layerflow.decode import Decoder
+from layerflow.corpus.table import origin, rejected_row
 from layerflow.locations import below, clean_uri, is_inside, locate, unescape_name, without_secrets
-from layerflow.media import MediaError
+from layerflow.media.cells import MediaError
+from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
-from pipelines.jobs import Unit
-from pipelines.mine import plan_units
-from pipelines.stages.layouts import group_files
-from pipelines.stages.listing import list_sources, matte_beside
-from pipelines.stages.prompts import MAX_SIDECAR_BYTES, read_prompt_table
-from pipelines.stages.sources import list_foregrounds, prompt_of
+from pipelines.engine.jobs import Unit
+from pipelines.inputs.layouts import group_files
+from pipelines.inputs.listing import list_sources, matte_beside
+from pipelines.inputs.prompts import MAX_SIDECAR_BYTES, read_prompt_table
+from pipelines.inputs.sources import list_foregrounds, prompt_of
+from pipelines.mine.job import plan_units
 
 SECRET = "the password is swordfish"
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\n{0}\n#EXT-X-ENDLIST\n"
@@ -346,7 +346,7 @@ def test_a_table_that_unpacks_to_more_than_a_table_is_refused(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("pipelines.stages.rows.MAX_TABLE_BYTES", 1 << 20)
+    monkeypatch.setattr("pipelines.inputs.rows.MAX_TABLE_BYTES", 1 << 20)
     text = pa.array(["x" * (1 << 14)] * 100)
     table = pa.table({"video": pa.array(["own.mp4"] * 100), "blended": text})
     pq.write_table(table, place.root / "t.parquet", use_dictionary=False, compression="zstd")

@@ -20,7 +20,7 @@ from manifests.mine import MineOptions
 from manifests.schema import load_build
 from manifests.train import load as load_train
 from manifests.yaml_file import MAX_BYTES, SCREEN_LINES, SCREEN_WIDTH, on_screen, parse_yaml
-from pipelines.publish_card import read_metadata
+from pipelines.publish.card import read_metadata
 
 JOB = "jobs:\n- job: mine\n  inputs: [a.mp4]\n  out: o\n  size: 480x720\n"
 

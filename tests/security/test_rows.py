@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import make_rejected, make_rows, write_corpus
 
-from layerflow.care import check_folder, refuse_unsound, validate
-from layerflow.corpus import SCHEMA, Corpus
-from layerflow.derive import filter_corpus, merge_corpora, split_corpus
-from layerflow.opening import Bounds, MediaError
-from layerflow.published import open_corpus
-from layerflow.shards import read_shard
-from layerflow.stats import stats
-from pipelines.encode import wanted_rows
-from pipelines.publish import PublishOptions, make_plan
-from pipelines.publish_tables import published, write_parquet
-from pipelines.stages.latent import Augment
+from layerflow.corpus.derive import filter_corpus, merge_corpora, split_corpus
+from layerflow.corpus.published import open_corpus
+from layerflow.corpus.shards import read_shard
+from layerflow.corpus.stats import stats
+from layerflow.corpus.table import SCHEMA, Corpus
+from layerflow.corpus.validate import check_folder, refuse_unsound, validate
+from layerflow.media.opening import Bounds, MediaError
+from pipelines.encode.clip_latents import Augment
+from pipelines.encode.job import wanted_rows
+from pipelines.publish.files import PublishOptions, make_plan
+from pipelines.publish.tables import published, write_parquet
 
 SHARD = "data-00000-of-00001.arrow"
 Attack = Callable[[Path], Any]
@@ -282,7 +282,7 @@ def test_numbers_of_a_row_bound_what_its_cells_may_hold() -> None:
 def test_a_corpus_made_before_some_scores_were_added_stays_readable(
     rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    from layerflow.table_writer import write_table
+    from layerflow.corpus.writer import write_table
 
     fewer = pa.struct(list(SCHEMA.field("quality").type)[:5])
     place = SCHEMA.get_field_index("quality")
@@ -297,7 +297,7 @@ def test_a_corpus_made_before_some_scores_were_added_stays_readable(
 def test_a_shard_is_hashed_once_and_again_when_it_changes(
     rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layerflow import care
+    from layerflow.corpus import validate as care
 
     read: list[str] = []
 
@@ -348,7 +348,7 @@ def test_a_published_corpus_is_checked_whole_in_a_child(
 def test_a_published_dictionary_that_unpacks_without_end_ends_the_child_only(
     rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layerflow import care
+    from layerflow.corpus import validate as care
 
     monkeypatch.setattr(care, "PARQUET_MEMORY", 2 << 30)
     file = parquet(tmp_path / "bomb", [{**rows[0], "blended": b"x", "foreground": b"x"}])

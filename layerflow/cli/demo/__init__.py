@@ -1,0 +1,1 @@
+"""``layerflow demo``: the whole way once, measured."""

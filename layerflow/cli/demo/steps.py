@@ -1,0 +1,310 @@
+"""The demo's steps, in order, through the same functions that the commands call.
+
+OUT/media/      drawn: videos, videos-truth, cut-outs, backgrounds, layered stills
+OUT/corpora/    mined, pasted, held-out, neutral, stills
+OUT/latents/    video (mined and pasted), neutral, stills
+OUT/model/      the tiny model that training starts from
+OUT/train/      the run: metrics, checkpoints, an export after each stage
+OUT/samples/    the four tasks
+OUT/demo.json, OUT/report.html
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerflow.outputs import local_output
+
+if TYPE_CHECKING:
+    from manifests.demo import DemoManifest
+    from manifests.mine import MineOptions
+    from manifests.pack import PackOptions
+    from manifests.paste import PasteOptions
+    from manifests.train import TrainManifest
+    from pipelines.engine.jobs import Summary
+
+HELD_OUT = 1000  # added to the seed for everything that training must not see
+
+
+@dataclass
+class Demo:
+    """One run of the demo: what was asked for, where it goes, how long its steps took."""
+
+    manifest: DemoManifest
+    beside: Path
+    """The demo manifest's folder; the train manifest lies there too."""
+    out: Path
+    videos: Path | None = None
+    workers: int | None = None
+    quiet: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def media(self, name: str) -> Path:
+        return self.out / "media" / name
+
+    def corpus(self, name: str) -> Path:
+        return self.out / "corpora" / name
+
+    def latents(self, name: str) -> Path:
+        return self.out / "latents" / name
+
+    @property
+    def model(self) -> Path:
+        return self.out / "model"
+
+    @property
+    def export(self) -> Path:
+        """The pipeline with all stages."""
+        return self.out / "train" / "export"
+
+    def stage_export(self, stage: str) -> Path:
+        """The pipeline as it was after a stage."""
+        return self.out / "train" / "stages" / stage / "export"
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step and say that it runs."""
+        print(f"demo: {name} ...", flush=True)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        print(f"demo: {name} took {self.seconds[name]:.1f} s", flush=True)
+
+    @cached_property
+    def mine(self) -> MineOptions:
+        from manifests.common import check
+        from manifests.mine import MineOptions
+
+        inputs = [str(self.videos or self.media("videos"))]
+        said = {**self.manifest.mine, "inputs": inputs, "out": str(self.corpus("mined"))}
+        return check(said, MineOptions, "demo manifest: mine")
+
+    def paste(self, name: str, count: int, seed: int, *foregrounds: Path) -> PasteOptions:
+        """Options of one paste job; the held-out one has its own backgrounds."""
+        from manifests.common import check
+        from manifests.paste import PasteOptions
+
+        backgrounds = "backgrounds-held-out" if name == "held-out" else "backgrounds"
+        said = {
+            **self.manifest.paste,
+            "foregrounds": [str(path) for path in foregrounds],
+            "backgrounds": [str(self.media(backgrounds))],
+            "out": str(self.corpus(name)),
+            "count": count,
+            "seed": self.manifest.seed + seed,
+        }
+        return check(said, PasteOptions, "demo manifest: paste")
+
+    @cached_property
+    def pack(self) -> PackOptions:
+        from manifests.common import check
+        from manifests.pack import PackOptions
+
+        said = {
+            **self.manifest.pack,
+            "inputs": [str(self.media("stills"))],
+            "out": str(self.corpus("stills")),
+        }
+        return check(said, PackOptions, "demo manifest: pack")
+
+    @cached_property
+    def train(self) -> TrainManifest:
+        """The train manifest with this run's folders."""
+        from manifests.train import load
+
+        path = self.beside / self.manifest.train
+        said = load(path)
+        latents = {name: str(self.latents(name)) for name in said.latents}
+        return load(
+            path,
+            model=str(self.model),
+            out=str(self.out / "train"),
+            latents=latents,
+            keep_exports=True,
+        )
+
+    def check(self) -> None:
+        """Check all options before any work."""
+        local_output(self.out)
+        _ = self.mine, self.pack, self.train
+        self.paste("pasted", 1, 0, self.media("foregrounds"))
+        if self.videos is not None and not self.videos.exists():
+            raise ValueError(f"{self.videos}: no such file or folder")
+
+
+def run_demo(demo: Demo) -> dict[str, Any]:
+    """All steps. Returns what was measured, which is also in ``OUT/demo.json``."""
+    from layerflow.cli.demo.measure import measure, sample_tasks
+    from layerflow.cli.demo.memory import PeakMemory
+    from pipelines.engine.cluster import stop_ray
+
+    demo.check()
+    demo.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with PeakMemory() as memory:
+        with demo.step("draw media"):
+            draw_media(demo)
+        jobs = run_jobs(demo)
+        with demo.step("encode"):
+            encode(demo)
+        stop_ray()  # its processes and memory are not needed any more
+        with demo.step("train"):
+            train(demo)
+        with demo.step("sample"):
+            sample_tasks(demo)
+        with demo.step("measure"):
+            result = measure(demo)
+    result["jobs"] = {name: _plain(summary) for name, summary in jobs.items()}
+    result["seconds"] = {**demo.seconds, "all": time.monotonic() - started}
+    result["peak_gib"] = memory.peak / 2**30
+    (demo.out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _plain(summary: Summary) -> dict[str, Any]:
+    return {
+        "kept": summary.kept,
+        "rejected": summary.rejected,
+        "reasons": dict(sorted(summary.reasons.items(), key=lambda item: -item[1])),
+    }
+
+
+def draw_media(demo: Demo) -> None:
+    """Draw all media, unless this very set is there already."""
+    from pipelines.procedural import media as procedural
+
+    media, seed = demo.manifest.media, demo.manifest.seed
+    done = demo.out / "media" / "media.json"
+    said = json.dumps([media.model_dump(mode="json"), seed], sort_keys=True)
+    if done.is_file() and done.read_text() == said:
+        return
+    if demo.videos is None:
+        videos = media.videos
+        procedural.make_videos(
+            demo.media("videos"),
+            count=videos.count,
+            seed=seed,
+            height=videos.size[0],
+            width=videos.size[1],
+            frames=videos.frames,
+            fps=videos.fps,
+            families=videos.families,
+            look=videos.look,
+        )
+    for name, cutouts in (("foregrounds", media.foregrounds), ("neutral", media.neutral)):
+        for held_out, count in ((False, cutouts.count), (True, cutouts.held_out)):
+            procedural.make_stills(
+                demo.media(f"{name}-held-out" if held_out else name),
+                count=count,
+                seed=seed + HELD_OUT * held_out,
+                size=cutouts.size,
+                look=cutouts.look,
+            )
+    backs = media.backgrounds
+    for name, count, extra in (
+        ("backgrounds", backs.count, 0),
+        ("backgrounds-held-out", backs.held_out, HELD_OUT),
+    ):
+        procedural.make_backgrounds(
+            demo.media(name),
+            count=count,
+            seed=seed + extra,
+            height=backs.size,
+            width=backs.size,
+            chroma=backs.chroma,
+            detail=backs.detail,
+        )
+    procedural.make_layered_stills(
+        demo.media("stills"),
+        count=media.stills.count,
+        seed=seed,
+        size=media.stills.size,
+        look=media.stills.look,
+        chroma=backs.chroma,
+    )
+    done.write_text(said)
+
+
+def run_jobs(demo: Demo) -> dict[str, Summary]:
+    """Mine, paste, pack. ValueError when a job leaves no clips to go on with."""
+    from pipelines.mine.job import run_mine
+    from pipelines.pack.job import run_pack
+    from pipelines.paste.job import run_paste
+
+    how: dict[str, Any] = {"workers": demo.workers, "quiet": demo.quiet}
+    counts = demo.manifest.counts
+    jobs: dict[str, Summary] = {}
+    with demo.step("mine"):
+        jobs["mined"] = run_mine(demo.mine, **how)
+    sources = [demo.media("foregrounds")]
+    if jobs["mined"].kept:
+        sources.append(demo.corpus("mined"))
+    with demo.step("paste"):
+        jobs["pasted"] = run_paste(demo.paste("pasted", counts.training, 0, *sources), **how)
+        held_out = demo.paste(
+            "held-out", counts.held_out, HELD_OUT, demo.media("foregrounds-held-out")
+        )
+        jobs["held-out"] = run_paste(held_out, **how)
+        neutral = demo.paste("neutral", counts.neutral, 1, demo.media("neutral"))
+        jobs["neutral"] = run_paste(neutral, **how)
+    with demo.step("pack"):
+        jobs["stills"] = run_pack(demo.pack, **how)
+    for name, summary in jobs.items():
+        if summary.kept == 0 and name != "mined":
+            raise ValueError(f"{demo.corpus(name)}: no clips; reasons: {summary.reasons}")
+    return jobs
+
+
+def encode(demo: Demo) -> None:
+    """A model to start from, and the latents of all training clips."""
+    from layerflow.model.presets import init_directory
+    from pipelines.encode.clip_latents import Augment
+    from pipelines.encode.job import run_encode
+
+    said = demo.manifest.encode
+    height, width = said.size
+    if not demo.model.exists():
+        options: dict[str, Any] = {"height": height, "width": width, "num_frames": said.frames}
+        init_directory(demo.model, "tiny", **options, **demo.manifest.model)
+    mined = demo.corpus("mined")
+    video = [demo.corpus("pasted")]
+    if _rows(mined):
+        video.insert(0, mined)
+    augment = Augment(flip=said.flip, reverse=said.reverse, crops=said.crops)
+    for name, corpora in (
+        ("video", video),
+        ("neutral", [demo.corpus("neutral")]),
+        ("stills", [demo.corpus("stills")]),
+    ):
+        run_encode(
+            corpora,
+            model=demo.model,
+            out=demo.latents(name),
+            size=said.size,
+            frames=said.frames,
+            augment=augment,
+            dtype="float16",
+            workers=demo.workers,
+            quiet=demo.quiet,
+        )
+
+
+def _rows(path: Path) -> int:
+    from layerflow.corpus.table import Corpus
+
+    return len(Corpus.open(path))
+
+
+def train(demo: Demo) -> None:
+    """The three stages of the train manifest, in this process."""
+    from trainer.distributed.launch import launch
+
+    if not launch(demo.train, log=lambda line: print(f"  {line}", flush=True)):
+        raise ValueError("training was stopped before the end; the same command goes on from here")

@@ -1,0 +1,1 @@
+"""Corpora and latents on disk: tables, checks, statistics, derived and published ones."""

@@ -1,0 +1,356 @@
+"""New corpora from old ones: filter by stored values, merge, split. Nothing is decoded.
+
+The media bytes are copied as they are, a record batch at a time. A new corpus appears whole or
+not at all, and the originals are never touched; the same request on a finished output does
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerflow.clip import KINDS
+from layerflow.corpus.columns import joined_schema
+from layerflow.corpus.published import PublishedCorpus, is_remote
+from layerflow.corpus.row_cells import check_stored
+from layerflow.corpus.splits import Assignment, assign
+from layerflow.corpus.stats import SMALL, chunks, general_reason, read_batches, small_rows
+from layerflow.corpus.table import (
+    FORMAT_VERSION,
+    QUALITY_FIELDS,
+    REJECTED_SCHEMA,
+    Corpus,
+    Table,
+    rejected_row,
+)
+from layerflow.corpus.validate import refuse_unsound
+from layerflow.corpus.writer import write_table
+from layerflow.documents import read_json
+from layerflow.media.opening import MediaError
+from layerflow.outputs import local_output
+
+RECORD = ".inputs.json"  # beside a corpus: its jobs' options with paths, by recipe; local only
+Rows = Iterator[dict[str, Any]]
+AnyCorpus = Corpus | PublishedCorpus
+
+OPERATORS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+NUMBERS = ("num_frames", "height", "width", "fps", "seconds", *QUALITY_FIELDS)
+WORDS = ("kind", "alpha_kind", "background_kind", "licence", "uri", "id", "recipe")
+CONDITION = re.compile(r"\s*([a-z_]+)\s*(<=|>=|==|!=|=|<|>)\s*('[^']*'|\"[^\"]*\"|[^\s'\"]+)\s*")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``name operator value`` on one row; unknown when the row has no such score."""
+
+    name: str
+    operator: str
+    value: float | str
+
+    def __str__(self) -> str:
+        value = self.value if isinstance(self.value, str) else f"{self.value:g}"
+        return f"{self.name} {self.operator} {value}"
+
+    def of(self, row: Mapping[str, Any]) -> float | str | None:
+        """The row's value of this condition's name, or None."""
+        if self.name == "seconds":
+            return float(row["num_frames"] / row["fps"]) if row["kind"] != "image" else 0.0
+        if self.name in ("licence", "uri"):
+            return row["origin"][self.name] or ""
+        found = row["quality"].get(self.name) if self.name in QUALITY_FIELDS else row[self.name]
+        return found if found is None or isinstance(found, str) else float(found)
+
+    def holds(self, row: Mapping[str, Any]) -> bool | None:
+        value = self.of(row)
+        return None if value is None else bool(OPERATORS[self.operator](value, self.value))
+
+
+def parse_where(text: str) -> list[Condition]:
+    """``flicker<0.02 and kind==mined`` -> conditions that must all hold.
+
+    Names are the quality scores, num_frames, height, width, fps, seconds, and (with == and != only)
+    kind, alpha_kind, background_kind, licence, uri, id, recipe. Nothing is evaluated as code.
+    Raises ValueError that says what may be written.
+    """
+    conditions = []
+    for part in re.split(r"\s+and\s+|,", text.strip()):
+        match = CONDITION.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is no condition; write it like flicker<0.02")
+        name, sign, value = match[1], match[2] if match[2] != "=" else "==", match[3]
+        if name in WORDS:
+            if sign not in ("==", "!="):
+                raise ValueError(f"{part!r}: {name} can only be compared with == and !=")
+            conditions.append(Condition(name, sign, value.strip("'\"")))
+        elif name in NUMBERS:
+            conditions.append(Condition(name, sign, _number(part, value)))
+        else:
+            raise ValueError(f"{name!r} is no score or column; there are {[*NUMBERS, *WORDS]}")
+    return conditions
+
+
+def _number(part: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ValueError(f"{part!r}: {text!r} is no number") from error
+    if not math.isfinite(value):
+        raise ValueError(f"{part!r}: {text!r} is not finite")
+    return value
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A corpus that was made from others: where, how many rows, how many left out."""
+
+    out: Path
+    rows: int
+    left_out: int
+    reasons: dict[str, int]
+
+
+def filter_corpus(
+    corpus: AnyCorpus,
+    out: Path,
+    *,
+    where: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+    keep_unknown: bool = False,
+) -> Derived:
+    """The rows for which every condition holds; the others go to ``OUT/rejected`` with the reason,
+    and so do rows that ``layerflow validate`` refuses without decoding them.
+
+    Of a published corpus only row groups with a row that stays are read whole.
+    kinds: also only these kinds. keep_unknown: keep rows that have no such score.
+    """
+    conditions = [condition for text in where for condition in parse_where(text)]
+    unknown = set(kinds) - set(KINDS)
+    if unknown:
+        raise ValueError(f"{sorted(unknown)} are no kinds; there are {KINDS}")
+    if not conditions and not kinds:
+        raise ValueError("nothing to filter by: give --where or --kind")
+    options: dict[str, Any] = {"where": [str(condition) for condition in conditions]}
+    options |= {"kinds": sorted(kinds), "keep_unknown": keep_unknown}
+
+    def reason(row: Mapping[str, Any]) -> str | None:
+        if kinds and row["kind"] not in kinds:
+            return f"kind {row['kind']} is not asked for"
+        for condition in conditions:
+            holds = condition.holds(row)
+            if holds is None and not keep_unknown:
+                return f"there is no score {condition.name}"
+            if holds is False:
+                return f"{condition.name} {condition.of(row)} is not {condition}"[:300]
+        return None
+
+    refuse_unsound(corpus, ids=False)
+    broken: list[dict[str, Any]] = []
+
+    def kept() -> Rows:
+        for row in _selected(corpus, lambda _, row: reason(row) is None):
+            try:
+                check_stored(row)
+            except MediaError as error:
+                broken.append(_left_out(row, "validate", str(error)[:300]))
+            else:
+                yield row
+
+    def left_out() -> Rows:
+        yield from broken
+        for row in small_rows(corpus):
+            why = reason(row)
+            if why is not None:
+                yield _left_out(row, "filter", why)
+
+    return write_derived(out, "filter", options, [corpus], corpus.schema, kept(), left_out())
+
+
+def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
+    """All rows in the order given; of rows with one id the first stays. Rejected tables are joined.
+
+    Raises ValueError when the corpora have different columns.
+    """
+    if not corpora:
+        raise ValueError("nothing to merge")
+    schema = corpora[0].schema
+    for corpus in corpora[1:]:
+        joined = joined_schema([schema, corpus.schema])
+        if joined is None:
+            raise ValueError(f"{corpus.path} and {corpora[0].path} have different columns")
+        schema = joined
+    for corpus in corpora:
+        refuse_unsound(corpus, ids=False)
+    seen: set[str] = set()
+    repeated: list[dict[str, Any]] = []
+
+    def kept() -> Rows:
+        for corpus in corpora:
+            for row in (row for batch in read_batches(corpus) for row in batch.to_pylist()):
+                if row["id"] in seen:
+                    text = f"id {row['id']} is also in an earlier row"
+                    repeated.append(_left_out(row, "merge", text))
+                else:
+                    seen.add(row["id"])
+                    yield _sound(corpus, row)
+
+    def left_out() -> Rows:
+        for corpus in corpora:
+            if (Path(corpus.path) / "rejected" / "state.json").is_file():
+                yield from Table(Path(corpus.path) / "rejected").rows()
+        yield from repeated
+
+    return write_derived(out, "merge", {}, corpora, schema, kept(), left_out())
+
+
+def split_corpus(
+    corpus: AnyCorpus, out: Path, fractions: Mapping[str, float], *, seed: int = 0
+) -> tuple[dict[str, Derived], Assignment]:
+    """``OUT/<split>`` for every split; see ``layerflow.corpus.splits.assign``."""
+    out = local_output(out)
+    refuse_unsound(corpus, ids=False)
+    assignment = assign(list(small_rows(corpus)), fractions, seed)
+    made = {}
+    for name in fractions:
+        wanted = [split == name for split in assignment.names]
+        options = {"split": name, "fractions": dict(fractions), "seed": seed}
+        chosen = _selected(corpus, lambda index, _, wanted=wanted: wanted[index])
+        rows = (_sound(corpus, row) for row in chosen)
+        made[name] = write_derived(
+            out / name, "split", options, [corpus], corpus.schema, rows, iter(())
+        )
+    return made, assignment
+
+
+def _selected(corpus: AnyCorpus, wanted: Any) -> Rows:
+    """Whole rows for which ``wanted(index, row without media)``; media of others stay where they
+    are: of a published corpus, in row groups that are not read."""
+    index = 0
+    for chunk in chunks(corpus):
+        small = chunk(SMALL).to_pylist()
+        places = [i for i, row in enumerate(small) if wanted(index + i, row)]
+        index += len(small)
+        if places:
+            yield from chunk(None).take(pa.array(places)).to_pylist()
+
+
+def _sound(corpus: AnyCorpus, row: dict[str, Any]) -> dict[str, Any]:
+    """The row. Raises ValueError when ``layerflow validate`` refuses it without decoding it."""
+    try:
+        check_stored(row)
+    except MediaError as error:
+        text = f"{corpus.path} cannot be used: row {str(row['id'])[:40]}, {error}"
+        raise ValueError(f"{text}. Fix: leave this row out with `layerflow filter`") from error
+    return row
+
+
+def _identity(corpus: AnyCorpus) -> str:
+    if isinstance(corpus, PublishedCorpus):
+        return corpus.identity()
+    return (corpus.path / "state.json").read_text()
+
+
+def _name(corpus: AnyCorpus) -> str:
+    return str(corpus.path) if is_remote(corpus.path) else Path(corpus.path).resolve().name
+
+
+def _left_out(row: Mapping[str, Any], stage: str, reason: str) -> dict[str, Any]:
+    source = row["origin"]
+    scores = {name: value for name, value in row["quality"].items() if value is not None}
+    return rejected_row(
+        source["uri"], stage, reason, kind=row["kind"], recipe=row["recipe"],
+        start=source["start"], end=source["end"], quality=scores,
+    )  # fmt: skip
+
+
+def recorded_jobs(path: str | Path) -> dict[str, Any]:
+    """The jobs that made a corpus: recipe -> kind and options; empty when nothing is recorded."""
+    record = Path(path) / RECORD
+    try:
+        return read_json(record)
+    except ValueError:
+        return {}
+
+
+def write_derived(
+    out: Path,
+    kind: str,
+    options: dict[str, Any],
+    corpora: Sequence[AnyCorpus],
+    schema: pa.Schema,
+    rows: Rows,
+    rejected: Rows,
+) -> Derived:
+    """A new corpus of ``rows`` and ``rejected``, which were taken from ``corpora``.
+
+    It appears whole; the same request on a finished ``out`` does nothing. Raises ValueError when
+    ``out`` holds something else.
+    """
+    out = local_output(out)
+    parents = [_identity(c) for c in corpora]
+    recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
+    if out.exists():
+        return _finished(out, recipe)
+    reasons: Counter[str] = Counter()
+
+    def counted() -> Rows:
+        for row in rejected:
+            reasons[general_reason(row["stage"], row["reason"])] += 1
+            yield row
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = out.with_name(f".{out.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        kept = write_table(building, rows, schema)
+        left_out = write_table(building / "rejected", counted(), REJECTED_SCHEMA)
+    except ValueError:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    info = {
+        "kind": kind,
+        "recipe": recipe,
+        "options": options,
+        "version": 1,
+        "format_version": FORMAT_VERSION,
+        "state": "complete",
+        "rows": kept,
+        "rejected": left_out,
+        "reasons": dict(reasons),
+        "made_from": [{"name": _name(c), **c.info} for c in corpora],
+    }
+    with (building / "corpus.json").open("w") as file:
+        json.dump(info, file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    jobs = {k: job for c in reversed(corpora) for k, job in recorded_jobs(c.path).items()}
+    if jobs:
+        (building / RECORD).write_text(json.dumps(jobs, indent=2, sort_keys=True) + "\n")
+    building.rename(out)
+    return Derived(out, kept, left_out, dict(reasons))
+
+
+def _finished(out: Path, recipe: str) -> Derived:
+    info = Corpus.open(out).info if (out / "state.json").is_file() else {}
+    if info.get("recipe") != recipe or info.get("state") != "complete":
+        raise ValueError(f"{out} exists and is not the result of this request; choose another")
+    return Derived(out, info["rows"], info["rejected"], info["reasons"])

@@ -1,0 +1,383 @@
+"""The latents store: what the autoencoder and the text encoder make of a corpus.
+
+A folder with::
+
+    clips/data-*.arrow      one row a clip: moments of each layer, kind, size, prompt keys
+    prompts/data-*.arrow    one row a distinct prompt: its embedding
+    fingerprint.json        which weights, size, frame rule and format made all this
+    index.json              the shards, in order
+
+Moments are raw little-endian ``[2C, f, h, w]`` arrays (mean, then log-variance; -30 where there is
+none), already in the scale that the transformer sees. Shards are Arrow IPC streams, memory-mapped,
+so that opening costs nothing and any row is read on its own.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from layerflow.clip import LAYERS, PROMPTED
+from layerflow.corpus.streams import batched, open_stream
+from layerflow.documents import read_json
+
+FORMAT_VERSION = 1
+INDEX = "index.json"
+NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
+SHARD_BYTES = 160 << 20
+DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+CLIPS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),  # the corpus row's id; `id` adds the augmentation
+        ("content", pa.string()),  # hash of that row's media and prompts: what is up to date
+        ("kind", pa.string()),
+        ("alpha_kind", pa.string()),
+        ("origin_group", pa.string()),
+        ("latent_frames", pa.int32()),
+        ("latent_channels", pa.int32()),
+        ("latent_height", pa.int32()),
+        ("latent_width", pa.int32()),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float32()),
+        ("dtype", pa.string()),
+        *((layer, pa.large_binary()) for layer in LAYERS),
+        *((f"{layer}_prompt", pa.string()) for layer in PROMPTED),
+    ]
+)
+PROMPTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("width", pa.int32()),
+        ("dtype", pa.string()),
+        ("embedding", pa.large_binary()),
+    ]
+)
+
+
+def prompt_key(prefixed: str) -> str:
+    """Key of a prompt: sha256 of the prefixed text, as hex; of an empty one: the empty string."""
+    return hashlib.sha256(prefixed.encode()).hexdigest() if prefixed else ""
+
+
+def clip_row(
+    moments: Mapping[str, NDArray[np.floating]], *, dtype: str = "float32", **columns: Any
+) -> dict[str, Any]:
+    """A row of `clips/`.
+
+    moments: layer -> ``[2C, f, h, w]``, all of one shape. dtype: ``float16`` or ``float32``.
+    columns: the remaining columns (`id`, `kind`, ...). ValueError for what does not fit.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {sorted(DTYPES)}, not {dtype!r}")
+    shapes = {layer: moments[layer].shape for layer in LAYERS}
+    shape = shapes[LAYERS[0]]
+    if len(set(shapes.values())) != 1 or len(shape) != 4 or shape[0] % 2:
+        raise ValueError(f"moments must be [2C, f, h, w], one shape for all layers, not {shapes}")
+    row = {
+        **columns,
+        "latent_channels": shape[0] // 2,
+        "latent_frames": shape[1],
+        "latent_height": shape[2],
+        "latent_width": shape[3],
+        "dtype": dtype,
+        **{layer: _bytes(moments[layer], dtype, layer) for layer in LAYERS},
+    }
+    missing = set(CLIPS.names) - set(row)
+    if missing:
+        raise ValueError(f"a row of latents needs {sorted(missing)}")
+    return row
+
+
+def prompt_row(
+    text: str, embedding: NDArray[np.floating], *, dtype: str = "float32"
+) -> dict[str, Any]:
+    """A row of `prompts/`: the prefixed text and its embedding ``[tokens, width]``."""
+    tokens, width = embedding.shape
+    return {
+        "key": prompt_key(text),
+        "text": text,
+        "tokens": tokens,
+        "width": width,
+        "dtype": dtype,
+        "embedding": _bytes(embedding, dtype, "prompt"),
+    }
+
+
+def _bytes(values: NDArray[np.floating], dtype: str, what: str) -> bytes:
+    with np.errstate(over="ignore"):  # said below, in our words
+        raw = np.ascontiguousarray(values, DTYPES[dtype])
+    if not np.isfinite(raw).all():
+        raise ValueError(f"{what}: the values are not all finite as {dtype}")
+    return raw.tobytes()
+
+
+class LatentsWriter:
+    """Writes a latents folder beside its place and moves it there when it is complete.
+
+    ::
+
+        with LatentsWriter(path, fingerprint) as writer:
+            writer.clips(rows)        # rows by clip_row
+            writer.prompts(rows)      # rows by prompt_row
+
+    Rows may be generators: memory holds one record batch. Leaving the block by an exception
+    leaves whatever was at `path` as it was.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self._folder = self.path.with_name(f".{self.path.name}.writing")
+        self._fingerprint = dict(fingerprint)
+        self._index: dict[str, list[str]] = {"clips": [], "prompts": []}
+
+    def __enter__(self) -> LatentsWriter:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        return self
+
+    def clips(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        return self._table("clips", rows, CLIPS)
+
+    def prompts(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        return self._table("prompts", rows, PROMPTS)
+
+    def _table(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        names, count, written = self._index[name], 0, SHARD_BYTES
+        writer: pa.RecordBatchStreamWriter | None = None
+        for batch in batched(rows, schema):
+            if writer is None or written >= SHARD_BYTES:
+                if writer is not None:
+                    writer.close()
+                names.append(f"{name}/data-{len(names):05d}.arrow")
+                writer, written = pa.ipc.new_stream(str(self._folder / names[-1]), schema), 0
+            writer.write_batch(batch)
+            written += batch.nbytes
+            count += batch.num_rows
+        if writer is not None:
+            writer.close()
+        return count
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return
+        for name, content in (("index", self._index), ("fingerprint", self._fingerprint)):
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (self._folder / f"{name}.json").write_text(text)
+        for file in self._folder.rglob("*.*"):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        old = self.path.with_name(f".{self.path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(old)
+        self._folder.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _misfit(batch: pa.RecordBatch) -> int | None:
+    """The first row of `clips/` whose layers are not as long as its shape and dtype say."""
+    axes = (batch.column(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
+    shapes = zip(*(axis.to_pylist() for axis in axes), strict=True)
+    lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in LAYERS]
+    kinds = batch.column("dtype").to_pylist()
+    for row, (shape, kind, *sizes) in enumerate(zip(shapes, kinds, *lengths, strict=True)):
+        if kind not in DTYPES or not all(shape) or min(shape) < 1:
+            return row
+        if set(sizes) != {2 * math.prod(shape) * DTYPES[kind].itemsize}:
+            return row
+    return None
+
+
+class _Opened:
+    """A record batch as numpy sees it: small columns as lists, media as views of the file.
+
+    Arrow's own cell access takes several microseconds a cell, which at tiny sizes is most of the
+    time that a row takes.
+    """
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        def values(name: str) -> list[Any]:
+            return list(batch.column(name).to_pylist())
+
+        names = ("id", "kind", "origin_group", "fps")
+        self.columns = {name: values(name) for name in names}
+        axes = (values(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
+        self.shapes = [(2 * c, f, h, w) for c, f, h, w in zip(*axes, strict=True)]
+        self.prompts = list(zip(*(values(f"{layer}_prompt") for layer in PROMPTED), strict=True))
+        self._dtypes = [DTYPES[name] for name in values("dtype")]
+        self._media = []
+        for layer in LAYERS:
+            _, offsets, data = batch.column(layer).buffers()
+            starts = np.frombuffer(offsets, np.int64) if batch.num_rows else np.zeros(1, np.int64)
+            self._media.append((starts[batch.column(layer).offset :], data))
+
+    def layer(self, slot: int, row: int) -> NDArray[np.floating]:
+        """A view of one layer's values, flat."""
+        offsets, data = self._media[slot]
+        kind, start = self._dtypes[row], int(offsets[row])
+        return np.frombuffer(data, kind, (int(offsets[row + 1]) - start) // kind.itemsize, start)
+
+
+class Latents:
+    """A latents folder, read by row: ``len(latents)`` and ``latents.item(i)``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        index = self._json(INDEX)
+        self.fingerprint = self._json("fingerprint.json")
+        version = self.fingerprint.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has latents of format {version}, this code reads {FORMAT_VERSION}; "
+                "encode the corpus again"
+            )
+        self._clips = self._load(index["clips"], CLIPS)
+        self._opened: dict[int, _Opened] = {}
+        self._starts = [0]
+        for batch in self._clips:
+            self._starts.append(self._starts[-1] + batch.num_rows)
+        self._prompts: dict[str, tuple[pa.RecordBatch, int]] = {
+            key: (batch, row)
+            for batch in self._load(index["prompts"], PROMPTS)
+            for row, key in enumerate(batch.column("key").to_pylist())
+        }
+
+    @classmethod
+    def open(cls, path: str | Path) -> Latents:
+        """ValueError when the folder holds no latents, or those of another format version."""
+        return cls(path)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            raise ValueError(f"{self.path} holds no latents (no {name}); make them with encode")
+        return read_json(file, {"clips": list, "prompts": list} if name == INDEX else None)
+
+    def _load(self, names: Sequence[str], schema: pa.Schema) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = []
+        for name in names:
+            parts = Path(name).parts[-2:] if isinstance(name, str) else ()
+            if len(parts) < 2 or ".." in parts:  # no path leads out of the store
+                raise ValueError(f"{self.path}: {INDEX} names a shard {str(name)[:80]!r}")
+            folder, file = parts
+            batches += open_stream(self.path / folder / file)
+        for batch in batches:
+            if batch.schema.names != schema.names or batch.schema.types != schema.types:
+                raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
+            if schema is CLIPS and (row := _misfit(batch)) is not None:
+                text = (
+                    f"the latents of {str(batch.column('id')[row])[:40]!r} do not fit their shape"
+                )
+                raise ValueError(f"{self.path}: {text}; encode again")
+        return batches
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def column(self, name: str) -> list[Any]:
+        """One column of `clips/` (not a media one) for all rows."""
+        return [value for batch in self._clips for value in batch.column(name).to_pylist()]
+
+    def identity(self) -> str:
+        """Hash of what the folder holds: the fingerprint, and every row's id and content."""
+        parts = [self.fingerprint, *(self.column(name) for name in ("id", "content", "dtype"))]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def prompt_keys(self) -> set[str]:
+        return set(self._prompts)
+
+    def prompt_text(self, key: str) -> str:
+        """The prefixed text behind a key."""
+        if key not in self._prompts:
+            raise ValueError(f"{self.path}: prompt {key[:64]!r} is missing; encode again")
+        batch, row = self._prompts[key]
+        return str(batch.column("text")[row].as_py())
+
+    def _find(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = bisect.bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
+
+    def raw(self, index: int) -> dict[str, Any]:
+        """Row `index` of `clips/` as written, for copying."""
+        number, row = self._find(index)
+        return dict(self._clips[number].slice(row, 1).to_pylist()[0])
+
+    def prompt_rows(self) -> Iterator[dict[str, Any]]:
+        """All rows of `prompts/` as written, for copying."""
+        for batch, row in self._prompts.values():
+            yield batch.slice(row, 1).to_pylist()[0]
+
+    def item(self, index: int) -> dict[str, Any]:
+        """Row `index`: `id`, `kind`, ..., and
+
+        moments: float32 ``[4, 2C, f, h, w]``, layers in order
+        prompt_embeds: float32 ``[3, tokens, width]``; zeros where a layer has no prompt
+        """
+        number, row = self._find(index)
+        batch = self._opened.get(number) or self._opened.setdefault(
+            number, _Opened(self._clips[number])
+        )
+        shape = batch.shapes[row]
+        moments = np.empty((len(LAYERS), *shape), np.float32)
+        for slot in range(len(LAYERS)):
+            moments[slot] = batch.layer(slot, row).reshape(shape)
+        keys = batch.prompts[row]
+        return {
+            **{name: values[row] for name, values in batch.columns.items()},
+            "latent_frames": shape[1],
+            "moments": moments,
+            "prompts": dict(zip(PROMPTED, keys, strict=True)),
+            "prompt_embeds": self._embeddings(keys),
+        }
+
+    def _embeddings(self, keys: Sequence[str]) -> NDArray[np.float32]:
+        tokens, width = self.text_shape
+        out = np.zeros((len(keys), tokens, width), np.float32)
+        for slot, key in enumerate(keys):
+            if not key:
+                continue
+            if key not in self._prompts:
+                raise ValueError(f"{self.path}: prompt {key} is missing; encode again")
+            batch, row = self._prompts[key]
+            raw = batch.column("embedding")[row].as_buffer()
+            kind = DTYPES[batch.column("dtype")[row].as_py()]
+            out[slot] = np.frombuffer(raw, kind).reshape(tokens, width)
+        return out
+
+    @cached_property
+    def text_shape(self) -> tuple[int, int]:
+        """Tokens of one prompt and width of one token."""
+        for batch, row in self._prompts.values():
+            return int(batch.column("tokens")[row].as_py()), int(batch.column("width")[row].as_py())
+        shape = self.fingerprint["text_shape"]
+        return int(shape[0]), int(shape[1])

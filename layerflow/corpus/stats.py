@@ -1,0 +1,221 @@
+"""What is in a corpus: counts, sizes, scores, licences, duplicates, rejections.
+
+Read column by column from the memory-mapped shards; media bytes are touched only where two cells
+have the same length, to see whether they are duplicates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from layerflow.clip import LAYERS, PROMPTED
+from layerflow.corpus.published import Chunk, PublishedCorpus
+from layerflow.corpus.shards import read_shard
+from layerflow.corpus.table import QUALITY_FIELDS, SCHEMA, Corpus, Table
+
+NO_LICENCE = "not stated"
+PERCENTILES = (5, 25, 50, 75, 95)
+SMALL = tuple(name for name in SCHEMA.names if name not in LAYERS)
+
+
+def arrow_files(table: Table) -> list[Path]:
+    """The Arrow shards of a table on disk, in order."""
+    return table.files()
+
+
+def arrow_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The record batches of one shard, with only the wanted columns; see ``read_shard``."""
+    for batch in read_shard(file):
+        yield batch if columns is None else batch.select(list(columns))
+
+
+def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
+    """A table piece by piece: functions from column names (None: all) to a record batch, so that
+    the small columns of a piece can be looked at before its media are read."""
+    if isinstance(table, PublishedCorpus):
+        yield from table.chunks()
+        return
+    for file in arrow_files(table):
+        for batch in arrow_batches(file):
+            yield partial(_columns, batch)
+
+
+def _columns(batch: pa.RecordBatch, names: Sequence[str] | None) -> pa.RecordBatch:
+    return batch if names is None else batch.select(list(names))
+
+
+def read_batches(
+    table: Table | PublishedCorpus, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of a table, in order; columns that are not wanted are not read."""
+    for chunk in chunks(table):
+        yield chunk(columns)
+
+
+def small_rows(table: Table | PublishedCorpus) -> Iterator[dict[str, Any]]:
+    """Every row without its media cells, in order."""
+    for batch in read_batches(table, SMALL):
+        yield from batch.to_pylist()
+
+
+_NUMBER = re.compile(r"(?<![A-Za-z]-)(?<![A-WYZa-wyz0-9])-?[0-9][0-9.]*")  # not that of UTF-8
+
+
+def general_reason(stage: str | None, reason: str | None) -> str:
+    """``stage: reason`` with numbers as N, so that like rejections count together."""
+    return f"{stage}: {_NUMBER.sub('N', reason or '')}"
+
+
+def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
+    """Counts, seconds, bytes, score percentiles, licences, duplicates and rejection reasons.
+
+    Everything is a plain JSON value. Seconds are ``num_frames / fps``, of a still 0. Bytes are
+    those of the media cells. Score percentiles leave rows without the score out.
+    """
+    kinds: defaultdict[str, _Share] = defaultdict(_Share)
+    licences: defaultdict[str | None, _Share] = defaultdict(_Share)
+    sources: Counter[str] = Counter()
+    counters: dict[str, Counter[str]] = {name: Counter() for name in ("size", "num_frames", "fps")}
+    counters |= {name: Counter() for name in ("alpha_kind", "background_kind", "recipe")}
+    prompts = {layer: Counter[str]() for layer in PROMPTED}
+    scores: dict[str, list[float]] = {name: [] for name in QUALITY_FIELDS}
+    sizes = cell_bytes(corpus)
+    for row, size in zip(small_rows(corpus), sizes.tolist(), strict=True):
+        source = row["origin"]["uri"]
+        seconds = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
+        kinds[row["kind"]].add(row["num_frames"], seconds, sum(size), source)
+        licences[row["origin"]["licence"] or None].add(
+            row["num_frames"], seconds, sum(size), source
+        )
+        sources[source] += 1
+        counters["size"][f"{row['width']}x{row['height']}"] += 1
+        counters["num_frames"][str(row["num_frames"])] += 1
+        counters["fps"][f"{row['fps']:g}"] += 1
+        for name in ("alpha_kind", "background_kind", "recipe"):
+            counters[name][row[name]] += 1
+        for layer in PROMPTED:
+            prompts[layer][row[f"{layer}_prompt"]] += 1
+        for name, value in row["quality"].items():
+            if value is not None and name in scores:
+                scores[name].append(value)
+    total = _Share.total(kinds.values())
+    return {
+        "rows": total.clips,
+        "seconds": round(total.seconds, 3),
+        "frames": total.frames,
+        "bytes": {**dict(zip(LAYERS, sizes.sum(axis=0).tolist(), strict=True)), "all": total.bytes},
+        "kinds": {kind: share.plain() for kind, share in sorted(kinds.items())},
+        **{name: dict(counter.most_common(20)) for name, counter in counters.items()},
+        "sources": {"count": len(sources), "most": dict(sources.most_common(10))},
+        "prompts": {layer: _prompts(counter) for layer, counter in prompts.items()},
+        "scores": {name: _distribution(values) for name, values in scores.items() if values},
+        "licences": {k or NO_LICENCE: licences[k].plain() for k in sorted(licences, key=str)},
+        "without_licence": licences[None].clips,
+        "duplicates": duplicates(corpus, sizes),
+        "rejected": _rejected(corpus),
+    }
+
+
+@dataclass
+class _Share:
+    clips: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    sources: set[str] = field(default_factory=set)
+
+    def add(self, frames: int, seconds: float, size: int, source: str) -> None:
+        self.clips += 1
+        self.frames += frames
+        self.seconds += seconds
+        self.bytes += size
+        self.sources.add(source)
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "clips": self.clips,
+            "sources": len(self.sources),
+            "frames": self.frames,
+            "seconds": round(self.seconds, 3),
+            "bytes": self.bytes,
+        }
+
+    @staticmethod
+    def total(shares: Iterable[_Share]) -> _Share:
+        out = _Share()
+        for share in shares:
+            out.clips, out.frames = out.clips + share.clips, out.frames + share.frames
+            out.seconds, out.bytes = out.seconds + share.seconds, out.bytes + share.bytes
+        return out
+
+
+def cell_bytes(corpus: Corpus | PublishedCorpus) -> np.ndarray:
+    """int64 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
+    parts = [
+        np.stack(
+            [pc.fill_null(pc.binary_length(batch.column(i)), 0).to_numpy(False) for i in range(4)],
+            axis=1,
+        )
+        for batch in read_batches(corpus, LAYERS)
+    ]
+    return np.concatenate([np.zeros((0, 4), np.int64), *parts]).astype(np.int64)
+
+
+def duplicates(corpus: Corpus | PublishedCorpus, sizes: np.ndarray) -> dict[str, Any]:
+    """Rows whose ``blended`` cell equals that of an earlier row, byte for byte.
+
+    sizes: from ``cell_bytes``. Only cells of equal length are read.
+    """
+    lengths = Counter(sizes[:, LAYERS.index("blended")].tolist())
+    seen: dict[bytes, str] = {}
+    pairs: list[list[str]] = []
+    for batch in read_batches(corpus, ("id", "blended")):
+        for id, cell in zip(batch.column("id"), batch.column("blended"), strict=True):
+            buffer = cell.as_buffer()
+            if buffer is None or lengths[buffer.size] < 2:
+                continue
+            first = seen.setdefault(hashlib.sha256(buffer).digest(), id.as_py())
+            if first != id.as_py():
+                pairs.append([first, id.as_py()])
+    return {"rows": len(pairs), "pairs": pairs[:20]}
+
+
+def _distribution(values: list[float]) -> dict[str, float]:
+    array = np.asarray(values, np.float64)
+    points = np.percentile(array, PERCENTILES)
+    return {
+        "count": len(array),
+        "mean": float(array.mean()),
+        "min": float(array.min()),
+        **{f"p{p}": float(v) for p, v in zip(PERCENTILES, points, strict=True)},
+        "max": float(array.max()),
+    }
+
+
+def _prompts(counter: Counter[str]) -> dict[str, Any]:
+    total = sum(counter.values())
+    letters = sum(len(text) * count for text, count in counter.items())
+    filled = {text for text in counter if text}
+    mean = round(letters / total, 1) if total else 0.0
+    return {"empty": counter[""], "distinct": len(filled), "mean_letters": mean}
+
+
+def _rejected(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
+    reasons: Counter[str] = Counter()
+    folder = Path(corpus.path) / "rejected"
+    if (folder / "state.json").is_file():
+        for batch in read_batches(Table(folder), ("stage", "reason")):
+            for row in batch.to_pylist():
+                reasons[general_reason(row["stage"], row["reason"])] += 1
+    return {"rows": sum(reasons.values()), "reasons": dict(reasons.most_common(50))}

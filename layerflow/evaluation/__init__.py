@@ -1,0 +1,1 @@
+"""Measures of layers, baselines, and the tables of an evaluation."""

@@ -1,0 +1,1 @@
+"""Films and media cells: opened, decoded and encoded, trusted or in a child process."""

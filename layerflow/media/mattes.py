@@ -1,0 +1,39 @@
+"""Mattes that come with a video: its alpha channel, or a film of the matte beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from layerflow.clip import U8
+from layerflow.media.film import kept_film
+from layerflow.media.upright import upright
+from layerflow.media.video import NEAR, Box, Limits, fit, probe, shown_at
+
+
+def fetch_matte(
+    path: Path,
+    times: Sequence[float],
+    height: int,
+    width: int,
+    limits: Limits | None = None,
+    *,
+    box: Box | None = None,
+) -> U8:
+    """The mattes at the given times, covered and cropped like the frames of ``video.fetch``.
+
+    The alpha channel of a video that has one, else the brightness of its picture. Returns uint8
+    ``[len(times), height, width]``; MediaError when one is missing.
+    """
+    limits = limits or Limits()
+    pixels = "rgba" if probe(path, limits).has_alpha else "gray"
+    out = np.zeros((len(times), height, width), np.uint8)
+    converter = VideoReformatter()
+    with kept_film(path, limits, alpha=pixels == "rgba") as film:
+        for here, shown in shown_at(film, times, NEAR, "mattes are missing"):
+            matte = np.atleast_3d(upright(shown.frame, pixels, converter, shown.view))[..., -1:]
+            out[here] = fit(matte.repeat(3, axis=-1), height, width, box)[..., 0]
+    return out

@@ -1,0 +1,186 @@
+"""What a model directory is and costs, read from its settings and file headers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from layerflow.documents import read_json
+from layerflow.model.adapter_files import read_adapter, saved_adapters
+from layerflow.model.layers import LAYERS, official_task
+
+# Measured on CogVideoX-2B LoRA training at 17,776 tokens: 1.86 MB a token without activation
+# checkpointing and 0.115 MB with it, in bf16; here per block and channel.
+ACTIVATION_BYTES = 32.3
+CHECKPOINTED_BYTES = 2.0
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one sample at a size costs. FLOPs count a multiply-add as 2; bytes are estimates."""
+
+    height: int
+    width: int
+    num_frames: int
+    latent_frames: int
+    video_tokens: int
+    text_tokens: int
+    forward_flops: float
+    weight_bytes_bf16: int
+    training_state_bytes: int
+    activation_bytes: float
+    checkpointed_activation_bytes: float
+
+    @property
+    def tokens(self) -> int:
+        return self.video_tokens + self.text_tokens
+
+
+def describe(directory: str | Path) -> dict[str, Any]:
+    """Facts about a pipeline folder: ``mode``, ``task``, ``parameters`` by component,
+    ``adapters``, ``transformer`` (its config) and ``cost`` at its own size (a ``Cost``).
+
+    ValueError if the folder holds no LayerFlow model.
+    """
+    folder = Path(directory)
+    config_file = folder / "transformer" / "config.json"
+    if not config_file.is_file():
+        raise ValueError(
+            f"{folder} holds no model (no transformer/config.json); see layerflow init"
+        )
+    config = read_json(config_file)
+    if config.get("_class_name") != "LayerFlowTransformer3DModel":
+        raise ValueError(
+            f"{folder} holds a {config.get('_class_name')}; make a LayerFlow model of it with "
+            "layerflow init DIR --preset cogvideox-2b --base FOLDER"
+        )
+    parameters = {
+        part: count_parameters(folder / part)
+        for part in ("transformer", "text_encoder", "vae")
+        if (folder / part).is_dir()
+    }
+    adapters = {}
+    for name, file in saved_adapters(folder / "transformer").items():
+        state, said = read_adapter(file)
+        adapters[name] = {
+            "rank": said["r"],
+            "alpha": said["lora_alpha"],
+            "parameters": sum(value.numel() for value in state.values()),
+        }
+    return {
+        "mode": config["mode"],
+        "task": config.get("task"),
+        "parameters": parameters,
+        "adapters": adapters,
+        "transformer": config,
+        "cost": cost(config, _vae_config(folder), parameters["transformer"]),
+    }
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in the safetensors files of one component."""
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as opened:
+                names = opened.keys()
+                total += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+    return total
+
+
+def _vae_config(folder: Path) -> dict[str, Any]:
+    file = folder / "vae" / "config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _factors(vae: dict[str, Any]) -> tuple[int, int]:
+    """Pixels a latent pixel's side, pixel frames a latent frame."""
+    if "block_size" in vae:
+        return int(vae["block_size"]), 1
+    return 8, int(vae.get("temporal_compression_ratio", 4))
+
+
+def cost(
+    config: dict[str, Any],
+    vae: dict[str, Any],
+    parameters: int,
+    height: int | None = None,
+    width: int | None = None,
+    latent_frames: int | None = None,
+) -> Cost:
+    """Cost of one sample. height, width in pixels; latent_frames of one layer.
+
+    FLOPs: ``24 d^2 L s`` for the linear layers and ``4 s^2 d L`` for attention, with s tokens,
+    width d and L blocks. Training state: fp32 weights, gradients and two AdamW moments of all
+    parameters.
+    """
+    spatial, temporal = _factors(vae)
+    task = official_task(config["task"]) if config["mode"] == "official" else None
+    height = height or config["sample_height"] * spatial
+    width = width or config["sample_width"] * spatial
+    per_layer = latent_frames or config["latent_frames"]
+    frames = task.layout.num_frames if task else per_layer * len(LAYERS)
+    patch = config["patch_size"] * spatial
+    video = frames * (height // patch) * (width // patch)
+    text = config["num_prompts"] * config["num_text_tokens"]
+    tokens = video + text
+    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    blocks = config["num_layers"]
+    flops = 24.0 * dim**2 * blocks * tokens + 4.0 * tokens**2 * dim * blocks
+    channels = float(tokens * blocks * dim)
+    return Cost(
+        height=height,
+        width=width,
+        num_frames=per_layer * temporal,
+        latent_frames=frames,
+        video_tokens=video,
+        text_tokens=text,
+        forward_flops=flops,
+        weight_bytes_bf16=2 * parameters,
+        training_state_bytes=16 * parameters,
+        activation_bytes=channels * ACTIVATION_BYTES,
+        checkpointed_activation_bytes=channels * CHECKPOINTED_BYTES,
+    )
+
+
+def as_lines(facts: dict[str, Any]) -> list[str]:
+    """``describe``'s facts as text."""
+    price: Cost = facts["cost"]
+    kind = f"official {facts['task']}" if facts["task"] else "native, all tasks"
+    lines = [f"kind         {kind}"]
+    if facts["task"] and (fault := official_task(facts["task"]).fault):
+        lines.append(f"known fault  {fault}")
+    for part, count in facts["parameters"].items():
+        lines.append(f"{part:<12} {count / 1e6:,.2f} M parameters")
+    for name, said in facts["adapters"].items():
+        lines.append(
+            f"adapter      {name}: rank {said['rank']}, alpha {said['alpha']:g}, "
+            f"{said['parameters'] / 1e6:,.2f} M parameters"
+        )
+    lines += [
+        f"one sample   4 layers of {price.num_frames} frames, {price.height}x{price.width}"
+        if not facts["task"]
+        else f"one sample   {price.latent_frames} latent frames, {price.height}x{price.width}",
+        f"tokens       {price.tokens:,} "
+        f"({price.video_tokens:,} video + {price.text_tokens:,} text)",
+        f"forward      {price.forward_flops / 1e12:,.4g} TFLOP",
+        f"weights      {price.weight_bytes_bf16 / GIB:,.3f} GiB in bf16; full training state "
+        f"{price.training_state_bytes / GIB:,.3f} GiB (fp32 weights, gradients, AdamW)",
+        f"activations  {price.activation_bytes / GIB:,.3f} GiB a sample in bf16, "
+        f"{price.checkpointed_activation_bytes / GIB:,.3f} GiB with checkpointing (estimates)",
+    ]
+    return lines
+
+
+def as_json(facts: dict[str, Any]) -> str:
+    """``describe``'s facts as JSON."""
+    price: Cost = facts["cost"]
+    return json.dumps(facts | {"cost": asdict(price) | {"tokens": price.tokens}}, indent=2)

@@ -1,0 +1,240 @@
+"""Model directories to start from.
+
+``init_directory`` writes a complete pipeline folder that works offline: a tiny one made from
+nothing, or a native LayerFlow model started from a CogVideoX folder (diffusers format) or from an
+official LayerFlow model that ``layerflow convert`` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerflow.model.autoencoder import BlockDCTAutoencoder
+from layerflow.model.from_base import make_scheduler, mark_layers
+from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.outputs import local_output
+
+MAX_TINY_TEXT_TOKENS = 32
+
+TINY: dict[str, Any] = {
+    "height": 32,
+    "width": 32,
+    "num_frames": 4,
+    "block_size": 8,
+    "luma_bands": 15,
+    "chroma_bands": 6,
+    "scaling_factor": 0.6,
+    "patch_size": 1,
+    "num_attention_heads": 3,
+    "attention_head_dim": 32,
+    "num_layers": 4,
+    "time_embed_dim": 96,
+    "text_width": 32,
+    "num_text_tokens": 16,
+    "spatial_interpolation_scale": 0.5,
+    "positions": "shared",
+    "layer_embedding_std": 0.5,
+    "gate_bias": 0.2,
+    "tie_query_key": True,
+    "scheduler": "ddim",
+    "seed": 0,
+}
+"""Options of the tiny preset and their values. height, width in pixels, num_frames of one layer;
+widths in channels; num_text_tokens of one prompt. layer_embedding_std: random layer embedding on
+video tokens at the start; gate_bias: AdaLN gates at the start; tie_query_key: keys start as copies
+of queries, so attention starts on "same place, other layer"."""
+
+BASE: dict[str, Any] = {
+    "height": 480,
+    "width": 720,
+    "num_frames": 16,
+    "positions": "shared",
+    "layer_embedding_std": 0.0,
+    "dtype": "bfloat16",
+    "seed": 0,
+}
+"""Options of the presets that start from a base model. dtype: of the stored transformer."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A kind of model directory: its options with their values, and whether it needs a base."""
+
+    name: str
+    summary: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_base: bool = True
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("tiny", "0.94 M parameters, made from nothing, for CPUs", TINY, needs_base=False),
+        Preset("cogvideox-2b", "native LayerFlow from CogVideoX-2B (sin-cos positions)", BASE),
+        Preset("cogvideox-5b", "native LayerFlow from CogVideoX-5B (rotary positions)", BASE),
+    )
+}
+
+
+def init_directory(
+    directory: str | Path, preset: str, base: str | Path | None = None, **overrides: Any
+) -> Path:
+    """Write a pipeline folder that ``LayerFlowPipeline.from_pretrained`` opens.
+
+    preset: a key of ``PRESETS``. base: a model folder or a Hub id to start from, for the presets
+    that need one. overrides: any of the preset's ``options``.
+    Returns the folder. ValueError for an unknown preset or option, a folder that is not empty, or a
+    base that cannot be used.
+    """
+    folder = Path(directory)
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    if unknown := sorted(set(overrides) - set(chosen.options)):
+        raise ValueError(
+            f"preset {preset} has no option {unknown[0]!r}; it has {', '.join(chosen.options)}"
+        )
+    if chosen.needs_base and base is None:
+        raise ValueError(f"preset {preset} starts from a model: pass base (--base PATH_OR_HUB_ID)")
+    if not chosen.needs_base and base is not None:
+        raise ValueError(f"preset {preset} is made from nothing: it takes no base")
+    options = {**chosen.options, **overrides}
+    writing = new_folder(folder)
+    if base is None:
+        _write_tiny(writing, options)
+    else:
+        from layerflow.model.from_base import write_from_base  # imports this module
+
+        write_from_base(writing, base, options, asked=overrides)
+    publish_folder(writing, folder)
+    return folder
+
+
+def new_folder(out: str | Path) -> Path:
+    """An empty folder to write in, beside ``out``, which must be absent or empty (ValueError)."""
+    out = local_output(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
+    folder = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish_folder(written: Path, out: str | Path) -> None:
+    """Move a folder that ``new_folder`` made to its place."""
+    if Path(out).is_dir():
+        Path(out).rmdir()
+    written.rename(out)
+
+
+def _write_tiny(folder: Path, options: Mapping[str, Any]) -> None:
+    from layerflow.model.pipeline import LayerFlowPipeline
+
+    _check_tiny(options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(options["seed"]))
+        text_encoder, tokenizer = _tiny_text(options)
+        vae = BlockDCTAutoencoder(
+            options["block_size"],
+            options["luma_bands"],
+            options["chroma_bands"],
+            options["scaling_factor"],
+        )
+        transformer = tiny_transformer(options, vae.latent_channels)
+    scheduler = make_scheduler(options["scheduler"])
+    pipe = LayerFlowPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    pipe.save_pretrained(str(folder))
+    sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
+    settings = {"preset": "tiny", "options": dict(options), "sampling": sampling}
+    (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _check_tiny(options: Mapping[str, Any]) -> None:
+    step = options["block_size"] * options["patch_size"]
+    if options["height"] % step or options["width"] % step or options["num_frames"] < 1:
+        raise ValueError(
+            f"height and width must be multiples of {step} and num_frames 1 or more: "
+            f"{options['height']}x{options['width']}, {options['num_frames']}"
+        )
+    if not 1 <= options["num_text_tokens"] <= MAX_TINY_TEXT_TOKENS:
+        raise ValueError(
+            f"num_text_tokens must be 1 to {MAX_TINY_TEXT_TOKENS}, not {options['num_text_tokens']}"
+        )
+    width = options["num_attention_heads"] * options["attention_head_dim"]
+    if width % 16:
+        raise ValueError(f"heads x head size must be a multiple of 16 (sin-cos table): {width}")
+
+
+def _tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """A random two-layer T5 and the byte-level tokenizer, which needs no files."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    tokenizer = ByT5Tokenizer(model_max_length=options["num_text_tokens"])
+    width = options["text_width"]
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5EncoderModel(config).eval(), tokenizer
+
+
+def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTransformer3DModel:
+    """A small network from nothing, initialised as it learns fastest (see ``TINY``)."""
+    factor = options["block_size"]
+    model = LayerFlowTransformer3DModel(
+        num_attention_heads=options["num_attention_heads"],
+        attention_head_dim=options["attention_head_dim"],
+        in_channels=channels,
+        out_channels=channels,
+        time_embed_dim=options["time_embed_dim"],
+        text_embed_dim=options["text_width"],
+        num_layers=options["num_layers"],
+        sample_height=options["height"] // factor,
+        sample_width=options["width"] // factor,
+        sample_frames=4 * options["num_frames"],
+        patch_size=options["patch_size"],
+        temporal_compression_ratio=1,
+        max_text_seq_length=3 * options["num_text_tokens"],
+        spatial_interpolation_scale=options["spatial_interpolation_scale"],
+        num_text_tokens=options["num_text_tokens"],
+        positions=options["positions"],
+        latent_frames=options["num_frames"],
+    )
+    for parameter in (model.proj_out.weight, model.proj_out.bias):
+        nn.init.zeros_(parameter)
+    for block in model.transformer_blocks:
+        for norm in (block.norm1, block.norm2):
+            _open_gates(norm.linear, options["gate_bias"])
+        if options["tie_query_key"]:
+            block.attn1.to_k.load_state_dict(block.attn1.to_q.state_dict())
+    nn.init.zeros_(model.norm_out.linear.weight)
+    nn.init.zeros_(model.norm_out.linear.bias)
+    mark_layers(model, options["layer_embedding_std"])
+    return model
+
+
+def _open_gates(modulation: nn.Linear, gate: float) -> None:
+    """Modulation that starts as the identity: no shift, no scale, gates at ``gate``."""
+    nn.init.zeros_(modulation.weight)
+    nn.init.zeros_(modulation.bias)
+    with torch.no_grad():
+        for index in (2, 5):  # (shift, scale, gate) of video tokens, then of text tokens
+            modulation.bias.chunk(6)[index].fill_(gate)

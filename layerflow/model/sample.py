@@ -1,0 +1,226 @@
+"""Sampling to files: what ``layerflow sample`` does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
+from layerflow.documents import read_json
+from layerflow.media.cells import (
+    MediaError,
+    encode_alpha,
+    encode_png,
+    encode_preview,
+    write_prores4444,
+    write_vp9_alpha,
+)
+from layerflow.media.contact_sheet import save_sheet
+from layerflow.media.decode import Decoder
+from layerflow.media.pictures import read_picture
+from layerflow.outputs import local_output
+
+STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SETTINGS = "layerflow.json"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One call of ``layerflow sample``; None means the model's own value.
+
+    given: layer -> video or picture file. prompt, negative_prompt: layer -> text.
+    height, width: pixels. num_frames: of one layer. count samples use the seeds from ``seed`` on.
+    """
+
+    model: Path
+    out: Path
+    given: Mapping[str, Path] = field(default_factory=dict)
+    prompt: Mapping[str, str] = field(default_factory=dict)
+    negative_prompt: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    count: int = 1
+    id: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    dynamic_cfg: bool = False
+    official_sampler: bool = False
+    exact_given: bool = False
+    png: bool = False
+    dtype: str | None = None
+
+
+def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
+    """Sample and write ``OUT/<id>/`` for each sample, and ``OUT/contact.png`` of all.
+
+    Returns the folders. ValueError for a request that the model cannot do; nothing is written then.
+    """
+    import torch
+
+    if request.id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", request.id):
+        raise ValueError(f"id {request.id!r} may hold letters, digits, '.', '-' and '_' only")
+    local_output(request.out)
+    pipe = load_pipeline(request.model, request.dtype)
+    pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
+    own = sampling_defaults(request.model)
+    layers, fps = _read_layers(request, pipe)
+    steps = request.steps or int(own.get("num_inference_steps", 50))
+    guidance = own.get("guidance_scale", 6.0) if request.guidance is None else request.guidance
+    seeds = range(request.seed, request.seed + request.count)
+    folders, clips = [], []
+    for seed in seeds:
+        output = pipe(
+            prompt=dict(request.prompt),
+            negative_prompt=dict(request.negative_prompt),
+            given=layers,
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames,
+            num_inference_steps=steps,
+            guidance_scale=float(guidance),
+            use_dynamic_cfg=request.dynamic_cfg,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="uint8",
+            exact_given=request.exact_given,
+            official_sampler=request.official_sampler,
+        )
+        name = request.id or f"seed-{request.seed}"
+        if request.count > 1:
+            name = f"{request.id or 'seed'}-{seed}"
+        result = {layer: None if output[layer] is None else output[layer][0] for layer in LAYERS}
+        about = _about(request, seed, steps, float(guidance))
+        folder = request.out / name
+        clips.append(write_layers(folder, result, request.prompt, fps, about, png=request.png))
+        folders.append(folder)
+    labels = [f"{folder.name}   {dict(request.prompt) or ''}" for folder in folders]
+    save_sheet(request.out / "contact.png", clips, labels)
+    return folders
+
+
+def load_pipeline(model: Path, dtype: str | None = None) -> Any:
+    """The pipeline of a model folder, on the GPU if there is one (then bfloat16 by default)."""
+    import torch
+
+    from layerflow.model.pipeline import LayerFlowPipeline
+
+    if not (model / "model_index.json").is_file():
+        raise ValueError(f"{model} is no model folder (no model_index.json); see layerflow init")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}")
+    gpu = torch.cuda.is_available()
+    kind = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
+    pipe = LayerFlowPipeline.from_pretrained(model, dtype=kind)
+    return pipe.to("cuda") if gpu else pipe
+
+
+def sampling_defaults(model: Path) -> dict[str, Any]:
+    """The model folder's own ``num_inference_steps`` and ``guidance_scale``, if it says any."""
+    file = model / SETTINGS
+    said = read_json(file) if file.is_file() else {}
+    sampling = said.get("sampling", {})
+    return sampling if isinstance(sampling, dict) else {}
+
+
+def write_layers(
+    folder: Path,
+    layers: Mapping[str, U8 | None],
+    prompts: Mapping[str, str],
+    fps: float,
+    about: Mapping[str, Any],
+    *,
+    png: bool = False,
+) -> LayeredClip:
+    """Write one sample's files; returns it as a clip.
+
+    layers: foreground ``[T, H, W, 4]`` straight RGBA (3 channels where the model has no alpha),
+    alpha ``[T, H, W]`` or None, background and blended ``[T, H, W, 3]``; uint8.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    foreground, alpha = layers["foreground"], layers["alpha"]
+    background, blended = layers["background"], layers["blended"]
+    assert foreground is not None and background is not None and blended is not None
+    if alpha is None:
+        (folder / "foreground.mp4").write_bytes(encode_preview(foreground, fps, crf=12))
+        alpha = np.full(foreground.shape[:3], 255, np.uint8)
+    else:
+        write_prores4444(folder / "foreground.mov", foreground, fps)
+        write_vp9_alpha(folder / "foreground.webm", foreground, fps)
+        (folder / "alpha.mkv").write_bytes(encode_alpha(alpha, fps))
+    (folder / "background.mp4").write_bytes(encode_preview(background, fps, crf=12))
+    (folder / "blended.mp4").write_bytes(encode_preview(blended, fps, crf=12))
+    if png:
+        for name, stack in layers.items():
+            for t, frame in enumerate(stack if stack is not None else ()):
+                place = folder / "frames" / name / f"{t:05d}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(encode_png(np.ascontiguousarray(frame)))
+    (folder / "sample.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    clip = LayeredClip(
+        np.ascontiguousarray(foreground[..., :3]), alpha, background, blended, dict(prompts), fps
+    )
+    save_sheet(folder / "contact.png", [clip])
+    return clip
+
+
+def _about(request: SampleRequest, seed: int, steps: int, guidance: float) -> dict[str, Any]:
+    said = asdict(request) | {"seed": seed, "steps": steps, "guidance": guidance}
+    for name in ("out", "count", "png"):
+        del said[name]
+    said["model"] = request.model.name
+    said["given"] = {layer: path.name for layer, path in request.given.items()}
+    return said
+
+
+def _read_layers(request: SampleRequest, pipe: Any) -> tuple[dict[str, U8], float]:
+    """Given files at the size and length of the request, and the frame rate."""
+    if not request.given:
+        return {}, request.fps or 8.0
+    height, width, count = pipe.default_size(request.height, request.width, request.num_frames)
+    layers, rate = {}, None
+    for layer, path in request.given.items():
+        if layer not in LAYERS:
+            raise ValueError(f"--given names {layer!r}; the layers are {', '.join(LAYERS)}")
+        frames, own = read_file(path)
+        if len(frames) == 1:
+            frames = np.repeat(frames, count, axis=0)
+        if len(frames) < count:
+            raise ValueError(f"{path} has {len(frames)} frames, the model needs {count}")
+        layers[layer] = _fit(frames[:count], height, width)
+        rate = rate or own
+    return layers, request.fps or rate or 8.0
+
+
+def read_file(path: Path) -> tuple[U8, float | None]:
+    """A picture (one frame) or video, untrusted: uint8 ``[T, H, W, 1, 3 or 4]`` and its rate."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        if path.suffix.lower() in STILLS:
+            return read_picture(path.resolve())[None], None
+        with Decoder() as decoder:
+            return decoder.read_frames(path.resolve())
+    except MediaError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def _fit(frames: U8, height: int, width: int) -> U8:
+    """Scale to cover and crop; colour under alpha is premultiplied meanwhile."""
+    if frames.shape[1:3] == (height, width) or frames.shape[-1] != 4:
+        return resize_cover(frames, height, width)
+    cover = frames[..., 3:].astype(np.float32) / 255
+    ink = resize_cover(frames[..., :3] * cover, height, width)
+    soft = resize_cover(cover[..., 0], height, width)
+    colour = ink / np.maximum(soft, 1e-3)[..., None]
+    rgba = np.concatenate([colour, soft[..., None] * 255], -1)
+    return cv2.convertScaleAbs(rgba.reshape(-1)).reshape(rgba.shape)

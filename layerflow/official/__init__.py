@@ -1,0 +1,1 @@
+"""The authors' checkpoints: names, safe reading, conversion, proof against golden vectors."""

@@ -1,0 +1,1 @@
+"""Prompts from vision-language models."""

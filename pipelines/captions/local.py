@@ -1,0 +1,95 @@
+"""A captioner in this process: any image-text-to-text model of transformers, by local path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.captions.request import CaptionError, Request
+
+
+class VlmCaptioner:
+    """Greedy answers of a model folder with weights (safetensors) and a processor.
+
+    ``path``: the folder; nothing is downloaded, and no code of the folder is run. ``device``: a
+    torch device. The processor must have a chat template. Raises ValueError for a folder that does
+    not load.
+    """
+
+    licence = "as the weights"
+
+    def __init__(self, path: str, device: str = "cpu", max_tokens: int = 200) -> None:
+        if not Path(path).is_dir():
+            raise ValueError(f"captions: no model folder {path}; for an endpoint give its url too")
+        self.name = Path(path).name
+        self._max_tokens = max_tokens
+        self._path = path
+        self._device = device
+        self._processor: Any = None
+        self._model: Any = None
+
+    def check(self) -> None:
+        """Load what is small: the process that plans a job need not hold the weights."""
+        self._processor = self._processor or _load_processor(self._path)
+        if not any(Path(self._path).glob("*.safetensors")):
+            raise ValueError(f"captions: {self._path} holds no *.safetensors weights")
+
+    def answer(self, requests: Sequence[Request]) -> list[str]:
+        """See ``Captioner``. Requests go through the network one by one: their sizes differ."""
+        if self._model is None:
+            self.check()
+            self._model = _load_model(self._path, self._device)
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> str:
+        import torch
+        from PIL import Image
+
+        pictures: list[dict[str, Any]] = [
+            {"type": "image", "image": Image.fromarray(picture)} for picture in request.pictures
+        ]
+        content = [*pictures, {"type": "text", "text": request.text}]
+        try:
+            inputs = self._processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(self._device)
+            with torch.inference_mode():
+                found = self._model.generate(
+                    **inputs, max_new_tokens=self._max_tokens, do_sample=False
+                )
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise CaptionError(f"{self.name}: {type(error).__name__}: {error}") from error
+        new = found[:, inputs["input_ids"].shape[1] :]
+        return str(self._processor.batch_decode(new, skip_special_tokens=True)[0])
+
+
+def _load_processor(path: str) -> Any:
+    from layerflow.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"captions: the processor in {path} does not load: {error}") from error
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(f"captions: the processor in {path} has no chat template")
+    return processor
+
+
+def _load_model(path: str, device: str) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, dtype="auto"
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"captions: the model in {path} does not load: {error}") from error
+    return model.to(device).eval()

@@ -1,0 +1,1 @@
+"""``encode``: a corpus -> latents and prompt embeddings."""

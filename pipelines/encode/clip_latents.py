@@ -1,0 +1,330 @@
+"""What encode does to one clip: decode, augment, take frames, resize, autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layerflow.clip import LAYERS, PROMPTED, LayeredClip, resize_clip
+from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
+from layerflow.corpus.row_cells import pack_clips, read_cell, unpack_clips
+from layerflow.corpus.row_check import check_equation, check_unread
+from layerflow.documents import read_json
+from layerflow.media.cells import Bounds, MediaError
+from layerflow.media.sandbox import Buffer, Contained, Work
+from pipelines.engine.cluster import torch_device
+
+MAX_FRAMES = 10_000  # of one clip
+SHARED_BYTES = 512 << 20  # pictures of one row; those of a larger one go through a pipe
+AUTOENCODERS = {
+    "BlockDCTAutoencoder": "layerflow.model.autoencoder",
+    "AutoencoderKLCogVideoX": "diffusers",
+}
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Variants of each clip, all of them deterministic.
+
+    flip: also mirrored left to right. reverse: also backwards in time (not for stills).
+    crops: also that many windows of the target's aspect, `min_crop` to 1 of the largest one.
+    The numbers multiply: flip, reverse and 3 crops make 16 clips of one.
+    freeze: instead of a moving clip, that many random frames of it, each as a still. The motion
+    stage trains on them; where an autoencoder compresses time, no frame of a moving clip's latents
+    is what a still gives.
+    """
+
+    flip: bool = False
+    reverse: bool = False
+    crops: int = 0
+    min_crop: float = 0.7
+    freeze: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crops < 0 or self.freeze < 0 or not 0 < self.min_crop <= 1:
+            raise ValueError(
+                f"crops and freeze must be 0 or more and min_crop in (0, 1], not {self}"
+            )
+
+
+@dataclass(frozen=True)
+class Variant:
+    frame: int = 0  # 0: the moving clip
+    crop: int = 0  # 0: none
+    flip: bool = False
+    reverse: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What the variant adds to the clip's id; empty for the clip itself."""
+        parts = [f"s{self.frame}" * bool(self.frame)]
+        parts += [f"c{self.crop}" * bool(self.crop), "f" * self.flip, "r" * self.reverse]
+        return "".join(f"-{part}" for part in parts if part)
+
+
+def variants(kind: str, augment: Augment) -> list[Variant]:
+    """The variants of a clip, the clip itself first."""
+    frozen = bool(augment.freeze) and kind != "image"
+    choices = itertools.product(
+        range(1, augment.freeze + 1) if frozen else (0,),
+        range(augment.crops + 1),
+        (False, True) if augment.flip else (False,),
+        (False, True) if augment.reverse and kind != "image" and not frozen else (False,),
+    )
+    return [Variant(*choice) for choice in choices]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the latents depend on, besides the clips."""
+
+    model: str
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    dtype: str = "float32"
+    augment: Augment = field(default_factory=Augment)
+
+    @property
+    def frame_rule(self) -> str:
+        return f"even:{self.frames}" if self.frames else "all"
+
+
+class Encoder:
+    """A model's autoencoder and text encoder, each loaded when it is first needed."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder, on a GPU if there is one."""
+        import importlib
+
+        folder = Path(self.options.model)
+        name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
+        if name not in AUTOENCODERS:
+            raise ValueError(f"{folder}/vae: unknown autoencoder {name!r}; not {set(AUTOENCODERS)}")
+        kind = getattr(importlib.import_module(AUTOENCODERS[name]), name)
+        vae = kind.from_pretrained(folder / "vae").eval()
+        return vae.to(torch_device())
+
+    @cached_property
+    def text(self) -> tuple[Any, Any]:
+        """Tokenizer and text encoder, on a GPU if there is one."""
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        folder = Path(self.options.model)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        return tokenizer, encoder.eval().to(torch_device())
+
+    @cached_property
+    def reader(self) -> Contained:
+        """The child process that decodes and resizes, kept for all rows of this process."""
+        maker = partial(picture_maker, options=self.options)
+        return Contained(maker, Path(), writes=False, shared=SHARED_BYTES)
+
+    def check(self) -> None:
+        """ValueError if the autoencoder cannot take the frames or size that are asked for."""
+        from layerflow.model.autoencoder import check_frames, spatial_factor
+
+        if self.options.frames:
+            check_frames(self.vae, self.options.frames)
+        factor = spatial_factor(self.vae)
+        if self.options.size and any(side % factor for side in self.options.size):
+            raise ValueError(f"--size must be multiples of {factor}, not {self.options.size}")
+
+    def prompts(self, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Rows of `prompts/` for prefixed texts."""
+        from layerflow.model.text import encode_texts
+
+        tokens, _ = text_shape(self.options.model)
+        embeddings = encode_texts(*self.text, list(texts), tokens).cpu().numpy()
+        for text, embedding in zip(texts, embeddings, strict=True):
+            yield prompt_row(text, embedding, dtype=self.options.dtype)
+
+    def clip(self, row: Mapping[str, Any], about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of `clips/` for a corpus row: one for each variant.
+
+        about: its `content` hash and prefixed `prompts`. ValueError for a clip that cannot be
+        decoded, has too few frames, or does not fit the autoencoder.
+        """
+        from layerflow.model.autoencoder import check_frames
+
+        pictures = self.pictures(row)
+        chosen = variants(row["kind"], self.options.augment)
+        length = pictures[0].num_frames
+        check_frames(self.vae, length)
+        keys = [prompt_key(text) for text in about["prompts"]]
+        return [
+            clip_row(
+                dict(zip(LAYERS, moments, strict=True)),
+                dtype=self.options.dtype,
+                id=row["id"] + variant.suffix,
+                source=row["id"],
+                content=about["content"],
+                kind=picture.kind,
+                alpha_kind=picture.alpha_kind,
+                origin_group=origin_group(row["origin"]),
+                num_frames=length,
+                height=picture.size[0],
+                width=picture.size[1],
+                fps=picture.fps,
+                **{f"{layer}_prompt": key for layer, key in zip(PROMPTED, keys, strict=True)},
+            )
+            for variant, picture, moments in zip(
+                chosen, pictures, self._moments(pictures), strict=True
+            )
+        ]
+
+    def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
+        """``pictures_of`` a corpus row, made in the child process; good until the next call."""
+        return unpack_clips(self.reader.call(pickle.dumps(dict(row))), row)
+
+    def _moments(self, clips: Sequence[LayeredClip]) -> np.ndarray:
+        """float32 ``[N, 4, 2C, f, h, w]``."""
+        import torch
+
+        from layerflow.model.autoencoder import encode, layer_pixels
+
+        pixels = torch.from_numpy(np.concatenate([layer_pixels(clip) for clip in clips]))
+        mean, logvar = encode(self.vae, pixels.permute(0, 4, 1, 2, 3))
+        moments = torch.cat([mean, logvar], 2).transpose(1, 2)
+        return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
+
+
+def picture_maker(path: Path, options: Options) -> Work:
+    """The handler of `Encoder.reader`: a corpus row in, the pictures of its variants out."""
+
+    def answer(request: bytes) -> list[Buffer]:
+        return pack_clips(pictures_of(pickle.loads(request), options))  # of the parent: plain
+
+    return answer
+
+
+def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
+    """Every variant of a corpus row as it goes into the autoencoder, decoded in this process.
+
+    MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
+    """
+    check_unread(row)
+    augment = options.augment
+    if augment.freeze and row["kind"] != "image":
+        clip = decode_frames(row, frozen_frames(row, augment.freeze))
+    else:
+        clip = decode(row, options.frames)
+    if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
+        check_equation(row, clip)
+    size = options.size or clip.size
+    return [vary(clip, v, size, augment.min_crop, row["id"]) for v in variants(clip.kind, augment)]
+
+
+def text_shape(model: str) -> tuple[int, int]:
+    """Tokens of one prompt, and width of one token, as the model's transformer wants them."""
+    path = Path(model) / "transformer" / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{model} is no model directory (no transformer/config.json)")
+    config = read_json(path, {"num_text_tokens": int, "text_embed_dim": int})
+    return int(config["num_text_tokens"]), int(config["text_embed_dim"])
+
+
+def origin_group(origin: Mapping[str, Any]) -> str:
+    """What clips of one origin share, to hold them out together: their sources, hashed."""
+    sources = sorted([origin.get("sha256") or origin.get("uri") or "", *(origin["parents"] or [])])
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
+
+
+def even_frames(count: int, wanted: int) -> list[int]:
+    """`wanted` distinct indices spread evenly over `count` frames, in the middle of equal parts."""
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
+    """The clip of a corpus row with `frames` of its frames (None: all; stills stay single).
+
+    Only the chosen frames are converted, which is most of the work at small sizes. MediaError
+    for damaged media and for a clip with fewer frames.
+    """
+    count = row["num_frames"]
+    if not 1 <= count <= MAX_FRAMES:
+        raise MediaError(f"clip {row['id']} says that it has {count} frames")
+    if row["kind"] == "image":
+        keep = [0]
+    elif frames is None:
+        keep = list(range(count))
+    elif frames > count:
+        raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
+    else:
+        keep = even_frames(count, frames)
+    return decode_frames(row, keep)
+
+
+def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
+    """Which frames of a clip to show frozen: random ones that follow from its id."""
+    rng = _random(f"{row['id']}-frozen")
+    return [int(frame) for frame in rng.integers(0, max(1, row["num_frames"]), wanted)]
+
+
+def _random(key: str) -> np.random.Generator:
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
+    """The clip of a corpus row with the frames `keep`, in that order."""
+    bounds = Bounds.of(row)
+    return LayeredClip(
+        **{layer: read_cell(row[layer], keep, bounds, grey=layer == "alpha") for layer in LAYERS},
+        prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
+        fps=row["fps"] * len(keep) / max(1, row["num_frames"]),
+        kind=row["kind"],
+        alpha_kind=row["alpha_kind"],
+        background_kind=row["background_kind"],
+    )
+
+
+def vary(
+    clip: LayeredClip, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
+) -> LayeredClip:
+    """One variant of a clip at `size`. The window of a crop depends on the id and its number."""
+    if variant.frame:
+        clip = clip.take([variant.frame - 1])
+    if variant.crop:
+        chance = _random(f"{id_}-{variant.crop}").random(3).tolist()
+        top, left, height, width = crop_window(clip.size, size, min_crop, chance)
+        window = (slice(None), slice(top, top + height), slice(left, left + width))
+        clip = _each(clip, lambda frames: frames[window])
+    if variant.flip:
+        clip = _each(clip, lambda frames: frames[:, :, ::-1])
+    if variant.reverse:
+        clip = _each(clip, lambda frames: frames[::-1])
+    return resize_clip(_each(clip, np.ascontiguousarray), *size)
+
+
+def _each(clip: LayeredClip, change: Any) -> LayeredClip:
+    return replace(clip, **{layer: change(clip.layer(layer)) for layer in LAYERS})
+
+
+def crop_window(
+    size: tuple[int, int], target: tuple[int, int], min_crop: float, chance: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a window of the target's aspect.
+
+    chance: three numbers in [0, 1) for scale, top and left. Scale 1 is the largest window.
+    """
+    largest = min(size[0] / target[0], size[1] / target[1])
+    scale = largest * (min_crop + (1 - min_crop) * chance[0])
+    height = min(size[0], max(1, round(target[0] * scale)))
+    width = min(size[1], max(1, round(target[1] * scale)))
+    top = int(chance[1] * (size[0] - height + 1))
+    left = int(chance[2] * (size[1] - width + 1))
+    return top, left, height, width

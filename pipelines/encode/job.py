@@ -1,0 +1,316 @@
+"""Encode a corpus: latents of every clip and embeddings of every prompt, on Ray Data.
+
+    corpora -> rows that are not up to date -> units -> decode, augment, resize, autoencoder
+            -> staged streams -> one latents folder, in the corpora's order
+
+A unit is a few consecutive rows (or prompts), staged as those of the corpus jobs are. A job that is
+killed and started again does what is missing; a corpus in which one clip changed re-encodes one
+row. What other weights or another size made is refused, with the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from layerflow.clip import LAYERS, PROMPTED
+from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
+from layerflow.corpus.latents import (
+    CLIPS,
+    FORMAT_VERSION,
+    PROMPTS,
+    Latents,
+    LatentsWriter,
+    prompt_key,
+)
+from layerflow.corpus.published import PublishedCorpus, fetched, open_corpus
+from layerflow.corpus.table import Corpus
+from layerflow.corpus.validate import refuse_unsound
+from layerflow.outputs import local_output
+from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
+from pipelines.engine.staging import Parts, Staging, json_part, locked, stream_part
+from pipelines.engine.workers import run_staged
+
+UNIT_ROWS = 32
+UNIT_PROMPTS = 64
+ROWS, REASONS = "rows.arrow", "reasons.json"
+
+
+@dataclass(frozen=True)
+class EncodeSummary:
+    """What an encode job did; `rejected` are (row id, reason)."""
+
+    out: Path
+    clips: int
+    encoded: int
+    prompts: int
+    rejected: list[tuple[str, str]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A corpus row that is wanted: where it lies, and the rows of latents that it becomes."""
+
+    corpus: str
+    index: int
+    id: str
+    content: str
+    outputs: tuple[str, ...]
+    prompts: tuple[str, ...]
+
+
+def run_encode(
+    corpora: Sequence[str | Path],
+    *,
+    model: str | Path,
+    out: str | Path,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    augment: Augment | None = None,
+    dtype: str = "float32",
+    workers: int | None = None,
+    quiet: bool = False,
+    accept_lost: bool = False,
+) -> EncodeSummary:
+    """Encode corpora into the latents folder `out`.
+
+    corpora: corpus folders, published folders, `hf://datasets/...` (`layerflow.corpus.published`).
+    size: height and width; None: as the clips are. frames: how many of each clip's frames to
+    take, evenly spread and distinct; None: all; stills stay single. augment: variants of each
+    clip. workers: Ray tasks at a time; None: all CPUs (or GPUs); 0: this process, without Ray.
+    accept_lost: any number of units may fail for one reason; their clips are rejected.
+    ValueError for a wrong request, and when `out` holds latents of other weights, size or rule;
+    OSError when the disk is full or the fault lies with the machines (`pipelines.engine.workers`).
+    """
+    started = time.monotonic()
+    out, augment = local_output(out), augment or Augment()
+    options = Options(str(Path(model).resolve()), size, frames, dtype, augment)
+    fingerprint = make_fingerprint(options)
+    have = open_existing(out, fingerprint)
+    rows = list(wanted_rows(corpora, augment))
+    if not rows:
+        raise ValueError(f"{', '.join(map(str, corpora))}: no clips to encode")
+    known = dict(zip(have.column("id"), have.column("content"), strict=True)) if have else {}
+    missing = [row for row in rows if any(known.get(o) != row.content for o in row.outputs)]
+    texts = dict.fromkeys(text for row in rows for text in row.prompts if text)
+    embedded = have.prompt_keys() if have else set()
+    new_texts = [text for text in texts if prompt_key(text) not in embedded]
+    if have and not missing and not new_texts and set(known) == _outputs(rows):
+        return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
+
+    Encoder(options).check()
+    folder = out.with_name(f".{out.name}.staging")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, f"{out}: another job is writing these latents"):
+        staging = Staging.begin(folder, _roots(rows, options))
+        tag = _key(fingerprint, asdict(augment))
+        clip_units = [_clip_unit(tag, chunk) for chunk in _chunks(missing, UNIT_ROWS)]
+        text_units = [_text_unit(tag, chunk) for chunk in _chunks(new_texts, UNIT_PROMPTS)]
+        lost = run_staged(
+            text_units + clip_units,
+            partial(encode_unit, options=options),
+            staging,
+            workers=workers,
+            quiet=quiet,
+            gpus=1.0,
+            hold=True,
+            accept_lost=accept_lost,
+        )
+        reasons = [lost[unit.key] for unit in text_units if unit.key in lost]
+        if reasons:
+            raise ValueError(f"the text encoder of {model} cannot run: {reasons[0]}")
+        rejected: list[tuple[str, str]] = []
+        with LatentsWriter(out, fingerprint) as writer:
+            clips = writer.clips(_merged(rows, have, known, clip_units, staging, lost, rejected))
+            if clips == 0:
+                raise ValueError(f"nothing could be encoded; the first reason: {rejected[0][1]}")
+            prompts = writer.prompts(_merged_prompts(texts, have, text_units, staging))
+        if rejected:
+            lines = [json.dumps({"id": id_, "reason": reason}) for id_, reason in rejected]
+            (out / "rejected.jsonl").write_text("\n".join(lines) + "\n")
+        shutil.rmtree(staging.folder)
+        lock.unlink()
+    done = len(missing) - len({id_ for id_, _ in rejected})
+    return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
+
+
+def _roots(rows: Sequence[_Row], options: Options) -> list[str]:
+    """What every worker must see: the corpora's folders and the model."""
+    return [
+        p for p in dict.fromkeys([*(r.corpus for r in rows), options.model]) if Path(p).exists()
+    ]
+
+
+def make_fingerprint(options: Options) -> dict[str, Any]:
+    """What the latents will depend on, besides the clips themselves."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "size": list(options.size) if options.size else None,
+        "frames": options.frame_rule,
+        "dtype": options.dtype,
+        "text_shape": list(text_shape(options.model)),
+        **model_fingerprint(options.model),
+    }
+
+
+def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
+    """The latents that `out` holds already. ValueError if they are foreign."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    have = Latents.open(out)
+    different = fingerprint_differences(have.fingerprint, fingerprint)
+    if different:
+        raise ValueError(
+            f"{out} holds latents made in another way; choose another --out or remove it.\n  "
+            + "\n  ".join(different)
+        )
+    return have
+
+
+def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Row]:
+    """All rows of the corpora with what they become. ValueError for an id that comes twice."""
+    from layerflow.model.text import prefixed
+
+    seen: set[str] = set()
+    for path in corpora:
+        folder = fetched(path)
+        corpus = open_corpus(folder)
+        refuse_unsound(corpus, ids=False)  # below, over all of them
+        for index in range(len(corpus)):
+            row = corpus.row(index)
+            if row["id"] in seen:
+                raise ValueError(f"{path}: clip {row['id']} is in these corpora more than once")
+            seen.add(row["id"])
+            texts = [row[f"{layer}_prompt"] or "" for layer in PROMPTED]
+            digest = hashlib.sha256(json.dumps([texts, row["kind"], row["alpha_kind"]]).encode())
+            for layer in LAYERS:
+                digest.update(hashlib.sha256(row[layer] or b"").digest())
+            yield _Row(
+                corpus=str(folder),
+                index=index,
+                id=row["id"],
+                content=digest.hexdigest()[:32],
+                outputs=tuple(row["id"] + v.suffix for v in variants(row["kind"], augment)),
+                prompts=tuple(
+                    prefixed(layer, text) if text else ""
+                    for layer, text in zip(PROMPTED, texts, strict=True)
+                ),
+            )
+
+
+def _outputs(rows: Sequence[_Row]) -> set[str]:
+    return {output for row in rows for output in row.outputs}
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What `run_staged` wants of a unit."""
+
+    key: str
+    payload: dict[str, Any]
+
+
+def _clip_unit(tag: str, rows: Sequence[_Row]) -> _Unit:
+    contents = [(row.id, row.content) for row in rows]
+    payload = {"kind": "clips", "rows": [asdict(row) for row in rows]}
+    return _Unit(_key(tag, contents), payload)
+
+
+def _text_unit(tag: str, texts: Sequence[str]) -> _Unit:
+    return _Unit(_key(tag, list(texts)), {"kind": "prompts", "texts": list(texts)})
+
+
+# ---- one unit ---------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _encoder(options: Options) -> Encoder:
+    return Encoder(options)
+
+
+def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
+    """What a unit commits: the rows of its clips or prompts; bad clips become reasons."""
+    encoder = _encoder(options)
+    if unit["kind"] == "prompts":
+        return {ROWS: stream_part(encoder.prompts(unit["texts"]), PROMPTS)}
+    reasons: dict[str, str] = {}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in unit["rows"]:
+            try:
+                yield from encoder.clip(_open(row["corpus"]).row(row["index"]), row)
+            except ValueError as error:
+                reasons[row["id"]] = str(error)
+
+    return {ROWS: stream_part(rows(), CLIPS), REASONS: json_part(lambda: reasons)}
+
+
+@lru_cache(maxsize=8)
+def _open(corpus: str) -> Corpus | PublishedCorpus:
+    return open_corpus(corpus)
+
+
+# ---- putting them together --------------------------------------------------------------------
+
+
+def _merged(
+    rows: Sequence[_Row],
+    have: Latents | None,
+    known: Mapping[str, str],
+    units: Sequence[_Unit],
+    staging: Staging,
+    lost: Mapping[str, str],
+    rejected: list[tuple[str, str]],
+) -> Iterator[dict[str, Any]]:
+    """Rows of `clips/` in the corpora's order: kept ones, and new ones from the staged units."""
+    unit_of = {row["id"]: unit.key for unit in units for row in unit.payload["rows"]}
+    places = {output: index for index, output in enumerate(known)}
+    current, new, reasons = "", dict[str, dict[str, Any]](), dict[str, str]()
+    for row in rows:
+        key = unit_of.get(row.id)
+        if key is None:
+            assert have is not None
+            yield from (have.raw(places[output]) for output in row.outputs)
+            continue
+        if key in lost:
+            rejected.append((row.id, lost[key]))
+            continue
+        if key != current:
+            current = key
+            new = {r["id"]: r for r in staging.rows(key, ROWS)}
+            reasons = json.loads(staging.path(key, REASONS).read_text())
+        if row.id in reasons:
+            rejected.append((row.id, reasons[row.id]))
+        else:
+            yield from (new[output] for output in row.outputs)
+
+
+def _merged_prompts(
+    texts: Mapping[str, None],
+    have: Latents | None,
+    units: Sequence[_Unit],
+    staging: Staging,
+) -> Iterator[dict[str, Any]]:
+    """Rows of `prompts/`: those kept that are still in use, then the new ones."""
+    keys = {prompt_key(text) for text in texts}
+    kept = (row for row in (have.prompt_rows() if have else ()) if row["key"] in keys)
+    new = (row for unit in units for row in staging.rows(unit.key, ROWS))
+    return itertools.chain(kept, new)

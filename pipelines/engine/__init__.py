@@ -1,0 +1,1 @@
+"""How any job runs: units, workers, staging, the cluster."""

@@ -1,0 +1,364 @@
+"""The harness of the corpus jobs: units of work on Ray Data, staged atomically, compacted once.
+
+Every unit commits its own folder under ``OUT/staging`` by rename, so a job that is killed and
+started again does only what is missing. The last step streams all units, in their order, into
+the corpus' shards; the final bytes depend on the rows alone, not on workers or order of arrival.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerflow.corpus.stats import general_reason
+from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, SCHEMA, Table, rejected_row
+from layerflow.corpus.writer import write_table
+from layerflow.documents import read_json
+from layerflow.outputs import local_output
+from pipelines.engine.replay import remember, roots
+from pipelines.engine.staging import Parts, Staging, json_part, locked, stream_part, write_json
+from pipelines.engine.workers import run_staged
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work. ``payload`` holds plain values; ``order`` places its rows."""
+
+    key: str
+    order: int
+    payload: dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """What a unit gave: corpus rows in time order, and rejected rows.
+
+    ``rows`` may be a generator, so that memory holds one row; ``rejected`` is read after it.
+    """
+
+    rows: Iterable[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """A cheap look at every unit before any of them does its work.
+
+    look: payload -> JSON-able findings, run like the work itself. plan: sees all findings in the
+    order of the units, one at a time, and returns what to add to the payloads of some units, by
+    key. Every payload also gets ``look``: the path of the unit's own findings.
+    """
+
+    look: Callable[[dict[str, Any]], dict[str, Any]]
+    plan: Callable[[Iterable[tuple[Unit, dict[str, Any]]]], Mapping[str, dict[str, Any]]]
+
+
+Work = Callable[[dict[str, Any]], Outcome]
+Refuse = Callable[[dict[str, Any]], str | None]
+Choose = Callable[[Unit], bool]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the rows: the job, its options without run-time ones, its format version.
+    ``given``: all its options, for a later replay."""
+
+    kind: str
+    options: dict[str, Any]
+    version: int
+    given: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def hash(self) -> str:
+        text = json.dumps([self.kind, self.options, self.version, FORMAT_VERSION], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+RUNTIME_OPTIONS = frozenset({"out", "inputs", "foregrounds", "backgrounds", "workers", "deadline"})
+
+
+def make_recipe(kind: str, options: dict[str, Any], version: int) -> Recipe:
+    """A recipe from resolved options; run-time options and paths are left out."""
+    kept = {name: value for name, value in options.items() if name not in RUNTIME_OPTIONS}
+    for name in ("weights", "prompts"):
+        if kept.get(name):
+            kept[name] = Path(kept[name]).name
+    return Recipe(kind, kept, version, options)
+
+
+def unit_key(*parts: object) -> str:
+    """A short, file-safe name for a unit from what identifies it."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a job did. ``reasons`` counts rejected rows by stage and reason, numbers as N."""
+
+    out: Path
+    kept: int
+    rejected: int
+    reasons: dict[str, int]
+    seconds: float
+    resumed: int = 0
+
+
+def run_job(
+    units: Sequence[Unit],
+    work: Work,
+    *,
+    out: Path,
+    recipe: Recipe,
+    workers: int | None = None,
+    quiet: bool = False,
+    schema: pa.Schema = SCHEMA,
+    refuse: Refuse | None = None,
+    first_pass: FirstPass | None = None,
+    gpus: float = 0.0,
+    only: Choose | None = None,
+    accept_lost: bool = False,
+) -> Summary:
+    """Run every unit that is not staged yet, then compact into the corpus ``out``.
+
+    workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
+    corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
+    one is left out as a near-duplicate. first_pass: before the work. gpus: share of a GPU that
+    one task of the work takes. only: whether a unit is wanted; without it all are. accept_lost: any
+    number of units may fail for one reason, as rejected rows.
+    Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
+    the disk is full or the fault lies with the machines (``engine.workers``); what was done by
+    then is kept, and the same call goes on from there.
+    """
+    started = time.monotonic()
+    out = local_output(out)
+    units = [unit for unit in units if only is None or only(unit)]
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", f"{out}: another job is writing this corpus"):
+        plan = unit_key([unit.key for unit in units])
+        done = _claim(out, recipe, plan)
+        if done is not None:
+            return done
+        remember(out, recipe.kind, recipe.hash, recipe.given)
+        inputs = roots(recipe.given)
+        staging = Staging.begin(out / "staging", inputs)
+        resumed = sum(staging.is_done(unit.key) for unit in units)
+        run = partial(run_staged, workers=workers, quiet=quiet, gpus=gpus, accept_lost=accept_lost)
+        prepare = _looking_first(units, first_pass, staging, run) if first_pass else _as_they_are
+        lost = run(units, partial(_parts, work, schema), staging, prepare=prepare)
+        for unit in units:
+            if unit.key in lost:
+                rejected = [_lost(unit, lost[unit.key], recipe)]
+                staging.commit(unit.key, _as_parts(Outcome(rejected=rejected), schema))
+        try:
+            summary = _compact(out, units, recipe, plan, schema, refuse, staging)
+        except OSError:
+            shutil.rmtree(out / ".building", ignore_errors=True)
+            raise
+        return replace(summary, seconds=time.monotonic() - started, resumed=resumed)
+
+
+ROWS, REJECTED, LOOK = "rows.arrow", "rejected.arrow", "look.json"
+
+
+def _parts(work: Work, schema: pa.Schema, payload: dict[str, Any]) -> Parts:
+    return _as_parts(work(payload), schema)
+
+
+def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
+    """What a unit commits; ``outcome.rejected`` is complete once the rows have been written."""
+    return {
+        ROWS: stream_part(outcome.rows, schema),
+        REJECTED: lambda file: stream_part(outcome.rejected, REJECTED_SCHEMA)(file),
+    }
+
+
+def _as_they_are(units: Sequence[Unit]) -> Sequence[Unit]:
+    return units
+
+
+def _lost(unit: Unit, reason: str, recipe: Recipe) -> dict[str, Any]:
+    uri = str(unit.payload.get("uri", unit.key))
+    return rejected_row(uri, "worker", reason, kind=recipe.kind, recipe=recipe.hash)
+
+
+def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
+    """Start or continue; a Summary when the same job is already complete."""
+    info_path = out / "corpus.json"
+    if not info_path.is_file():
+        others = [p.name for p in out.iterdir() if p.name[0] != "." and p.name != "staging"]
+        if others:
+            raise ValueError(
+                f"{out} is not empty and holds no corpus of ours (found {sorted(others)[:3]}); "
+                "choose another --out"
+            )
+        write_json(info_path, _info(recipe, plan, "running"))
+        return None
+    info = read_json(info_path)
+    if info.get("recipe") != recipe.hash:
+        raise ValueError(
+            f"{out} already holds a corpus of another recipe; choose another --out.\n"
+            + _difference(info, recipe)
+        )
+    _check_info(info_path, info)
+    if info["state"] == "complete":
+        if info["plan"] != plan:
+            raise ValueError(
+                f"{out} is complete, but was made from other inputs; choose another --out"
+            )
+        shutil.rmtree(out / "staging", ignore_errors=True)  # killed when it was all but done
+        reasons = info["reasons"]
+        return Summary(out, info["rows"], info["rejected"], reasons, 0.0, info["units"])
+    return None
+
+
+INFO: dict[str, type] = {"state": str, "plan": str}
+COUNTS: dict[str, type] = {"rows": int, "rejected": int, "units": int, "reasons": dict}
+
+
+def _check_info(path: Path, info: Mapping[str, Any]) -> None:
+    """Raises ValueError when ``corpus.json`` says something else than this job writes."""
+    fields = INFO | (COUNTS if info.get("state") == "complete" else {})
+    wrong = [name for name, kind in fields.items() if type(info.get(name)) is not kind]
+    if wrong:
+        raise ValueError(f"{path} is damaged: its {wrong[0]} is wrong; choose another --out")
+
+
+def _info(recipe: Recipe, plan: str, state: str, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": recipe.kind,
+        "recipe": recipe.hash,
+        "options": recipe.options,
+        "version": recipe.version,
+        "format_version": FORMAT_VERSION,
+        "plan": plan,
+        "state": state,
+        **more,
+    }
+
+
+def _difference(info: dict[str, Any], recipe: Recipe) -> str:
+    said = info.get("options")
+    old = {"kind": info.get("kind"), "version": info.get("version")}
+    old |= said if isinstance(said, dict) else {}
+    new = {"kind": recipe.kind, "version": recipe.version, **recipe.options}
+    lines = [
+        f"  {name}: {old.get(name)!r} there, {new.get(name)!r} asked"
+        for name in sorted(set(old) | set(new))
+        if old.get(name) != new.get(name)
+    ]
+    return "\n".join(lines) or "  (only the format version differs)"
+
+
+def _looking_first(
+    units: Sequence[Unit], first_pass: FirstPass, staging: Staging, run: Callable[..., Any]
+) -> Callable[[Sequence[Unit]], Sequence[Unit]]:
+    """What completes the payloads of units that will run: looks at all of them, once."""
+
+    @cache
+    def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
+        looks = Staging.begin(staging.folder / "looks", staging.inputs)
+        lost = run(units, partial(_look_parts, first_pass.look), looks, gpus=0.0)
+        seen = [unit for unit in units if unit.key not in lost]
+        found = ((u, json.loads(looks.path(u.key, LOOK).read_text())) for u in seen)
+        return looks, first_pass.plan(found), lost
+
+    def prepare(missing: Sequence[Unit]) -> Sequence[Unit]:
+        looks, plan, lost = looked()
+        return [
+            replace(
+                unit,
+                payload={
+                    **unit.payload,
+                    **plan.get(unit.key, {}),
+                    "look": None if unit.key in lost else str(looks.path(unit.key, LOOK)),
+                    "lost": lost.get(unit.key),
+                },
+            )
+            for unit in missing
+        ]
+
+    return prepare
+
+
+def _look_parts(look: Callable[[dict[str, Any]], Any], payload: dict[str, Any]) -> Parts:
+    return {LOOK: json_part(look(payload))}
+
+
+def _compact(
+    out: Path,
+    units: Sequence[Unit],
+    recipe: Recipe,
+    plan: str,
+    schema: pa.Schema,
+    refuse: Refuse | None,
+    staging: Staging,
+) -> Summary:
+    """Stream staged rows, in unit order, into shards; publish them; drop the staging files."""
+    building = out / ".building"
+    shutil.rmtree(building, ignore_errors=True)
+    ordered = sorted(units, key=lambda unit: unit.order)
+    reasons: Counter[str] = Counter()
+    duplicates: list[dict[str, Any]] = []
+    seen: dict[int, str] = {}  # ids as numbers and shared names: some 100 bytes a row
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for unit in ordered:
+            for row in staging.rows(unit.key, ROWS):
+                number = int(row["id"], 16)
+                if number in seen:
+                    text = f"the same content as {seen[number]}"
+                    duplicates.append(_duplicate(row, text, recipe))
+                    continue
+                reason = refuse(row) if refuse is not None else None
+                if reason is not None:
+                    duplicates.append(_duplicate(row, reason, recipe))
+                    continue
+                seen[number] = sys.intern(row["origin"]["uri"])
+                yield row
+
+    def rejected() -> Iterator[dict[str, Any]]:
+        for unit in ordered:
+            yield from staging.rows(unit.key, REJECTED)
+        yield from duplicates
+
+    def counted(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in source:
+            reasons[general_reason(row["stage"], row["reason"])] += 1
+            yield row
+
+    kept = write_table(building, rows(), schema)
+    refused = write_table(building / "rejected", counted(rejected()), REJECTED_SCHEMA)
+    _publish(building, out, schema)
+    counts = {"rows": kept, "rejected": refused, "reasons": dict(reasons), "units": len(units)}
+    write_json(out / "corpus.json", _info(recipe, plan, "complete", **counts))
+    shutil.rmtree(staging.folder)
+    return Summary(out, kept, refused, dict(reasons), 0.0)
+
+
+def _duplicate(row: dict[str, Any], reason: str, recipe: Recipe) -> dict[str, Any]:
+    source = row["origin"]
+    return rejected_row(
+        source["uri"], "duplicates", reason, kind=row["kind"], recipe=recipe.hash,
+        start=source["start"], end=source["end"],
+    )  # fmt: skip
+
+
+def _publish(building: Path, out: Path, schema: pa.Schema) -> None:
+    """Move finished files into place, the one that makes them a corpus last."""
+    shutil.rmtree(out / "rejected", ignore_errors=True)
+    (building / "rejected").rename(out / "rejected")
+    for path in sorted(building.iterdir(), key=lambda p: p.name == "state.json"):
+        path.replace(out / path.name)
+    building.rmdir()
+    assert Table(out).schema.equals(schema)

@@ -1,0 +1,232 @@
+"""Units on Ray workers, or one after the other here: done once each, again where a worker died.
+
+What is wrong with one unit costs that unit. What is wrong with the machines stops the job, which
+goes on later from there: a full disk, a worker that does not see the job's folder or inputs, a
+reason that most units share.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from pipelines.engine.staging import FULL, InfrastructureError, Parts, Staging
+
+ATTEMPTS = 2
+ROUNDS = 3
+"""Times that damaged units are done again before the disk is blamed."""
+
+MOST = 0.5
+"""Share of a job's units, if it has two or more, that cannot all be at fault themselves: when more
+of them fail for the same reason, the job stops."""
+MANY, MANY_SHARE = 20, 0.1
+"""In a large job it stops for less: this many units that are at least this share of all."""
+
+
+class Task(Protocol):
+    """What a unit of work has for its worker: a name and plain values."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def payload(self) -> dict[str, Any]: ...
+
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+Make = Callable[[dict[str, Any]], Parts]
+Prepare = Callable[[Sequence[AnyTask]], Sequence[AnyTask]]
+
+
+def run_staged(
+    units: Sequence[AnyTask],
+    make: Make,
+    staging: Staging,
+    *,
+    workers: int | None,
+    quiet: bool,
+    gpus: float = 0.0,
+    hold: bool = False,
+    accept_lost: bool = False,
+    prepare: Prepare[AnyTask] = lambda units: units,
+) -> dict[str, str]:
+    """Bring every unit into ``staging``, whole; returns why those that are not there were given up.
+
+    make: payload -> what the unit commits. Units that were committed are not run again; those that
+    were damaged since are. workers: Ray tasks at a time; None = all CPUs; 0 = in this process,
+    where an error is raised. gpus: share of a GPU that one task takes, where the
+    cluster has any. hold: with GPUs, in actors that keep what ``make`` loaded. accept_lost: take
+    any number of lost units for faults of their inputs. prepare: sees the units that will run,
+    returns them complete.
+    InfrastructureError when the fault lies with the machines, OSError when the disk is full.
+    """
+    lost: dict[str, str] = {}
+    fault = ""
+    for _ in range(ROUNDS):
+        missing = [u for u in units if u.key not in lost and not staging.is_done(u.key)]
+        if missing:
+            rows = _Runner(make, staging, workers, quiet, gpus, hold)
+            lost |= rows.run(prepare(missing))
+        if not accept_lost:
+            _stop_if_most(lost, len(units))
+        damaged = {}
+        for unit in units:
+            if unit.key not in lost and (said := staging.fault(unit.key)) is not None:
+                damaged[unit.key] = said
+                staging.discard(unit.key)
+        if not damaged:
+            return lost
+        fault = next(iter(damaged.values()))
+    raise InfrastructureError(
+        f"{staging.folder}: {len(damaged)} units were damaged {ROUNDS} times after they were "
+        f"written ({fault}); check the disk, then start the same command again"
+    )
+
+
+def _stop_if_most(lost: Mapping[str, str], total: int) -> None:
+    """Raises InfrastructureError when so many units failed alike that it cannot be them."""
+    alike = Counter(re.sub(r"[0-9a-f]{8,}|\d+", "N", reason) for reason in lost.values())
+    count = max(alike.values(), default=0)
+    most = count >= 2 and count > MOST * total
+    if not most and not (count >= MANY and count >= MANY_SHARE * total):
+        return
+    common = alike.most_common(1)[0][0]
+    reason = next(r for r in lost.values() if re.sub(r"[0-9a-f]{8,}|\d+", "N", r) == common)
+    raise InfrastructureError(
+        f"stopped: {count} of {total} units were lost for one reason: {reason}. Mend it and start "
+        "the same command again: what is done stays. If it is the inputs themselves, leave them "
+        "out, or accept the loss with --accept-lost: each becomes a rejected row"
+    )
+
+
+class _Runner:
+    """One pass over units that are missing, with up to ``ATTEMPTS`` for each."""
+
+    def __init__(
+        self,
+        make: Make,
+        staging: Staging,
+        workers: int | None,
+        quiet: bool,
+        gpus: float,
+        hold: bool,
+    ) -> None:
+        self.make, self.staging, self.workers, self.quiet = make, staging, workers, quiet
+        self.gpus, self.hold = gpus, hold
+
+    def run(self, units: Sequence[Task]) -> dict[str, str]:
+        """Why units that are not there afterwards were given up, by key."""
+        if self.workers == 0:
+            for unit in _progress(units, len(units), self.quiet):
+                self.staging.commit(unit.key, self.make(unit.payload))
+            return {}
+        failed: dict[str, str] = {}
+        reported: set[str] = set()
+        for _ in range(ATTEMPTS):
+            if not units:
+                break
+            attempt = _attempt(self.make, self.staging)
+            rows = ray_rows(units, attempt, self.workers, self.gpus, self.hold)
+            for row in _progress(rows, len(units), self.quiet):
+                if row["stop"]:
+                    raise InfrastructureError(row["stop"])
+                if row["error"]:
+                    failed[row["key"]] = f"failed {ATTEMPTS} times: {row['error']}"
+                else:
+                    reported.add(row["key"])
+            self.staging.wait_for(reported)
+            units = [unit for unit in units if not self.staging.is_done(unit.key)]
+        gone = [unit.key for unit in units if unit.key in reported]
+        if gone:
+            raise InfrastructureError(
+                f"{len(gone)} units that workers wrote are not to be seen in "
+                f"{self.staging.folder}: it must be one folder for all nodes"
+            )
+        died = f"the worker died {ATTEMPTS} times on this unit"
+        return {unit.key: failed.get(unit.key, died) for unit in units}
+
+
+def _attempt(make: Make, staging: Staging) -> Callable[[dict[str, str]], dict[str, str]]:
+    """What a worker does with a unit: a small row that says how it ended."""
+
+    def run(item: dict[str, str]) -> dict[str, str]:
+        said = {"key": item["key"], "stop": "", "error": ""}
+        try:
+            staging.check_here()
+            if not staging.is_done(item["key"]):  # a block that is run again holds finished ones
+                staging.commit(item["key"], make(json.loads(item["payload"])))
+        except Exception as error:
+            stops = isinstance(error, InfrastructureError) or (
+                isinstance(error, OSError) and error.errno in FULL
+            )
+            text = str(error) if stops else f"{type(error).__name__}: {error}"
+            said["stop" if stops else "error"] = text[:1000] or type(error).__name__
+        return said
+
+    return run
+
+
+class _Held:
+    """An actor that keeps what its work loaded."""
+
+    def __init__(self, run: Callable[[dict[str, str]], dict[str, str]]) -> None:
+        self.run = run
+
+    def __call__(self, item: dict[str, str]) -> dict[str, str]:
+        return self.run(item)
+
+
+def ray_rows(
+    units: Sequence[Task],
+    run: Callable[[dict[str, str]], dict[str, str]],
+    workers: int | None,
+    gpus: float,
+    hold: bool,
+) -> Iterator[dict[str, str]]:
+    """Run units as a Ray Data pipeline; yields what ``run`` says as each unit ends.
+
+    InfrastructureError when Ray itself ends.
+    """
+    import ray
+
+    from pipelines.engine.cluster import start_ray
+
+    start_ray(workers)
+    items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
+    there = int(ray.cluster_resources().get("GPU", 0)) if gpus else 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
+        source = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))
+        if there and hold:
+            pipeline = source.map(
+                _Held,
+                fn_constructor_args=(run,),
+                concurrency=min(workers or there, there),
+                num_gpus=gpus,
+                max_restarts=-1,
+                max_task_retries=0,
+            )
+        else:
+            options: dict[str, Any] = {"num_gpus": gpus} if there else {}
+            options |= {"num_cpus": 1, "concurrency": workers, "max_retries": 1}
+            pipeline = source.map(run, **options)
+    try:
+        yield from pipeline.iter_rows()
+    except ray.exceptions.RayError as error:
+        text = str(error).strip().splitlines()[-1:]
+        raise InfrastructureError(f"Ray stopped: {type(error).__name__}: {text}") from error
+
+
+def _progress(items: Any, total: int, quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    yield from track(
+        items, total=total, description="units", disable=hidden, transient=True, console=console
+    )

@@ -1,0 +1,1 @@
+"""What jobs are given: folders, tables, sidecars and layouts, listed and read."""

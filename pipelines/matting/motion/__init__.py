@@ -1,0 +1,1 @@
+"""The weightless matting backend."""

@@ -1,0 +1,1 @@
+"""``mine``: real video -> layered clips."""

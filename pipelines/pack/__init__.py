@@ -1,0 +1,1 @@
+"""``pack``: layered stills and films -> clips."""

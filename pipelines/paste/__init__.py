@@ -1,0 +1,1 @@
+"""``paste``: matted foregrounds over other backgrounds."""

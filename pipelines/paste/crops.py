@@ -1,0 +1,172 @@
+"""Foregrounds cropped to what is visible of them, at the size that is of use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layerflow.clip import U8
+from layerflow.media.cells import MediaError
+from pipelines.inputs.sources import Foreground
+from pipelines.readers.films import Reel
+from pipelines.readers.footage import parts_of
+from pipelines.vision.composite import shrink_straight
+
+VISIBLE = 12  # alpha from which a pixel counts for the crop
+ENOUGH = 2.4  # times the clip's longer side: nothing is ever drawn larger than the clip
+LOOK = 480  # pixels, the longer side at which the object is found in a long film
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where an object is in its picture, with room around it; it may reach over the border."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    cut: frozenset[str]
+
+
+def cropped(rgba: U8, fps: float, longest: int, prompt: str, record: dict[str, Any]) -> Foreground:
+    """Straight uint8 ``[T, H, W, 4]`` cropped and reduced. MediaError where nothing is visible.
+
+    longest: the longer side of the clips that it is for.
+    """
+    box = box_of(rgba[..., 3])
+    if box is None:
+        raise MediaError("nothing of it is visible")
+    crop, factor = _reduced(_inside(rgba, box), longest)
+    return _placed(crop, box, rgba.shape[1:3], factor, fps, prompt, record)
+
+
+def cropped_window(
+    reel: Reel, chosen: Sequence[int], fps: float, longest: int, prompt: str, record: dict[str, Any]
+) -> Foreground | None:
+    """Frames of a long film by number as ``cropped`` gives them; None where nothing is visible.
+
+    fps: of the chosen frames. The object is looked for in small mattes, and cut out part by part.
+    """
+    shrink = min(1.0, LOOK / max(reel.size))
+    small = (max(2, round(reel.size[0] * shrink)), max(2, round(reel.size[1] * shrink)))
+    found = box_of(reel.mattes(chosen, small))
+    if found is None:
+        return None
+    box = _enlarged(found, small, reel.size)
+    crops, factor = [], 1.0
+    for part in parts_of(chosen, reel.size):
+        crop, factor = _reduced(_inside(reel.cutout(part), box), longest)
+        crops.append(crop)
+    rgba = np.concatenate(crops)
+    return _placed(rgba, box, reel.size, factor, fps, prompt, record, chosen)
+
+
+def box_of(alpha: U8) -> Box | None:
+    """Where the object is in uint8 ``[T, H, W]``; None where nothing of it is visible."""
+    height, width = alpha.shape[1:3]
+    seen = alpha.max(axis=0) >= VISIBLE
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    if len(rows) < 2 or len(columns) < 2:
+        return None
+    # Room for blur all around, but not where the picture's border cuts the object off.
+    room = 2 + round(0.04 * max(rows[-1] - rows[0], columns[-1] - columns[0]))
+    box = Box(
+        int(rows[0]) - room,
+        int(rows[-1]) + 1 + room,
+        int(columns[0]) - room,
+        int(columns[-1]) + 1 + room,
+        cut_sides(alpha),
+    )
+    return _held(box, (height, width))
+
+
+def _held(box: Box, size: Sequence[int]) -> Box:
+    """The box, ending at the picture's border where that cuts the object off."""
+    return Box(
+        0 if "top" in box.cut else box.top,
+        size[0] if "bottom" in box.cut else box.bottom,
+        0 if "left" in box.cut else box.left,
+        size[1] if "right" in box.cut else box.right,
+        box.cut,
+    )
+
+
+def _enlarged(box: Box, small: Sequence[int], size: Sequence[int]) -> Box:
+    tall, wide = size[0] / small[0], size[1] / small[1]
+    grown = Box(
+        math.floor((box.top - 1) * tall),
+        math.ceil((box.bottom + 1) * tall),
+        math.floor((box.left - 1) * wide),
+        math.ceil((box.right + 1) * wide),
+        box.cut,
+    )
+    return _held(grown, size)
+
+
+def _inside(rgba: U8, box: Box) -> U8:
+    """A crop that may reach over the border, where it is transparent."""
+    height, width = rgba.shape[1:3]
+    inner = rgba[
+        :, max(0, box.top) : min(height, box.bottom), max(0, box.left) : min(width, box.right)
+    ]
+    rows = max(0, -box.top), max(0, box.bottom - height)
+    columns = max(0, -box.left), max(0, box.right - width)
+    return np.ascontiguousarray(np.pad(inner, ((0, 0), rows, columns, (0, 0))))
+
+
+def _reduced(crop: U8, longest: int) -> tuple[U8, float]:
+    """At most ``ENOUGH`` times as large as the clip, and by how much it was reduced."""
+    factor = min(1.0, ENOUGH * longest / max(crop.shape[1:3]))
+    if factor >= 0.8:
+        return crop, 1.0
+    return np.stack([shrink_straight(frame, factor) for frame in crop]), factor
+
+
+def _placed(
+    crop: U8,
+    box: Box,
+    size: Sequence[int],
+    factor: float,
+    fps: float,
+    prompt: str,
+    record: dict[str, Any],
+    numbers: Sequence[int] = (),
+) -> Foreground:
+    return Foreground(
+        rgba=crop,
+        frame=(size[0] * factor, size[1] * factor),
+        corner=(box.top * factor, box.left * factor),
+        scale=factor,
+        cut=box.cut,
+        fps=fps,
+        prompt=prompt,
+        record=record,
+        alpha_kind="binary" if np.isin(crop[..., 3], (0, 255)).all() else "soft",
+        numbers=tuple(numbers),
+    )
+
+
+def cut_sides(alpha: U8, share: float = 0.15) -> frozenset[str]:
+    """Sides of uint8 ``[T, H, W]`` frames at which the picture's border cuts the object off.
+
+    A side counts when opaque pixels touch it along ``share`` of the object's length there; two
+    opposite sides cancel out: such an object fills its picture by nature.
+    """
+    solid = alpha >= 128
+    wide = max(1, int(solid.any(axis=(0, 1)).sum()))
+    tall = max(1, int(solid.any(axis=(0, 2)).sum()))
+    contact = {
+        "top": solid[:, 0].sum(1).mean() / wide,
+        "bottom": solid[:, -1].sum(1).mean() / wide,
+        "left": solid[:, :, 0].sum(1).mean() / tall,
+        "right": solid[:, :, -1].sum(1).mean() / tall,
+    }
+    cut = {side for side, value in contact.items() if value >= share}
+    for pair in ({"top", "bottom"}, {"left", "right"}):
+        if pair <= cut:
+            cut -= pair
+    return frozenset(cut)

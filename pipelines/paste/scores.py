@@ -1,0 +1,147 @@
+"""Scores of pasted clips, and the rules that refuse a draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from layerflow.clip import COLOUR_LAYERS, U8, LayeredClip
+from layerflow.corpus.table import decode_row, encode_row
+
+if TYPE_CHECKING:
+    from manifests.paste import PasteOptions
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules need beside the scores.
+
+    moving: whether something moves by itself. clipped: share of the object's pixels that the
+    colour match drives to 0 or 255. background: share of its pixels that are black or white.
+    """
+
+    moving: bool
+    clipped: float
+    background: float = 0.0
+
+
+def exposure(frames: U8) -> float:
+    """Share of pure black or white pixels (all channels <= 5 or >= 250) of the middle frame of
+    uint8 ``[T, H, W, 3]``, every fourth row and column."""
+    middle = frames[len(frames) // 2, ::4, ::4]
+    return float(((middle <= 5).all(axis=2) | (middle >= 250).all(axis=2)).mean())
+
+
+def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
+    """Scores of layers that are exact by construction, before encoding.
+
+    - ``equation_error``: largest ``|a F + (1 - a) B - blended|`` of the first, middle and last
+      frame, in levels, in real numbers (rounding alone gives up to 0.5).
+    - ``area_mean|min|max``: share of the picture that alpha covers, over frames.
+    - ``soft_fraction``: share of pixels with alpha in 13..242 among those with any.
+    - ``border_contact``: share of border pixels under alpha >= 128.
+    - ``exposure_low|high``: share of opaque pixels of the foreground with all channels <= 5 |
+      >= 250 in the middle frame.
+    """
+    alpha, foreground = layers["alpha"], layers["foreground"]
+    count = len(alpha)
+    area = alpha.mean(axis=(1, 2)) / 255.0
+    middle = alpha[count // 2]
+    solid = foreground[count // 2][middle >= 200]
+    touched = int(np.count_nonzero(middle > 3))
+    soft = int(np.count_nonzero((middle > 12) & (middle < 243)))
+    edges = np.concatenate([alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]], axis=1)
+    checked = sorted({0, count // 2, count - 1})
+    return {
+        "equation_error": max(_equation_error(layers, t) for t in checked),
+        "area_mean": float(area.mean()),
+        "area_min": float(area.min()),
+        "area_max": float(area.max()),
+        "area_cv": float(area.std() / max(area.mean(), 1e-6)),
+        "soft_fraction": soft / max(touched, 1),
+        "border_contact": float((edges >= 128).mean()),
+        "exposure_low": float((solid <= 5).all(axis=1).mean()) if len(solid) else 0.0,
+        "exposure_high": float((solid >= 250).all(axis=1).mean()) if len(solid) else 0.0,
+    }
+
+
+def _equation_error(layers: Mapping[str, U8], t: int) -> float:
+    alpha, colour, back, blended = (
+        layers[name][t] for name in ("alpha", "foreground", "background", "blended")
+    )
+    soft = (alpha > 0) & (alpha < 255)
+    a = alpha[soft][:, None] * np.float32(1 / 255)
+    exact = a * colour[soft] + (1 - a) * back[soft]
+    inside = float(np.abs(exact - blended[soft]).max(initial=0))
+    solid, clear = ((alpha == value).view(np.uint8) for value in (255, 0))
+    return max(
+        inside,
+        cv2.norm(blended, colour, cv2.NORM_INF, solid),
+        cv2.norm(blended, back, cv2.NORM_INF, clear),
+    )
+
+
+def recomposition_error(clip: LayeredClip) -> float:
+    """Mean ``|a F + (1 - a) B - blended|`` of all frames, in levels."""
+    return float(np.abs(clip.recomposed().astype(np.int16) - clip.blended).mean())
+
+
+def check_rules(scores: Mapping[str, float], facts: Facts, options: PasteOptions) -> str | None:
+    """Why a draw is refused, or None."""
+    low, high = options.area_limits
+    if not low <= scores["area_mean"] <= high:
+        return f"area {scores['area_mean']:.3f} is outside {low:g}..{high:g}"
+    if scores["visible_fraction"] < options.min_visible:
+        return f"only {scores['visible_fraction']:.2f} of the object is visible in some frame"
+    if not facts.moving and scores["motion"] < options.min_motion:
+        return f"{scores['motion']:.2f} pixels a frame is nearly no motion"
+    if facts.clipped > options.max_clipped:
+        return f"matching colours would clip {facts.clipped:.2f} of the object"
+    lost = {
+        "the background": facts.background,
+        "the object": scores["exposure_low"] + scores["exposure_high"],
+    }
+    for what, share in lost.items():
+        if share > options.max_exposure:
+            return f"{share:.2f} of {what} is pure black or white"
+    return None
+
+
+def encode_checked(
+    clip: LayeredClip, quality: Mapping[str, float], *, crf: int, min_psnr: float, **rest: Any
+) -> dict[str, Any]:
+    """``encode_row`` with the scores after encoding; finer than ``crf`` where a layer needs it.
+
+    A clip whose worst colour layer is below ``min_psnr`` dB is encoded again, 3 steps finer each
+    time.
+    """
+    while True:
+        row = encode_row(clip, quality=quality, crf=crf, **rest)
+        if clip.kind == "image":
+            return row
+        scores = encoded_scores(row, clip)
+        if scores["encoded_psnr"] >= min_psnr or crf <= 1:
+            row["quality"] |= scores
+            return row
+        crf = max(1, crf - 3)
+
+
+def encoded_scores(row: Mapping[str, Any], clip: LayeredClip) -> dict[str, float]:
+    """What the codecs did to a row: its cells decoded again.
+
+    - ``encoded_error``: mean ``|a F + (1 - a) B - blended|`` of the decoded layers, first,
+      middle and last frame, in levels.
+    - ``encoded_psnr``: PSNR of the worst colour layer against what was encoded, dB.
+    """
+    back = decode_row(row)
+    probes = sorted({0, back.num_frames // 2, back.num_frames - 1})
+    squared = []
+    for layer in COLOUR_LAYERS:
+        difference = back.layer(layer).astype(np.int16) - clip.layer(layer)
+        squared.append(float(np.square(difference, dtype=np.int32).mean()))
+    psnr = 10 * np.log10(255.0**2 / max(max(squared), 1e-6))
+    return {"encoded_error": recomposition_error(back.take(probes)), "encoded_psnr": float(psnr)}

@@ -1,0 +1,1 @@
+"""Drawn media with known layers, for the demo and tests."""

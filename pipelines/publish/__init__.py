@@ -1,0 +1,1 @@
+"""``publish``: a corpus -> a dataset repository."""

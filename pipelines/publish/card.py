@@ -1,0 +1,365 @@
+"""The dataset card: YAML metadata that ``datasets`` and the viewer read, and what people need.
+
+Everything in it comes from the corpus: counts, scores, licences, the options it was made with.
+Texts of a corpus are escaped, so that none of them can become markup or a table of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from layerflow.corpus.stats import NO_LICENCE
+from layerflow.locations import one_line
+from manifests.yaml_file import parse_yaml
+from pipelines.publish.licences import LicenceReport, hub_licence, hub_licences
+
+PREVIEW = "preview"
+REJECTED = "rejected"
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+TASKS = ["text-to-video", "image-to-video", "video-to-video", "image-segmentation"]
+TAGS = ["layered-video", "alpha-matting", "video-matting", "compositing", "layerflow", "video"]
+MAX_LISTED = 200
+ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>|\\`*_[]#!"})
+
+
+@dataclass(frozen=True)
+class ConfigInfo:
+    """One configuration: its folder, its features, and per split rows, bytes in memory and bytes
+    of files."""
+
+    name: str
+    folder: str
+    features: Any
+    splits: dict[str, tuple[int, int, int]]
+
+    def data_files(self) -> list[dict[str, str]]:
+        return [{"split": s, "path": f"{self.folder}/{s}-*.parquet"} for s in self.splits]
+
+    def info(self) -> dict[str, Any]:
+        """The ``dataset_info`` entry, as ``datasets`` writes it."""
+        splits = [
+            {"name": name, "num_bytes": held, "num_examples": rows}
+            for name, (rows, held, _) in self.splits.items()
+        ]
+        return {
+            "config_name": self.name,
+            "features": self.features._to_yaml_list(),
+            "splits": splits,
+            "download_size": sum(files for _, _, files in self.splits.values()),
+            "dataset_size": sum(held for _, held, _ in self.splits.values()),
+        }
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says. ``stats``: of ``layerflow.corpus.stats``; ``made``: ``corpus.json``."""
+
+    repo_id: str
+    configs: Sequence[ConfigInfo]
+    stats: Mapping[str, Any]
+    made: Mapping[str, Any]
+    licences: LicenceReport
+    licence: str | None
+    shared_backgrounds: int
+    encoded_rms: Mapping[str, float]
+
+
+def make_card(facts: CardFacts, existing: str | None = None) -> str:
+    """README.md. ``existing``: the card that is there now, whose other configurations stay."""
+    metadata = card_metadata(facts, read_metadata(existing or ""))
+    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=100)
+    sections = (_intro, _loading, _contents, _columns, _scores, _licences, _made, _limits)
+    return f"---\n{header}---\n\n" + "\n\n".join(section(facts) for section in sections) + "\n"
+
+
+def is_foreign(card: str) -> bool:
+    """Whether a card has a text that this module did not write: it would be lost."""
+    metadata = read_metadata(card)
+    body = card.split("---\n", 2)[2] if metadata else card
+    tags = metadata.get("tags")
+    return bool(body.strip()) and not (isinstance(tags, list) and "layerflow" in tags)
+
+
+def read_metadata(card: str) -> dict[str, Any]:
+    """The YAML block of a card; empty when there is none or it is no mapping."""
+    parts = card.split("---\n", 2)
+    if not card.startswith("---\n") or len(parts) < 3:
+        return {}
+    try:
+        found = parse_yaml(parts[1], "README.md")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def card_metadata(facts: CardFacts, existing: Mapping[str, Any]) -> dict[str, Any]:
+    """License, tags, sizes, configurations and features, as the Hub documents them."""
+    names = {config.name for config in facts.configs}
+    configs: list[dict[str, Any]] = [
+        {"config_name": config.name, "data_files": config.data_files()} for config in facts.configs
+    ]
+    others = [c for c in _list(existing.get("configs")) if c.get("config_name") not in names]
+    if not any(config.get("default") for config in others):
+        configs[0]["default"] = True
+    infos = [config.info() for config in facts.configs]
+    kept = [i for i in _list(existing.get("dataset_info")) if i.get("config_name") not in names]
+    size = next((label for most, label in SIZES if facts.stats["rows"] < most), "n>1M")
+    return {
+        **_licence_fields(facts),
+        "pretty_name": facts.repo_id.rpartition("/")[2].replace("-", " "),
+        "task_categories": TASKS,
+        "tags": TAGS,
+        "size_categories": [size],
+        "configs": configs + others,
+        "dataset_info": infos + kept,
+    }
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, dict)]
+
+
+def _licence_fields(facts: CardFacts) -> dict[str, Any]:
+    if facts.licence:
+        known = hub_licence(facts.licence)
+        if known:
+            return {"license": known}
+        name = facts.licence.lower().replace(" ", "-")
+        return {"license": "other", "license_name": name, "license_link": "LICENSE.md"}
+    stated = [name for name in facts.licences.counts if name != NO_LICENCE]
+    ids = {part for name in stated for part in hub_licences(name)}
+    if facts.licences.unstated == 0 and ids and None not in ids:
+        found = sorted(str(name) for name in ids)
+        return {"license": found[0] if len(found) == 1 else found}
+    return {"license": "other", "license_name": "per-clip", "license_link": "LICENSE.md"}
+
+
+def plain(text: object, limit: int = 160) -> str:
+    """A text as one line of a Markdown table, with no markup left in it."""
+    line = one_line(str(text))
+    line = line if len(line) <= limit else line[:limit] + "..."
+    escaped = line.translate(ESCAPES)
+    return re.sub(r"(?<=[A-Za-z0-9])&#95;(?=[A-Za-z0-9])", "_", escaped)  # is no markup in a word
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(plain(c) for c in row)} |" for row in rows)])
+
+
+def _intro(facts: CardFacts) -> str:
+    stats = facts.stats
+    kinds = ", ".join(f"{share['clips']} {kind}" for kind, share in stats["kinds"].items())
+    return (
+        f"# {plain(facts.repo_id.rpartition('/')[2])}\n\n"
+        f"{stats['rows']:,} layered clips ({kinds}), {_duration(stats['seconds'])}. "
+        "A layered clip is one short video seen as layers: a transparent **foreground** (straight "
+        "colour and **alpha**), a clean **background**, and the **blended** scene that they make, "
+        "with a caption of each. The layers are those that LayerFlow "
+        "([arXiv 2506.04228](https://arxiv.org/abs/2506.04228)) is trained on.\n\n"
+        "![blended, foreground on checkerboard, alpha and background of some clips]"
+        "(contact_sheet.png)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"
+
+
+def _loading(facts: CardFacts) -> str:
+    main = facts.configs[0]
+    name = "" if main.name == "default" else f', "{main.name}"'
+    split = next(iter(main.splits))
+    return f"""## How to load
+
+```python
+from datasets import load_dataset
+
+clips = load_dataset("{facts.repo_id}"{name}, split="{split}", streaming=True)
+clip = next(iter(clips))
+clip["blended"]["bytes"]  # an encoded file: MP4, FFV1 in Matroska for alpha, PNG for stills
+```
+
+No video decoder is needed to iterate. `columns=["id", "kind", "quality"]` leaves the media on the
+Hub. The configuration `{facts.configs[1].name}` holds one small video a clip that plays in the
+viewer. Without any toolkit, PyAV decodes a layer; alpha comes out exactly as it went in:
+
+```python
+import io
+import av
+
+with av.open(io.BytesIO(clip["alpha"]["bytes"])) as file:
+    alpha = [frame.to_ndarray(format="gray") for frame in file.decode(video=0)]
+```
+
+With the LayerFlow toolkit all layers are arrays at once:
+
+```python
+from layerflow.corpus.table import decode_row
+from layerflow.corpus.published import local_row
+
+layers = decode_row(local_row(clip))
+layers.blended, layers.foreground, layers.background  # uint8 [frames, height, width, 3], RGB
+layers.alpha, layers.prompts  # uint8 [frames, height, width]; a caption by layer
+```"""
+
+
+def _contents(facts: CardFacts) -> str:
+    rows = [
+        (
+            kind,
+            s["clips"],
+            s["sources"],
+            s["frames"],
+            f"{s['seconds']:.0f}",
+            f"{s['bytes'] / 1e6:.1f}",
+        )
+        for kind, s in facts.stats["kinds"].items()
+    ]
+    splits = [(name, rows) for name, (rows, _, _) in facts.configs[0].splits.items()]
+    sizes = ", ".join(f"{plain(s)} ({n})" for s, n in facts.stats["size"].items())
+    text = [
+        "## What is in it\n",
+        table(("kind", "clips", "sources", "frames", "seconds", "MB"), rows),
+        f"\nSizes: {sizes or 'none'}.\n",
+        table(("split", "clips"), splits),
+    ]
+    if len(splits) > 1:
+        text.append(
+            "\nAll clips of one foreground source are in one split. Background sources in more "
+            f"than one split: {facts.shared_backgrounds}."
+        )
+    return "\n".join(text)
+
+
+EXTRA_COLUMNS = (
+    ("shadow", "none, or background: the foreground's contact shadow lies in the background layer"),
+    ("plate", "the background without that shadow"),
+    ("objects", "single objects of the foreground, back to front, with visible and amodal alpha"),
+    ("draw", "JSON of every random draw and measured match of a pasted clip"),
+)
+
+
+def _columns(facts: CardFacts) -> str:
+    rows = (
+        ("id", "16 hex digits of a hash of the kind, the sources, the span and the recipe"),
+        ("kind", "mined (matted from a real video), pasted (a foreground on another background), "
+         "image (a layered still)"),
+        ("foreground, background, blended", "colour, H.264 4:4:4 in MP4, or PNG for stills; the "
+         "foreground is straight, not premultiplied"),
+        ("alpha", "one lossless full-range channel, FFV1 gray in Matroska, or PNG"),
+        ("foreground_prompt, background_prompt, blended_prompt", "captions"),
+        ("num_frames, height, width, fps", "of every layer"),
+        ("alpha_kind, background_kind", "binary or soft; real, filled or inpainted"),
+        ("origin", "uri, sha256, start and end in seconds, licence, attribution, parents"),
+        ("quality", "all scores, null where a job does not know one"),
+        ("recipe", "hash of the options that the clip was made with"),
+    )  # fmt: skip
+    extras = [row for row in EXTRA_COLUMNS if row[0] in facts.configs[0].features]
+    return "## Columns\n\n" + table(("column", "holds"), [*rows, *extras])
+
+
+def _scores(facts: CardFacts) -> str:
+    scores = facts.stats["scores"]
+    points = ("count", "min", "p5", "p50", "p95", "max")
+    rows = [(name, *(f"{v[p]:.4g}" for p in points)) for name, v in scores.items()]
+    if not rows:
+        return "## Scores\n\nNo clip has a score."
+    return "## Scores\n\n" + table(("score", *points), rows)
+
+
+def _licences(facts: CardFacts) -> str:
+    report = facts.licences
+    lines = [
+        "## Licences\n",
+        "Every clip keeps the licence and the attribution of its source in `origin`; by source "
+        "they are in [LICENSE.md](LICENSE.md).\n",
+        table(
+            ("licence", "clips", "sources"),
+            [(n, s["clips"], s["sources"]) for n, s in facts.stats["licences"].items()],
+        ),
+    ]
+    if report.unstated:
+        named = ", ".join(plain(uri, 80) for uri in report.unstated_sources)
+        lines.append(f"\n**{report.unstated} clips have no licence on record**, from: {named}.")
+    if report.non_commercial:
+        lines.append("\nSome clips may be used for non-commercial purposes only.")
+    if report.share_alike:
+        lines.append("\nSome licences ask that adaptations are shared under the same licence.")
+    if report.forbidding:
+        lines.append(
+            f"\n{sum(report.forbidding.values())} clips have a licence that forbids "
+            "redistribution; whoever published this repository acknowledged that."
+        )
+    return "\n".join(lines)
+
+
+def _made(facts: CardFacts) -> str:
+    made = _recorded(facts.made)
+    text = yaml.safe_dump(made, sort_keys=True, allow_unicode=False, width=100)
+    text = "".join(f"    {line}\n" for line in text.splitlines())  # indented: no fence to break out
+    rejected = facts.stats["rejected"]
+    lines = [
+        "## How it was made\n",
+        "With the LayerFlow toolkit; these are the recorded job, options and counts:\n",
+        text,
+        f"{rejected['rows']} inputs or windows were rejected.\n",
+    ]
+    if rejected["reasons"]:
+        reasons = list(rejected["reasons"].items())[:MAX_LISTED]
+        lines.append(table(("stage and reason", "rows"), reasons))
+    return "\n".join(lines)
+
+
+def _recorded(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job or its parents recorded, without what only matters to resuming it."""
+    kept = {k: v for k, v in made.items() if k not in ("plan", "reasons", "units", "state")}
+    if isinstance(kept.get("made_from"), list):
+        kept["made_from"] = [_recorded(p) if isinstance(p, dict) else p for p in kept["made_from"]]
+    return kept
+
+
+def _limits(facts: CardFacts) -> str:
+    stats = facts.stats
+    lines = ["Colour layers of moving clips are coded with loss; alpha and stills are exact."]
+    for kind, rms in facts.encoded_rms.items():
+        if kind == "image":
+            continue
+        lines.append(
+            f"In {kind} clips the decoded blended layer is {rms:.2f} levels rms (of 255) from the "
+            "recomposition of the decoded layers, measured on a sample."
+        )
+    if "mined" in stats["kinds"]:
+        lines.append(
+            "Mattes and backgrounds of mined clips were computed, not drawn by people: use the "
+            "scores to choose. Their blended layer is the real video, so it is not exactly the "
+            "composite of the other layers."
+        )
+    made_up = sum(n for kind, n in stats["background_kind"].items() if kind != "real")
+    if made_up:
+        lines.append(f"The background of {made_up} clips is in part filled or inpainted.")
+    empty = {layer: p["empty"] for layer, p in stats["prompts"].items() if p["empty"]}
+    if empty:
+        named = ", ".join(f"{count} {layer}" for layer, count in empty.items())
+        lines.append(f"Empty prompts: {named}.")
+    if stats["duplicates"]["rows"]:
+        lines.append(f"{stats['duplicates']['rows']} clips repeat the media of another.")
+    return "## Known limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def licence_table(sources: Mapping[tuple[str, str, str], int]) -> str:
+    """LICENSE.md: clips by (licence, attribution, source and what else the clip was made of)."""
+    rows = [(*key, count) for key, count in sorted(sources.items())]
+    more = f"\n\n... and {len(rows) - 5000} more; see `origin` of each clip." * (len(rows) > 5000)
+    head = (
+        "# Licences by source\n\nEach clip carries the licence and attribution of its source in "
+        "the column `origin`.\n\n"
+    )
+    return head + table(("licence", "attribution", "made of", "clips"), rows[:5000]) + more + "\n"

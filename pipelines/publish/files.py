@@ -1,0 +1,290 @@
+"""The files of a dataset repository: planned, checked, and made one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from layerflow.corpus.splits import Assignment, assign, parse_fractions
+from layerflow.corpus.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
+from layerflow.corpus.table import REJECTED_SCHEMA, Corpus, Table
+from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
+from layerflow.locations import clean_uri
+from pipelines.publish.card import (
+    PREVIEW,
+    REJECTED,
+    CardFacts,
+    ConfigInfo,
+    licence_table,
+    make_card,
+)
+from pipelines.publish.licences import LicenceReport, check_allowed, review
+from pipelines.publish.preview import (
+    PREVIEWS_PER_SHARD,
+    preview_batches,
+    preview_features,
+    preview_schema,
+)
+from pipelines.publish.tables import (
+    SHARD_BYTES,
+    Shards,
+    features_of,
+    media_columns,
+    published,
+    shard_limit,
+    shard_rows,
+    table_schema,
+    write_parquet,
+)
+from pipelines.view.page import make_sheet
+
+FORMAT_VERSION = 3
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+CONFIG_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+RMS_SAMPLE = 24
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """What to publish and where. split: one name, or ``train=0.9,test=0.1``. licence: of the whole
+    repository, for its card. Raises ValueError for names that the Hub does not take."""
+
+    repo_id: str
+    private: bool = True
+    config: str = "default"
+    split: str = "train"
+    seed: int = 0
+    revision: str | None = None
+    licence: str | None = None
+    acknowledge_licences: bool = False
+    with_rejected: bool = False
+
+    def __post_init__(self) -> None:
+        if not REPO_ID.fullmatch(self.repo_id) or ".." in self.repo_id or "--" in self.repo_id:
+            raise ValueError(f"{self.repo_id!r} is no repository id; give NAMESPACE/NAME")
+        if not CONFIG_NAME.fullmatch(self.config) or self.config in (PREVIEW, REJECTED, "data"):
+            raise ValueError(f"{self.config!r} cannot be the name of a configuration")
+        parse_fractions(self.split)
+
+    def folders(self) -> tuple[str, str, str]:
+        """Folders of the corpus, its previews and its rejected table."""
+        if self.config == "default":
+            return "data", PREVIEW, REJECTED
+        return self.config, f"{self.config}-{PREVIEW}", f"{self.config}-{REJECTED}"
+
+    def names(self) -> tuple[str, str, str]:
+        """Names of their configurations."""
+        _, preview, rejected = self.folders()
+        return self.config, preview, rejected
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked corpus with the split of every row and its licences."""
+
+    corpus: Corpus
+    options: PublishOptions
+    splits: dict[str, np.ndarray]
+    assignment: Assignment
+    licences: LicenceReport
+    workers: int
+
+    @property
+    def key(self) -> str:
+        """Names this publication: the corpus' checksum, the options, the format."""
+        state = (self.corpus.path / "state.json").read_text()
+        parts = [state, asdict(self.options), FORMAT_VERSION, pa.__version__]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None) -> Plan:
+    """Check the corpus and the licences and assign the splits; decodes no media."""
+    processes = os.cpu_count() or 1 if workers is None else workers
+    corpus = Corpus.open(path)
+    refuse_unsound(corpus)
+    refuse_unsound_rows(corpus, workers=processes)
+    if not len(corpus):
+        raise ValueError(f"{path} holds no clip to publish")
+    rows = list(small_rows(corpus))
+    licences = review(rows)
+    acknowledged = options.acknowledge_licences
+    check_allowed(licences, private=options.private, acknowledged=acknowledged)
+    fractions = parse_fractions(options.split)
+    assignment = assign(rows, fractions, options.seed)
+    names = np.asarray(assignment.names)
+    splits = {name: np.flatnonzero(names == name) for name in fractions}
+    return Plan(corpus, options, splits, assignment, licences, processes)
+
+
+def make_files(
+    plan: Plan, folder: Path, *, existing_card: str | None = None, quiet: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """Make the repository's files in ``folder``, one after the other; yields (name, large) when one
+    is complete. A large one may be taken away at once. Complete files are not made again."""
+    counted = stats(plan.corpus)
+    main, preview, rejected = plan.options.names()
+    data_folder, preview_folder, rejected_folder = plan.options.folders()
+    kinds = set(counted["kinds"])
+    configs = [ConfigInfo(main, data_folder, features_of(kinds, table_schema(plan.corpus)), {})]
+    yield from data_files(plan, folder, configs[0])
+    schema = preview_schema(list(counted["scores"]))
+    configs.append(ConfigInfo(preview, preview_folder, preview_features(schema), {}))
+    yield from _previews(plan, folder, configs[1], schema, quiet)
+    if plan.options.with_rejected and counted["rejected"]["rows"]:
+        import datasets
+
+        features = datasets.Features.from_arrow_schema(REJECTED_SCHEMA)
+        configs.append(ConfigInfo(rejected, rejected_folder, features, {}))
+        yield from _rejected(plan, folder, configs[2])
+    sheet = make_sheet(plan.corpus.path, len(plan.corpus), plan.workers)
+    if sheet:
+        yield _put(folder, "contact_sheet.png", sheet), True
+    yield _put(folder, "stats.json", json.dumps(counted, indent=2).encode()), False
+    yield _put(folder, "LICENSE.md", licence_table(_sources(plan.corpus)).encode()), False
+    facts = CardFacts(
+        plan.options.repo_id,
+        configs,
+        counted,
+        plan.corpus.info,
+        plan.licences,
+        plan.options.licence,
+        plan.assignment.shared_backgrounds,
+        _encoded_rms(plan),
+    )
+    yield _put(folder, "README.md", make_card(facts, existing_card).encode()), False
+
+
+def _put(folder: Path, name: str, data: bytes) -> str:
+    temporary = folder / f".{name}.tmp"
+    temporary.write_bytes(data)
+    temporary.replace(folder / name)
+    return name
+
+
+def data_files(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
+    """Convert the corpus to its Parquet shards; yields (name, True) as each is complete."""
+    schema = config.features.arrow_schema
+    sizes = cell_bytes(plan.corpus).sum(axis=1)
+    shards = Shards.of(plan.corpus)
+    jobs: list[tuple[str, str, np.ndarray]] = []
+    limit = shard_limit(int(sizes.sum()), SHARD_BYTES)
+    for split, indices in plan.splits.items():
+        counts = shard_rows(sizes[indices], limit)
+        pieces = np.split(indices, np.cumsum(counts)[:-1])
+        names = _shard_names(config.folder, split, len(counts))
+        jobs += [(split, name, piece) for name, piece in zip(names, pieces, strict=True)]
+
+    def convert(job: tuple[str, str, np.ndarray]) -> int:
+        _, name, piece = job
+        if not (folder / name).is_file():
+            batches = (published(batch, schema) for batch in shards.read(piece))
+            write_parquet(folder / name, schema, batches, media_columns(schema))
+        return (folder / name).stat().st_size
+
+    for (split, name, piece), size in _side_by_side(jobs, convert):
+        held = int(sizes[piece].sum())
+        _count(config, split, len(piece), held, size)
+        yield name, True
+
+
+def _side_by_side(jobs: list[Any], work: Callable[[Any], int]) -> Iterator[tuple[Any, int]]:
+    """Jobs with their results, in order, as many at a time as there are CPUs (at most 4) and never
+    further ahead, so that finished files do not pile up."""
+    width = min(4, os.cpu_count() or 1)
+    ahead: deque[tuple[Any, Future[int]]] = deque()
+    with ThreadPoolExecutor(width) as pool:
+        for job in jobs:
+            ahead.append((job, pool.submit(work, job)))
+            if len(ahead) >= width:
+                first, result = ahead.popleft()
+                yield first, result.result()
+        for first, result in ahead:
+            yield first, result.result()
+
+
+def _shard_names(folder: str, split: str, count: int) -> list[str]:
+    return [f"{folder}/{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+
+
+def _count(config: ConfigInfo, split: str, rows: int, held: int, size: int) -> None:
+    before = config.splits.get(split, (0, 0, 0))
+    config.splits[split] = (before[0] + rows, before[1] + held, before[2] + size)
+
+
+def _previews(
+    plan: Plan, folder: Path, config: ConfigInfo, schema: pa.Schema, quiet: bool
+) -> Iterator[tuple[str, bool]]:
+    from rich.progress import Progress
+
+    typed = config.features.arrow_schema
+    with Progress(disable=quiet, transient=True) as progress:
+        task = progress.add_task("previews", total=len(plan.corpus))
+        for split, indices in plan.splits.items():
+            pieces = np.array_split(indices, -(-len(indices) // PREVIEWS_PER_SHARD))
+            names = _shard_names(config.folder, split, len(pieces))
+            for name, piece in zip(names, pieces, strict=True):
+                if not (folder / name).is_file():
+                    rows = [int(index) for index in piece]
+
+                    def batches(rows: list[int] = rows) -> Iterator[pa.RecordBatch]:
+                        for batch in preview_batches(plan.corpus, rows, schema, plan.workers):
+                            progress.advance(task)
+                            yield pa.RecordBatch.from_arrays(batch.columns, schema=typed)
+
+                    write_parquet(folder / name, typed, batches(), ["preview"])
+                size = (folder / name).stat().st_size
+                held = pq.ParquetFile(folder / name).metadata
+                memory = sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
+                _count(config, split, len(piece), memory, size)
+                yield name, True
+
+
+def _rejected(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
+    name = _shard_names(config.folder, "train", 1)[0]
+    schema = config.features.arrow_schema
+    table = Table(plan.corpus.path / "rejected")
+    rows = held = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal rows, held
+        for batch in read_batches(table, REJECTED_SCHEMA.names):
+            rows, held = rows + batch.num_rows, held + batch.nbytes
+            yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+    write_parquet(folder / name, schema, batches(), [])
+    _count(config, "train", rows, held, (folder / name).stat().st_size)
+    yield name, True
+
+
+def _sources(corpus: Corpus) -> dict[tuple[str, str, str], int]:
+    found: Counter[tuple[str, str, str]] = Counter()
+    for row in small_rows(corpus):
+        source = row["origin"]
+        licence = source["licence"] or NO_LICENCE
+        parents = (parent.partition("#")[0] for parent in source["parents"] or ())
+        made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
+        found[licence, source["attribution"] or "", made_of] += 1
+    return dict(found)
+
+
+def _encoded_rms(plan: Plan) -> dict[str, float]:
+    """Mean rms between blended and recomposition, as decoded, by kind, of an even sample."""
+    rows = len(plan.corpus)
+    sample = range(0, rows, max(1, rows // RMS_SAMPLE))
+    found: dict[str, list[float]] = {}
+    for report in check_rows(plan.corpus, workers=plan.workers, indices=sample):
+        if report.encoded_rms is not None:
+            found.setdefault(report.kind, []).append(report.encoded_rms)
+    return {kind: sum(values) / len(values) for kind, values in sorted(found.items())}

@@ -1,0 +1,205 @@
+"""Corpus rows as Parquet: the same media bytes, typed for ``datasets`` and the Hub's viewer.
+
+Every column of the corpus stays. A media column is ``struct<bytes, path>``, the storage of the
+``Video`` and ``Image`` features, with ``decode=False`` in the schema's metadata. Row groups are
+small (a reader fetches few megabytes for a row), the page index is written, and pages are cut by
+content, so that an edited corpus shares most chunks with the one before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from layerflow.clip import LAYERS
+from layerflow.corpus.stats import arrow_batches, arrow_files
+from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
+from layerflow.locations import clean_uri
+
+SHARD_BYTES = 300 << 20
+SIDE_BY_SIDE_BYTES = 32 << 20
+GROUP_ROWS = 8
+GROUP_BYTES = 32 << 20
+# A page is cut by content after at least 2 MiB: bytes before that need not be hashed.
+CHUNKING = {"min_chunk_size": 2 << 20, "max_chunk_size": 4 << 20, "norm_level": 0}
+MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def media_feature(kinds: set[str]) -> str:
+    """``Image`` for a corpus of stills alone, else ``Video`` (a still is then a PNG cell in it)."""
+    return "Image" if kinds == {"image"} else "Video"
+
+
+def table_schema(corpus: Corpus) -> pa.Schema:
+    """The corpus' columns that are published: all, but extra ones only where a row fills them."""
+    extras = [field for field in EXTRAS if field.name in corpus.schema.names]
+    filled = {
+        field.name
+        for file in (arrow_files(corpus) if extras else ())
+        for batch in arrow_batches(file, [field.name for field in extras])
+        for field in extras
+        if batch.column(field.name).null_count < batch.num_rows
+    }
+    return pa.schema([*SCHEMA, *(field for field in extras if field.name in filled)])
+
+
+def media_columns(schema: pa.Schema) -> list[str]:
+    """The columns of a table that hold one media file a row."""
+    return [*LAYERS, *(["plate"] if "plate" in schema.names else [])]
+
+
+def features_of(kinds: set[str], schema: pa.Schema = SCHEMA) -> Any:
+    """The ``datasets.Features`` of the published table."""
+    import datasets
+
+    features = datasets.Features.from_arrow_schema(schema)
+    media = getattr(datasets, media_feature(kinds))
+    for layer in media_columns(schema):
+        features[layer] = media(decode=False)
+    return features
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The Arrow files of a corpus and the row that each one starts with."""
+
+    files: list[Path]
+    firsts: list[int]
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> Shards:
+        files, firsts, rows = [], [], 0
+        for file in arrow_files(corpus):
+            files.append(file)
+            firsts.append(rows)
+            rows += sum(batch.num_rows for batch in arrow_batches(file, ["id"]))
+        return cls(files, firsts)
+
+    def read(self, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
+        """The rows ``indices`` (int, ascending), in order; files without one are not opened."""
+        for file, first, end in zip(self.files, self.firsts, [*self.firsts[1:], None], strict=True):
+            stop = len(indices) if end is None else int(np.searchsorted(indices, end))
+            start = int(np.searchsorted(indices, first))
+            if start < stop:
+                yield from _picked(file, indices[start:stop] - first)
+
+
+def _picked(file: Path, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
+    first = 0
+    for batch in arrow_batches(file):
+        inside = indices[(indices >= first) & (indices < first + batch.num_rows)] - first
+        first += batch.num_rows
+        if len(inside) == batch.num_rows:
+            yield batch
+        elif len(inside):
+            yield batch.take(pa.array(inside))
+
+
+def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with its media cells as ``struct<bytes, path>``; the bytes are not copied."""
+    ids = batch.column("id").to_pylist()
+    still = [kind == "image" for kind in batch.column("kind").to_pylist()]
+    columns = []
+    media = media_columns(schema)
+    for name in schema.names:
+        column = batch.column(name)
+        if name in media:
+            moving = "mkv" if name == "alpha" else "mp4"
+            names = [
+                f"{id}.{name}.{'png' if one else moving}"
+                for id, one in zip(ids, still, strict=True)
+            ]
+            cells = [pc.cast(column, pa.binary()), pa.array(names, pa.string())]
+            empty = pc.is_null(column)
+            column = pa.StructArray.from_arrays(cells, fields=list(MEDIA), mask=empty)
+        elif name == "origin":
+            column = _clean_origin(column)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _clean_origin(column: pa.Array) -> pa.Array:
+    """The ``origin`` column; URLs of older corpora without credentials and signatures."""
+    cells = column.to_pylist()
+    cleaned = [cell and {**cell, "uri": clean_uri(cell["uri"] or "")} for cell in cells]
+    for cell in filter(None, cleaned):
+        cell["parents"] = cell["parents"] and [clean_uri(parent) for parent in cell["parents"]]
+    return column if cleaned == cells else pa.array(cleaned, column.type)
+
+
+def shard_limit(total: int, most: int = SHARD_BYTES) -> int:
+    """Bytes of a shard for a corpus of ``total`` bytes: four shards where ``most`` gives fewer,
+    since they are written side by side, but none below 32 MiB for that."""
+    return min(most, max(SIDE_BY_SIDE_BYTES, -(-total // 4)))
+
+
+def shard_rows(sizes: np.ndarray, limit: int = SHARD_BYTES) -> list[int]:
+    """How many rows go into each shard; sizes: bytes of each row. One empty shard for no rows."""
+    counts, held = [0], 0
+    for size in sizes.tolist():
+        if counts[-1] and held + size > limit:
+            counts.append(0)
+            held = 0
+        counts[-1] += 1
+        held += size
+    return counts
+
+
+def write_parquet(
+    path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], media: Sequence[str]
+) -> None:
+    """Write one Parquet file, atomically; memory holds one row group.
+
+    media: names of the struct columns that hold encoded media: not compressed again, without
+    dictionaries and statistics.
+    """
+    leaves = [f"{name}.bytes" for name in media]
+    every = _leaves(schema)
+    plain = [leaf for leaf in every if leaf not in leaves]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(
+        temporary,
+        schema,
+        compression={leaf: "none" if leaf in leaves else "zstd" for leaf in every},
+        use_dictionary=plain,
+        write_statistics=plain,
+        write_page_index=True,
+        write_page_checksum=True,
+        use_content_defined_chunking=CHUNKING,
+    ) as writer:
+        group: list[pa.RecordBatch] = []
+        rows = size = 0
+        for batch in batches:
+            for piece in (batch.slice(i, 1) for i in range(batch.num_rows)):
+                group.append(piece)
+                rows, size = rows + 1, size + piece.nbytes
+                if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+                    writer.write_table(pa.Table.from_batches(group, schema))
+                    group, rows, size = [], 0, 0
+        if group:
+            writer.write_table(pa.Table.from_batches(group, schema))
+    temporary.replace(path)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Paths of the Parquet leaf columns."""
+
+    def walk(name: str, kind: pa.DataType) -> Iterator[str]:
+        if pa.types.is_struct(kind):
+            for field in kind:
+                yield from walk(f"{name}.{field.name}", field.type)
+        elif pa.types.is_list(kind):
+            yield from walk(f"{name}.list.element", kind.value_type)
+        else:
+            yield name
+
+    return [leaf for field in schema for leaf in walk(field.name, field.type)]

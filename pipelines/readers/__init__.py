@@ -1,0 +1,1 @@
+"""Foreign pictures and films -> layers' pixels."""

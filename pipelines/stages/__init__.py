@@ -1,1 +1,0 @@
-"""One file a stage: plain functions, usable and tested without Ray."""

@@ -1,0 +1,1 @@
+"""``view``: pages of clips, latents and samples."""

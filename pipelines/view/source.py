@@ -1,0 +1,269 @@
+"""What the page shows: clips of a corpus, of latents or of a folder of samples, and previews.
+
+A preview is one small video of six panels, ``blended | foreground | alpha`` over ``background |
+difference | recomposed``, so that the layers of a clip cannot run apart while it plays. A still's
+preview is one picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from layerflow.clip import PROMPTED, U8, LayeredClip
+from layerflow.corpus.published import open_corpus
+from layerflow.corpus.stats import read_batches, small_rows
+from layerflow.corpus.table import Table, decode_row
+from layerflow.documents import read_json
+from layerflow.locations import clean_uri
+from layerflow.media.cells import MediaError, decode_alpha, decode_color, encode_preview
+from layerflow.media.video import read_frames
+
+PANELS = ("blended", "foreground", "alpha", "background", "difference", "recomposed")
+DIFFERENCE_GAIN = 8
+BLOCK = 16  # H.264 macroblock: panels that start on one do not bleed into each other
+
+
+@dataclass(frozen=True)
+class Preview:
+    """media: MP4 or JPEG of 3 x 2 cells of ``cell`` (height, width) pixels, each with a panel of
+    ``panel`` (height, width) pixels in its top left corner."""
+
+    media: bytes
+    mime: str
+    panel: tuple[int, int]
+    cell: tuple[int, int]
+    fps: float
+    num_frames: int
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but the media, as JSON values."""
+        return {
+            "mime": self.mime,
+            "panel": list(self.panel),
+            "cell": list(self.cell),
+            "fps": self.fps,
+            "frames": self.num_frames,
+        }
+
+
+class Source(Protocol):
+    """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process.
+
+    A row's ``flat`` says that its layers are no colours that a backing belongs behind.
+    """
+
+    name: str
+
+    def rows(self) -> Iterator[dict[str, Any]]: ...
+
+    def rejected(self) -> Iterator[dict[str, Any]]: ...
+
+    def clip(self, index: int) -> LayeredClip: ...
+
+    def __len__(self) -> int: ...
+
+
+def open_source(path: Path, model: Path | None = None) -> Source:
+    """A corpus, a published one, latents, or a folder of samples.
+
+    model: decodes latents. Raises ValueError when the folder is none of these.
+    """
+    if (path / "index.json").is_file() and (path / "fingerprint.json").is_file():
+        from pipelines.view.latents import LatentSource
+
+        return LatentSource(path, model)
+    if model is not None:
+        raise ValueError(f"{path} holds no latents for a model to decode")
+    if path.is_dir() and SampleSource.folders(path):
+        return SampleSource(path)
+    try:
+        return CorpusSource(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no corpus ({error}), holds no latents (no index.json) and no samples "
+            "(no <id>/blended.mp4)"
+        ) from error
+
+
+class CorpusSource:
+    """The clips of a corpus, local or published."""
+
+    def __init__(self, path: Path) -> None:
+        self._corpus = open_corpus(path)
+        self.name = path.resolve().name
+
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for index, row in enumerate(small_rows(self._corpus)):
+            yield shown_row(row, index)
+
+    def rejected(self) -> Iterator[dict[str, Any]]:
+        folder = Path(self._corpus.path) / "rejected"
+        if (folder / "state.json").is_file():
+            for batch in read_batches(Table(folder)):
+                for row in batch.to_pylist():
+                    yield {**row, "quality": _scores(row["quality"])}
+
+    def clip(self, index: int) -> LayeredClip:
+        return decode_row(self._corpus.row(index))
+
+
+def shown_row(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """A corpus row without media as the page wants it: flat, only the scores that are known."""
+    source = row["origin"]
+    return {
+        "index": index,
+        "id": row["id"],
+        "kind": row["kind"],
+        "source": clean_uri(source["uri"]),
+        "start": source["start"],
+        "end": source["end"],
+        "licence": source["licence"],
+        "attribution": source["attribution"],
+        "parents": source["parents"],
+        "prompts": {layer: row[f"{layer}_prompt"] for layer in PROMPTED},
+        **{name: row[name] for name in ("num_frames", "height", "width", "fps")},
+        **{name: row[name] for name in ("alpha_kind", "background_kind", "recipe")},
+        "scores": _scores(row["quality"]),
+    }
+
+
+def _scores(quality: dict[str, float | None]) -> dict[str, float]:
+    known = {name: value for name, value in quality.items() if value is not None}
+    return {name: value for name, value in known.items() if math.isfinite(value)}
+
+
+class SampleSource:
+    """Generated clips: ``<id>/{foreground.mov, alpha.mkv, background.mp4, blended.mp4}``."""
+
+    def __init__(self, path: Path) -> None:
+        self._folders = self.folders(path)
+        self.name = path.resolve().name
+
+    @staticmethod
+    def folders(path: Path) -> list[Path]:
+        return sorted(p.parent for p in path.glob("*/blended.mp4") if not p.is_symlink())
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for index, folder in enumerate(self._folders):
+            about = _about(folder)
+            prompts = about["prompt"] if isinstance(about.get("prompt"), dict) else {}
+            yield {
+                "index": index,
+                "id": folder.name,
+                "kind": "sample",
+                "source": _said(about),
+                "prompts": {name: str(prompts.get(name, "")) for name in PROMPTED},
+                "scores": {},
+            }
+
+    def rejected(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def clip(self, index: int) -> LayeredClip:
+        folder = self._folders[index]
+        if (folder / "foreground.mov").is_file():
+            foreground, fps = read_frames(folder / "foreground.mov")
+            alpha = decode_alpha((folder / "alpha.mkv").read_bytes())
+        else:  # of a model without alpha
+            foreground, fps = read_frames(folder / "foreground.mp4")
+            alpha = np.full(foreground.shape[:3], 255, np.uint8)
+        height, width = alpha.shape[1:]  # colour files of odd sizes are one pixel larger
+        return LayeredClip(
+            foreground=np.ascontiguousarray(foreground[:, :height, :width, :3]),
+            alpha=alpha,
+            background=_colour(folder / "background.mp4", height, width),
+            blended=_colour(folder / "blended.mp4", height, width),
+            fps=fps,
+        )
+
+
+def _colour(path: Path, height: int, width: int) -> U8:
+    return decode_color(path.read_bytes())[:, :height, :width]
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What ``layerflow sample`` wrote about a sample; nothing when there is no such file."""
+    try:
+        return read_json(folder / "sample.json")
+    except ValueError:
+        return {}
+
+
+def _said(about: dict[str, Any]) -> str:
+    """The task, model and seed of a sample in one line."""
+    given = about["given"] if isinstance(about.get("given"), dict) else {}
+    named = [f"{layer} ({file})" for layer, file in given.items()]
+    known = [f"{name} {about[name]}" for name in ("model", "seed", "steps") if name in about]
+    return ", ".join(["given " + " and ".join(named) if named else "nothing given", *known])
+
+
+def make_preview(clip: LayeredClip, height: int = 144, *, crf: int = 25) -> Preview:
+    """The six panels of a clip, each ``height`` pixels high (never enlarged)."""
+    scale = min(1.0, height / clip.size[0], 4 * height / clip.size[1])
+    panel = max(2, round(clip.size[0] * scale)), max(2, round(clip.size[1] * scale))
+    cell = -(-panel[0] // BLOCK) * BLOCK, -(-panel[1] // BLOCK) * BLOCK
+    recomposed = clip.recomposed()
+    layers = {name: clip.layer(name) for name in PANELS[:4]}
+    layers |= {"recomposed": recomposed, "difference": difference(clip.blended, recomposed)}
+    frames = np.empty((clip.num_frames, 2 * cell[0], 3 * cell[1], 3), np.uint8)
+    for place, name in enumerate(PANELS):
+        y, x = place // 3 * cell[0], place % 3 * cell[1]
+        frames[:, y : y + cell[0], x : x + cell[1]] = _cells(layers[name], panel, cell)
+    if clip.num_frames == 1:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+        ok, data = cv2.imencode(".jpg", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR), quality)
+        if not ok:
+            raise MediaError("the preview could not be encoded")
+        return Preview(bytes(data), "image/jpeg", panel, cell, clip.fps, 1)
+    media = encode_preview(frames, clip.fps, crf=crf)
+    return Preview(media, "video/mp4", panel, cell, clip.fps, clip.num_frames)
+
+
+def difference(blended: U8, recomposed: U8) -> U8:
+    """``|blended - recomposed|``, times 8, at most 255."""
+    apart = np.abs(blended.astype(np.int16) - recomposed)
+    return np.minimum(apart * DIFFERENCE_GAIN, 255).astype(np.uint8)
+
+
+def _cells(frames: U8, panel: tuple[int, int], cell: tuple[int, int]) -> U8:
+    out = np.empty((len(frames), *cell, 3), np.uint8)
+    for t, frame in enumerate(frames):
+        small = cv2.resize(frame, panel[::-1], interpolation=cv2.INTER_AREA)
+        colour = small if small.ndim == 3 else np.repeat(small[..., None], 3, axis=2)
+        pad = ((0, cell[0] - panel[0]), (0, cell[1] - panel[1]), (0, 0))
+        out[t] = np.pad(colour, pad, mode="edge")
+    return out
+
+
+def previewer(path: Path, model: Path | None = None) -> Callable[[bytes], bytes]:
+    """A handler for ``layerflow.media.sandbox``: ``{"index", "height"}`` in, a preview out."""
+    source = open_source(path, model)
+
+    def answer(request: bytes) -> bytes:
+        wanted = json.loads(request)
+        preview = make_preview(source.clip(wanted["index"]), wanted["height"])
+        return json.dumps(preview.plain()).encode() + b"\n" + preview.media
+
+    return answer
+
+
+def read_preview(answer: bytes) -> Preview:
+    """The answer of ``previewer`` as a Preview."""
+    head, _, media = answer.partition(b"\n")
+    about = json.loads(head)
+    panel, cell = tuple(about["panel"]), tuple(about["cell"])
+    return Preview(media, about["mime"], panel, cell, about["fps"], about["frames"])

@@ -1,0 +1,1 @@
+"""Image operations that several jobs use."""

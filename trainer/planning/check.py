@@ -1,0 +1,62 @@
+"""Whether a manifest's model, latents and batch fit together, before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
+from layerflow.documents import read_json
+from manifests.train import TrainManifest
+from trainer.data import open_latents, open_parts
+from trainer.held_out import held_out
+from trainer.sampling import autoencoder_kind
+
+
+def check(manifest: TrainManifest) -> None:
+    """ValueError for the first thing that would stop the run later: batch and workers that do not
+    divide, an absent folder, latents of another model, a mixture or a validation without rows,
+    samples without an autoencoder."""
+    workers = max(1, manifest.workers)
+    for stage in manifest.stages:
+        manifest.passes(stage, workers)
+    path = Path(manifest.model) / "transformer" / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{manifest.model} is no model directory (no transformer/config.json)")
+    config = read_json(path)
+    parts = model_fingerprint(manifest.model)
+    names = {c.latents for stage in manifest.stages for c in stage.mixture}
+    if manifest.validation is not None:
+        names |= {manifest.validation.latents, manifest.validation.frozen or ""} - {""}
+    for name in sorted(names):
+        check_latents(manifest.folder(name), config, parts)
+    for stage in manifest.stages:
+        open_parts(manifest, stage)
+    held_out(manifest)
+    if manifest.validation is not None and manifest.validation.samples:
+        autoencoder_kind(Path(manifest.model) / "vae")
+
+
+def check_latents(folder: str, config: dict[str, Any], parts: dict[str, str]) -> None:
+    """ValueError unless the latents come from the model's autoencoder and text encoder, in the
+    shapes that its transformer takes."""
+    latents = open_latents(folder)
+    known = {name: value for name, value in parts.items() if name in latents.fingerprint}
+    different = fingerprint_differences(latents.fingerprint, known)
+    if different:
+        raise ValueError(
+            f"{folder} was encoded with another model; encode the corpus again.\n  "
+            + "\n  ".join(different)
+        )
+    wanted = (config["num_text_tokens"], config["text_embed_dim"])
+    if latents.prompt_keys() and latents.text_shape != wanted:
+        raise ValueError(f"{folder}: prompts of {latents.text_shape}, the model takes {wanted}")
+    patch = config["patch_size"]
+    columns = ("latent_channels", "latent_height", "latent_width")
+    for shape in sorted(set(zip(*(latents.column(name) for name in columns), strict=True))):
+        channels, height, width = shape
+        if channels != config["in_channels"] or height % patch or width % patch:
+            raise ValueError(
+                f"{folder}: latents of {channels}x{height}x{width}; the model takes "
+                f"{config['in_channels']} channels and sides that are multiples of {patch}"
+            )

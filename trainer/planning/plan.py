@@ -1,0 +1,325 @@
+"""What a run will train, compute and need, before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.train import Stage, TrainManifest
+from trainer.data import buckets, buckets_text, open_parts
+from trainer.distributed.placement import Placement
+from trainer.held_out import held_out
+from trainer.planning.check import check
+from trainer.planning.costs import (
+    PEAKS,
+    Costs,
+    block_parts,
+    forward_bytes,
+    memory_bytes,
+    peak_of,
+    step_costs,
+)
+from trainer.planning.count import decoder_bytes
+from trainer.sampling import guidance_scale
+from trainer.stages import attach, gate_of, trainable_names
+from trainer.validation import judges_gate_0
+
+# Of their peak, what GPUs reach in training, recomputation included: published for video
+# transformers are 30 to 38 %.
+EFFICIENCY = 0.35
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the run would train on. name: of the GPU, as far as it is known. rate: FLOP/s that all
+    workers reach together, or None. why: what is not known of it. free: bytes for a worker that
+    are free now, or None where it is not this machine's. spare: whether sampling has a GPU, or
+    under Ray on CPUs a process, of its own."""
+
+    gpus: bool
+    name: str | None
+    rate: float | None
+    why: str
+    free: float | None
+    spare: bool
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Figures of one stage."""
+
+    name: str
+    steps: int
+    trained: int
+    total: int
+    groups: dict[str, int]
+    """Module group -> parameters of it that train."""
+    rows: list[int]
+    buckets: dict[tuple[int, int, int], int]
+    """Latent frames, height and width -> clips of that shape."""
+    costs: Costs
+    """Of one sample, at the mixture's largest shape."""
+    flops: float
+    """Of one step, over all workers, recomputation included."""
+    seconds: float | None
+    """None where the device's speed is not known."""
+    memory: float
+    """Bytes a worker while it trains."""
+    choices: dict[str, float]
+    """The same for each precision and kind of recomputation."""
+    validation: float | None
+    """Bytes a worker in a validation; None without one."""
+    sampling: float | None
+    """Bytes of the process that samples at a validation; None where nothing is sampled."""
+
+    @property
+    def most(self) -> float:
+        return max(self.memory, self.validation or 0.0, self.sampling or 0.0)
+
+
+def make_plan(manifest: TrainManifest, placement: Placement | None = None) -> list[StagePlan]:
+    """Plan all stages. placement: where a cluster would put the workers; None: this machine.
+
+    ValueError for whatever would stop the run: manifest, model or latents.
+    """
+    check(manifest)
+    transformer = empty_model(manifest.model)
+    target = find_target(manifest, placement)
+    plans = []
+    for stage in manifest.stages:
+        attach(transformer, stage, manifest.seed)
+        plans.append(plan_stage(manifest, stage, transformer, target))
+    return plans
+
+
+def find_target(manifest: TrainManifest, placement: Placement | None = None) -> Target:
+    """What the run would train on, and how fast that is; speeds that nobody knows are not made up.
+
+    A plan may be made on a machine without the GPUs that it is for.
+    """
+    there, workers = torch.cuda.is_available(), max(1, manifest.workers)
+    if placement is not None:
+        gpus, name, free = placement.gpus, placement.accelerator, None
+        spare = placement.spare or not gpus
+    else:
+        gpus = there if manifest.wants_gpus is None else manifest.wants_gpus
+        name = manifest.accelerator_type
+        if gpus and there and name is None:
+            name = torch.cuda.get_device_name()
+        spare = workers > 1 and (not gpus or torch.cuda.device_count() > workers)
+        here = torch.device("cuda" if gpus else "cpu")
+        free = free_memory(here) if there or not gpus else None
+        if free is not None and not gpus:
+            free /= workers  # they are processes of one machine
+    if not gpus:
+        return Target(
+            False, None, None, "how fast a CPU trains; its first steps show it", free, spare
+        )
+    peak = peak_of(name) if name else None
+    why = "" if peak else f"no peak is known of {name or 'GPUs whose type nothing says'}"
+    if manifest.precision != "bf16":
+        peak, why = None, "known peaks of GPUs are those of bf16"
+    rate = peak * EFFICIENCY * workers if peak else None
+    return Target(True, name, rate, why, free, spare)
+
+
+def empty_model(folder: str | Path) -> Any:
+    """The transformer without weights: its parameters take no memory."""
+    from layerflow.model.transformer import LayerFlowTransformer3DModel
+
+    path = Path(folder) / "transformer"
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{folder} is no model directory (no transformer/config.json)")
+    config = LayerFlowTransformer3DModel.load_config(path)
+    with torch.device("meta"):
+        return LayerFlowTransformer3DModel.from_config(config)
+
+
+def plan_stage(
+    manifest: TrainManifest, stage: Stage, transformer: Any, target: Target
+) -> StagePlan:
+    """Figures of one stage."""
+    names = trainable_names(transformer, stage)
+    sizes = {name: p.numel() for name, p in transformer.named_parameters()}
+    parts = open_parts(manifest, stage)
+    found = buckets(parts)
+    batch = stage.batch or manifest.batch
+    workers = max(1, manifest.workers)
+    size = manifest.pass_size(stage, workers)
+    channels = transformer.config.in_channels
+
+    def costs(shape: tuple[int, int, int]) -> Costs:
+        frames, height, width = shape
+        latents = (4, frames, channels, height, width)
+        return step_costs(transformer, latents, set(names), manifest.checkpointing)
+
+    by_shape = {shape: costs(shape) for shape in found}
+    weights = torch.tensor([component.weight for component in stage.mixture])
+    means = [
+        sum(by_shape[shape].executed for shape in part.shapes) / len(part.shapes) for part in parts
+    ]
+    flops = batch * float((torch.tensor(means) * weights).sum() / weights.sum())
+    largest = max(by_shape.values(), key=lambda costs: costs.tokens)
+    trained, total = sum(sizes[name] for name in names), sum(sizes.values())
+    shards = workers if stage.parallel == "fsdp" else 1
+
+    def memory(said: TrainManifest, tokens: int) -> float:
+        return memory_bytes(
+            said,
+            transformer.config,
+            block_parts(transformer, names),
+            total=total,
+            trained=trained,
+            average=stage.ema is not None,
+            tokens=tokens,
+            shards=shards,
+        )
+
+    groups: dict[str, int] = {}
+    for name in names:
+        group = ".".join(name.split(".")[:2]) if name.startswith("transformer_blocks") else name
+        groups[group] = groups.get(group, 0) + sizes[name]
+    validation, sampling = validation_bytes(
+        manifest, stage, transformer, target, state=memory(manifest, 0), trained=trained
+    )
+    return StagePlan(
+        name=stage.name,
+        steps=stage.steps,
+        trained=trained,
+        total=total,
+        groups=groups,
+        rows=[len(part.rows) for part in parts],
+        buckets=found,
+        costs=largest,
+        flops=flops,
+        seconds=stage.steps * flops / target.rate if target.rate else None,
+        memory=memory(manifest, largest.tokens * size),
+        choices={
+            f"{precision} {kind}": memory(
+                manifest.model_copy(update={"precision": precision, "checkpointing": kind}),
+                largest.tokens * size,
+            )
+            for precision in ("fp32", "bf16")
+            for kind in ("none", "selective", "full")
+        },
+        validation=validation,
+        sampling=sampling,
+    )
+
+
+def validation_bytes(
+    manifest: TrainManifest,
+    stage: Stage,
+    transformer: Any,
+    target: Target,
+    *,
+    state: float,
+    trained: int,
+) -> tuple[float | None, float | None]:
+    """Bytes of a worker in a validation, and of the process that samples; None where there is none.
+
+    state: bytes of weights, gradients, moments and average.
+    """
+    found, config, workers = held_out(manifest), transformer.config, max(1, manifest.workers)
+    if found is None:
+        return None, None
+    options, part = found.options, found.parts[gate_of(stage)]
+    if stage.ema is not None:  # what trains is kept while the average stands in for it
+        state += 4 * trained / (workers if stage.parallel == "fsdp" else 1)
+
+    def tokens(shape: tuple[int, int, int]) -> int:
+        frames, height, width = shape
+        return step_costs(transformer, (4, frames, config.in_channels, height, width), ()).tokens
+
+    seen = [*part.shapes, *(found.parts[0].shapes if judges_gate_0(stage) else ())]
+    count = min(manifest.pass_size(stage, workers), len(options.timesteps))
+    most = count * max(tokens(shape) for shape in seen)
+    passing = forward_bytes(manifest, config, tokens=most, cast=trained)
+    if not options.samples:
+        return state + passing, None
+    total = sum(p.numel() for p in transformer.parameters())
+    frames, height, width = max(part.shapes[: options.samples], key=tokens)
+    latents = (frames, config.in_channels, height, width)
+    weights, decoding = decoder_bytes(Path(manifest.model) / "vae", latents)
+    most = tokens((frames, height, width)) * (2 if guidance_scale(manifest) > 1 else 1)
+    guided = forward_bytes(manifest, config, tokens=most, cast=total)
+    own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
+    return state + passing, own if target.spare else own + state
+
+
+def times(manifest: TrainManifest, plan: StagePlan, target: Target) -> str:
+    """How long a stage takes where that is known; for a CPU also on as many H100 as workers."""
+    if plan.seconds is not None:
+        return f"{duration(plan.seconds)} on {max(1, manifest.workers)} {target.name}"
+    unknown = f"time unknown ({target.why})"
+    if target.gpus:
+        return unknown
+    workers = max(1, manifest.workers)
+    there = duration(plan.steps * plan.flops / (workers * PEAKS["H100"] * EFFICIENCY))
+    return f"{unknown}; {there} on {workers} H100 in bf16"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which people would say it."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on the device now."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def lines(
+    manifest: TrainManifest, plans: list[StagePlan], placement: Placement | None = None
+) -> list[str]:
+    """The plan for people."""
+    target = find_target(manifest, placement)
+    out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
+    if placement is not None:
+        out.append(placement.said)
+    for plan, stage in zip(plans, manifest.stages, strict=True):
+        batch = stage.batch or manifest.batch
+        groups = sorted(plan.groups.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{name} {count / 1e3:.1f} k" for name, count in groups[:6])
+        more = f", and {len(groups) - 6} more" if len(groups) > 6 else ""
+        again = plan.costs.recomputed / plan.costs.executed
+        out += [
+            f"{plan.name}: {plan.steps} steps of {batch} clips",
+            f"  trains {plan.trained / 1e6:.3f} M parameters: {shown}{more}",
+            f"  rows {' + '.join(map(str, plan.rows))}; "
+            f"latent shapes (f x h x w) {buckets_text(plan.buckets)}",
+            f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step"
+            + (f", {100 * again:.0f} % of it recomputation" if again else ""),
+            f"  about {gib(plan.memory)} a worker; {times(manifest, plan, target)} (estimates)",
+            "  GiB by choice: "
+            + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
+        ]
+        if plan.validation is not None:
+            out.append(f"  validation: about {gib(plan.validation)} a worker")
+        if plan.sampling is not None:
+            where = "a process of its own" if target.spare else "the first worker, which waits"
+            out.append(f"  sampling: about {gib(plan.sampling)} in {where}")
+    most = max(plan.most for plan in plans)
+    if target.free is None:
+        out.append("free now: unknown, it is another machine's")
+        return out
+    out.append(f"free now: {gib(target.free)} a worker")
+    if most > target.free:
+        out.append(
+            f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "
+            "choose parallel: fsdp, or, where it is sampling, validation.samples: 0"
+        )
+    return out
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
