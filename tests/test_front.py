@@ -72,8 +72,16 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["item"]["alpha"].shape[1] == 1  # type: ignore[index]
 
 
-def test_places_on_record_lead_to_the_code() -> None:
-    """``model_index.json`` of model folders names them."""
+def test_former_places_lead_to_the_code() -> None:
+    """``model_index.json`` of model folders names some, scripts of people the others."""
+    from layerflow.corpus import Corpus
+    from layerflow.mattes import fetch_matte
+    from layerflow.media import mattes, video
+    from layerflow.video import fetch
+
+    assert Corpus is layerflow.Corpus
+    assert fetch is video.fetch and fetch_matte is mattes.fetch_matte
+
     from layerflow.autoencoder import BlockDCTAutoencoder
     from layerflow.pipeline import LayerFlowPipeline
     from layerflow.transformer import LayerFlowTransformer3DModel
