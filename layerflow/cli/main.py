@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
+GROUPS = (*("data", "corpus", "model", "train", "evaluate", "publish", "weights", "demo.command"),)
 ERROR_WIDTH = 1000
 
 

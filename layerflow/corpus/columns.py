@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from layerflow.clip import U8
-from layerflow.corpus.table import EXTRAS
+from layerflow.corpus.table import EXTRAS, QUALITY
 from layerflow.media.cells import Bounds, decode_alpha, encode_alpha, encode_png
 
 SHADOWS = ("none", "background")
@@ -95,8 +95,10 @@ def visible_alphas(alphas: Sequence[U8]) -> list[U8]:
 
 
 def joined_schema(schemas: Sequence[pa.Schema]) -> pa.Schema | None:
-    """The columns of corpora put together; None when they differ in more than ``EXTRAS``."""
+    """The columns of corpora put together; None when they differ in more than ``EXTRAS`` and in
+    scores that one was made too early to have."""
     extras = set(EXTRAS.names)
+    schemas = [_with_all_scores(schema) for schema in schemas]
     plain = [[field for field in schema if field.name not in extras] for schema in schemas]
     if any(fields != plain[0] for fields in plain):
         return None
@@ -106,6 +108,16 @@ def joined_schema(schemas: Sequence[pa.Schema]) -> pa.Schema | None:
             if found.setdefault(field.name, field) != field:
                 return None
     return pa.schema([*plain[0], *(found[name] for name in EXTRAS.names if name in found)])
+
+
+def _with_all_scores(schema: pa.Schema) -> pa.Schema:
+    """The schema with every score of this version, if it has some of them and no other."""
+    at = schema.get_field_index("quality")
+    if at < 0 or not pa.types.is_struct(schema.types[at]):
+        return schema
+    if not set(schema.types[at]) <= set(QUALITY):
+        return schema
+    return schema.set(at, schema.field(at).with_type(QUALITY))
 
 
 def cells(row: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:

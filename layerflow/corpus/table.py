@@ -31,6 +31,8 @@ from layerflow.media.cells import (
 
 FORMAT_VERSION = 1
 
+VOTES = ("motion_vote", "u2netp_vote", "isnet_vote")  # of the sources of --matting auto
+
 # Every score that any job can give; a job that does not know one leaves it null.
 QUALITY_FIELDS = (
     # matte and layers (mined, pasted)
@@ -39,7 +41,7 @@ QUALITY_FIELDS = (
     *("components", "ghost", "unseen_fraction", "registration_residual", "matte_confidence"),
     *("matte_stability", "matte_agreement", "warp_iou", "motion_contrast", "feature_survival"),
     *("colour_separation", "camera_static", "shadow_fraction", "leftover_fraction"),
-    *("newcomers", "bystander_fraction"),
+    *("newcomers", "bystander_fraction", *VOTES),
     # frames
     *("motion", "blur", "exposure_low", "exposure_high", "text", "duplicate_distance"),
     # paste and pack: the equation before and after encoding, the drawn path

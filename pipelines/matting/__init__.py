@@ -18,6 +18,7 @@ import numpy as np
 
 _BACKENDS = {
     "motion": ("pipelines.matting.motion.backend", "MotionMatter"),
+    "auto": ("pipelines.matting.auto.backend", "AutoMatter"),
     "rembg": ("pipelines.matting.rembg", "RembgMatter"),
     "onnx": ("pipelines.matting.onnx_session", "OnnxMatter"),
     "transparent-background": (
@@ -29,7 +30,7 @@ _BACKENDS = {
 }
 MATTERS: tuple[str, ...] = tuple(_BACKENDS)
 _NEED_WEIGHTS = ("rembg", "onnx", "transparent-background")
-_HAVE_MODELS = ("rembg", "onnx")
+_HAVE_MODELS = ("auto", "rembg", "onnx")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def make_matter(
 ) -> Matter:
     """Build the matting backend ``name``, one of ``MATTERS``, or ``NAME:MODEL``.
 
-    ``MODEL`` is a model of rembg (``rembg:isnet-general-use``) or a preset of onnx (``onnx:dis``).
+    ``MODEL`` is a model of rembg (``rembg:isnet-general-use``), a preset of onnx (``onnx:dis``) or
+    the networks of auto (``auto:u2netp``).
     ``weights`` is the local path of a network's weights (rembg and onnx: ONNX;
     transparent-background: a PyTorch state dict). ``device`` is a torch-style device string. Other
     options go to the backend; see its class. Raises ValueError for an unknown name or option,
@@ -108,7 +110,9 @@ def make_matter(
     module_name, class_name = _BACKENDS[name]
     factory = getattr(importlib.import_module(module_name), class_name)
     if name in _NEED_WEIGHTS:
-        options.update(weights=weights, device=device)
+        options.update(weights=weights)
+    if name in _HAVE_MODELS or name in _NEED_WEIGHTS:
+        options.update(device=device)
     try:
         return cast(Matter, factory(**options))
     except TypeError as error:

@@ -39,19 +39,28 @@ def matte_from_predictions(
     float32 [T, H, W] and the confidence: ``matte_confidence`` is the mean probability inside the
     matte minus that outside, 0 if the matte is empty.
     """
-    low = min(float(probability.min()), _LOW)
-    high = max(float(probability.max()), _HIGH)
-    alpha = np.clip((probability - low) / (high - low), 0, 1).astype(np.float32)
-    sure = probability.max((1, 2)) >= _SURE
-    alpha[~sure] = 0
+    alpha = over_the_clip(probability)
+    empty = ~alpha.any((1, 2))
     inside = alpha >= 0.5
     confidence = 0.0
     if inside.any() and not inside.all():
         confidence = float(probability[inside].mean() - probability[~inside].mean())
     with single_thread():
         stable = stabilise(frames, alpha)
-    stable[~sure] = 0
+    stable[empty] = 0
     return stable, {"matte_confidence": confidence}
+
+
+def over_the_clip(probability: np.ndarray) -> np.ndarray:
+    """A network's predictions, float32 [T, H, W], stretched over the range of all of them.
+
+    A frame in which nothing is sure becomes empty. Returns float32 [T, H, W] in [0, 1].
+    """
+    low = min(float(probability.min()), _LOW)
+    high = max(float(probability.max()), _HIGH)
+    alpha = np.clip((probability - low) / (high - low), 0, 1).astype(np.float32)
+    alpha[probability.max((1, 2)) < _SURE] = 0
+    return alpha
 
 
 def stabilise(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray:

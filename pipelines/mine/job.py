@@ -55,6 +55,7 @@ from pipelines.inputs.prompts import (
 from pipelines.inputs.remote import remote_sidecar
 from pipelines.matting import Backdrop, Matter, make_matter
 from pipelines.matting.alpha import AlphaMatter
+from pipelines.matting.auto.networks import resolved
 from pipelines.mine.backdrop import find_backdrop, is_still
 from pipelines.mine.layers import Mined, make_layers
 from pipelines.mine.score import neighbour_flows, score_frames
@@ -87,6 +88,7 @@ def run_mine(
     cannot work (inputs, output folder, backend, weights) before any work starts.
     """
     out = local_output(options.out)
+    options = options.model_copy(update={"matting": resolved(options.matting)})
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     resolve_gate(options.gate, options.thresholds)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
+from layerflow.corpus.table import VOTES
 from pipelines.mine.text import text_share
 from pipelines.vision.numerics import dilate, single_thread
 from pipelines.vision.plate import Plate
@@ -44,6 +45,7 @@ CONFIDENCE_SCORES = (
     "matte_agreement",
     "motion_contrast",
     "colour_separation",
+    *VOTES,
 )
 
 Flows = list[tuple[np.ndarray, np.ndarray]]

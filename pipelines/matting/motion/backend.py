@@ -50,7 +50,7 @@ _SOFT_RADIUS = 5
 
 
 @dataclass(frozen=True)
-class _Clip:
+class Clip:
     """A clip at work size and what does not change between passes.
 
     ``lab8`` is uint8 Lab; ``guide`` is RGB in [0, 1]; ``texture`` says where flow can be trusted;
@@ -72,7 +72,7 @@ class _Clip:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """What one pass found: all movers and the subject, bool [T, h, w]; superpixels to ignore."""
 
     registration: Registration
@@ -132,18 +132,18 @@ class MotionMatter:
         if count < 2 or min(height, width) < 16:
             return nothing
         with single_thread():
-            clip = _prepare(frames, self.work_area, self.segments, backdrop)
-            found, stability = self._iterate(clip)
+            clip = prepare(frames, self.work_area, self.segments, backdrop)
+            found, stability = self.iterate(clip)
             if found is None or not found.subject.any():
                 return nothing
             confidence = _confidence(clip, found)
             confidence["matte_stability"] = stability
             mask = warp_vote(found.subject, clip.matches)
-            return Matte(_soften(clip, mask, frames), confidence)
+            return Matte(soften(clip, mask, frames), confidence)
 
-    def _iterate(self, clip: _Clip) -> tuple[_Pass | None, float]:
+    def iterate(self, clip: Clip) -> tuple[Pass | None, float]:
         """Run passes until the mask settles: the last pass and its IoU with the one before."""
-        last: _Pass | None = None
+        last: Pass | None = None
         stability = 0.0
         for _ in range(self.passes):
             found = _one_pass(clip, last)
@@ -161,7 +161,7 @@ class MotionMatter:
         return last, stability
 
 
-def _prepare(frames: np.ndarray, work_area: int, segments: int, backdrop: Backdrop | None) -> _Clip:
+def prepare(frames: np.ndarray, work_area: int, segments: int, backdrop: Backdrop | None) -> Clip:
     height, width = frames.shape[1:3]
     factor = min(2.0, (work_area / (height * width)) ** 0.5)
     size = (max(16, round(width * factor)), max(16, round(height * factor)))
@@ -176,7 +176,7 @@ def _prepare(frames: np.ndarray, work_area: int, segments: int, backdrop: Backdr
     matches = match(gray, registration, 1)
     # Small pictures get fewer superpixels: below about 100 pixels they stop following outlines.
     graph = build_graph(lab, matches, min(segments, max(16, size[0] * size[1] // 100)))
-    return _Clip(
+    return Clip(
         gray,
         lab8,
         rgb.astype(np.float32) / np.float32(255),
@@ -208,7 +208,7 @@ def _texture(gray: np.ndarray) -> np.ndarray:
     return np.clip(np.sqrt(np.maximum(strength, 0)) / 0.02, 0, 1)
 
 
-def _one_pass(clip: _Clip, last: _Pass | None) -> _Pass | None:
+def _one_pass(clip: Clip, last: Pass | None) -> Pass | None:
     """Evidence, subject and outline once; None if nothing moves by itself."""
     graph, shape = clip.graph, clip.gray.shape
     exclude = None if last is None else _excluded(last.movers)
@@ -242,7 +242,7 @@ def _one_pass(clip: _Clip, last: _Pass | None) -> _Pass | None:
     subject, kept = keep_subject(graph, movers, best.chosen)
     movers |= graph.paint(best.ignored) > 0.5
     ignored = np.where(grow(graph, kept), 0, best.ignored)
-    return _Pass(registration, best, movers, subject, ignored, motion, plate, first)
+    return Pass(registration, best, movers, subject, ignored, motion, plate, first)
 
 
 def _excluded(movers: np.ndarray) -> np.ndarray | None:
@@ -253,7 +253,7 @@ def _excluded(movers: np.ndarray) -> np.ndarray | None:
 
 
 def _second_look(
-    clip: _Clip, movers: np.ndarray, plate: PlateEvidence, first: PlateEvidence
+    clip: Clip, movers: np.ndarray, plate: PlateEvidence, first: PlateEvidence
 ) -> tuple[np.ndarray, PlateEvidence]:
     """How foreign colours are to the movers, float32 [T, h, w] in [0, 1], and a filled plate.
 
@@ -270,7 +270,7 @@ def _second_look(
 
 
 def _outline(
-    clip: _Clip, best: Hypothesis, plate: PlateEvidence, foreign: np.ndarray, trust: float
+    clip: Clip, best: Hypothesis, plate: PlateEvidence, foreign: np.ndarray, trust: float
 ) -> np.ndarray:
     """Pixel-accurate mask of everything above the threshold, bool [T, h, w].
 
@@ -294,22 +294,30 @@ def _logit(p: np.ndarray | np.float32) -> np.ndarray:
     return np.log((p + 1e-3) / (1 - p + 1e-3)).astype(np.float32)
 
 
-def _confidence(clip: _Clip, found: _Pass) -> dict[str, float]:
+def _confidence(clip: Clip, found: Pass) -> dict[str, float]:
     inside, best = found.subject, found.hypothesis
     field = clip.graph.paint(best.p)
-    textured = ~inside & (clip.texture > 0.2)
-    moving = float(np.percentile(found.motion[inside], 97))
-    still = float(np.percentile(found.motion[textured if textured.any() else ~inside], 90))
     ratio = clip.colours.ratio(inside)
     return {
         "matte_confidence": float(field[inside].mean() - field[~inside].mean()),
         "matte_agreement": best.agreement,
-        "motion_contrast": (moving - still) / max(1e-6, moving + still),
+        "motion_contrast": motion_contrast(clip, found.motion, inside),
         "colour_separation": float((ratio[inside] > 0).mean() - (ratio[~inside] > 0).mean()),
     }
 
 
-def _soften(clip: _Clip, mask: np.ndarray, frames: np.ndarray) -> np.ndarray:
+def motion_contrast(clip: Clip, motion: np.ndarray, inside: np.ndarray) -> float:
+    """How much faster than the background the liveliest part of a subject moves, in [-1, 1].
+
+    ``motion``: [T, h, w], of a ``Pass``; ``inside``: bool [T, h, w], the subject.
+    """
+    textured = ~inside & (clip.texture > 0.2)
+    moving = float(np.percentile(motion[inside], 97))
+    still = float(np.percentile(motion[textured if textured.any() else ~inside], 90))
+    return (moving - still) / max(1e-6, moving + still)
+
+
+def soften(clip: Clip, mask: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """A soft matte with the detail of the full frames, float32 [T, H, W], steady along the flow.
 
     The guided filter halves the contrast of a matte's edge; 1.5 restores it.

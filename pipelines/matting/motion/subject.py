@@ -20,7 +20,7 @@ from pipelines.matting.motion.graph import Graph, diffuse
 from pipelines.vision.evidence import Matches, grid
 from pipelines.vision.registration import Registration, project
 
-_KEEP = 0.35  # parts that score at least this share of the best one belong to the subject
+KEEP = 0.35  # parts that score at least this share of the best one belong to the subject
 _LEAST_SCORE = 0.01  # below this there is no subject, only errors of the flow
 
 
@@ -78,7 +78,7 @@ def best_hypothesis(
         names = np.unique(part[inside])
         scores = np.array([score_part(graph, part == n, p, cues) for n in names])
         if scores.max() > (_LEAST_SCORE if best is None else best.score):
-            chosen = np.isin(part, names[scores >= _KEEP * scores.max()])
+            chosen = np.isin(part, names[scores >= KEEP * scores.max()])
             best = Hypothesis(
                 float(scores.max()), seeds, p, level, agreement, chosen, ignored.copy()
             )
@@ -146,20 +146,27 @@ def score_part(graph: Graph, part: np.ndarray, p: np.ndarray, cues: Cues) -> flo
     centrality x (0.3 + 0.7 x travel); size is the root of its area, contact is relative to it.
     Movers have about 0.02 to 0.5, errors of the flow in a still scene below 0.005.
     """
-    frames, height, width = cues.shape
+    area = graph.area[part]
+    total = float(area.sum())
+    evidence = float((p[part] * area).sum()) / total
+    steady = float((cues.agreement[part] * area).sum()) / total
+    value = evidence * steady**2 * shape_score(graph, part)
+    return float(value * (0.3 + 0.7 * _travel(graph, part, cues)))
+
+
+def shape_score(graph: Graph, part: np.ndarray) -> float:
+    """How much a part, bool [N], looks like a subject by size, place and persistence alone."""
+    frames, height, width = graph.labels.shape
     area = graph.area[part]
     total = float(area.sum())
     size = np.sqrt(total / frames)
-    evidence = float((p[part] * area).sum()) / total
-    steady = float((cues.agreement[part] * area).sum()) / total
     persistence = len(np.unique(graph.frame[part])) / frames
     contact = float((graph.border[part] * np.sqrt(area)).sum()) / frames / size
     centre = (graph.centre[part] * area[:, None]).sum(0) / total
     offset = (centre / np.array([width, height]) - 0.5) * 2
     centrality = np.exp(-0.5 * (offset**2).sum())
     relative = (size / np.sqrt(height * width)) ** 0.75
-    value = relative * evidence * steady**2 * persistence * np.exp(-3 * contact) * centrality
-    return float(value * (0.3 + 0.7 * _travel(graph, part, cues)))
+    return float(relative * persistence * np.exp(-3 * contact) * centrality)
 
 
 def _travel(graph: Graph, part: np.ndarray, cues: Cues) -> float:

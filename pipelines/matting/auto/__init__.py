@@ -1,0 +1,1 @@
+"""The matting backend that lets motion and saliency networks vote."""

@@ -1,0 +1,121 @@
+"""Motion and every saliency network whose weights are there vote on one subject.
+
+Motion finds nothing where nothing moves, networks take what is salient besides. Each gives a field
+over the whole clip (``sources``); objects are chosen by all of them, then their outline (``fuse``);
+the matte is made soft as that of the motion backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerflow.weights import known, path_of
+from pipelines.matting import Backdrop, Matte, check_frames
+from pipelines.matting.auto.fuse import Fused, fuse
+from pipelines.matting.auto.networks import ALONE, NAME, which_networks
+from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
+from pipelines.matting.motion.backend import (
+    Clip,
+    MotionMatter,
+    Pass,
+    motion_contrast,
+    prepare,
+    soften,
+)
+from pipelines.matting.motion.subject import warp_vote
+from pipelines.matting.onnx_session import OnnxMatter
+from pipelines.matting.stabilise import matte_from_predictions
+from pipelines.vision.numerics import single_thread
+
+
+class _Onnx(OnnxMatter):
+    """A network of the registry under its name there."""
+
+    def __init__(self, told: str, device: str) -> None:
+        entry = known(told.partition("@")[0])
+        super().__init__(path_of(entry), device, entry.preset)
+        self.name = entry.name
+
+
+class AutoMatter:
+    """Mattes a clip by the vote of motion and networks; without networks it is ``motion``.
+
+    ``model``: which networks, see ``which_networks``. ``device``: theirs. ``networks``: objects to
+    use in place of those.
+    """
+
+    name = NAME
+    version = "1"
+    uses_backdrop = True
+
+    def __init__(
+        self,
+        model: str | None = None,
+        device: str = "cpu",
+        networks: Sequence[Network] | None = None,
+    ) -> None:
+        if networks is None:
+            told = which_networks(model)
+            networks = [] if told == ALONE else [_Onnx(one, device) for one in told.split("+")]
+        self.networks = tuple(networks)
+        self.motion = MotionMatter()
+        self.licence = "Apache-2.0; weights: " + (", ".join(n.name for n in networks) or "none")
+
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
+        """Matte uint8 [T, H, W, 3]; all zero with confidence 0 where no source sees a subject.
+
+        Confidence: ``NAME_vote`` of ``motion`` and of each network, the IoU of what it alone would
+        say with the matte; ``matte_agreement``, the mean vote, each weighing as far as it is
+        trusted, and 0 if none is; ``matte_confidence``, the mean field inside minus outside, times
+        that; ``matte_stability``, how steady what took part is; ``motion_contrast`` as of
+        ``motion``, absent where nothing moves; ``colour_separation``.
+        """
+        check_frames(frames)
+        if not self.networks:
+            return self.motion(frames, backdrop)
+        if len(frames) < 2 or min(frames.shape[1:3]) < 16:
+            mean = np.mean([network.predict(frames) for network in self.networks], axis=0)
+            return Matte(*matte_from_predictions(frames, mean.astype(np.float32)))
+        with single_thread():
+            clip = prepare(frames, self.motion.work_area, self.motion.segments, backdrop)
+            found, stability = self.motion.iterate(clip)
+            mover = _mover(clip, found, stability)
+            shape = clip.gray.shape
+            networks = [from_network(n, frames, shape, clip.matches) for n in self.networks]
+            motion = None if found is None else found.motion
+            fused = fuse(clip, mover, networks, motion)
+            if fused is None or not fused.mask.any():
+                return Matte(np.zeros(frames.shape[:3], np.float32), {"matte_confidence": 0.0})
+            mask = warp_vote(fused.mask, clip.matches)
+            confidence = _confidence(clip, motion, [mover, *networks], fused)
+            return Matte(soften(clip, mask, frames), confidence)
+
+
+def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:
+    if found is None or not found.subject.any():
+        return from_motion(np.zeros(clip.gray.shape, bool), 0.0, 0.0)
+    field = clip.graph.paint(found.hypothesis.p)
+    margin = float(field[found.subject].mean() - field[~found.subject].mean())
+    return from_motion(warp_vote(found.subject, clip.matches), margin, stability)
+
+
+def _confidence(
+    clip: Clip, motion: np.ndarray | None, sources: Sequence[Source], fused: Fused
+) -> dict[str, float]:
+    mask, field = fused.mask, fused.field
+    votes = {s.name: overlap(s.field >= 0.5, mask) for s in sources}
+    total = max(1.0, sum(s.trust for s in sources))
+    agreement = sum(s.trust * votes[s.name] for s in sources) / total
+    ratio = clip.colours.ratio(mask)
+    confidence = {f"{name}_vote": vote for name, vote in votes.items()}
+    confidence |= {
+        "matte_confidence": float(field[mask].mean() - field[~mask].mean()) * agreement,
+        "matte_agreement": agreement,
+        "matte_stability": sum(s.steady * fused.weights[s.name] for s in sources),
+        "colour_separation": float((ratio[mask] > 0).mean() - (ratio[~mask] > 0).mean()),
+    }
+    if motion is not None:
+        confidence["motion_contrast"] = motion_contrast(clip, motion, mask)
+    return confidence

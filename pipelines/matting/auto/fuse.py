@@ -1,0 +1,165 @@
+"""From votes to one subject: a fused field over the whole clip, its objects, and their outline.
+
+Where motion and networks see the same thing they count alike and colours settle what is between;
+where they see different things motion counts more, for it is rarely sure of what is no mover.
+Motion keeps silent about what a network adds to its mover if that moves too: it found it just not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipelines.matting.auto.sources import Source, overlap
+from pipelines.matting.motion.backend import Clip
+from pipelines.matting.motion.decide import ColourModel, cut, fill_holes, sweep
+from pipelines.matting.motion.graph import Graph, diffuse
+from pipelines.matting.motion.subject import KEEP, grow, parts_of, shape_score
+
+_APART = 1.5  # weight of motion where it and the networks overlap by less than half
+_FLOOR = 0.05  # weight of a source that sees something but is not trusted: better than nothing
+_LEVELS = (0.25, 0.6)  # thresholds that a network's field may have
+_STILL = 0.3  # residual motion over its noise; what belongs to the background has less
+_EDGE = 2.0  # pixels by which the outline of a mover is unsure
+_UNSURE = (0.25, 0.7)  # a fused field between these says nothing of colours
+_COLOUR = 0.3  # weight of colours, as in the motion backend
+_CUT_ITERATIONS = 40
+
+
+@dataclass(frozen=True)
+class Fused:
+    """``field``: float32 [T, h, w] in [0, 1], the mean vote at and beside the subject, else 0;
+    ``mask``: bool [T, h, w], the subject; ``weights``: what each source counted, summing to 1."""
+
+    field: np.ndarray
+    mask: np.ndarray
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _View:
+    """A source's field with its own threshold at one half: [N] and float32 [T, h, w]."""
+
+    p: np.ndarray
+    field: np.ndarray
+
+
+def fuse(
+    clip: Clip, mover: Source, networks: Sequence[Source], motion: np.ndarray | None
+) -> Fused | None:
+    """The subject that a mover and networks agree on best; None where none of them sees one.
+
+    ``motion``: residual motion over its noise, [T, h, w], None if nothing moves.
+    """
+    graph, sources = clip.graph, [mover, *networks]
+    views = [_of_mover(graph, mover), *(_of_network(graph, source) for source in networks)]
+    weights = _weights(sources, views)
+    if not weights.any():
+        return None
+    silent = np.zeros(len(graph.area), bool)
+    if motion is not None:
+        seen = np.mean([view.p for view in views[1:]], axis=0)
+        silent = _moves_too(graph, views[0].p > 0.5, seen > 0.5, graph.mean(motion))
+    p = _mixed([view.p for view in views], weights, ~silent)
+    if not (p > 0.5).any():
+        return None
+    part = parts_of(graph, p > 0.5)
+    chosen = _best(graph, part, p)
+    near = graph.paint(grow(graph, chosen) & ((part < 0) | chosen))
+    field = near * _mixed([view.field for view in views], weights, graph.paint(~silent))
+    mask = _outline(field, clip.colours, clip.contrast)
+    names = [source.name for source in sources]
+    return Fused(field, mask, dict(zip(names, weights.tolist(), strict=True)))
+
+
+def _of_mover(graph: Graph, mover: Source) -> _View:
+    soft = np.stack([cv2.GaussianBlur(f, (0, 0), _EDGE) for f in mover.field])
+    return _View(graph.mean(mover.field), soft)
+
+
+def _of_network(graph: Graph, source: Source) -> _View:
+    """What a network sees, with the threshold that follows the clip's own outlines best.
+
+    Where it is not sure its field stays below one half inside the subject too; spread over the
+    graph, the level at which it ends at contours is found all the same.
+    """
+    mean = graph.mean(source.field)
+    if mean.max() <= _LEVELS[0]:
+        return _View(np.zeros(len(mean)), np.zeros_like(source.field))
+    p = diffuse(graph, mean, 1 - mean)
+    level = float(np.clip(sweep(graph, p, mean)[0], *_LEVELS))
+    known = ([0.0, level, 1.0], [0.0, 0.5, 1.0])
+    return _View(np.interp(p, *known), np.interp(source.field, *known).astype(np.float32))
+
+
+def _weights(sources: Sequence[Source], views: Sequence[_View]) -> np.ndarray:
+    """What each source counts, summing to 1; all zero if none sees anything. Networks share one."""
+    sees = np.array([bool((view.p > 0.5).any()) for view in views])
+    share = np.array([1.0, *([1 / (len(views) - 1)] * (len(views) - 1))])
+    together = overlap(views[0].field > 0.5, np.mean([v.field for v in views[1:]], axis=0) > 0.5)
+    share[0] = 1.0 if together >= 0.5 else _APART
+    weights = share * np.where(sees, np.maximum([s.trust for s in sources], _FLOOR), 0)
+    return weights / weights.sum() if weights.any() else weights
+
+
+def _mixed(fields: Sequence[np.ndarray], weights: np.ndarray, heard: np.ndarray) -> np.ndarray:
+    """The weighted mean of fields; ``heard``: where the first counts."""
+    first = weights[0] * heard
+    total = first * fields[0]
+    for weight, field in zip(weights[1:], fields[1:], strict=True):
+        total = total + weight * field
+    return np.asarray(total / np.maximum(first + weights[1:].sum(), 1e-6))
+
+
+def _moves_too(graph: Graph, mover: np.ndarray, seen: np.ndarray, speed: np.ndarray) -> np.ndarray:
+    """Of what networks see beside the mover the parts that do not stand still, bool [N].
+
+    The flow of a mover bleeds over its outline, so what touches it does not count.
+    """
+    part = parts_of(graph, seen & ~mover)
+    far = ~grow(graph, mover)
+    found = np.zeros(len(part), bool)
+    for number in np.unique(part[part >= 0]):
+        own = part == number
+        if (own & far).any() and _median(speed[own & far], graph.area[own & far]) > _STILL:
+            found |= own
+    return found
+
+
+def _median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    mass = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(mass, mass[-1] / 2)]])
+
+
+def _best(graph: Graph, part: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """The superpixels of the parts that look like a subject, bool [N]."""
+    names = np.unique(part[part >= 0])
+    scores = []
+    for name in names:
+        own = part == name
+        evidence = float((p[own] * graph.area[own]).sum() / graph.area[own].sum())
+        scores.append(evidence * shape_score(graph, own))
+    keep = np.array(scores) >= KEEP * max(scores)
+    return np.isin(part, names[keep])
+
+
+def _outline(
+    field: np.ndarray, colours: ColourModel, contrast: list[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """The mask that follows field, colours and contours, bool [T, h, w]."""
+    low, high = _UNSURE
+    sure = field > high
+    if not sure.any():
+        sure = field > 0.5
+    ratio = colours.ratio(sure, (field > low) & ~sure)
+    cost = np.log((1 - field + 1e-3) / (field + 1e-3)) - np.float32(_COLOUR) * ratio
+    cost = np.clip(cost, -4, 4).astype(np.float32)
+    masks = []
+    for one, (horizontal, vertical) in zip(cost, contrast, strict=True):
+        u = cut(one, horizontal, vertical, (one < 0).astype(np.float32), _CUT_ITERATIONS)
+        masks.append(fill_holes(u > 0.5, 0.01 * one.size))
+    return np.stack(masks)

@@ -1,0 +1,181 @@
+"""The auto backend: motion and networks vote, and the vote is on record."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from layerflow import weights
+from layerflow.corpus.columns import joined_schema
+from layerflow.corpus.table import EXTENDED_SCHEMA, QUALITY, QUALITY_FIELDS, SCHEMA, VOTES
+from pipelines.engine.jobs import make_recipe
+from pipelines.gates import judge
+from pipelines.matting import make_matter
+from pipelines.matting.auto.backend import AutoMatter
+from pipelines.matting.auto.networks import resolved
+from pipelines.matting.auto.sources import carry, key_frames
+from pipelines.mine.score import CONFIDENCE_SCORES
+from pipelines.vision.evidence import match
+from pipelines.vision.registration import register
+from tests.support.matting_clips import Truth, mean_iou, moving_disc
+from tests.support.mined import options
+from tests.support.tiny_networks import disc_mask, make_onnx
+
+
+class Salient:
+    """A network that has learnt by heart what it sees in a clip, float [T, H, W]."""
+
+    def __init__(self, frames: np.ndarray, answer: np.ndarray, name: str = "u2netp") -> None:
+        self.name = name
+        self._known = list(zip(frames, answer, strict=True))
+
+    def predict(self, frames: np.ndarray) -> np.ndarray:
+        found = [next(a for f, a in self._known if np.array_equal(f, frame)) for frame in frames]
+        return np.stack([cv2.GaussianBlur(a.astype(np.float32), (0, 0), 2) for a in found])
+
+
+def still_disc() -> Truth:
+    return moving_disc(10, pan=0.0, speed=0.0)
+
+
+def standing_aside(count: int) -> np.ndarray:
+    """A still disc in the corner of frames of 160x240, where nothing is to be seen."""
+    return np.repeat(disc_mask(160, 240, 36, 36, 26)[None], count, axis=0)
+
+
+def test_a_subject_that_stands_still_is_taken_from_the_network() -> None:
+    clip = still_disc()
+    assert not make_matter("motion")(clip.frames).alpha.any()
+    matte = AutoMatter(networks=[Salient(clip.frames, clip.alpha)])(clip.frames)
+    assert mean_iou(matte.alpha, clip.alpha) > 0.9
+    assert matte.confidence["u2netp_vote"] > 0.9 and matte.confidence["motion_vote"] == 0
+    assert judge(matte.confidence, "standard") is None
+
+
+def test_a_mover_is_taken_from_motion_where_the_network_sees_something_else() -> None:
+    clip = moving_disc(10, pan=0.0)
+    network = Salient(clip.frames, standing_aside(10))
+    matte = AutoMatter(networks=[network])(clip.frames)
+    assert mean_iou(matte.alpha, clip.alpha) > 0.9
+    assert matte.confidence["motion_vote"] > 0.9 and matte.confidence["u2netp_vote"] < 0.1
+
+
+def test_sources_that_disagree_are_refused_by_the_gate_and_ones_that_agree_pass() -> None:
+    clip = moving_disc(10, pan=0.0)
+    apart, one = (
+        AutoMatter(networks=[Salient(clip.frames, answer)])(clip.frames).confidence
+        for answer in (standing_aside(10), clip.alpha)
+    )
+    assert "matte_" in str(judge(apart, "standard"))
+    assert judge(one, "strict") is None
+    assert apart["matte_confidence"] < 0.6 * one["matte_confidence"]
+
+
+def test_what_a_network_adds_to_a_mover_counts_only_if_it_moves_too() -> None:
+    clip = moving_disc(10, pan=0.0)
+    beside = np.repeat(disc_mask(160, 240, 40, 120, 40)[None], 10, axis=0)
+    both = (clip.alpha > 0.5) | beside
+    matte = AutoMatter(networks=[Salient(clip.frames, both)])(clip.frames)
+    assert mean_iou(matte.alpha, clip.alpha) > 0.85
+    assert (matte.alpha[beside & (clip.alpha == 0)] > 0.5).mean() < 0.1
+
+
+def test_without_networks_it_is_motion_bit_for_bit() -> None:
+    clip = moving_disc(6)
+    ours, motion = AutoMatter("motion")(clip.frames), make_matter("motion")(clip.frames)
+    assert np.array_equal(ours.alpha, motion.alpha) and ours.confidence == motion.confidence
+
+
+def test_clips_too_small_for_motion_are_left_to_the_network() -> None:
+    clip = still_disc()
+    network = Salient(clip.frames, clip.alpha)
+    one = AutoMatter(networks=[network])(clip.frames[:1])
+    assert mean_iou(one.alpha, clip.alpha[:1]) > 0.9
+    empty = AutoMatter(networks=[Salient(clip.frames, 0 * clip.alpha)])(clip.frames)
+    assert not empty.alpha.any() and empty.confidence["matte_confidence"] == 0
+
+
+def test_the_same_clip_gives_the_same_matte() -> None:
+    clip = moving_disc(6)
+    first, second = (
+        AutoMatter(networks=[Salient(clip.frames, clip.alpha)])(clip.frames) for _ in range(2)
+    )
+    assert np.array_equal(first.alpha, second.alpha) and first.confidence == second.confidence
+
+
+def test_a_field_of_key_frames_is_carried_along_the_flow() -> None:
+    clip = moving_disc(9, pan=0.0, speed=3.0)
+    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames])
+    matches = match(gray, register(gray), 1)
+    keys = key_frames(9)
+    assert keys == [2, 6]
+    found, steady = carry(clip.alpha[keys], keys, clip.alpha.shape, matches)
+    assert mean_iou(found, clip.alpha) > 0.95 and steady > 0.9
+    swapped = np.stack([clip.alpha[2], np.roll(clip.alpha[6], 80, axis=1)])
+    assert carry(swapped, keys, clip.alpha.shape, matches)[1] < 0.2
+    assert [key_frames(n) for n in (1, 2, 16)] == [[0], [1], [2, 6, 10, 14]]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> weights.Weights:
+    """The weights ``u2netp`` stand for a network of one layer, and lie in the weights folder."""
+    (tmp_path / "home").mkdir()
+    path = make_onnx(tmp_path / "home" / "u2netp.onnx")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    entry = replace(weights.known("u2netp"), size=len(content), sha256=digest)
+    monkeypatch.setattr(weights, "REGISTRY", (entry,))
+    monkeypatch.setenv(weights.HOME, str(tmp_path / "home"))
+    return entry
+
+
+def test_weights_in_the_folder_take_part_and_are_part_of_the_recipe(
+    tiny: weights.Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = resolved("auto")
+    assert name == f"auto:u2netp@{tiny.sha256}" == resolved("auto:u2netp") == resolved(name)
+    matter = make_matter(name)
+    assert isinstance(matter, AutoMatter) and [n.name for n in matter.networks] == ["u2netp"]
+    assert matter.networks[0].predict(np.full((1, 40, 60, 3), 200, np.uint8)).shape == (1, 40, 60)
+    assert capsys.readouterr().err == ""
+    alone = resolved("auto:motion")
+
+    def recipe(matting: str) -> str:
+        said = options(tmp_path, tmp_path / "c", matting=matting).model_dump(mode="json")
+        return make_recipe("mined", said, 6).hash
+
+    other = f"auto:u2netp@{'0' * 64}"
+    assert len({recipe(name), recipe(alone), recipe(other)}) == 3
+    with pytest.raises(ValueError, match="are others"):
+        resolved(other)
+    with pytest.raises(ValueError, match="no weights are known as 'sam'"):
+        resolved("auto:sam")
+
+
+def test_without_weights_auto_says_so_and_names_that_cannot_be_kept_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(weights.HOME, str(tmp_path))
+    assert resolved("auto") == "auto:motion" and resolved("motion") == "motion"
+    assert capsys.readouterr().err.count("motion alone") == 1
+    with pytest.raises(ValueError, match="layerflow weights get u2netp"):
+        resolved("auto:u2netp")
+    with pytest.raises(ValueError, match="has no weights"):
+        make_matter("auto", weights=tmp_path / "x.onnx")
+
+
+def test_every_source_has_a_column_for_its_vote_and_older_corpora_still_join() -> None:
+    assert set(VOTES) == {"motion_vote", *(f"{entry.name}_vote" for entry in weights.REGISTRY)}
+    assert set(VOTES) <= set(QUALITY_FIELDS) and set(VOTES) <= set(CONFIDENCE_SCORES)
+    at = SCHEMA.get_field_index("quality")
+    fewer = pa.struct([field for field in QUALITY if field.name not in VOTES])
+    older = SCHEMA.set(at, SCHEMA.field(at).with_type(fewer))
+    assert joined_schema([older, EXTENDED_SCHEMA]) == EXTENDED_SCHEMA
+    foreign = SCHEMA.set(at, SCHEMA.field(at).with_type(pa.struct([("beauty", pa.float32())])))
+    assert joined_schema([foreign, EXTENDED_SCHEMA]) is None
