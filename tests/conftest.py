@@ -20,8 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: threads of each wo
 import layerflow  # noqa: F401  (first: a torchvision that does not fit torch breaks diffusers)
 
 if TYPE_CHECKING:
-    from hub_double import Hub
-    from hub_kit import Client
+    from tests.support.hub_double import Hub
+    from tests.support.hub_kit import Client
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def shared() -> Path:
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     """A double of the Hub on a port of its own."""
-    from hub_double import hub_double
+    from tests.support.hub_double import hub_double
 
     with hub_double() as running:
         yield running
@@ -45,7 +45,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A process with the real clients, pointed at the double."""
-    from hub_kit import Client
+    from tests.support.hub_kit import Client
 
     opened = Client(hub, tmp_path_factory.mktemp("home"))
     yield opened

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
+
 FORBIDDEN = {
     "layerflow": {"pipelines", "trainer", "manifests", "ray"},
     "manifests": {"pipelines", "trainer", "layerflow", "ray"},

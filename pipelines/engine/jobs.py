@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -67,6 +67,20 @@ class FirstPass:
 Work = Callable[[dict[str, Any]], Outcome]
 Refuse = Callable[[dict[str, Any]], str | None]
 Choose = Callable[[Unit], bool]
+
+
+class Running(TypedDict, total=False):
+    """How a job is run, whatever it does.
+
+    workers: Ray tasks at a time, None for all CPUs, 0 for this process. quiet: no progress. only:
+    whether a unit is wanted, all by default. accept_lost: any number of units may fail for one
+    reason, as rejected rows.
+    """
+
+    workers: int | None
+    quiet: bool
+    only: Choose | None
+    accept_lost: bool
 
 
 @dataclass(frozen=True)

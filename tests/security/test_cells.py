@@ -17,8 +17,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from corpora import make_rows, moving_clip, write_corpus
-from hostile_child import told
 
 from layerflow.corpus.derive import filter_corpus, merge_corpora
 from layerflow.corpus.row_cells import read_cells, read_clip, unpack_clips
@@ -32,6 +30,8 @@ from layerflow.media.sandbox import HEAD, Contained
 from layerflow.model.presets import init_directory
 from pipelines.encode.job import run_encode
 from pipelines.publish.files import PublishOptions, make_plan
+from tests.support.corpora import make_rows, moving_clip, write_corpus
+from tests.support.hostile_child import told
 
 CLIP = moving_clip(0)
 PRIVATE = encode_color(CLIP.blended, 8)

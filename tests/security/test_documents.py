@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trainer_kit import make_manifest
 
 from layerflow import documents
 from layerflow.clip import LAYERS, PROMPTED
@@ -18,6 +17,7 @@ from layerflow.model.info import describe
 from layerflow.model.presets import init_directory
 from layerflow.model.sample import sampling_defaults
 from pipelines.encode.clip_latents import text_shape
+from tests.support.trainer_kit import make_manifest
 from trainer import checkpoint
 from trainer.claim import claim
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hostile_child import crashes, where
 from PIL import Image
 
 from layerflow.documents import read_json
@@ -29,6 +28,7 @@ from pipelines.inputs.tables import list_parts, read_cells
 from pipelines.inputs.twins import look_at
 from pipelines.readers.animations import is_animation
 from pipelines.readers.stills import load_cutout, read_still, still_size
+from tests.support.hostile_child import crashes, where
 
 RGBA = np.zeros((16, 24, 4), np.uint8)
 RGBA[4:12, 6:18] = 200, 50, 20, 255

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import make_rejected, make_rows, write_corpus
 
 from layerflow.corpus.derive import filter_corpus, merge_corpora, split_corpus
 from layerflow.corpus.published import open_corpus
@@ -24,6 +23,7 @@ from pipelines.encode.clip_latents import Augment
 from pipelines.encode.job import wanted_rows
 from pipelines.publish.files import PublishOptions, make_plan
 from pipelines.publish.tables import published, write_parquet
+from tests.support.corpora import make_rejected, make_rows, write_corpus
 
 SHARD = "data-00000-of-00001.arrow"
 Attack = Callable[[Path], Any]

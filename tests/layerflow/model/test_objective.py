@@ -1,0 +1,95 @@
+"""Noise, target and loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from layerflow.model import objective
+from layerflow.model.from_base import make_scheduler
+from tests.support.model_kit import batch, small_transformer
+
+
+@pytest.mark.parametrize("kind", ["ddim", "dpm"])
+def test_noise_and_velocity_are_diffusers(kind):
+    scheduler, data = make_scheduler(kind), batch()
+    x, n, t = data["latents"], data["noise"], data["timesteps"]
+    assert torch.allclose(
+        objective.add_noise(scheduler, x, n, t), scheduler.add_noise(x, n, t), atol=1e-6
+    )
+    assert torch.allclose(
+        objective.velocity(scheduler, x, n, t), scheduler.get_velocity(x, n, t), atol=1e-6
+    )
+
+
+def test_terminal_noise_is_pure():
+    scheduler, data = make_scheduler("ddim"), batch()
+    last = torch.tensor([999, 999])
+    assert torch.equal(
+        objective.add_noise(scheduler, data["latents"], data["noise"], last), data["noise"]
+    )
+
+
+class Oracle(torch.nn.Module):
+    """Predicts the right v, but `error` too much; keeps what it was shown."""
+
+    dtype = torch.float32
+
+    def __init__(self, target, error):
+        super().__init__()
+        self.target, self.error = target, error
+
+    def forward(self, latents, text, timestep, **options):
+        self.seen = latents
+        return (self.target.flatten(1, 2) + self.error,)
+
+
+def test_loss_is_the_mean_over_generated_elements():
+    scheduler, data = make_scheduler("ddim"), batch()
+    data["given"] = torch.tensor([[0, 0, 0, 1], [1, 1, 0, 0]], dtype=torch.bool)
+    target = objective.velocity(scheduler, data["latents"], data["noise"], data["timesteps"])
+    error = torch.zeros(2, 4, 2, 1, 1, 1)
+    error[0, 3] = 100.0  # given: must not count
+    error[0, 1] = 3.0
+    error[1, 2] = 2.0
+    oracle = Oracle(target, error.flatten(1, 2))
+    loss = objective.layer_loss(oracle, scheduler, **data)
+    assert loss.dtype == torch.float32
+    assert torch.allclose(loss, torch.tensor([9.0 / 3, 4.0 / 2]), rtol=1e-4)
+
+
+def test_given_layers_enter_clean():
+    scheduler, data = make_scheduler("ddim"), batch()
+    oracle = Oracle(data["latents"], 0.0)
+    objective.layer_loss(oracle, scheduler, **data)
+    seen = oracle.seen.view_as(data["latents"])
+    assert torch.equal(seen[0, 3], data["latents"][0, 3])
+    noised = objective.add_noise(scheduler, data["latents"], data["noise"], data["timesteps"])
+    assert torch.equal(seen[0, :3], noised[0, :3]) and torch.equal(seen[1], noised[1])
+
+
+def test_a_mixed_batch_equals_its_samples():
+    model, scheduler, data = small_transformer(), make_scheduler("ddim"), batch(3)
+    together = objective.layer_loss(model, scheduler, **data)
+    for i in range(3):
+        one = {key: value[i : i + 1] for key, value in data.items()}
+        alone = objective.layer_loss(model, scheduler, **one)
+        assert (alone[0] - together[i]).abs() < 1e-5
+
+
+def test_bfloat16_network_gives_a_float32_loss():
+    model = small_transformer().to(torch.bfloat16)
+    loss = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+    assert loss.dtype == torch.float32 and torch.isfinite(loss).all()
+
+
+def test_under_bfloat16_autocast():
+    """How the trainer runs it on a GPU: float32 weights, autocast, checkpointing."""
+    model = small_transformer()
+    model.enable_gradient_checkpointing()
+    plain = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+    loss.mean().backward()
+    assert loss.dtype == torch.float32 and torch.allclose(loss, plain, rtol=0.1)
+    assert torch.isfinite(model.layer_embedding.given.grad).all()

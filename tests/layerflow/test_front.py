@@ -1,0 +1,92 @@
+"""The front door: the functions are the commands, and its page runs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import layerflow
+from layerflow import front
+from layerflow.cli import data, evaluate, model, publish, train
+from tests.support import ROOT
+from tests.support.corpora import make_rows, write_corpus
+from tests.support.pasted import backdrops, stills
+
+PAGE = ROOT / "docs" / "python-api.md"
+COMMANDS = {
+    "mine": data.mine,
+    "paste": data.paste,
+    "pack": data.pack,
+    "init": model.init,
+    "encode": train.encode,
+    "train": train.train,
+    "sample": model.sample,
+    "publish": publish.publish,
+    "evaluate": evaluate.evaluate,
+}
+ONLY_TYPED = {"set_": "more", "column": "columns"}  # NAME=VALUE on a command line
+ONLY_SAID = {"plan"}  # prints and stops
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_function_has_the_options_and_defaults_of_its_command(name: str) -> None:
+    command = inspect.signature(COMMANDS[name]).parameters
+    function = inspect.signature(getattr(layerflow, name)).parameters
+    named = {ONLY_TYPED.get(key, key): value for key, value in command.items()}
+    assert set(named) - ONLY_SAID == set(function)
+    for key, parameter in function.items():
+        if key not in ("quiet", "more", "columns") and named[key].default is not named[key].empty:
+            assert str(parameter.default) == str(named[key].default), key
+
+
+def test_every_name_is_there_and_only_those() -> None:
+    assert dir(layerflow) == sorted([*layerflow.__all__, "__version__"])
+    assert all(getattr(layerflow, name) is not None for name in layerflow.__all__)
+    assert layerflow.mine is front.mine
+    with pytest.raises(AttributeError, match="no attribute 'film'"):
+        _ = layerflow.film
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    heavy = ("torch", "ray", "pyarrow", "numpy", "pydantic", "typer", "diffusers")
+    code = f"import sys, layerflow; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "mined", make_rows(2))
+    stills(tmp_path / "cutouts")
+    backdrops(tmp_path / "plates")
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(block, names)
+    assert names["colour"].shape[-1] == 3  # type: ignore[attr-defined]
+    assert names["item"]["alpha"].shape[1] == 1  # type: ignore[index]
+
+
+def test_former_places_lead_to_the_code() -> None:
+    """``model_index.json`` of model folders names some, scripts of people the others."""
+    from layerflow.corpus import Corpus
+    from layerflow.mattes import fetch_matte
+    from layerflow.media import mattes, video
+    from layerflow.video import fetch
+
+    assert Corpus is layerflow.Corpus
+    assert fetch is video.fetch and fetch_matte is mattes.fetch_matte
+
+    from layerflow.autoencoder import BlockDCTAutoencoder
+    from layerflow.pipeline import LayerFlowPipeline
+    from layerflow.transformer import LayerFlowTransformer3DModel
+
+    assert LayerFlowPipeline is layerflow.LayerFlowPipeline
+    assert LayerFlowTransformer3DModel is layerflow.LayerFlowTransformer3DModel
+    assert BlockDCTAutoencoder.__name__ == "BlockDCTAutoencoder"

@@ -1,0 +1,148 @@
+"""The onnx backend: the same mattes as rembg's, batched, with presets, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.matting import make_matter
+from pipelines.matting.onnx_session import PRESETS, OnnxMatter
+from tests.support.matting_clips import moving_disc
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def make_model(
+    path: Path,
+    *,
+    side: int | str = 320,
+    count: int | str = "n",
+    channels: int = 3,
+    half: bool = False,
+    logits: bool = False,
+    squeezed: bool = False,
+) -> Path:
+    """A small random network: two convolutions with a pooled look around; u2net's interface."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    rng = np.random.default_rng(7)
+    kind, dtype = (kinds.FLOAT16, np.float16) if half else (kinds.FLOAT, np.float32)
+    first = rng.normal(0, 0.25, (8, channels, 3, 3)).astype(dtype)
+    last = rng.normal(0, 1.2, (1, 8, 3, 3)).astype(dtype)
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("AveragePool", ["r"], ["p"], kernel_shape=[5, 5], pads=[2, 2, 2, 2]),
+        helper.make_node("Conv", ["p", "b"], ["d"], pads=[1, 1, 1, 1]),
+        helper.make_node("Identity" if logits else "Sigmoid", ["d"], ["e"]),
+    ]
+    shape: list[int | str] = [count, 1, side, side]
+    if squeezed:
+        nodes.append(helper.make_node("Squeeze", ["e", "axes"], ["y"]))
+        shape = [count, side, side]
+    else:
+        nodes.append(helper.make_node("Identity", ["e"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "made",
+        [helper.make_tensor_value_info("x", kind, [count, channels, side, side])],
+        [helper.make_tensor_value_info("y", kind, shape)],
+        [
+            helper.make_tensor("a", kind, first.shape, first.ravel()),
+            helper.make_tensor("b", kind, last.shape, last.ravel()),
+            helper.make_tensor("axes", kinds.INT64, [1], [1]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rembg_model", "preset", "side", "size"),
+    [("u2net_custom", "u2net", 320, (480, 720)), ("dis_custom", "dis", 1024, (240, 360))],
+)
+def test_predictions_are_those_of_rembg(
+    rembg_model: str, preset: str, side: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    pytest.importorskip("rembg")
+    frames = moving_disc(2, size, radius=60).frames
+    weights = make_model(tmp_path / "made.onnx", side=side)
+    theirs = make_matter(f"rembg:{rembg_model}", weights=weights)
+    theirs._brightest = float(frames.max())  # type: ignore[attr-defined]
+    expected = np.stack([theirs._predict(f) for f in frames])  # type: ignore[attr-defined]
+    found = OnnxMatter(weights, model=preset).predict(frames)
+    assert found.shape == expected.shape and found.dtype == np.float32
+    assert np.ptp(expected) > 0.3  # the network says something
+    assert 255 * np.abs(found - expected).mean() < 1.0
+
+
+def test_the_matte_is_that_of_rembg_and_an_empty_frame_is_empty(tmp_path: Path) -> None:
+    pytest.importorskip("rembg")
+    from tests.support.tiny_networks import bright_disc, make_onnx
+
+    frames, mask = bright_disc(empty=2)
+    weights = make_onnx(tmp_path / "made.onnx")
+    ours, theirs = make_matter("onnx", weights=weights), make_matter("rembg", weights=weights)
+    a, b = ours(frames), theirs(frames)
+    assert 255 * np.abs(a.alpha - b.alpha).mean() < 1.0
+    assert not a.alpha[2].any() and a.alpha[0][mask[0]].mean() > 0.9
+    assert a.confidence["matte_confidence"] == pytest.approx(
+        b.confidence["matte_confidence"], abs=0.02
+    )
+    assert (ours.name, ours.licence) == ("onnx", "as the weights file") and ours.version
+
+
+def test_any_batching_gives_the_same(tmp_path: Path) -> None:
+    frames = moving_disc(5, (120, 160)).frames
+    free = make_model(tmp_path / "free.onnx", side=64)
+    expected = OnnxMatter(free, batch=1).predict(frames)
+    for weights, batch in (
+        (free, 2),
+        (free, None),
+        (make_model(tmp_path / "two.onnx", side=64, count=2), None),
+        (make_model(tmp_path / "flat.onnx", side=64, squeezed=True), 3),
+    ):
+        assert np.abs(OnnxMatter(weights, batch=batch).predict(frames) - expected).max() < 1e-5
+    half = OnnxMatter(make_model(tmp_path / "half.onnx", side=64, half=True)).predict(frames)
+    assert np.abs(half - expected).max() < 0.02
+    logits = OnnxMatter(make_model(tmp_path / "l.onnx", side=64, logits=True)).predict(frames)
+    assert np.abs(logits - expected).max() < 1e-5  # seen by their range
+
+
+def test_size_and_preset_come_from_the_file_where_it_says_them(tmp_path: Path) -> None:
+    named = OnnxMatter(make_model(tmp_path / "my-isnet-v2.onnx", side="s"))
+    assert named.preset is PRESETS["isnet"] and named._size == (1024, 1024)
+    asked = make_matter("onnx:birefnet", weights=make_model(tmp_path / "x.onnx", side=96))
+    assert isinstance(asked, OnnxMatter)
+    assert asked.preset is PRESETS["birefnet"] and asked._size == (96, 96)
+    inside = asked.predict(moving_disc(2, (60, 80)).frames)
+    assert inside.min() >= 0.5 and inside.max() <= 0.75  # sigmoid of this model's 0..1 outputs
+
+
+def test_what_cannot_run_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "junk.onnx").write_bytes(b"not a model")
+    good = make_model(tmp_path / "good.onnx", side=32)
+    four = make_model(tmp_path / "four.onnx", side=32, channels=4)
+    with pytest.raises(ValueError, match=r"junk\.onnx is not an ONNX model"):
+        make_matter("onnx", weights=tmp_path / "junk.onnx")
+    with pytest.raises(ValueError, match="not found"):
+        make_matter("onnx")
+    with pytest.raises(ValueError, match="does not have 3 channels"):
+        make_matter("onnx", weights=four)
+    with pytest.raises(ValueError, match=r"presets u2net, isnet, dis, birefnet, not 'sam'"):
+        make_matter("onnx:sam", weights=good)
+    with pytest.raises(ValueError, match="no models to choose"):
+        make_matter("motion:fast")
+
+
+def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(ValueError, match="cannot use the GPU"):
+        make_matter("onnx", weights=make_model(tmp_path / "m.onnx", side=32), device="cuda")
