@@ -19,6 +19,7 @@ from pipelines.procedural import media
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "Makefile").exists())
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+MAKES = {"docs/contributing.md"}  # names files that its reader makes
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -86,7 +87,7 @@ def test_no_page_points_outside_the_project(page: Path) -> None:
     assert "see the issue" not in " ".join(page.read_text().lower().split())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if name(page) not in MAKES], ids=name)
 def test_files_that_a_page_names_are_there(page: Path) -> None:
     named = {path for span in SPAN.findall(page.read_text()) for path in PATH.findall(span)}
     assert not [path for path in named if not (ROOT / path).exists()]
