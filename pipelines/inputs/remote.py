@@ -20,11 +20,11 @@ from pipelines.inputs.listing import (
     local_copy,
 )
 from pipelines.inputs.prompts import MAX_SIDECAR_BYTES, Said, sidecar, sidecar_names
-from pipelines.inputs.twins import Look, look_at
+from pipelines.inputs.twins import StillTraits, look_at
 from pipelines.readers.stills import still_size
 
 if TYPE_CHECKING:
-    from pipelines.inputs.sources import Source
+    from pipelines.inputs.sources import PasteSource
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Bucket:
         except ValueError:
             return None
 
-    def look(self, path: Path) -> Look | None:
+    def look(self, path: Path) -> StillTraits | None:
         """What a still looks like, which is fetched for it; None for what cannot be read."""
         try:
             with local_copy(self.url(path), Limits().max_bytes) as copy:
@@ -112,9 +112,9 @@ class Fetcher:
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._held: dict[str, Source | str] = {}
+        self._held: dict[str, PasteSource | str] = {}
 
-    def local(self, source: Source) -> Source:
+    def local(self, source: PasteSource) -> PasteSource:
         """The source with local files. MediaError, then and later, when one cannot be fetched."""
         if not any("://" in path for _, path in source.files):
             return source
@@ -128,7 +128,7 @@ class Fetcher:
             raise MediaError(held)
         return held
 
-    def _fetched(self, source: Source) -> Source:
+    def _fetched(self, source: PasteSource) -> PasteSource:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="layerflow-")
         name = hashlib.sha256(source.stamp.encode()).hexdigest()[:16]

@@ -19,16 +19,17 @@ from layerflow.clip import U8
 from layerflow.corpus.table import Corpus
 from layerflow.locations import clean_uri, escape_name, root_of, without_secrets
 from pipelines.gates import judge
+from pipelines.inputs.index_files import index_of
 from pipelines.inputs.layouts import (
-    Film,
     Group,
+    LayeredVideo,
     group_files,
     group_listed,
-    split_films,
+    split_videos,
     words_of,
 )
 from pipelines.inputs.listing import uri_of
-from pipelines.inputs.metadata import index_of, said_of
+from pipelines.inputs.metadata import said_of
 from pipelines.inputs.prompts import RIGHTS, Table, entry_for, sidecar
 from pipelines.inputs.remote import list_bucket
 from pipelines.inputs.twins import Twins
@@ -38,7 +39,7 @@ _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
 
 
 @dataclass(frozen=True)
-class Source:
+class PasteSource:
     """One foreground or background before it is loaded; plain values.
 
     kind: ``still``, ``video`` or ``row`` (of a corpus). files: role -> path or URL, for a row the
@@ -114,7 +115,7 @@ class Background:
     record: dict[str, Any]
 
 
-def list_foregrounds(inputs: Sequence[str], gate: str) -> list[Source]:
+def list_foregrounds(inputs: Sequence[str], gate: str) -> list[PasteSource]:
     """Sources with alpha in sorted order: corpus rows that pass ``gate``, groups of a folder.
 
     Raises ValueError when an input does not exist or nothing is found.
@@ -124,20 +125,22 @@ def list_foregrounds(inputs: Sequence[str], gate: str) -> list[Source]:
     return _checked(found, "foreground", inputs, hint)
 
 
-def list_backgrounds(inputs: Sequence[str]) -> list[Source]:
+def list_backgrounds(inputs: Sequence[str]) -> list[PasteSource]:
     """Sources without alpha, in sorted order: corpus rows (their clean background) and files."""
     found = [source for item in inputs for source in _listed(item, None)]
     return _checked(found, "background", inputs)
 
 
-def _checked(found: list[Source], what: str, inputs: Sequence[str], hint: str = "") -> list[Source]:
+def _checked(
+    found: list[PasteSource], what: str, inputs: Sequence[str], hint: str = ""
+) -> list[PasteSource]:
     unique = {source.stamp: source for source in found}
     if not unique:
         raise ValueError(without_secrets(f"no {what} in {', '.join(inputs)}{hint}"))
     return sorted(unique.values(), key=lambda source: (source.uri, source.stamp))
 
 
-def _listed(item: str, gate: str | None) -> list[Source]:
+def _listed(item: str, gate: str | None) -> list[PasteSource]:
     root = Path(item)
     if "://" in item:
         return _of_bucket(item, gate)
@@ -150,10 +153,10 @@ def _listed(item: str, gate: str | None) -> list[Source]:
         groups = [Group(str(name), name.stem, (("file", root),))]
     else:
         raise ValueError(f"{without_secrets(item)}: no such corpus, folder or file")
-    films, stills = split_films(groups)
+    videos, stills = split_videos(groups)
     index = index_of(root) if root.is_dir() else {}
     return [
-        *(_source("video", film, index) for film in films),
+        *(_source("video", video, index) for video in videos),
         *(_source("still", still, index) for still in stills),
     ]
 
@@ -164,21 +167,21 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
     return [group for group in groups if set(group.roles) != {"background"}]
 
 
-def _of_bucket(url: str, gate: str | None) -> list[Source]:
+def _of_bucket(url: str, gate: str | None) -> list[PasteSource]:
     bucket = list_bucket(url)
-    films, stills = split_films(
+    videos, stills = split_videos(
         _chosen(group_listed(bucket.listed, Twins(bucket.look)), gate),
         bucket.still_size,
         lambda _: True,
     )
     sources = []
-    everything: list[Film | Group] = [*films, *stills]
+    everything: list[LayeredVideo | Group] = [*videos, *stills]
     for found in everything:
         files = found.files
         stamp = "+".join(str(bucket.sizes[path]) for _, path in files)
         sources.append(
-            Source(
-                "video" if isinstance(found, Film) else "still",
+            PasteSource(
+                "video" if isinstance(found, LayeredVideo) else "still",
                 uri_of(bucket.url(found.uri), bucket.root),
                 found.name,
                 tuple((role, bucket.url(path)) for role, path in files),
@@ -198,25 +201,25 @@ def _background_files(group: Group) -> list[Group]:
     return [Group(group.uri, group.key, (("file", chosen),))] if chosen else []
 
 
-def _source(kind: str, found: Group | Film, index: Table) -> Source:
+def _source(kind: str, found: Group | LayeredVideo, index: Table) -> PasteSource:
     absolute = tuple((role, os.path.abspath(path)) for role, path in found.files)
     sizes = "+".join(str(path.stat().st_size) for _, path in found.files)
     told = tuple(sorted(entry_for(found.uri, index, found.name).items()))
-    return Source(kind, found.uri, found.name, absolute, f"{found.uri}:{sizes}", told=told)
+    return PasteSource(kind, found.uri, found.name, absolute, f"{found.uri}:{sizes}", told=told)
 
 
-def _rows(root: Path, gate: str | None) -> list[Source]:
+def _rows(root: Path, gate: str | None) -> list[PasteSource]:
     corpus, sources = Corpus.open(root), []
     files = (("corpus", str(root.resolve())),)
     for index, row in enumerate(corpus.rows(_ROW_COLUMNS)):
         if gate is not None and row["kind"] == "mined" and judge(row["quality"] or {}, gate):
             continue
         uri = clean_uri(row["origin"]["uri"]) + f"#{row['id']}"
-        sources.append(Source("row", uri, row["id"], files, row["id"], index))
+        sources.append(PasteSource("row", uri, row["id"], files, row["id"], index))
     return sources
 
 
-def prompt_of(source: Source, layer: str) -> str:
+def prompt_of(source: PasteSource, layer: str) -> str:
     """A caption of a file source: from its sidecar, else from its name. ValueError if broken."""
     paths = [Path(path) for _, path in source.files]
     beside = (sidecar(path, root_of(path, source.uri)) for path in paths)
@@ -227,7 +230,7 @@ def prompt_of(source: Source, layer: str) -> str:
     return words_of(source.name) or ("an object" if layer == "foreground" else "a scene")
 
 
-def rights_of(source: Source) -> dict[str, str | None]:
+def rights_of(source: PasteSource) -> dict[str, str | None]:
     """Licence and attribution of a file source: all that states any. ValueError if broken."""
     paths = [Path(path) for _, path in source.files]
     said = said_of(source.uri, source.name, paths, dict(source.told))
@@ -235,7 +238,7 @@ def rights_of(source: Source) -> dict[str, str | None]:
 
 
 def record_of(
-    source: Source,
+    source: PasteSource,
     sha256: str,
     *,
     rights: Mapping[str, Any],

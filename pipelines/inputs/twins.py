@@ -28,7 +28,7 @@ SIDE = 256  # pixels, about
 
 
 @dataclass(frozen=True)
-class Look:
+class StillTraits:
     """What a still looks like. ends: the share of its pixels that are black or white."""
 
     grey: bool
@@ -44,18 +44,18 @@ class Look:
         return 1.0 if self.labels else max(self.ends, 0.01) if self.grey else 0.0
 
 
-def look_at(path: Path) -> Look | None:
+def look_at(path: Path) -> StillTraits | None:
     """None for what cannot be read, and for animations."""
     try:
         seen = _look(path)
     except MediaError:
         return None
-    return None if seen is None else Look(*seen)
+    return None if seen is None else StillTraits(*seen)
 
 
 @isolated
 def _look(path: Path) -> tuple[bool, float, bool, bool] | None:
-    """What a ``Look`` says."""
+    """What a ``StillTraits`` says."""
     try:
         with open_still(path) as image, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -77,14 +77,14 @@ def _look(path: Path) -> tuple[bool, float, bool, bool] | None:
     return grey, float(ends.mean()), bool(few and tinted.any()), cutout
 
 
-Looking = Callable[[Path], Look | None]
+ReadTraits = Callable[[Path], StillTraits | None]
 
 
 class Twins:
     """Finds mattes among stills of one stem. look: at a file; asked: pairs were asked for, so that
     a grey picture beside a coloured one is a matte even if it is soft all over."""
 
-    def __init__(self, look: Looking = look_at, *, asked: bool = False) -> None:
+    def __init__(self, look: ReadTraits = look_at, *, asked: bool = False) -> None:
         self._look, self._asked = look, asked
         self._seen: dict[tuple[str, ...], list[str | None]] = {}
 

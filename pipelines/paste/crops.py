@@ -12,13 +12,14 @@ import numpy as np
 from layerflow.clip import U8
 from layerflow.media.cells import MediaError
 from pipelines.inputs.sources import Foreground
-from pipelines.readers.films import Reel
-from pipelines.readers.footage import parts_of
+from pipelines.readers.frame_reader import parts_of
+from pipelines.readers.stills import alpha_kind
+from pipelines.readers.videos import LayeredVideoReader
 from pipelines.vision.composite import shrink_straight
 
 VISIBLE = 12  # alpha from which a pixel counts for the crop
 ENOUGH = 2.4  # times the clip's longer side: nothing is ever drawn larger than the clip
-LOOK = 480  # pixels, the longer side at which the object is found in a long film
+SEARCH_SIDE = 480  # pixels, the longer side at which the object is found in a long video
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,29 @@ def cropped(rgba: U8, fps: float, longest: int, prompt: str, record: dict[str, A
 
 
 def cropped_window(
-    reel: Reel, chosen: Sequence[int], fps: float, longest: int, prompt: str, record: dict[str, Any]
+    reader: LayeredVideoReader,
+    chosen: Sequence[int],
+    fps: float,
+    longest: int,
+    prompt: str,
+    record: dict[str, Any],
 ) -> Foreground | None:
-    """Frames of a long film by number as ``cropped`` gives them; None where nothing is visible.
+    """Frames of a long video by number as ``cropped`` gives them; None where nothing is visible.
 
     fps: of the chosen frames. The object is looked for in small mattes, and cut out part by part.
     """
-    shrink = min(1.0, LOOK / max(reel.size))
-    small = (max(2, round(reel.size[0] * shrink)), max(2, round(reel.size[1] * shrink)))
-    found = box_of(reel.mattes(chosen, small))
+    shrink = min(1.0, SEARCH_SIDE / max(reader.size))
+    small = (max(2, round(reader.size[0] * shrink)), max(2, round(reader.size[1] * shrink)))
+    found = box_of(reader.mattes(chosen, small))
     if found is None:
         return None
-    box = _enlarged(found, small, reel.size)
+    box = _enlarged(found, small, reader.size)
     crops, factor = [], 1.0
-    for part in parts_of(chosen, reel.size):
-        crop, factor = _reduced(_inside(reel.cutout(part), box), longest)
+    for part in parts_of(chosen, reader.size):
+        crop, factor = _reduced(_inside(reader.cutout(part), box), longest)
         crops.append(crop)
     rgba = np.concatenate(crops)
-    return _placed(rgba, box, reel.size, factor, fps, prompt, record, chosen)
+    return _placed(rgba, box, reader.size, factor, fps, prompt, record, chosen)
 
 
 def box_of(alpha: U8) -> Box | None:
@@ -145,7 +151,7 @@ def _placed(
         fps=fps,
         prompt=prompt,
         record=record,
-        alpha_kind="binary" if np.isin(crop[..., 3], (0, 255)).all() else "soft",
+        alpha_kind=alpha_kind(crop[..., 3]),
         numbers=tuple(numbers),
     )
 

@@ -1,6 +1,6 @@
-"""One layer of a film, read in parts: a video, numbered frames, or an animated picture.
+"""One layer of a video, read in parts: a video, numbered frames, or an animated picture.
 
-A long film is never in memory as a whole: frames are read by number, at the size that is wanted.
+A long video is never in memory as a whole: frames are read by number, at the size that is wanted.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Size = tuple[int, int]
 WHOLE_BYTES = 256 << 20  # of a video's decoded frames, up to which it is decoded once
 CHUNK_BYTES = 192 << 20  # of frames that are read at once: every time a video is sought in
 NEAR_FRAMES = 2000  # of a video, which is decoded in one go to look at a few of its frames
-LOOKED_AT = 9
+PROBES = 9  # frames that are read to see what a layer holds
 
 
-class _Reader(Protocol):
+class _FrameSource(Protocol):
     """count, fps (0: unknown) and size (height, width) of what ``read`` gives."""
 
     count: int
@@ -41,14 +41,14 @@ class _Reader(Protocol):
         """The same as mattes where they are stored as such, else None."""
 
 
-class Footage:
+class FrameReader:
     """Frames of one layer by number. Raises MediaError for what cannot be read.
 
     paths: one video or animated picture, or the frames in order.
     """
 
     def __init__(self, paths: Paths, decoder: Decoder) -> None:
-        reader: _Reader
+        reader: _FrameSource
         if len(paths) == 1 and is_animation(paths[0]):
             reader = _Animated(paths[0])
         elif paths[0].suffix.lower() in VIDEO_SUFFIXES:
@@ -77,16 +77,16 @@ class Footage:
             return np.ascontiguousarray(found[..., 3])
         return np.stack([grey_of(frame) for frame in found])
 
-    def looked_at(self) -> Iterator[list[int]]:
+    def probes(self) -> Iterator[list[int]]:
         """Numbers of some frames all over the layer, in parts to be read at once."""
-        spread = np.linspace(0, self.count - 1, min(self.count, LOOKED_AT))
+        spread = np.linspace(0, self.count - 1, min(self.count, PROBES))
         some = [int(place) for place in np.unique(spread.round())]
         return parts_of(some, self.size, together=self.count <= NEAR_FRAMES)
 
     @cached_property
     def uses_alpha(self) -> bool:
         """Whether any pixel is not opaque: a file may have an alpha channel and not use it."""
-        return any(_translucent(self._reader.read(part, None)) for part in self.looked_at())
+        return any(_translucent(self._reader.read(part, None)) for part in self.probes())
 
 
 def parts_of(chosen: Sequence[int], size: Size, *, together: bool = True) -> Iterator[list[int]]:
