@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines.inputs.layouts import Group, LayeredVideo
+from pipelines.inputs.layouts import Group
 from pipelines.readers.layered_stills import StillLayers
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Listing:
     """
 
     stills: list[Group] = field(default_factory=list)
-    videos: list[LayeredVideo] = field(default_factory=list)
+    videos: list[Group] = field(default_factory=list)
     tables: list[TablePart] = field(default_factory=list)
     prompts: dict[str, Mapping[str, str]] = field(default_factory=dict)
 

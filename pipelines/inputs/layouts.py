@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from layerflow.locations import escape_name
@@ -42,16 +42,18 @@ MIN_FRAMES = 4  # numbered files of one role that are frames of a video rather t
 
 @dataclass(frozen=True)
 class Group:
-    """Files that belong together: role -> path.
+    """The files of a still or video: (role, path), of numbered frames one after the other.
 
     uri: the first file's place below the root. key: the place without role words and suffix,
     which the files share. Roles are those of ``ROLE_WORDS``, and ``file`` for one that is alone.
-    importer: of ``pipelines.inputs.importers``, which reads it. problem: why it is not to be used.
+    importer: of ``pipelines.inputs.importers``, which reads a still. problem: why it is not to be
+    used.
     """
 
     uri: str
     key: str
     files: tuple[tuple[str, Path], ...]
+    moving: bool = False
     importer: str = "auto"
     problem: str | None = None
 
@@ -61,7 +63,16 @@ class Group:
 
     @property
     def roles(self) -> dict[str, Path]:
-        return dict(self.files)
+        """role -> its file, or its first frame."""
+        return dict(reversed(self.files))
+
+    @property
+    def layers(self) -> dict[str, list[Path]]:
+        """role -> its file, or the frames in order."""
+        found: dict[str, list[Path]] = {}
+        for role, path in self.files:
+            found.setdefault(role, []).append(path)
+        return found
 
 
 def files_below(
@@ -206,37 +217,11 @@ def _group(key: str, slot: Mapping[str, tuple[Path, PurePosixPath]]) -> Group | 
     return Group(first.as_posix(), key, tuple(sorted(files.items())))
 
 
-Layers = tuple[tuple[str, tuple[Path, ...]], ...]
-
-
-@dataclass(frozen=True)
-class LayeredVideo:
-    """Layers that move: role -> a video file, or the frames in order; see ``Group``."""
-
-    uri: str
-    key: str
-    layers: Layers
-    problem: str | None = None
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.key).name
-
-    @property
-    def roles(self) -> dict[str, tuple[Path, ...]]:
-        return dict(self.layers)
-
-    @property
-    def files(self) -> tuple[tuple[str, Path], ...]:
-        """(role, file or frame), in order."""
-        return tuple((role, path) for role, paths in self.layers for path in paths)
-
-
 def split_videos(
     groups: Iterable[Group],
     size_of: Callable[[Path], object] = still_size,
     alike: Alike = look_alike,
-) -> tuple[list[LayeredVideo], list[Group]]:
+) -> tuple[list[Group], list[Group]]:
     """Videos (files, numbered frames of a folder) and what remains: single pictures.
 
     size_of: of a still, to see whether numbered ones are all alike. alike: whether neighbours of
@@ -248,8 +233,7 @@ def split_videos(
         roles = tuple(role for role, _ in group.files)
         folder = PurePosixPath(group.key).parent.as_posix()
         if any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in group.files):
-            single: Layers = tuple((role, (path,)) for role, path in group.files)
-            videos.append(LayeredVideo(group.uri, group.key, single))
+            videos.append(replace(group, moving=True))
         elif folder != "." and roles != ("background",):
             numbered.setdefault((folder, roles), []).append(group)
         else:
@@ -257,7 +241,7 @@ def split_videos(
     for (folder, roles), pictures in numbered.items():
         found = _frames(folder, pictures, roles, size_of, alike)
         videos += found
-        taken = {path for video in found for _, paths in video.layers for path in paths}
+        taken = {path for video in found for _, path in video.files}
         stills += [group for group in pictures if group.files[0][1] not in taken]
     return sorted(videos, key=lambda video: video.uri), sorted(stills, key=lambda group: group.uri)
 
@@ -268,7 +252,7 @@ def _frames(
     roles: tuple[str, ...],
     size_of: Callable[[Path], object],
     alike: Alike,
-) -> list[LayeredVideo]:
+) -> list[Group]:
     """The videos among the pictures of one folder: frames whose numbers rise evenly.
 
     A gap in the numbers ends a video. A lone video has the name of its folder.
@@ -285,15 +269,13 @@ def _frames(
                     found.append((names.label, frames[run], len(runs) > 1))
     videos = []
     for label, frames, gaps in found:
-        key = (
-            folder
-            if len({name for name, _, _ in found}) == 1 or not label
-            else (f"{folder}/{label}")
-        )
-        layers: Layers = tuple((r, tuple(frame.roles[r] for frame in frames)) for r in roles)
+        alone = len({name for name, _, _ in found}) == 1 or not label
+        key = folder if alone else f"{folder}/{label}"
+        files = tuple((role, frame.roles[role]) for role in roles for frame in frames)
         uri = PurePosixPath(frames[0].uri)
         own = uri.parent if key == folder else uri.parent / label
-        videos.append(LayeredVideo((own / uri.stem if gaps else own).as_posix(), key, layers))
+        own = own / uri.stem if gaps else own
+        videos.append(Group(own.as_posix(), key, files, moving=True))
     return videos
 
 

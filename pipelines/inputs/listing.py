@@ -259,14 +259,20 @@ def is_local_url(location: str) -> bool:
     return location.rpartition("://")[0].rpartition("::")[2].lower() in LOCAL_SCHEMES
 
 
-def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def find_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
+    """The file system of a URL that fsspec opens, the root there, and all files below it: name ->
+    details. Raises ValueError when it cannot be listed."""
     from fsspec.core import url_to_fs
 
     try:
         system, root = url_to_fs(url)
-        names = system.find(root)
+        return system, root, system.find(root, detail=True)
     except Exception as error:
         raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
+
+
+def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+    system, root, names = find_remote(url)
     if not names:
         raise ValueError(f"{clean_uri(url)}: no such file or folder")
     known = {n for n in names if not is_local_url(url) or is_inside(Path(n), Path(root))}

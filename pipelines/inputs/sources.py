@@ -7,8 +7,8 @@ Listing opens no media. A source that turns out to be unusable raises MediaError
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +22,6 @@ from pipelines.gates import judge
 from pipelines.inputs.index_files import index_of
 from pipelines.inputs.layouts import (
     Group,
-    LayeredVideo,
     group_files,
     group_listed,
     split_videos,
@@ -32,7 +31,8 @@ from pipelines.inputs.listing import uri_of
 from pipelines.inputs.metadata import said_of
 from pipelines.inputs.prompts import RIGHTS, Table, entry_for, sidecar
 from pipelines.inputs.remote import list_bucket
-from pipelines.inputs.twins import Twins
+from pipelines.inputs.twins import Twins, look_at
+from pipelines.readers.stills import still_size
 
 F64 = NDArray[np.float64]
 _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
@@ -155,10 +155,7 @@ def _listed(item: str, gate: str | None) -> list[PasteSource]:
         raise ValueError(f"{without_secrets(item)}: no such corpus, folder or file")
     videos, stills = split_videos(groups)
     index = index_of(root) if root.is_dir() else {}
-    return [
-        *(_source("video", video, index) for video in videos),
-        *(_source("still", still, index) for still in stills),
-    ]
+    return [_source(found, index=index) for found in (*videos, *stills)]
 
 
 def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
@@ -169,26 +166,15 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
 
 def _of_bucket(url: str, gate: str | None) -> list[PasteSource]:
     bucket = list_bucket(url)
-    videos, stills = split_videos(
-        _chosen(group_listed(bucket.listed, Twins(bucket.look)), gate),
-        bucket.still_size,
-        lambda _: True,
-    )
+    groups = _chosen(group_listed(bucket.listed, Twins(bucket.reading(look_at))), gate)
+    videos, stills = split_videos(groups, bucket.reading(still_size), lambda _: True)
     sources = []
-    everything: list[LayeredVideo | Group] = [*videos, *stills]
-    for found in everything:
-        files = found.files
-        stamp = "+".join(str(bucket.sizes[path]) for _, path in files)
-        sources.append(
-            PasteSource(
-                "video" if isinstance(found, LayeredVideo) else "still",
-                uri_of(bucket.url(found.uri), bucket.root),
-                found.name,
-                tuple((role, bucket.url(path)) for role, path in files),
-                f"{bucket.url(found.uri)}:{stamp}",
-                beside=bucket.captions([path for _, path in files]),
-            )
+    for found in (*videos, *stills):
+        source = _source(
+            replace(found, uri=bucket.url(found.uri)), bucket.url, lambda path: bucket.sizes[path]
         )
+        beside = bucket.captions([path for _, path in found.files])
+        sources.append(replace(source, uri=uri_of(source.uri, bucket.root), beside=beside))
     return sources
 
 
@@ -201,11 +187,21 @@ def _background_files(group: Group) -> list[Group]:
     return [Group(group.uri, group.key, (("file", chosen),))] if chosen else []
 
 
-def _source(kind: str, found: Group | LayeredVideo, index: Table) -> PasteSource:
-    absolute = tuple((role, os.path.abspath(path)) for role, path in found.files)
-    sizes = "+".join(str(path.stat().st_size) for _, path in found.files)
-    told = tuple(sorted(entry_for(found.uri, index, found.name).items()))
-    return PasteSource(kind, found.uri, found.name, absolute, f"{found.uri}:{sizes}", told=told)
+def _source(
+    found: Group,
+    location: Callable[[Path], str] = os.path.abspath,
+    size: Callable[[Path], int] = lambda path: path.stat().st_size,
+    index: Table | None = None,
+) -> PasteSource:
+    """location, size: of a file."""
+    return PasteSource(
+        "video" if found.moving else "still",
+        found.uri,
+        found.name,
+        tuple((role, location(path)) for role, path in found.files),
+        f"{found.uri}:{'+'.join(str(size(path)) for _, path in found.files)}",
+        told=tuple(sorted(entry_for(found.uri, index, found.name).items())),
+    )
 
 
 def _rows(root: Path, gate: str | None) -> list[PasteSource]:
@@ -235,21 +231,3 @@ def rights_of(source: PasteSource) -> dict[str, str | None]:
     paths = [Path(path) for _, path in source.files]
     said = said_of(source.uri, source.name, paths, dict(source.told))
     return {name: said.get(name) for name in RIGHTS}
-
-
-def record_of(
-    source: PasteSource,
-    sha256: str,
-    *,
-    rights: Mapping[str, Any],
-    start: float = 0.0,
-    end: float = 0.0,
-) -> dict[str, Any]:
-    """What a row's ``origin`` needs to know of a source; rights: ``licence``, ``attribution``."""
-    return {
-        "uri": source.uri,
-        "sha256": sha256,
-        **{name: rights[name] for name in RIGHTS},
-        "start": start,
-        "end": end,
-    }

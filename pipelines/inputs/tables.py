@@ -21,7 +21,7 @@ from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
 from pipelines.inputs.importers import Listing
 from pipelines.inputs.layouts import ROLE_OF, files_below
-from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, uri_of
+from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, find_remote, uri_of
 from pipelines.inputs.metadata import folders_say
 from pipelines.inputs.prompts import KEYS, Said, clean_text, merged, said_in
 from pipelines.inputs.rows import rights_columns
@@ -73,39 +73,25 @@ def list_parts(item: str) -> list[TablePart]:
     """The table files of a folder or URL, in order. Raises ValueError when one cannot be read."""
     found: list[tuple[str, str]] = []
     if "://" in item:
-        from fsspec.core import url_to_fs
-
-        try:
-            system, root = url_to_fs(item)
-            names = sorted(n for n in system.find(root) if n.endswith(".parquet"))
-        except Exception as error:
-            raise ValueError(without_secrets(f"{item}: cannot be listed: {error}")) from error
-        places = [system.unstrip_protocol(name) for name in names]
+        system, root, names = find_remote(item)
+        places = [system.unstrip_protocol(n) for n in sorted(names) if n.endswith(".parquet")]
         found = [(place, uri_of(place, system.unstrip_protocol(root))) for place in places]
     else:
         found = [(str(path), rel.as_posix()) for path, rel in files_below(Path(item), SUFFIXES)]
     parts = []
     for location, uri in found:
         try:
-            rows, columns, rights = _size(location)
+            count = _counted if "://" in location else isolated(_counted)
+            rows, columns, rights = count(location)
         except (OSError, pa.ArrowInvalid, ValueError) as error:
             text = f"{uri}: is no table that can be read: {error}"
             raise ValueError(without_secrets(text)) from error
-        parts.append(TablePart(location, uri, rows, tuple(columns), tuple(rights)))
+        parts.append(TablePart(location, uri, rows, columns, rights))
     return parts
 
 
-def _size(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    """Rows, columns, and those of the columns that state rights."""
-    return _counted(location) if "://" in location else _isolated_count(location)
-
-
-@isolated
-def _isolated_count(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    return _counted(location)
-
-
 def _counted(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Rows, columns, and those of the columns that state rights."""
     if location.endswith(".parquet"):
         with _open(location) as source:
             file = pq.ParquetFile(source)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from layerflow.clip import PROMPTED
 from layerflow.corpus.table import file_sha256, origin
 from layerflow.locations import root_of
-from pipelines.inputs.layouts import Group, LayeredVideo, words_of
+from pipelines.inputs.layouts import Group, words_of
 from pipelines.inputs.metadata import folder_prompts, said_of
 from pipelines.inputs.prompts import RIGHTS, Table, merged, sidecar
 from pipelines.pack.still import Still
@@ -18,15 +18,15 @@ from pipelines.publish.licences import all_of
 def write_prompts(still: Still) -> None:
     """Write the prompts: what is said of it, else words of its name."""
     if still.video is not None:
-        folder = still.group.files[0][1].parent
+        folder = still.entry.files[0][1].parent
         still.said = merged(still.said, folder_prompts(folder))
     own = {} if still.layers is None else still.layers.prompts
-    still.prompts = still_prompts(still.group, still.said, still.scene, own)
+    still.prompts = still_prompts(still.entry, still.said, still.scene, own)
 
 
 def trace_origin(still: Still) -> None:
     """Record files, parents, licence and attribution."""
-    made_of: list[Group | LayeredVideo] = [still.entry]
+    made_of = [still.entry]
     said, paths = {still.entry.uri: still.said}, [path for _, path in still.entry.files]
     if still.drawn is not None:
         made_of.append(still.drawn)
@@ -79,7 +79,7 @@ def still_prompts(
 
 
 def clip_rights(
-    made_of: Sequence[Group | LayeredVideo], table: Table, default: Mapping[str, str | None]
+    made_of: Sequence[Group], table: Table, default: Mapping[str, str | None]
 ) -> dict[str, str | None]:
     """Licence and attribution of what a clip is made of: all of them hold.
 

@@ -11,7 +11,7 @@ from layerflow.locations import without_secrets
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import Unit, unit_key
 from pipelines.inputs.importers import LAYOUTS, Listing, list_folder
-from pipelines.inputs.layouts import Group, LayeredVideo
+from pipelines.inputs.layouts import Group
 from pipelines.inputs.listing import tell
 from pipelines.inputs.prompts import Table, check_matches, entry_for, merged, read_prompt_table
 from pipelines.inputs.tables import TablePart, list_parts, mapping_of
@@ -25,7 +25,7 @@ class PackPlan:
     and rights by uri, column mappings of the tables."""
 
     stills: tuple[Group, ...]
-    videos: tuple[LayeredVideo, ...]
+    videos: tuple[Group, ...]
     pool: tuple[Group, ...]
     said: Table
     tables: tuple[TablePart, ...] = ()
@@ -60,8 +60,7 @@ def make_plan(options: PackOptions) -> PackPlan:
 
 def _said(found: Listing, prompts: str | None) -> Table:
     """What a table of prompts and the index files say, by uri."""
-    entries: list[Group | LayeredVideo] = [*found.stills, *found.videos]
-    names = {entry.uri: entry.name for entry in entries}
+    names = {entry.uri: entry.name for entry in (*found.stills, *found.videos)}
     given = read_prompt_table(Path(prompts)) if prompts else {}
     if prompts and not names:
         raise ValueError(f"{prompts}: rows of a table say this in columns of their own")
@@ -108,5 +107,5 @@ def uris_of(payload: Mapping[str, Any], plan: PackPlan) -> set[str]:
     return {plan.stills[place].uri for place in places}
 
 
-def _bytes(entry: Group | LayeredVideo) -> list[int]:
+def _bytes(entry: Group) -> list[int]:
     return [path.stat().st_size if path.is_file() else -1 for _, path in entry.files]

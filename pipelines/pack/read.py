@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +13,7 @@ from layerflow.media.cells import MediaError
 from layerflow.seeds import generator
 from pipelines.engine.steps import Refused
 from pipelines.inputs.importers import load_importer
-from pipelines.inputs.layouts import Group, LayeredVideo, words_of
+from pipelines.inputs.layouts import words_of
 from pipelines.inputs.tables import said_by, write_cells
 from pipelines.pack.describe import still_prompts
 from pipelines.pack.still import Still
@@ -38,29 +36,26 @@ def unpack_row(still: Still) -> None:
     """Write the pictures of a table's row to files, and take its prompts and rights."""
     row = still.table_row
     if row is not None:
-        still.entry = replace(still.group, files=write_cells(row.part, row.cells, row.folder))
+        still.entry = replace(still.entry, files=write_cells(row.part, row.cells, row.folder))
         still.said = said_by(row.part, row.cells)
 
 
 def tell_videos(still: Still) -> None:
     """Tell videos from stills by what the files hold: a PNG may move, a GIF may stand still."""
     entry = still.entry
-    if isinstance(entry, Group) and entry.files and is_animation(entry.files[0][1]):
-        layers = tuple((role, (path,)) for role, path in entry.files)
-        still.entry = LayeredVideo(entry.uri, entry.key, layers)
-    elif isinstance(entry, LayeredVideo) and all(_is_still(paths) for _, paths in entry.layers):
-        still.entry = still.group
-
-
-def _is_still(paths: Sequence[Path]) -> bool:
-    single = len(paths) == 1 and paths[0].suffix.lower() == ".gif"
-    return single and not is_animation(paths[0])
+    paths = [path for _, path in entry.files]
+    if entry.moving:
+        gifs = len(entry.layers) == len(paths) and all(p.suffix.lower() == ".gif" for p in paths)
+        moving = not gifs or any(map(is_animation, paths))
+    else:
+        moving = bool(paths) and is_animation(paths[0])
+    still.entry = replace(entry, moving=moving)
 
 
 def open_layers(still: Still) -> None:
     """Read the layers of a still, straight; open those of a video."""
-    if isinstance(still.entry, LayeredVideo):
-        still.video = LayeredVideoReader(still.entry.roles, still.decoder)
+    if still.entry.moving:
+        still.video = LayeredVideoReader(still.entry.layers, still.decoder)
     else:
         still.layers = load_importer(still.entry.importer).read(still.entry.roles)
         still.background, still.behind = still.layers.background, still.layers.behind

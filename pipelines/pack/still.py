@@ -11,7 +11,7 @@ from typing import Any
 from layerflow.clip import U8, LayeredClip
 from layerflow.media.decode import Decoder
 from manifests.pack import PackOptions
-from pipelines.inputs.layouts import Group, LayeredVideo
+from pipelines.inputs.layouts import Group
 from pipelines.inputs.tables import TablePart, read_cells
 from pipelines.pack.plan import PackPlan
 from pipelines.readers.layered_stills import StillLayers
@@ -48,7 +48,7 @@ class Still:
 
     job: PackJob
     decoder: Decoder
-    entry: Group | LayeredVideo
+    entry: Group
     said: Mapping[str, str]
     table_row: TableRow | None = None
     # open_layers: one of the two
@@ -80,14 +80,6 @@ class Still:
         smaller = size and self.video and all(map(int.__le__, size, self.video.size))
         return size if smaller else None
 
-    @property
-    def group(self) -> Group:
-        """The entry; of a video the first file or frame of each layer."""
-        if isinstance(self.entry, Group):
-            return self.entry
-        firsts = tuple((role, paths[0]) for role, paths in self.entry.layers)
-        return Group(self.entry.uri, self.entry.key, firsts)
-
 
 def stills_of(payload: Mapping[str, Any], job: PackJob, decoder: Decoder) -> Iterator[Still]:
     """What one unit of work is made of; the files of a table's row last until the next one."""
@@ -96,13 +88,12 @@ def stills_of(payload: Mapping[str, Any], job: PackJob, decoder: Decoder) -> Ite
         part, mapping = plan.tables[payload["table"]], plan.mappings[payload["table"]]
         for number, cells in read_cells(part, mapping, payload["start"], payload["stop"]):
             with TemporaryDirectory(prefix="layerflow-") as folder:
-                entry = Group(f"{part.uri}#{number}", "", (), "dataset")
+                entry = Group(f"{part.uri}#{number}", "", (), importer="dataset")
                 yield Still(job, decoder, entry, {}, TableRow(part, cells, Path(folder)))
         return
-    entries: Sequence[Group | LayeredVideo]
     if "video" in payload:
-        entries = [plan.videos[payload["video"]]]
+        entries = plan.videos[payload["video"] :][:1]
     else:
         entries = plan.stills[payload["start"] : payload["stop"]]
-    for found in entries:
-        yield Still(job, decoder, found, plan.said.get(found.uri, {}))
+    for entry in entries:
+        yield Still(job, decoder, entry, plan.said.get(entry.uri, {}))

@@ -14,7 +14,6 @@ from pipelines.vision.registration import register
 F64 = NDArray[np.float64]
 TRACKING_WIDTH = 400  # pixels; larger frames are tracked at this width
 MAX_SLACK = 0.35  # a made-up camera crops at most this share beyond the clip's size
-STILL_SHIFT = 0.02  # pixels a frame below which a measured camera counts as still
 
 
 def measure_camera(frames: U8, size: tuple[int, int]) -> tuple[F64, float, float]:

@@ -19,6 +19,7 @@ from layerflow.media.decode import Decoder
 from layerflow.seeds import choose_frames, frames_needed
 from pipelines.engine.steps import Refused
 from pipelines.inputs.listing import VIDEO_SUFFIXES
+from pipelines.inputs.prompts import RIGHTS
 from pipelines.inputs.remote import Fetcher
 from pipelines.inputs.sources import (
     F64,
@@ -26,7 +27,6 @@ from pipelines.inputs.sources import (
     Foreground,
     PasteSource,
     prompt_of,
-    record_of,
     rights_of,
 )
 from pipelines.mine.shots import cut_windows, find_shots
@@ -360,15 +360,15 @@ def _sha256(source: PasteSource) -> str:
 
 
 def _described(source: PasteSource, layer: str) -> tuple[str, dict[str, Any]]:
-    """Caption and record of a file source."""
+    """Caption of a file source, and its record: what a row's ``origin`` needs to know of it."""
     try:
         prompt, held = prompt_of(source, layer), rights_of(source)
     except ValueError as error:
         raise MediaError(str(error)) from error
-    return prompt, record_of(source, _sha256(source), rights=held)
+    known = {"uri": source.uri, "sha256": _sha256(source), "start": 0.0, "end": 0.0}
+    return prompt, known | held
 
 
 def _row_record(source: PasteSource, row: dict[str, Any]) -> dict[str, Any]:
-    origin = row["origin"]
-    span = {"start": origin["start"], "end": origin["end"]}
-    return record_of(source, origin["sha256"], rights=origin, **span) | {"key": row["id"]}
+    known = {name: row["origin"][name] for name in ("sha256", "start", "end", *RIGHTS)}
+    return known | {"uri": source.uri, "key": row["id"]}

@@ -121,9 +121,9 @@ def make_backgrounds(
             _write(path, encode_png(picture))
         else:
             pan = _pan(rng, width) if index % 2 else (0.0, 0.0)
-            film = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
+            video = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
             path = out / f"back-{index:04d}.mp4"
-            _write(path, encode_color(art.to_u8(film), fps))
+            _write(path, encode_color(art.to_u8(video), fps))
         _sidecar(path, {"background": BACKGROUND_WORD})
         paths.append(path)
     return paths
@@ -196,7 +196,7 @@ def draw_video(
         joined = [np.concatenate(pair) for pair in zip(first[:2], second[:2], strict=True)]
         return joined[0], joined[1], second[2]
     subject = art.draw_subject(rng, look)
-    film = _panned(
+    video = _panned(
         rng, height, width, frames, _pan(rng, width) if pan else (0.0, 0.0), chroma=0.5, detail=1.0
     )
     radius = min(height, width) * rng.uniform(0.38, 0.5) / 2
@@ -216,7 +216,7 @@ def draw_video(
             breath=float(np.sin(phase + 0.35 * t)) * moving,
         )
         alphas.append(alpha)
-        pictures.append(alpha[..., None] * colour + (1 - alpha[..., None]) * film[t])
+        pictures.append(alpha[..., None] * colour + (1 - alpha[..., None]) * video[t])
     return art.to_u8(np.stack(pictures)), art.to_u8(np.stack(alphas)), prompts_of(subject.name)
 
 
@@ -264,13 +264,13 @@ def _panned(
     extra = [int(np.ceil(w)) + 2 for w in way]
     canvas = art.background(rng, height + extra[0], width + extra[1], chroma=chroma, detail=detail)
     start = [w + 1 if p < 0 else 1.0 for w, p in zip(way, pan, strict=True)]
-    film = np.empty((frames, height, width, 3), np.float32)
+    video = np.empty((frames, height, width, 3), np.float32)
     for t in range(frames):
         shift = np.array(
             [[1, 0, -(start[1] + pan[1] * t)], [0, 1, -(start[0] + pan[0] * t)]], np.float32
         )
-        film[t] = cv2.warpAffine(canvas, shift, (width, height), flags=cv2.INTER_LINEAR)
-    return film
+        video[t] = cv2.warpAffine(canvas, shift, (width, height), flags=cv2.INTER_LINEAR)
+    return video
 
 
 def _check(height: int, width: int, frames: int, families: Sequence[str]) -> None:

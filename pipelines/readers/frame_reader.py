@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -27,7 +26,7 @@ NEAR_FRAMES = 2000  # of a video, which is decoded in one go to look at a few of
 PROBES = 9  # frames that are read to see what a layer holds
 
 
-class _FrameSource(Protocol):
+class _FrameSource:
     """count, fps (0: unknown) and size (height, width) of what ``read`` gives."""
 
     count: int
@@ -36,9 +35,11 @@ class _FrameSource(Protocol):
 
     def read(self, chosen: Sequence[int], size: Size | None) -> U8:
         """Frames by number, uint8 ``[N, h, w, 3 or 4]``, colour and alpha as stored."""
+        raise NotImplementedError
 
     def mattes(self, chosen: Sequence[int], size: Size | None) -> U8 | None:
         """The same as mattes where they are stored as such, else None."""
+        return None
 
 
 class FrameReader:
@@ -100,7 +101,7 @@ def _translucent(frames: U8) -> bool:
     return frames.shape[-1] == 4 and bool(frames[..., 3].min(initial=255) < OPAQUE)
 
 
-class _Video:
+class _Video(_FrameSource):
     """A short one is decoded once: what then is there, is all there is."""
 
     def __init__(self, path: Path, decoder: Decoder) -> None:
@@ -121,11 +122,8 @@ class _Video:
         times = [float(self._times[index]) for index in chosen]
         return self._decoder.read_frames(self._path, times=times, size=size)[0]
 
-    def mattes(self, chosen: Sequence[int], size: Size | None) -> U8 | None:
-        return None
 
-
-class _Numbered:
+class _Numbered(_FrameSource):
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         first = read_still(paths[0])
@@ -148,7 +146,7 @@ class _Numbered:
         return np.stack(frames)
 
 
-class _Animated:
+class _Animated(_FrameSource):
     def __init__(self, path: Path) -> None:
         self._animation = open_animation(path)
         self.count, self.fps = len(self._animation.places), self._animation.fps
@@ -159,9 +157,6 @@ class _Animated:
         return np.concatenate(
             [_resized(read_animation(self._animation, part), size) for part in parts]
         )
-
-    def mattes(self, chosen: Sequence[int], size: Size | None) -> U8 | None:
-        return None
 
 
 def _resized(frames: U8, size: Size | None) -> U8:

@@ -172,6 +172,17 @@ def test_tables_are_read_by_column(tmp_path: Path) -> None:
     assert np.array_equal(clip.background[0], slope()) and clip.background_kind == "real"
 
 
+def test_a_row_without_any_picture_is_rejected_and_the_others_are_packed(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    pictures = [None, {"bytes": encode_png(disc()), "path": None}]
+    pq.write_table(pa.table({"rgba": pictures}), root / "t.parquet")
+    corpus = run(tmp_path, root, layout="dataset", columns={"foreground": "rgba"})
+    assert [row["origin"]["uri"] for row in corpus.rows()] == ["t.parquet#1"]
+    (bad,) = corpus.rejected()
+    assert bad["uri"] == "t.parquet#0" and "no picture with an alpha channel" in bad["reason"]
+
+
 def test_arrow_datasets_and_known_column_names(tmp_path: Path) -> None:
     import datasets
 

@@ -306,7 +306,7 @@ def test_frames_of_any_name_are_films_and_cut_outs_are_not(tmp_path: Path) -> No
         Image.fromarray(disc(32, colour)).save(tmp_path / f"stock/thing_{t:02d}.png")  # type: ignore[arg-type]
     films, stills = split_videos(group_files(tmp_path))
     assert [film.uri for film in films] == ["dancer", "gap/1", "gap/21", "two/a", "two/b"]
-    assert [path.name for path in films[0].roles["file"]][:3] == [
+    assert [path.name for path in films[0].layers["file"]][:3] == [
         *("frame (4).png", "frame (5).png", "frame (6).png"),
     ]
     assert {still.uri.split("/")[0] for still in stills} == {"stock"} and len(stills) == 9
