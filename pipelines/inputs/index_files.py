@@ -57,10 +57,10 @@ def layered_images(root: Path) -> tuple[list[Group], dict[str, Said]] | None:
 def _inside(root: Path, name: str, where: str) -> Path:
     try:
         found = locate(name, root, "the folder")
+        if "://" in found:
+            raise ValueError(f"{found[:80]!r} is an address, not a file of the folder")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if "://" in found:
-        raise ValueError(f"{where}: {found[:80]!r} is an address, not a file of the folder")
     return Path(found)
 
 

@@ -20,13 +20,7 @@ from layerflow.corpus.table import Corpus
 from layerflow.locations import clean_uri, escape_name, root_of, without_secrets
 from pipelines.gates import judge
 from pipelines.inputs.index_files import index_of
-from pipelines.inputs.layouts import (
-    Group,
-    group_files,
-    group_listed,
-    split_videos,
-    words_of,
-)
+from pipelines.inputs.layouts import Group, group_files, group_listed, split_videos, words_of
 from pipelines.inputs.listing import uri_of
 from pipelines.inputs.metadata import said_of
 from pipelines.inputs.prompts import RIGHTS, Table, entry_for, sidecar

@@ -33,13 +33,11 @@ def trace_origin(still: Still) -> None:
         said[still.drawn.uri] = still.job.plan.said.get(still.drawn.uri, {})
         if still.video is None:
             paths.append(still.drawn.files[0][1])
-    still.digests = [file_sha256(path) for path in paths]
+    digests = [file_sha256(path) for path in paths]
+    digest = digests[0]
     if still.video is not None or len(paths) > 1:
-        digest = hashlib.sha256("".join(still.digests).encode()).hexdigest()
-    else:
-        digest = still.digests[0]
-    if still.video is not None:
-        still.digests = [digest]
+        digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    still.digests = digests if still.video is None else [digest]
     options = still.options
     default = {"licence": options.licence, "attribution": options.attribution}
     held = clip_rights(made_of, said, default)

@@ -21,14 +21,7 @@ from pipelines.engine.steps import Refused
 from pipelines.inputs.listing import VIDEO_SUFFIXES
 from pipelines.inputs.prompts import RIGHTS
 from pipelines.inputs.remote import Fetcher
-from pipelines.inputs.sources import (
-    F64,
-    Background,
-    Foreground,
-    PasteSource,
-    prompt_of,
-    rights_of,
-)
+from pipelines.inputs.sources import F64, Background, Foreground, PasteSource, prompt_of, rights_of
 from pipelines.mine.shots import cut_windows, find_shots
 from pipelines.paste.camera import measure_camera, pan_over_still
 from pipelines.paste.crops import cropped, cropped_window
