@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.inputs.tables import TablePart
 
 IMPORTERS: dict[str, str] = {
+    "auto": "pipelines.inputs.grouped:ANY",
     "layerflow-images": "pipelines.inputs.index_files:LAYERED_IMAGES",
     "mulan": "pipelines.inputs.mulan:MULAN",
     "dataset": "pipelines.inputs.tables:DATASET",
@@ -35,9 +36,6 @@ IMPORTERS: dict[str, str] = {
     "films": "pipelines.inputs.grouped:VIDEOS",
 }
 """``--layout`` -> ``module:object``, in the order in which ``auto`` asks them."""
-
-ANY = "pipelines.inputs.grouped:ANY"
-LAYOUTS = ("auto", *IMPORTERS)
 
 
 @dataclass
@@ -81,8 +79,10 @@ class Importer(Protocol):
 
 
 def load_importer(layout: str) -> Importer:
-    """The importer of a name in ``LAYOUTS``."""
-    module, _, name = IMPORTERS.get(layout, ANY).partition(":")
+    """The importer of a name in ``IMPORTERS``. ValueError for another name."""
+    if layout not in IMPORTERS:
+        raise ValueError(f"unknown layout {layout!r}; layouts are {', '.join(IMPORTERS)}")
+    module, _, name = IMPORTERS[layout].partition(":")
     importer: Importer = getattr(import_module(module), name)
     return importer
 

@@ -25,7 +25,7 @@ from pipelines.inputs.listing import uri_of
 from pipelines.inputs.metadata import said_of
 from pipelines.inputs.prompts import RIGHTS, Table, entry_for, sidecar
 from pipelines.inputs.remote import list_bucket
-from pipelines.inputs.twins import Twins, look_at
+from pipelines.inputs.twins import Twins, traits_of
 from pipelines.readers.stills import still_size
 
 F64 = NDArray[np.float64]
@@ -160,7 +160,7 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
 
 def _of_bucket(url: str, gate: str | None) -> list[PasteSource]:
     bucket = list_bucket(url)
-    groups = _chosen(group_listed(bucket.listed, Twins(bucket.reading(look_at))), gate)
+    groups = _chosen(group_listed(bucket.listed, Twins(bucket.reading(traits_of))), gate)
     videos, stills = split_videos(groups, bucket.reading(still_size), lambda _: True)
     sources = []
     for found in (*videos, *stills):

@@ -10,7 +10,7 @@ from typing import Any
 from layerflow.locations import without_secrets
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import Unit, unit_key
-from pipelines.inputs.importers import LAYOUTS, Listing, list_folder
+from pipelines.inputs.importers import Listing, list_folder, load_importer
 from pipelines.inputs.layouts import Group
 from pipelines.inputs.listing import tell
 from pipelines.inputs.prompts import Table, check_matches, entry_for, merged, read_prompt_table
@@ -37,8 +37,7 @@ def make_plan(options: PackOptions) -> PackPlan:
 
     Raises ValueError for an unknown layout, and where an input does not exist or nothing is found.
     """
-    if options.layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {options.layout!r}; layouts are {', '.join(LAYOUTS)}")
+    load_importer(options.layout)
     found = Listing()
     for item in options.inputs:
         if "://" in item:
