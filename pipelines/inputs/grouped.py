@@ -6,21 +6,20 @@ To name a layout adds a check that nothing is missing; ``ANY`` takes all of them
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.inputs.importers import Listing
+from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.index_files import index_of
 from pipelines.inputs.layouts import group_files, split_videos
 from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
 from pipelines.inputs.twins import Twins
-from pipelines.readers.layered_stills import StillLayers, read_layers
 from pipelines.readers.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 
 
 @dataclass(frozen=True)
-class Grouped:
+class Grouped(Importer):
     """Files that belong together by their names. needs: sets of roles of which one must be there;
     videos, stills: what is taken."""
 
@@ -29,9 +28,6 @@ class Grouped:
     videos: bool = True
     stills: bool = True
     suffixes: frozenset[str] = STILL_SUFFIXES | VIDEO_SUFFIXES | DOCUMENT_SUFFIXES
-
-    def recognises(self, root: Path) -> bool:
-        return False  # ``auto`` reads all of these alike
 
     def list(self, root: Path) -> Listing:
         if self.name == "psd" and importlib.util.find_spec("psd_tools") is None:
@@ -50,9 +46,6 @@ class Grouped:
             return None
         wanted = " or ".join(" + ".join(sorted(need)) for need in self.needs)
         return f"layout {self.name} needs {wanted}; here is {' + '.join(sorted(found))}"
-
-    def read(self, files: Mapping[str, Path]) -> StillLayers:
-        return read_layers(files)
 
 
 _MATTED, _TRIPLET = {"blended", "alpha"}, {"blended", "alpha", "background"}

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pipelines.inputs.layouts import Group
-from pipelines.readers.layered_stills import StillLayers
+from pipelines.readers.layered_stills import StillLayers, read_layers
 
 if TYPE_CHECKING:
     from pipelines.inputs.tables import TablePart
@@ -59,23 +59,25 @@ class Listing:
         return self
 
 
-class Importer(Protocol):
-    """One layout."""
+class Importer:
+    """One layout; what it has of its own beside ``list`` it overrides."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
     def recognises(self, root: Path) -> bool:
         """Whether a folder is certainly of this layout (``--layout auto``)."""
+        return False
 
     def list(self, root: Path) -> Listing:
         """Everything in a folder, sorted; ``problem`` says what an entry misses.
 
         Raises ValueError when its index is broken.
         """
+        raise NotImplementedError
 
     def read(self, files: Mapping[str, Path]) -> StillLayers:
         """The layers of a listed still, by its files. Raises MediaError or ValueError."""
+        return read_layers(files)
 
 
 def load_importer(layout: str) -> Importer:

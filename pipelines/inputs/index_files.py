@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from layerflow.locations import below, locate
-from pipelines.inputs.importers import Listing
+from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.layouts import Group
 from pipelines.inputs.metadata import read_json
 from pipelines.inputs.prompts import Said, merged, said_in
-from pipelines.readers.layered_stills import StillLayers, read_layers
 
 
 def index_of(root: Path) -> dict[str, Said]:
@@ -64,7 +63,7 @@ def _inside(root: Path, name: str, where: str) -> Path:
     return Path(found)
 
 
-class LayeredImages:
+class LayeredImages(Importer):
     """LayerFlow's layered images: a ``meta.json`` that names the files."""
 
     name = "layerflow-images"
@@ -77,9 +76,6 @@ class LayeredImages:
         if listed is None:
             raise ValueError(f"{root.name}: no meta.json with images_fg in it")
         return Listing(stills=listed[0], prompts=dict(listed[1]))
-
-    def read(self, files: Mapping[str, Path]) -> StillLayers:
-        return read_layers(files)
 
 
 LAYERED_IMAGES = LayeredImages()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from layerflow.clip import U8
 from layerflow.media.cells import MAX_STILL_PIXELS, MediaError
 from layerflow.media.isolate import isolated
-from pipelines.inputs.importers import Listing
+from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.layouts import Group, files_below
 from pipelines.inputs.listing import STILL_SUFFIXES
 from pipelines.inputs.safepickle import read_pickle
@@ -30,7 +30,7 @@ MAX_INSTANCES = 64
 NO_BASE = "its base image is missing: put the picture of the same name below the same folder"
 
 
-class Mulan:
+class Mulan(Importer):
     """MuLAn's annotations, each with its base image of the same name below the same folder."""
 
     name = "mulan"

@@ -19,13 +19,12 @@ from layerflow.clip import LAYERS, PROMPTED
 from layerflow.locations import clean_uri, locate, root_of, without_secrets
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
-from pipelines.inputs.importers import Listing
+from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.layouts import ROLE_OF, files_below
 from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, find_remote, uri_of
 from pipelines.inputs.metadata import folders_say
 from pipelines.inputs.prompts import KEYS, Said, clean_text, merged, said_in
 from pipelines.inputs.rows import rights_columns
-from pipelines.readers.layered_stills import StillLayers, read_layers
 
 SUFFIXES = frozenset({".parquet", ".arrow"})
 TEXTS = tuple(f"{layer}_prompt" for layer in PROMPTED)
@@ -48,7 +47,7 @@ class TablePart:
         return "://" in self.location
 
 
-class Dataset:
+class Dataset(Importer):
     """Parquet or Arrow tables, as on the Hub, by a column mapping."""
 
     name = "dataset"
@@ -60,10 +59,6 @@ class Dataset:
 
     def list(self, root: Path) -> Listing:
         return Listing(tables=list_parts(str(root)))
-
-    def read(self, files: Mapping[str, Path]) -> StillLayers:
-        """The layers of a row whose cells were written to files."""
-        return read_layers(files)
 
 
 DATASET = Dataset()

@@ -23,7 +23,7 @@ from layerflow.clip import composite
 from layerflow.corpus.columns import decode_objects
 from layerflow.corpus.validate import validate
 from layerflow.media.cells import decode_png, encode_png
-from pipelines.inputs.importers import IMPORTERS, Listing, importer_of
+from pipelines.inputs.importers import IMPORTERS, Importer, Listing, importer_of
 from pipelines.inputs.layouts import Group
 from pipelines.inputs.safepickle import read_pickle
 from pipelines.inputs.tables import list_parts, mapping_of, read_cells
@@ -252,7 +252,7 @@ def test_every_layout_is_listed_once_and_found_by_name(tmp_path: Path) -> None:
     assert importer_of("auto", tmp_path).name == "layerflow-images"
 
 
-class TopAndBottom:
+class TopAndBottom(Importer):
     """One file a still: the cut-out above, its background below."""
 
     name = "top-and-bottom"
