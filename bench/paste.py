@@ -41,7 +41,7 @@ from pipelines.paste.job import run_paste
 from pipelines.paste.load import Loader
 from pipelines.paste.plan import PastePlan, make_plan, plan_units
 from pipelines.paste.rows import encode
-from pipelines.paste.sample import PasteJob, Sample
+from pipelines.paste.sample import PasteContext, Sample
 from pipelines.paste.scene import cast_shadow, compose_layers, match_appearance, place_objects
 from pipelines.paste.scores import check, score
 from pipelines.vision.numerics import single_thread
@@ -173,7 +173,7 @@ def bench(root: Path, size: str, frames: int, clips: int) -> None:
     behind = loader.background(plan.backgrounds[0], generator(0, 0, "b"), (0.004, 0.004), 0.0)
     draws = []
     for options in (plain, full):
-        sample = Sample(PasteJob(plan, options, "bench"), loader, 0, 0, [])
+        sample = Sample(PasteContext(plan, options, "bench"), loader, 0, 0, [])
         sample.objects, sample.background = (still,), behind
         draws.append(sample)
     run_steps((*RENDER, score, encode), sample)
@@ -303,7 +303,7 @@ def kernels_of(
 
     stages = (("load", LOAD), ("render", RENDER), ("score", (score,)))
     for attempt in range(options.attempts):
-        sample = Sample(PasteJob(plan, options, "bench"), loader, index, attempt, [])
+        sample = Sample(PasteContext(plan, options, "bench"), loader, index, attempt, [])
         for name, steps in stages:
             timed(name, partial(run_steps, steps, sample))
         try:

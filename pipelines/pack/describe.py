@@ -30,7 +30,7 @@ def trace_origin(still: Still) -> None:
     said, paths = {still.entry.uri: still.said}, [path for _, path in still.entry.files]
     if still.drawn is not None:
         made_of.append(still.drawn)
-        said[still.drawn.uri] = still.job.plan.said.get(still.drawn.uri, {})
+        said[still.drawn.uri] = still.context.plan.said.get(still.drawn.uri, {})
         if still.video is None:
             paths.append(still.drawn.files[0][1])
     digests = [file_sha256(path) for path in paths]

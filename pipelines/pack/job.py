@@ -28,7 +28,7 @@ from pipelines.pack.read import (
     unpack_row,
 )
 from pipelines.pack.rows import encode, make_layers, score
-from pipelines.pack.still import PackJob, Still, stills_of
+from pipelines.pack.still import PackContext, Still, stills_of
 from pipelines.readers.videos import windows
 from pipelines.vision.numerics import single_thread
 
@@ -53,10 +53,10 @@ def run_pack(options: PackOptions, **how: Unpack[Running]) -> Summary:
     """
     out = local_output(options.out)
     recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION)
-    job = PackJob(make_plan(options), options, recipe.hash)
+    context = PackContext(make_plan(options), options, recipe.hash)
     return run_job(
-        plan_units(job.plan),
-        partial(pack_unit, job=job),
+        plan_units(context.plan),
+        partial(pack_unit, context=context),
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,
@@ -64,20 +64,20 @@ def run_pack(options: PackOptions, **how: Unpack[Running]) -> Summary:
     )
 
 
-def pack_unit(payload: dict[str, Any], *, job: PackJob) -> Outcome:
+def pack_unit(payload: dict[str, Any], *, context: PackContext) -> Outcome:
     """The clips of a range of stills or table rows, or of one video; what cannot be used is a
     rejected row."""
     rows: list[dict[str, Any]] = []
     outcome = Outcome(rows)
-    with single_thread(), Decoder(deadline=job.options.deadline) as decoder:
-        for still in stills_of(payload, job, decoder):
+    with single_thread(), Decoder(deadline=context.options.deadline) as decoder:
+        for still in stills_of(payload, context, decoder):
             uri = still.entry.uri
             try:
                 rows += pack_one(still)
             except (Refused, ValueError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else None
                 row = rejected_row(
-                    uri, "read", reason or str(error), kind="image", recipe=job.recipe
+                    uri, "read", reason or str(error), kind="image", recipe=context.recipe
                 )
                 outcome.rejected.append(row)
     return outcome

@@ -69,7 +69,7 @@ def choose_background(still: Still) -> None:
     """
     if still.behind is not None or (still.video is not None and still.video.shows_scene):
         return
-    rgba, options, pool = _first_frame(still), still.options, still.job.plan.pool
+    rgba, options, pool = _first_frame(still), still.options, still.context.plan.pool
     number = int.from_bytes(hashlib.sha256(still.entry.uri.encode()).digest()[:6], "big")
     for attempt in range(MAX_DRAWS if pool else 0):
         rng = generator(options.seed, number, "background", attempt)

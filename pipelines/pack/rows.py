@@ -64,7 +64,7 @@ def encode(still: Still) -> None:
         rate = still.video.fps or still.options.fps
         span = (still.chosen[0] / rate, (still.chosen[-1] + 1) / rate)
         source = source | {"start": span[0], "end": span[1]}
-    clip, recipe = still.clip, still.job.recipe
+    clip, recipe = still.clip, still.context.recipe
     still.row = encode_checked(
         clip,
         id=clip_id(clip.kind, [*still.digests, still.entry.uri], span, recipe),

@@ -19,7 +19,7 @@ from pipelines.readers.videos import LayeredVideoReader
 
 
 @dataclass(frozen=True)
-class PackJob:
+class PackContext:
     """What all stills share. recipe: its hash."""
 
     plan: PackPlan
@@ -46,7 +46,7 @@ class Still:
     frames of the clip to make.
     """
 
-    job: PackJob
+    context: PackContext
     decoder: Decoder
     entry: Group
     said: Mapping[str, str]
@@ -71,7 +71,7 @@ class Still:
 
     @property
     def options(self) -> PackOptions:
-        return self.job.options
+        return self.context.options
 
     @property
     def read_size(self) -> tuple[int, int] | None:
@@ -81,19 +81,21 @@ class Still:
         return size if smaller else None
 
 
-def stills_of(payload: Mapping[str, Any], job: PackJob, decoder: Decoder) -> Iterator[Still]:
+def stills_of(
+    payload: Mapping[str, Any], context: PackContext, decoder: Decoder
+) -> Iterator[Still]:
     """What one unit of work is made of; the files of a table's row last until the next one."""
-    plan = job.plan
+    plan = context.plan
     if "table" in payload:
         part, mapping = plan.tables[payload["table"]], plan.mappings[payload["table"]]
         for number, cells in read_cells(part, mapping, payload["start"], payload["stop"]):
             with TemporaryDirectory(prefix="layerflow-") as folder:
                 entry = Group(f"{part.uri}#{number}", "", (), importer="dataset")
-                yield Still(job, decoder, entry, {}, TableRow(part, cells, Path(folder)))
+                yield Still(context, decoder, entry, {}, TableRow(part, cells, Path(folder)))
         return
     if "video" in payload:
         entries = plan.videos[payload["video"] :][:1]
     else:
         entries = plan.stills[payload["start"] : payload["stop"]]
     for entry in entries:
-        yield Still(job, decoder, entry, plan.said.get(entry.uri, {}))
+        yield Still(context, decoder, entry, plan.said.get(entry.uri, {}))

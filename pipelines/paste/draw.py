@@ -28,7 +28,7 @@ def choose_sources(sample: Sample) -> None:
 
     The first attempt uses all sources equally often.
     """
-    options, plan = sample.options, sample.job.plan
+    options, plan = sample.options, sample.context.plan
     rng = sample.rng = sample.generator("sources")
     number = int(rng.integers(options.objects[0], options.objects[1] + 1))
     sample.chosen = [int(which) for which in rng.integers(len(plan.foregrounds), size=number)]
@@ -43,7 +43,7 @@ def choose_sources(sample: Sample) -> None:
 
 def load_foregrounds(sample: Sample) -> None:
     """Load the foregrounds; of a long video a window."""
-    sources = sample.job.plan.foregrounds
+    sources = sample.context.plan.foregrounds
     load = partial(sample.loader.foreground, rng=sample.generator("film"))
     first_use = first_of_block(sample.index, sample.options.count, len(sources))
     steps = ["foreground" if first_use and sample.attempt == 0 else None]
@@ -56,7 +56,7 @@ def load_foregrounds(sample: Sample) -> None:
 
 def load_background(sample: Sample) -> None:
     """Load the background; of a video a window, over a still a camera."""
-    sources, options = sample.job.plan.backgrounds, sample.options
+    sources, options = sample.context.plan.backgrounds, sample.options
     load = partial(
         sample.loader.background,
         rng=sample.generator("camera"),
@@ -85,7 +85,7 @@ def _first_usable(
         except MediaError as problem:
             error = problem
             if place == 0 and step is not None:
-                uri, recipe = sources[which].uri, sample.job.recipe
+                uri, recipe = sources[which].uri, sample.context.recipe
                 row = rejected_row(uri, step, str(error), kind="pasted", recipe=recipe)
                 sample.rejected.append(row)
     raise error

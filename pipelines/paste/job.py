@@ -29,7 +29,7 @@ from pipelines.paste.load import Loader
 from pipelines.paste.plan import make_plan, plan_units
 from pipelines.paste.repeats import Repeats
 from pipelines.paste.rows import encode
-from pipelines.paste.sample import PasteJob, Sample
+from pipelines.paste.sample import PasteContext, Sample
 from pipelines.paste.scene import cast_shadow, compose_layers, match_appearance, place_objects
 from pipelines.paste.scores import check, score
 from pipelines.vision.numerics import single_thread
@@ -57,10 +57,10 @@ def run_paste(options: PasteOptions, **how: Unpack[Running]) -> Summary:
     """
     out = local_output(options.out)
     recipe = make_recipe("pasted", options.model_dump(mode="json"), FORMAT_VERSION)
-    job = PasteJob(make_plan(options), options, recipe.hash)
+    context = PasteContext(make_plan(options), options, recipe.hash)
     return run_job(
-        plan_units(job.plan, options),
-        partial(paste_unit, job=job),
+        plan_units(context.plan, options),
+        partial(paste_unit, context=context),
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,
@@ -75,15 +75,15 @@ def _loader(size: tuple[int, int], frames: int, fps: float, deadline: float) -> 
     return Loader(size, frames, fps, deadline)
 
 
-def paste_unit(payload: dict[str, Any], *, job: PasteJob) -> Outcome:
+def paste_unit(payload: dict[str, Any], *, context: PasteContext) -> Outcome:
     """The clips of a range of draws, one after the other as they are taken."""
-    outcome, options = Outcome(), job.options
+    outcome, options = Outcome(), context.options
     loader = _loader(options.size, options.frames, options.fps, options.deadline)
 
     def rows() -> Iterator[dict[str, Any]]:
         with single_thread():
             for index in range(payload["start"], payload["stop"]):
-                row = paste_one(index, job, loader, outcome.rejected)
+                row = paste_one(index, context, loader, outcome.rejected)
                 if row is not None:
                     yield row
         loader.forget_files()
@@ -93,14 +93,14 @@ def paste_unit(payload: dict[str, Any], *, job: PasteJob) -> Outcome:
 
 
 def paste_one(
-    index: int, job: PasteJob, loader: Loader, rejected: list[dict[str, Any]]
+    index: int, context: PasteContext, loader: Loader, rejected: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
     """The row of one clip: up to ``options.attempts`` draws until one passes the rules; None (and
     a rejected row) when none does."""
-    options, sources = job.options, job.plan.foregrounds
+    options, sources = context.options, context.plan.foregrounds
     reason, scores = "", dict[str, float]()
     for attempt in range(options.attempts):
-        sample = Sample(job, loader, index, attempt, rejected)
+        sample = Sample(context, loader, index, attempt, rejected)
         try:
             return run_steps(STEPS, sample).row
         except (MediaError, Refused) as error:
@@ -108,6 +108,6 @@ def paste_one(
     uri = sources[in_blocks(options.seed, index, options.count, len(sources))].uri
     text = f"no draw passed in {options.attempts} attempts; the last: {reason}"
     rejected.append(
-        rejected_row(uri, "draw", text, kind="pasted", recipe=job.recipe, quality=scores)
+        rejected_row(uri, "draw", text, kind="pasted", recipe=context.recipe, quality=scores)
     )
     return None

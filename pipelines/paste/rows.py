@@ -39,7 +39,7 @@ def encode(sample: Sample) -> None:
     records = [*(item.record for item in front_to_back), background.record]
     keys = [record.get("key") or record["sha256"] for record in records]
     parts: dict[str, Any] = {
-        "id": clip_id("pasted", keys, [sample.index], sample.job.recipe),
+        "id": clip_id("pasted", keys, [sample.index], sample.context.recipe),
         "origin": _origin(records[0], options)
         | {
             "licence": all_of([r["licence"] or options.licence for r in records]),
@@ -49,7 +49,7 @@ def encode(sample: Sample) -> None:
             "parents": [clean_uri(record["uri"]) for record in records],
         },
         "quality": sample.scores,
-        "recipe": sample.job.recipe,
+        "recipe": sample.context.recipe,
         "crf": options.crf,
     }
     if options.encoded_check and sample.index % options.encoded_check == 0:

@@ -23,7 +23,7 @@ Generator = np.random.Generator
 
 
 @dataclass(frozen=True)
-class PasteJob:
+class PasteContext:
     """What all draws share. recipe: its hash."""
 
     plan: PastePlan
@@ -64,7 +64,7 @@ class Sample:
     of any object in any frame that is inside the picture and not behind others.
     """
 
-    job: PasteJob
+    context: PasteContext
     loader: Loader
     index: int
     attempt: int
@@ -95,7 +95,7 @@ class Sample:
 
     @property
     def options(self) -> PasteOptions:
-        return self.job.options
+        return self.context.options
 
     def generator(self, purpose: str) -> Generator:
         """The random numbers for one purpose; the same ones whenever this draw is made."""

@@ -19,7 +19,7 @@ from pipelines.pack import job as pack
 from pipelines.pack.job import pack_unit
 from pipelines.pack.plan import make_plan, plan_units
 from pipelines.pack.read import made_up_background
-from pipelines.pack.still import PackJob
+from pipelines.pack.still import PackContext
 from pipelines.readers.layered_stills import fill_behind
 from tests.support.packed import disc, only, run, slope, write
 
@@ -163,11 +163,11 @@ def test_rows_do_not_depend_on_the_split_into_units(tmp_path: Path) -> None:
         write(tmp_path / f"in/ball{k}.png", disc(colour=(40 * k, 90, 10)))
     options = PackOptions(inputs=[str(tmp_path / "in")], out="unused")
     plan, recipe = make_plan(options), make_recipe("image", {}, pack.FORMAT_VERSION)
-    job = PackJob(plan, options, recipe.hash)
+    context = PackContext(plan, options, recipe.hash)
 
     def rows(size: int) -> list[Any]:
         units = plan_units(plan, size)
-        outcomes = [pack_unit(unit.payload, job=job) for unit in units]
+        outcomes = [pack_unit(unit.payload, context=context) for unit in units]
         return [row for outcome in outcomes for row in outcome.rows]
 
     assert len(rows(32)) == 5

@@ -27,7 +27,7 @@ from pipelines.engine.jobs import Outcome, make_recipe
 from pipelines.inputs.sources import list_foregrounds
 from pipelines.paste.job import paste_unit, run_paste
 from pipelines.paste.plan import PastePlan, make_plan, plan_units
-from pipelines.paste.sample import PasteJob
+from pipelines.paste.sample import PasteContext
 from tests.support.pasted import FRAMES, SIZE, backdrops, disc, options, run, scenery, stills, write
 
 
@@ -109,7 +109,7 @@ def test_a_million_clips_are_planned_in_little_memory(tmp_path: Path) -> None:
 def test_rows_do_not_depend_on_the_split_into_units(tmp_path: Path) -> None:
     said = options(tmp_path, stills(tmp_path / "fg"), backdrops(tmp_path / "bg"), objects=(1, 2))
     plan = make_plan(said)
-    work = partial(paste_unit, job=PasteJob(plan, said, make_recipe("pasted", {}, 1).hash))
+    work = partial(paste_unit, context=PasteContext(plan, said, make_recipe("pasted", {}, 1).hash))
     whole = digest([work(unit.payload) for unit in plan_units(plan, said)])
     units = plan_units(plan, said, size=1)
     single = digest([work(unit.payload) for unit in reversed(units)][::-1])
