@@ -40,7 +40,7 @@ from pipelines.engine.jobs import (
     unit_key,
 )
 from pipelines.gates import judge, resolve_gate
-from pipelines.inputs.listing import Source, list_sources, local_copy, matte_beside, tell
+from pipelines.inputs.listing import InputVideo, list_sources, local_copy, matte_beside, tell
 from pipelines.inputs.metadata import folders_say
 from pipelines.inputs.prompts import (
     RIGHTS,
@@ -128,7 +128,7 @@ def _needs_gpu(options: MineOptions) -> bool:
 
 
 def plan_units(
-    sources: Sequence[Source],
+    sources: Sequence[InputVideo],
     options: MineOptions,
     table: Table | None = None,
 ) -> list[Unit]:
@@ -194,7 +194,7 @@ def _durations(paths: Sequence[Path], deadline: float) -> list[float | str]:
     return lengths
 
 
-def _said(source: Source, table: Table | None, options: MineOptions) -> dict[str, Any]:
+def _said(source: InputVideo, table: Table | None, options: MineOptions) -> dict[str, Any]:
     """Prompts, licence and attribution of a source, for its units.
 
     Prompts: the row that named it, the table of prompts, its sidecar, the template, layer by layer.
