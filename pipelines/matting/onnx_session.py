@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames, require
+from pipelines.matting import MODELS, WEIGHTS, Backdrop, Matte, check_frames, require
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
 
@@ -49,7 +49,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class OnnxMatter:
+class OnnxMatting:
     """Runs an ONNX segmentation model on batches of frames.
 
     ``weights``: an ONNX file with one input, float32 or float16 [N, 3, S, S], whose output 0 is
@@ -63,6 +63,7 @@ class OnnxMatter:
 
     name = "onnx"
     licence = "as the weights file"
+    needs = frozenset({WEIGHTS, MODELS})
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames, require
+from pipelines.matting import MODELS, WEIGHTS, Backdrop, Matte, check_frames, require
 from pipelines.matting.onnx_session import require_device
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
@@ -35,7 +35,7 @@ LOCAL_MODELS: dict[str, str] = {
 CUSTOM_MODELS = ("u2net_custom", "dis_custom", "ben_custom")
 
 
-class RembgMatter:
+class RembgMatting:
     """Runs one of rembg's local sessions on every frame and normalises over the clip.
 
     ``weights``: an ONNX file (input float32 [N, 3, S, S], output 0 [N, 1, S, S]) for the session
@@ -50,6 +50,7 @@ class RembgMatter:
     """
 
     name = "rembg"
+    needs = frozenset({WEIGHTS, MODELS})
 
     def __init__(
         self,

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames, require
+from pipelines.matting import WEIGHTS, Backdrop, Matte, check_frames, require
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
 MODES = ("fast", "base")
 _HOME = "TRANSPARENT_BACKGROUND_FILE_PATH"
 
 
-class TransparentBackgroundMatter:
+class InspyrenetMatting:
     """Runs the package's ``map`` output on every frame and normalises over the clip.
 
     ``weights``: a state dict of InSPyReNet (``ckpt_base.pth`` or ``ckpt_fast.pth``), loaded with
@@ -36,6 +36,7 @@ class TransparentBackgroundMatter:
 
     name = "transparent-background"
     licence = "MIT"
+    needs = frozenset({WEIGHTS})
 
     def __init__(
         self,

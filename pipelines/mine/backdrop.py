@@ -48,7 +48,7 @@ class _Sketch:
     gradient: np.ndarray
 
 
-def look_times(times: np.ndarray) -> tuple[float, ...]:
+def backdrop_times(times: np.ndarray) -> tuple[float, ...]:
     """Which of a shot's frame times (seconds) to look at: evenly, empty for a short shot."""
     count = min(MAX_LOOKS, int((times[-1] - times[0]) / LOOK_GAP) + 1) if len(times) else 0
     if count < MIN_LOOKS:

@@ -1,4 +1,4 @@
-"""A film before a green screen, and options to mine it."""
+"""A film before a green screen, options to mine it, and one window with its layers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from pathlib import Path
 import av
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import F32, U8
+from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
+from pipelines.engine.steps import run_steps
+from pipelines.matting import Backdrop, Matte
+from pipelines.mine import layers
+from pipelines.mine.job import STEPS
+from pipelines.mine.plan import VideoSpan
+from pipelines.mine.score import neighbour_flows
+from pipelines.mine.survey import Candidate, Survey
+from pipelines.mine.window import Video, Window
 
 
 def green_screen(path: Path, seed: int, frames: int = 20, fps: int = 10) -> U8:
@@ -49,3 +58,26 @@ def film(path: Path, pictures: list[U8], fps: int = 10, crf: int = 18) -> None:
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+class KnownMatte:
+    """A matting backend that knows the matte, float32 [T, H, W]."""
+
+    name, version, licence, needs = "known", "1", "CC0-1.0", frozenset[str]()
+
+    def __init__(self, alpha: F32) -> None:
+        self.alpha = alpha
+
+    def __call__(self, frames: U8, backdrop: Backdrop | None = None) -> Matte:
+        return Matte(self.alpha)
+
+
+def with_layers(frames: U8, alpha: F32, backdrop: Backdrop | None = None) -> Window:
+    """A window of frames uint8 [T, H, W, 3] after the steps that make layers of a known matte."""
+    said = MineOptions(inputs=["a"], out="c", size="160x240", crf=2)
+    video = Video(said, "", VideoSpan("", "", ""), Survey(), Path(), Decoder())
+    video.backend = KnownMatte(alpha)
+    window = Window(video, Candidate((0.0,)), scores={"motion": 1.0}, backdrop=backdrop)
+    window.frames, window.flows = frames, neighbour_flows(frames)
+    first, end = map(STEPS.index, (layers.matte_frames, layers.judge_layers))
+    return run_steps(STEPS[first:end], window)

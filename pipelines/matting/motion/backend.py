@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames
+from pipelines.matting import BACKDROP, Backdrop, Matte, check_frames
 from pipelines.matting.motion.decide import ColourModel, contrast_weights, cut, fill_holes, seeds
 from pipelines.matting.motion.graph import Graph, build_graph
 from pipelines.matting.motion.subject import (
@@ -85,7 +85,7 @@ class _Pass:
     first: PlateEvidence
 
 
-class MotionMatter:
+class MotionMatting:
     """Mattes the salient mover of a clip without any network weights.
 
     ``work_area``: the clip is worked on at about this many pixels a frame (never more than twice
@@ -96,7 +96,7 @@ class MotionMatter:
     name = "motion"
     version = "3"
     licence = "Apache-2.0"
-    uses_backdrop = True
+    needs = frozenset({BACKDROP})
 
     def __init__(
         self,

@@ -11,20 +11,19 @@ import numpy as np
 from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
 from pipelines.inputs.listing import list_sources
-from pipelines.matting import Matte
-from pipelines.matting.motion.backend import MotionMatter
+from pipelines.matting.motion.backend import MotionMatting
 from pipelines.mine.backdrop import (
     MAX_LOOKS,
+    backdrop_times,
     find_backdrop,
     fit_backdrop,
-    look_times,
     shared_with,
 )
-from pipelines.mine.job import plan_units, run_mine
-from pipelines.mine.layers import make_layers
-from pipelines.mine.score import neighbour_flows
+from pipelines.mine.job import run_mine
+from pipelines.mine.plan import plan_units
 from pipelines.mine.survey import survey_unit
 from tests.support.matting_clips import backdrop_of, mean_iou, texture
+from tests.support.mined import with_layers
 
 Colour = tuple[int, int, int]
 HEIGHT, WIDTH = 144, 216
@@ -113,10 +112,10 @@ def test_a_camera_that_pans_has_none() -> None:
 
 def test_looks_are_spread_over_the_shot() -> None:
     times = np.arange(0, 60, 1 / 25)
-    chosen = look_times(times)
+    chosen = backdrop_times(times)
     assert len(chosen) == MAX_LOOKS and chosen[0] == 0 and chosen[-1] == times[-1]
     assert set(chosen) <= set(times) and list(chosen) == sorted(set(chosen))
-    assert look_times(times[:26]) == () and look_times(np.zeros(0)) == ()
+    assert backdrop_times(times[:26]) == () and backdrop_times(np.zeros(0)) == ()
 
 
 def waving(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -128,8 +127,8 @@ def waving(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 def test_who_stands_still_is_matted_whole() -> None:
     frames, truth = waving()
-    plain = MotionMatter()(frames).alpha
-    helped = MotionMatter()(frames, backdrop_of(room(), len(frames))).alpha
+    plain = MotionMatting()(frames).alpha
+    helped = MotionMatting()(frames, backdrop_of(room(), len(frames))).alpha
     assert mean_iou(helped, truth) > 0.9 > mean_iou(plain, truth) + 0.2
 
 
@@ -140,7 +139,7 @@ def test_a_shadow_on_the_floor_is_no_part_of_him() -> None:
     shade = cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 2)[..., None]
     dark = np.rint(frames * (1 - 0.45 * shade)).astype(np.uint8)
     frames = np.where(truth[..., None], frames, dark)
-    alpha = MotionMatter()(frames, backdrop_of(room(), len(frames))).alpha
+    alpha = MotionMatting()(frames, backdrop_of(room(), len(frames))).alpha
     assert mean_iou(alpha, truth) > 0.85
     around = (shadow > 0) & ~cv2.dilate(truth.any(0).astype(np.uint8), np.ones((9, 9))).astype(bool)
     assert alpha[:, around].mean() < 0.1
@@ -154,16 +153,8 @@ def test_a_subject_that_never_leaves_its_place_is_not_its_own_backdrop() -> None
     fitted = fit_backdrop(behind, frames)
     assert fitted is not None and shared_with(fitted, frames, alpha) > 0.4
     assert shared_with(backdrop_of(room(), len(frames)), frames, alpha) < 0.05
-    found = make_layers(
-        frames,
-        lambda *_: Matte(truth.astype(np.float32), {}),
-        8.0,
-        neighbour_flows(frames),
-        {"motion": 1.0},
-        None,
-        behind,
-    )
-    assert found.plate.backdrop is None and found.scores["unseen_fraction"] > 0.5
+    window = with_layers(frames, truth.astype(np.float32), fitted)
+    assert window.plate.backdrop is None and window.scores["unseen_fraction"] > 0.5
 
 
 def write(path: Path, film: list[np.ndarray]) -> None:
