@@ -32,7 +32,7 @@ from pipelines.matting import ALPHA, BACKENDS, KEY_COLOUR, MattingBackend, make_
 from pipelines.mine import filters, layers
 from pipelines.mine.job import STEPS
 from pipelines.mine.plan import VideoSpan
-from pipelines.mine.survey import Candidate, Survey
+from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.window import Video, Window
 
 SCREEN = (30, 190, 60)  # RGB of the screen that ``chroma`` is tried on
@@ -97,7 +97,7 @@ def suited(clip: Known, backend: MattingBackend) -> Known | None:
 def measure(clip: Known, backend: MattingBackend) -> tuple[Result, np.ndarray]:
     """The figures, and the matte float32 [T, H, W]."""
     said = MineOptions(inputs=[clip.name], out="", size=clip.frames.shape[1:3], fps=8.0)
-    video = Video(said, "", VideoSpan("", "", clip.name), Survey(), Path(), Decoder())
+    video = Video(said, "", VideoSpan("", "", clip.name), Findings(), Path(), Decoder())
     video.backend = backend
     window = Window(video, Candidate((0.0,)))
     window.frames = clip.frames

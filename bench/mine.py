@@ -42,7 +42,7 @@ from pipelines.mine.frames import find_bars, trim_fades
 from pipelines.mine.job import STEPS
 from pipelines.mine.plan import VideoSpan
 from pipelines.mine.shots import cut_windows, find_shots
-from pipelines.mine.survey import Candidate, Survey
+from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.window import Video, Window
 from pipelines.vision.numerics import single_thread
 
@@ -85,16 +85,16 @@ def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
     said = MineOptions(inputs=[str(path)], out="", size=size, frames=FRAMES, fps=FPS,
                        matting=matting, gate="off")  # fmt: skip
     span = VideoSpan(str(path), "", path.name, prompts=dict(TEMPLATE))
-    video = Video(said, "0" * 16, span, Survey(), path, InProcess())
+    video = Video(said, "0" * 16, span, Findings(), path, InProcess())
     times, thumbs = scan(path)
     rate = (len(times) - 1) / (times[-1] - times[0])
     for shot in find_shots(thumbs, rate):
         shot = trim_fades(thumbs, shot)
         box = find_bars(thumbs[shot[0] : shot[1]])
-        video.survey.shots.append(backdrop_times(times[slice(*shot)]))
+        video.findings.shots.append(backdrop_times(times[slice(*shot)]))
         for place in cut_windows(times, shot, FRAMES, FPS, box):
             signature(thumbs[times.searchsorted(place.times)])
-            found = Candidate(place.times, place.box, len(video.survey.shots) - 1)
+            found = Candidate(place.times, place.box, len(video.findings.shots) - 1)
             with single_thread():
                 run_steps(STEPS, Window(video, found))
     return time.process_time() - start

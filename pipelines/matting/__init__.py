@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -129,6 +132,20 @@ def require(package: str, backend: str) -> None:
             f"matting backend {backend!r} needs the package {package!r}, which is not installed; "
             'run: pip install "layerflow-toolkit[matting]"'
         )
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while: where a package looks for its models."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def check_frames(frames: np.ndarray, channels: tuple[int, ...] = (3,)) -> np.ndarray:

@@ -93,8 +93,7 @@ class OnnxMatting:
 
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]."""
-        alpha, confidence = matte_from_predictions(frames, self.predict(frames))
-        return Matte(alpha, confidence)
+        return matte_from_predictions(frames, self.predict(frames))
 
     def predict(self, frames: np.ndarray) -> np.ndarray:
         """Probabilities float32 [T, H, W] of uint8 [T, H, W, 3], neither stretched nor smoothed."""

@@ -34,7 +34,7 @@ from pipelines.inputs.listing import list_sources, local_copy
 from pipelines.inputs.prompts import read_prompt_table
 from pipelines.mine import filters, layers, record
 from pipelines.mine.plan import VideoSpan, plan_units
-from pipelines.mine.survey import Survey, plan_duplicates, survey_unit
+from pipelines.mine.survey import Findings, plan_duplicates, survey_unit
 from pipelines.mine.window import Video, Window, matting_backend
 from pipelines.vision.inpaint import make_inpainter
 
@@ -118,16 +118,16 @@ def _rows(
     if span.look is None:
         reject("worker", span.lost)
         return
-    survey = Survey.of(json.loads(Path(span.look).read_text()))
-    for step, reason in survey.problems:
+    findings = Findings.of(json.loads(Path(span.look).read_text()))
+    for step, reason in findings.problems:
         reject(step, reason)
-    if not survey.windows:
+    if not findings.windows:
         return
     try:
         with local_copy(span.location, Limits().max_bytes) as path:
             decoder = shared_decoder(options.deadline)
-            video = Video(options, recipe.hash, span, survey, path, decoder)
-            for index, place in enumerate(survey.windows):
+            video = Video(options, recipe.hash, span, findings, path, decoder)
+            for index, place in enumerate(findings.windows):
                 row = _row(Window(video, place, span.duplicates.get(str(index))), reject)
                 if row is not None:
                     yield row

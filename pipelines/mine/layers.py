@@ -45,7 +45,7 @@ def take_backdrop(window: Window) -> None:
     It is found once a shot.
     """
     video, shot = window.video, window.place.shot
-    if not video.survey.shots[shot] or not is_still(window.frames):
+    if not video.findings.shots[shot] or not is_still(window.frames):
         return
     if video.latest_backdrop[0] != shot:
         video.latest_backdrop = shot, _backdrop_of_shot(window)
@@ -55,7 +55,7 @@ def take_backdrop(window: Window) -> None:
 
 def _backdrop_of_shot(window: Window) -> Backdrop | None:
     video, place = window.video, window.place
-    times = video.survey.shots[place.shot]
+    times = video.findings.shots[place.shot]
     try:
         seen = video.decoder.fetch(video.path, times, *video.options.size, box=place.box)
     except MediaError:  # a window that needs a broken frame will say so itself

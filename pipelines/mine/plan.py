@@ -37,8 +37,8 @@ class VideoSpan:
 
     location: a local path or a URL; root: the folder that its matte must lie in; uri: its name in
     the corpus; start, end: seconds; problem: why it is not to be used; prompts, licence,
-    attribution: what is said of the video. The first pass adds look: the file with its ``Survey``,
-    None where the survey was lost for the reason ``lost``; and duplicates: the twins of some
+    attribution: what is said of the video. The first pass adds look: the file with its
+    ``Findings``, None where it was lost for the reason ``lost``; and duplicates: the twins of some
     windows, by their index.
     """
 

@@ -23,7 +23,7 @@ def write_prompts(window: Window) -> None:
 
 def encode(window: Window) -> None:
     """Encode the row: media, prompts, origin, scores."""
-    options, span, sha256 = window.video.options, window.video.span, window.video.survey.sha256
+    options, span, sha256 = window.video.options, window.video.span, window.video.findings.sha256
     recipe, start, end = window.video.recipe, window.place.start, window.place.end
     clip = LayeredClip(
         **window.layers,

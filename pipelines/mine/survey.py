@@ -29,7 +29,7 @@ from pipelines.mine.shots import Place, cut_windows, find_shots, why_no_window
 
 @dataclass(frozen=True)
 class Candidate(Place):
-    """A window that may become a clip. shot: an index of ``Survey.shots``; signature: hex digits
+    """A window that may become a clip. shot: an index of ``Findings.shots``; signature: hex digits
     of ``duplicates.signature``."""
 
     shot: int = 0
@@ -37,7 +37,7 @@ class Candidate(Place):
 
 
 @dataclass
-class Survey:
+class Findings:
     """What one unit holds. As JSON it is the unit's findings of the first pass.
 
     shots: for each the times (seconds) of the frames by which its backdrop is found; problems:
@@ -50,7 +50,7 @@ class Survey:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, findings: dict[str, Any]) -> Survey:
+    def of(cls, findings: dict[str, Any]) -> Findings:
         """From the JSON of ``dataclasses.asdict``."""
         windows = [
             Candidate(tuple(w["times"]), w["box"] and tuple(w["box"]), w["shot"], w["signature"])
@@ -60,56 +60,60 @@ class Survey:
 
 
 def survey_unit(payload: dict[str, Any], *, options: MineOptions) -> dict[str, Any]:
-    """The ``Survey`` of one ``VideoSpan``, as plain values. Never raises for a bad input."""
-    span, survey = VideoSpan(**payload), Survey()
+    """The ``Findings`` of one ``VideoSpan``, as plain values. Never raises for a bad input."""
+    span, findings = VideoSpan(**payload), Findings()
     if span.problem:
-        survey.problems.append(("read", span.problem))
-        return asdict(survey)
+        findings.problems.append(("read", span.problem))
+        return asdict(findings)
     decoder = shared_decoder(options.deadline)
     try:
         with local_copy(span.location, Limits().max_bytes) as path:
-            survey.sha256 = file_sha256(path)
+            findings.sha256 = file_sha256(path)
             spans = [(span.start, span.end)]
             if span.remote:
                 spans = time_spans(decoder.probe(path).seconds, options.span)
             for start, end in spans:
-                _survey_span(decoder, path, (start, end), options, survey)
+                _survey_span(decoder, path, (start, end), options, findings)
     except (ValueError, OSError) as error:  # the file itself: fetching, probing, hashing
-        survey.problems.append(("read", str(error)))
-    return asdict(survey)
+        findings.problems.append(("read", str(error)))
+    return asdict(findings)
 
 
 def _survey_span(
-    decoder: Decoder, path: Path, span: tuple[float, float], options: MineOptions, survey: Survey
+    decoder: Decoder,
+    path: Path,
+    span: tuple[float, float],
+    options: MineOptions,
+    findings: Findings,
 ) -> None:
     damage: list[str] = []
     splices: list[float] = []
     try:
         times, thumbs = decoder.scan(path, *span, damage=damage, splices=splices)
     except MediaError as error:
-        survey.problems.append(("decode", str(error)))
+        findings.problems.append(("decode", str(error)))
         return
     if damage:  # what can be saved is used; what cannot is on record
         more = f" (and {len(damage) - 1} more like it)" if len(damage) > 1 else ""
-        survey.problems.append(("decode", f"damaged: {damage[0]}{more}"))
+        findings.problems.append(("decode", f"damaged: {damage[0]}{more}"))
     if not len(times):  # the picture stands still for longer than the span
         return
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps
     cuts = times.searchsorted(splices)
     shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate, cuts.tolist())]
-    before = len(survey.windows)
+    before = len(findings.windows)
     for shot in shots:
         bars = find_bars(thumbs[shot[0] : shot[1]])
         places = cut_windows(times, shot, options.frames, options.fps, bars)
         for place in places:
             picture = _inside(thumbs[times.searchsorted(place.times)], place.box)
-            found = Candidate(place.times, place.box, len(survey.shots), signature(picture).hex())
-            survey.windows.append(found)
+            found = Candidate(place.times, place.box, len(findings.shots), signature(picture).hex())
+            findings.windows.append(found)
         if places:
-            survey.shots.append(backdrop_times(times[shot[0] : shot[1]]))
-    if len(survey.windows) == before:
+            findings.shots.append(backdrop_times(times[shot[0] : shot[1]]))
+    if len(findings.windows) == before:
         reason = why_no_window(times, shots, options.frames, options.fps)
-        survey.problems.append(("windows", reason))
+        findings.problems.append(("windows", reason))
 
 
 def _inside(thumbs: U8, box: Box | None) -> U8:

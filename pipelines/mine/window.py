@@ -15,7 +15,7 @@ from pipelines.gates import Gate, judge, resolve_gate
 from pipelines.matting import Backdrop, MattingBackend, make_backend
 from pipelines.mine.plan import Twin, VideoSpan
 from pipelines.mine.score import Flows
-from pipelines.mine.survey import Candidate, Survey
+from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.traces import Traces
 from pipelines.vision.inpaint import Inpainter, make_inpainter
 from pipelines.vision.plate import Plate
@@ -28,7 +28,7 @@ class Video:
     options: MineOptions
     recipe: str
     span: VideoSpan
-    survey: Survey
+    findings: Findings
     path: Path
     decoder: Decoder
     latest_backdrop: tuple[int, Backdrop | None] = (-1, None)  # of a shot, by its index

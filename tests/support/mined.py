@@ -1,4 +1,4 @@
-"""A film before a green screen, options to mine it, and one window with its layers."""
+"""A video before a green screen, options to mine it, and one window with its layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.mine import layers
 from pipelines.mine.job import STEPS
 from pipelines.mine.plan import VideoSpan
 from pipelines.mine.score import neighbour_flows
-from pipelines.mine.survey import Candidate, Survey
+from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.window import Video, Window
 
 
@@ -32,7 +32,7 @@ def green_screen(path: Path, seed: int, frames: int = 20, fps: int = 10) -> U8:
         disc = np.stack([stripes, np.full_like(stripes, 40), 255 - stripes], axis=-1)
         pictures.append(np.where(inside[..., None], disc, (20, 200, 40)).astype(np.uint8))
         mattes.append(np.where(inside, 255, 0).astype(np.uint8))
-    film(path, pictures, fps, crf=8)
+    write_video(path, pictures, fps, crf=8)
     return np.stack(mattes)
 
 
@@ -50,7 +50,7 @@ def options(folder: Path, out: Path, **more: object) -> MineOptions:
     return MineOptions.model_validate(content)
 
 
-def film(path: Path, pictures: list[U8], fps: int = 10, crf: int = 18) -> None:
+def write_video(path: Path, pictures: list[U8], fps: int = 10, crf: int = 18) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
         stream.height, stream.width = pictures[0].shape[:2]
@@ -75,7 +75,7 @@ class KnownMatte:
 def with_layers(frames: U8, alpha: F32, backdrop: Backdrop | None = None) -> Window:
     """A window of frames uint8 [T, H, W, 3] after the steps that make layers of a known matte."""
     said = MineOptions(inputs=["a"], out="c", size="160x240", crf=2)
-    video = Video(said, "", VideoSpan("", "", ""), Survey(), Path(), Decoder())
+    video = Video(said, "", VideoSpan("", "", ""), Findings(), Path(), Decoder())
     video.backend = KnownMatte(alpha)
     window = Window(video, Candidate((0.0,)), scores={"motion": 1.0}, backdrop=backdrop)
     window.frames, window.flows = frames, neighbour_flows(frames)

@@ -107,13 +107,13 @@ def test_an_empty_or_full_matte_has_no_traces() -> None:
 def test_a_mined_row_says_who_owns_the_shadow_and_has_the_background_without_it() -> None:
     clip = moving_disc(pan=0.0, speed=7.0)
     frames, shadow = beside(clip, shade=0.6)
-    for film, owner in ((frames, "background"), (clip.frames, "none")):
-        window = with_layers(film, clip.alpha)
+    for video, owner in ((frames, "background"), (clip.frames, "none")):
+        window = with_layers(video, clip.alpha)
         cells = shadow_cells(window)
         assert cells["shadow"] == owner and (cells["plate"] is None) == (owner == "none")
         if owner == "background":
             plate = decode_color(cells["plate"]).astype(int)
             visible = shadow & ~window.plate.hole
             error = np.abs(plate[visible] - clip.background[visible]).mean()
-            kept = np.abs(film[visible].astype(int) - clip.background[visible]).mean()
+            kept = np.abs(video[visible].astype(int) - clip.background[visible]).mean()
             assert error < 0.4 * kept
