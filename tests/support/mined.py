@@ -11,7 +11,7 @@ from layerflow.clip import F32, U8
 from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
 from pipelines.engine.steps import run_steps
-from pipelines.matting import Backdrop, Matte
+from pipelines.matting import Backdrop, Matte, MattingBackend
 from pipelines.mine import layers
 from pipelines.mine.job import STEPS
 from pipelines.mine.plan import VideoSpan
@@ -61,23 +61,31 @@ def write_video(path: Path, pictures: list[U8], fps: int = 10, crf: int = 18) ->
 
 
 class KnownMatte:
-    """A matting backend that knows the matte, float32 [T, H, W]."""
+    """A matting backend that knows the matte, float32 [T, H, W], and keeps what it is given."""
 
-    name, version, licence, needs = "known", "1", "CC0-1.0", frozenset[str]()
+    name, version, licence = "known", "1", "CC0-1.0"
 
-    def __init__(self, alpha: F32) -> None:
+    def __init__(self, alpha: F32, *needs: str) -> None:
         self.alpha = alpha
+        self.needs = frozenset(needs)
+        self.given: list[tuple[U8, Backdrop | None]] = []
 
     def __call__(self, frames: U8, backdrop: Backdrop | None = None) -> Matte:
+        self.given.append((frames, backdrop))
         return Matte(self.alpha)
+
+
+def window_of(frames: U8, backend: MattingBackend, backdrop: Backdrop | None = None) -> Window:
+    """A window of frames uint8 [T, H, W, 3] before matting."""
+    said = MineOptions(inputs=["a"], out="c", size="160x240", crf=2)
+    video = Video(said, "", VideoSpan("", "", ""), Findings(), Path(), Decoder())
+    video.backend = backend
+    window = Window(video, Candidate((0.0,)), scores={"motion": 1.0}, backdrop=backdrop)
+    window.frames, window.flows = frames, neighbour_flows(frames)
+    return window
 
 
 def with_layers(frames: U8, alpha: F32, backdrop: Backdrop | None = None) -> Window:
     """A window of frames uint8 [T, H, W, 3] after the steps that make layers of a known matte."""
-    said = MineOptions(inputs=["a"], out="c", size="160x240", crf=2)
-    video = Video(said, "", VideoSpan("", "", ""), Findings(), Path(), Decoder())
-    video.backend = KnownMatte(alpha)
-    window = Window(video, Candidate((0.0,)), scores={"motion": 1.0}, backdrop=backdrop)
-    window.frames, window.flows = frames, neighbour_flows(frames)
     first, end = map(STEPS.index, (layers.matte_frames, layers.judge_layers))
-    return run_steps(STEPS[first:end], window)
+    return run_steps(STEPS[first:end], window_of(frames, KnownMatte(alpha), backdrop))
