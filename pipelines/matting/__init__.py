@@ -1,15 +1,17 @@
 """Matting backends behind one protocol: video frames in, a soft matte and its confidence out.
 
-A backend is one file with one class, and its line in ``BACKENDS``. What it is to be given besides
-frames it declares itself (``MattingBackend.needs``); ``make_backend`` and the jobs act on that and
-on no name. Nothing is downloaded: backends with a network take their weights by local path unless
-``download=True`` is passed to the ones that can fetch them.
+A backend is one file with one class, and its line in ``BACKENDS``. What it is made with, its
+constructor says (``weights``, ``device``, ``model``); what it is called with besides RGB frames,
+its ``needs`` say. ``make_backend`` and the jobs act on these and on no name. Nothing is downloaded:
+backends with a network take their weights by local path unless ``download=True`` is passed to the
+ones that can fetch them.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +31,10 @@ BACKENDS: dict[str, str] = {
     "chroma": "pipelines.matting.chroma:ChromaMatting",
 }
 
-WEIGHTS = "weights"  # made with ``weights``, a local path or None, and ``device``
-MODELS = "models"  # made with ``model`` where it is asked for as NAME:MODEL
-ALPHA = "alpha"  # called with RGBA frames: the matte that comes with the video (``with_alpha``)
-BACKDROP = "backdrop"  # called with the backdrop of the shot where there is one
-KEY_COLOUR = "key colour"  # for subjects before one even colour
-NEEDS = frozenset({WEIGHTS, MODELS, ALPHA, BACKDROP, KEY_COLOUR})
+ALPHA = "alpha"  # RGBA frames: the matte that comes with the video (``with_alpha``)
+BACKDROP = "backdrop"  # the backdrop of the shot, where there is one
+KEY_COLOUR = "key colour"  # a subject before one even colour
+NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR})
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Backdrop:
 class MattingBackend(Protocol):
     """A matting backend. ``licence`` is that of the weights (or of the code if it has none).
 
-    ``needs``: what it is given besides RGB frames, some of ``NEEDS``; set on the class.
+    ``needs``: what it is called with besides RGB frames, some of ``NEEDS``.
     """
 
     name: str
@@ -103,26 +103,19 @@ def make_backend(
     missing weights, or a package that is not installed.
     """
     name, _, model = name.partition(":")
-    backend = _backend_class(name)
-    if weights is not None and WEIGHTS not in backend.needs:
-        raise ValueError(f"matting backend {name!r} has no weights; leave --weights out")
-    if model and MODELS not in backend.needs:
-        raise ValueError(f"matting backend {name!r} has no models to choose, such as {model!r}")
-    if model:
-        options.update(model=model)
-    if WEIGHTS in backend.needs:
-        options.update(weights=weights, device=device)
-    try:
-        return cast(MattingBackend, backend(**options))
-    except TypeError as error:
-        raise ValueError(f"matting backend {name!r}: {error}") from error
-
-
-def _backend_class(name: str) -> Any:
     if name not in BACKENDS:
         raise ValueError(f"unknown matting backend {name!r}; choose one of {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    backend = getattr(importlib.import_module(module), attribute)
+    taken = inspect.signature(backend).parameters
+    given = {"weights": weights, "model": model or None, **options}
+    given = {argument: value for argument, value in given.items() if value is not None}
+    for argument in given:
+        if argument not in taken:
+            raise ValueError(f"matting backend {name!r} has no {argument}: leave it out")
+    if "device" in taken:
+        given["device"] = device
+    return cast(MattingBackend, backend(**given))
 
 
 def require(package: str, backend: str) -> None:

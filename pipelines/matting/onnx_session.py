@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import MODELS, WEIGHTS, Backdrop, Matte, check_frames, require
+from pipelines.matting import Backdrop, Matte, check_frames, require
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
 
@@ -63,7 +63,7 @@ class OnnxMatting:
 
     name = "onnx"
     licence = "as the weights file"
-    needs = frozenset({WEIGHTS, MODELS})
+    needs = frozenset[str]()
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matting import MODELS, WEIGHTS, Backdrop, Matte, check_frames, environment, require
+from pipelines.matting import Backdrop, Matte, check_frames, environment, require
 from pipelines.matting.onnx_session import require_device
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
@@ -47,7 +47,7 @@ class RembgMatting:
     """
 
     name = "rembg"
-    needs = frozenset({WEIGHTS, MODELS})
+    needs = frozenset[str]()
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matting import WEIGHTS, Backdrop, Matte, check_frames, environment, require
+from pipelines.matting import Backdrop, Matte, check_frames, environment, require
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
 MODES = ("fast", "base")
@@ -35,7 +35,7 @@ class InspyrenetMatting:
 
     name = "transparent-background"
     licence = "MIT"
-    needs = frozenset({WEIGHTS})
+    needs = frozenset[str]()
 
     def __init__(
         self,

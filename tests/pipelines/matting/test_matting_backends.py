@@ -11,7 +11,6 @@ import pytest
 
 from pipelines.matting import (
     BACKENDS,
-    MODELS,
     NEEDS,
     Backdrop,
     Matte,
@@ -48,7 +47,7 @@ def test_backends_say_who_they_are(name: str) -> None:
     assert backend.name == name and backend.version and backend.licence
     with pytest.raises(ValueError, match="uint8"):
         backend(np.zeros((2, 32, 32, 3), np.float32))
-    with pytest.raises(ValueError, match=r"colour_of_the_sky|takes no arguments"):
+    with pytest.raises(ValueError, match="has no colour_of_the_sky"):
         make_backend(name, colour_of_the_sky="blue")
 
 
@@ -62,7 +61,7 @@ def test_every_backend_declares_what_it_needs(name: str) -> None:
 class Negative:
     """A backend of one's own: whatever is dark, by a threshold or by the model's name."""
 
-    name, version, licence, needs = "negative", "1", "CC0-1.0", frozenset({MODELS})
+    name, version, licence, needs = "negative", "1", "CC0-1.0", frozenset[str]()
 
     def __init__(self, model: str = "127") -> None:
         self.level = int(model)

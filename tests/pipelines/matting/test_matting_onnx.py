@@ -135,7 +135,7 @@ def test_what_cannot_run_is_refused_by_name(tmp_path: Path) -> None:
         make_backend("onnx", weights=four)
     with pytest.raises(ValueError, match=r"presets u2net, isnet, dis, birefnet, not 'sam'"):
         make_backend("onnx:sam", weights=good)
-    with pytest.raises(ValueError, match="no models to choose"):
+    with pytest.raises(ValueError, match="has no model"):
         make_backend("motion:fast")
 
 
