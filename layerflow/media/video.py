@@ -29,7 +29,6 @@ Box = tuple[float, float, float, float]
 THUMB_WIDTH = 128
 LEAST_BYTES_A_SECOND = 2000  # below it a header is not believed
 EXACT = 1e-3  # seconds by which a time may differ from the frame's that it was taken from
-SAME = 1.0  # mean levels by which two decoders may convert a picture's colours differently
 NEAR = 0.02  # seconds by which a frame may miss the time that is asked for: containers round
 
 
@@ -170,22 +169,10 @@ def fetch(
 
     box: only this part of the frame. Returns uint8 ``[len(times), height, width, 3]``;
     MediaError when one cannot be decoded.
-    PyAV decodes; decord is slower on films of every kind, and its frames are often others.
     """
-    return _fetch_av(path, times, height, width, limits or Limits(), box)
-
-
-def _fetch_av(
-    path: Path,
-    times: Sequence[float],
-    height: int,
-    width: int,
-    limits: Limits,
-    box: Box | None = None,
-) -> U8:
     out = np.empty((len(times), height, width, 3), np.uint8)
     converter = VideoReformatter()
-    with kept_film(path, limits) as film:
+    with kept_film(path, limits or Limits()) as film:
         for here, shown in shown_at(film, times, EXACT, "frames could not be decoded"):
             out[here] = fit(
                 upright(shown.frame, "rgb24", converter, shown.view), height, width, box
@@ -212,27 +199,6 @@ def shown_at(
         yield here, shown
     if missing.any():
         raise MediaError(f"{int(missing.sum())} of {len(wanted)} {lost}")
-
-
-def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -> U8 | None:
-    """decord's frames at these times if each was seen to be PyAV's picture, else None.
-
-    A witness: ``bench/decoders.py`` and the tests hold the two decoders against each other.
-    """
-    import decord
-
-    try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
-        order = np.argsort(stamps, kind="stable")
-        places = nearest(stamps[order] - stamps.min(), np.asarray(times, np.float64))
-        frames = np.stack(
-            [fit(reader[int(order[k])].asnumpy(), height, width, None) for k in places]
-        )
-    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
-        return None
-    far = np.abs(frames.astype(np.int16) - fetch(path, times, height, width)).mean((1, 2, 3))
-    return frames if far.max() <= SAME else None
 
 
 def nearest(times: F64, wanted: F64) -> I64:

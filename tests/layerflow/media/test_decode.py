@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+from bench.decoders import witness
 from layerflow.media import film, video
 from layerflow.media.cells import MediaError, encode_color
 from layerflow.media.decode import Decoder
@@ -58,7 +59,7 @@ def test_decord_is_believed_only_where_it_shows_what_pyav_shows(
 ) -> None:
     path = counter_video(tmp_path / name)
     times, _ = video.scan(path)
-    assert (video._fetch_decord(path, times, 48, 64) is not None) == agrees
+    assert (witness(path, times, 48, 64) is not None) == agrees
     assert index_of(video.fetch(path, times, 48, 64)) == list(range(24))
 
 
