@@ -1,4 +1,4 @@
-"""Seconds to read windows of films with PyAV (what ``fetch`` does) and with decord, one thread.
+"""Seconds to read windows of videos with PyAV (what ``fetch`` does) and with decord, one thread.
 
     python bench/decoders.py FOLDER
 
@@ -18,7 +18,7 @@ import numpy as np
 from layerflow.clip import U8
 from layerflow.media import video
 from layerflow.media.cells import MediaError
-from layerflow.media.film import close_kept
+from layerflow.media.reader import close_kept
 
 SIZE = 480, 720
 SAME = 1.0  # mean levels by which two decoders may convert a picture's colours differently
@@ -70,7 +70,7 @@ def seconds(read: Callable[[Path, np.ndarray], None], path: Path, windows: list)
 
 
 def main(folder: Path) -> None:
-    """One line a film."""
+    """One line a video."""
     for path in sorted(folder.iterdir()):
         try:
             info, times = video.probe(path), video.scan(path)[0]

@@ -135,8 +135,8 @@ def pack(
     layout: Annotated[str, "auto, or the layout's name"] = "auto",
     size: Annotated[Size | None, "HEIGHTxWIDTH; default: as is"] = None,
     seed: Annotated[int, "draws of backgrounds follow from it"] = 0,
-    frames: Annotated[int | None, "frames of a clip of a layered film"] = None,
-    fps: Annotated[float | None, "rate of clips of layered films"] = None,
+    frames: Annotated[int | None, "frames of a clip of a layered video"] = None,
+    fps: Annotated[float | None, "rate of clips of layered videos"] = None,
     fill: Annotated[str | None, "background of a still without one: blurred, plain"] = None,
     columns: Annotated[
         Mapping[str, str] | None,
@@ -152,7 +152,7 @@ def pack(
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
 ) -> Summary:
-    """Layered stills -> image clips, layered films -> moving clips. Errors as of ``mine``.
+    """Layered stills -> image clips, layered videos -> moving clips. Errors as of ``mine``.
 
     columns: of a table, ``{"foreground": "rgba"}``.
     """

@@ -1,4 +1,4 @@
-"""``layerflow validate | stats | view | filter | merge | split | retry``: care of a corpus."""
+"""``layerflow validate | stats | view | filter | merge | split | retry``: work on corpora."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def paste(more: list[str] | None, **options: Any) -> None:
 
 @with_options_of(front.pack, str, inputs=typer.Argument(), columns=typer.Option("--column"))
 def pack(columns: list[str] | None, **options: Any) -> None:
-    """Layered stills -> image clips, layered films -> moving clips."""
+    """Layered stills -> image clips, layered videos -> moving clips."""
     _finish(front.pack(**options, columns=_assignments(columns or [], "--column") or None))
 
 

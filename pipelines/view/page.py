@@ -26,7 +26,7 @@ from layerflow.media.cells import MediaError, encode_png
 from layerflow.media.contact_sheet import contact_sheet, describe
 from layerflow.media.sandbox import contained_map
 from layerflow.outputs import local_output, write_file
-from pipelines.view.source import Source, open_source, previewer, read_preview
+from pipelines.view.source import ClipSource, open_source, previewer, read_preview
 
 MAX_PREVIEW_BYTES = 24 << 20
 MAX_REJECTED = 1000
@@ -115,7 +115,7 @@ def shortened(value: Any) -> Any:
     return value
 
 
-def overview(source: Source, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def overview(source: ClipSource, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """What the page says about all rows: name, counts, score histograms, rejection reasons."""
     kinds: Counter[str] = Counter()
     licences: Counter[str] = Counter()

@@ -54,7 +54,7 @@ class Preview:
         }
 
 
-class Source(Protocol):
+class ClipSource(Protocol):
     """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process.
 
     A row's ``flat`` says that its layers are no colours that a backing belongs behind.
@@ -71,7 +71,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
 
-def open_source(path: Path, model: Path | None = None) -> Source:
+def open_source(path: Path, model: Path | None = None) -> ClipSource:
     """A corpus, a published one, latents, or a folder of samples.
 
     model: decodes latents. Raises ValueError when the folder is none of these.

@@ -57,7 +57,7 @@ def clean_plate(
 
     ``frames``: uint8 [T, H, W, 3]; ``alpha``: float32 [T, H, W] in [0, 1] or uint8; ``radius``: by
     how many pixels the matte is dilated, by default 2.5 % of the short side; ``min_samples``: how
-    many clean looks a pixel needs to count as seen (fewer for clips of fewer than ``2 *
+    many clean frames a pixel needs to count as seen (fewer for clips of fewer than ``2 *
     min_samples`` frames); ``registration``: the camera motion if it is known already;
     ``inpainter``: fills what was never seen, by default ``OpenCvInpainter``; ``backdrop``: of a
     still camera; it takes the place of what the clip does not show or shows otherwise. Raises
@@ -173,7 +173,7 @@ def _gather(
     t: int,
     window: tuple[slice, slice],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The median of the clean looks at a window of frame t, and how many looks there were.
+    """The median of what other frames show of a window of frame t, and how many do.
 
     Returns uint8 [h, w, 3] and int [h, w].
     """
