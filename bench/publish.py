@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from layerflow.cli.demo.memory import PeakMemory
 from layerflow.corpus.table import SCHEMA, origin, quality_cell
 from layerflow.corpus.writer import write_table
 from layerflow.media.cells import encode_alpha, encode_color
@@ -98,30 +98,10 @@ def timed(work: Callable[[PublishPlan, Path], None], plan: PublishPlan, folder: 
         return time.perf_counter() - started
 
 
-class PeakMemory:
-    """Greatest anonymous resident memory of this process while the block runs, in megabytes."""
-
-    def __init__(self) -> None:
-        self.megabytes = 0.0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._end.wait(0.002):
-            self.megabytes = max(self.megabytes, anonymous_memory())
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-
-def anonymous_memory() -> float:
+def anonymous_memory() -> int:
+    """Anonymous resident memory of this process, bytes."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
 def peak_memory(corpus: Path, folder: Path) -> list[float]:
@@ -135,9 +115,9 @@ def print_memory(corpus: Path, folder: Path) -> None:
     plan = planned(corpus)
     features_of({"mined"})  # imports datasets
     before = anonymous_memory()
-    with PeakMemory() as peak:
+    with PeakMemory(anonymous_memory, every=0.002) as memory:
         timed(convert, plan, folder)
-    print(before, peak.megabytes)
+    print(before / 2**20, memory.peak / 2**20)
 
 
 def main() -> None:
