@@ -19,17 +19,6 @@ OutPath = Annotated[Path, typer.Option(help="corpus folder to make; must not exi
 Json = Annotated[bool, typer.Option("--json", help="print JSON only")]
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command()(validate)
-    app.command()(stats)
-    app.command()(view)
-    app.command("filter")(filter_)
-    app.command()(merge)
-    app.command()(split)
-    app.command()(retry)
-
-
 def validate(
     corpus: CorpusPath,
     workers: Annotated[
@@ -283,3 +272,6 @@ def _show(derived: Derived) -> None:
     typer.echo(f"{derived.out}: {derived.rows} rows, {derived.left_out} in rejected/")
     for reason, count in derived.reasons.items():
         typer.echo(f"  {count} x {reason}")
+
+
+COMMANDS = (validate, stats, view, filter_, merge, split, retry)

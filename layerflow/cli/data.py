@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from pipelines.engine.jobs import Summary
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command()(mine)
-    app.command()(paste)
-    app.command()(pack)
-    app.command()(build)
-
-
 @with_options_of(front.mine, str, inputs=typer.Argument())
 def mine(**options: Any) -> None:
     """Real video -> mined clips: matte, straight foreground, clean background, scores."""
@@ -94,3 +86,6 @@ def print_summary(summary: Summary) -> None:
         for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1])[:20]:
             table.add_row(str(count), reason)
         console.print(table)
+
+
+COMMANDS = (mine, paste, pack, build)

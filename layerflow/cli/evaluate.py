@@ -11,11 +11,6 @@ from layerflow import front
 from layerflow.cli.options import with_options_of
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command()(evaluate)
-
-
 @with_options_of(front.evaluate, count=typer.Option(min=1), batch=typer.Option(min=1))
 def evaluate(out: Path, **options: Any) -> None:
     """Scores of layers against a corpus: clips.csv, metrics.json, tables.md, contact sheets."""
@@ -23,3 +18,6 @@ def evaluate(out: Path, **options: Any) -> None:
     typer.echo((out / "tables.md").read_text().rstrip())
     if summary["skipped"]:
         typer.echo(f"{len(summary['skipped'])} clips skipped, see metrics.json")
+
+
+COMMANDS = (evaluate,)

@@ -12,14 +12,6 @@ from layerflow import front
 from layerflow.cli.options import with_options_of
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command()(init)
-    app.command()(info)
-    app.command()(convert)
-    app.command()(sample)
-
-
 @with_options_of(front.init, directory=typer.Argument())
 def init(preset: str, **options: Any) -> None:
     """A model directory to start from."""
@@ -131,3 +123,6 @@ def _quiet_libraries() -> Any:
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
+
+
+COMMANDS = (init, info, convert, sample)

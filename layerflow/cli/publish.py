@@ -10,11 +10,6 @@ from layerflow import front
 from layerflow.cli.options import with_options_of
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command()(publish)
-
-
 @with_options_of(
     front.publish,
     corpus=typer.Argument(metavar="CORPUS"),
@@ -25,3 +20,6 @@ def publish(**options: Any) -> None:
     """Parquet with the corpus' own media bytes, a preview that plays, and a dataset card."""
     for line in front.publish(**options):
         typer.echo(line)
+
+
+COMMANDS = (publish,)

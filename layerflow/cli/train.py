@@ -11,12 +11,6 @@ from layerflow import front
 from layerflow.cli.options import with_options_of
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command()(encode)
-    app.command()(train)
-
-
 @with_options_of(front.encode, str, corpora=typer.Argument(metavar="CORPUS..."))
 def encode(**options: Any) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
@@ -52,3 +46,6 @@ def train(
         print("stopped before the end; the same command goes on from here")
         raise typer.Exit(143)
     print(f"{folder}: done; the pipeline is in {folder}/export")
+
+
+COMMANDS = (encode, train)

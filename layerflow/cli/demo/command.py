@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from layerflow.cli.demo.steps import Demo
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's command."""
-    app.command()(demo)
-
-
 def demo(
     out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path(
         "build/demo"
@@ -61,3 +56,6 @@ def print_table(run: Demo, result: dict[str, Any]) -> None:
         for name, value in rows:
             table.add_row(name, value)
         console.print(table)
+
+
+COMMANDS = (demo,)

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from layerflow.cli import corpus as corpus_commands
+from layerflow.cli.main import build_app
 from layerflow.corpus.derive import RECORD, merge_corpora
 from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
@@ -61,8 +60,7 @@ def test_a_repaired_still_is_gained(stills: Path, tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> str:
-    app = typer.Typer()
-    corpus_commands.register(app)
+    app = build_app()
     result = CliRunner().invoke(app, [*arguments, "--workers", "0", "--quiet"])
     assert result.exit_code == 0, result.output
     return result.output
