@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import av
 
-from layerflow.media.opening import MediaError, open_video
+from layerflow.media.opening import MediaError, check_file, open_video
 from layerflow.media.upright import aspect_of
 
 
@@ -26,14 +25,7 @@ class Limits:
 
 def open_container(path: Path, limits: Limits) -> Any:
     """A video, open for reading, by ``opening.open_video``. MediaError when that cannot be."""
-    try:
-        size = os.path.getsize(path)
-    except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
-    if size == 0:
-        raise MediaError("the file is empty (zero bytes)")
-    if size > limits.max_bytes:
-        raise MediaError(f"{size} bytes is over the limit of {limits.max_bytes}")
+    check_file(path, limits.max_bytes)
     try:
         return open_video(path)
     except (av.error.FFmpegError, OSError) as error:

@@ -123,6 +123,19 @@ class Bounds:
             raise MediaError("the media cell takes more than 4 GiB when it is decoded")
 
 
+def check_file(path: Path, limit: int) -> os.stat_result:
+    """A file's status. Raises MediaError for one that is absent, empty or over ``limit`` bytes."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise MediaError(f"cannot be opened: {error.strerror}") from error
+    if status.st_size == 0:
+        raise MediaError("the file is empty (zero bytes)")
+    if status.st_size > limit:
+        raise MediaError(f"{status.st_size} bytes is over the limit of {limit}")
+    return status
+
+
 def sniff(head: bytes) -> str | None:
     """FFmpeg's name of the demuxer for a video that starts with ``head``; None: it is no video."""
     if head[4:8] in BOXES:

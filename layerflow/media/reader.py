@@ -22,6 +22,7 @@ from layerflow.media.bitstream import KEY_CODECS
 from layerflow.media.cells import MediaError
 from layerflow.media.container import Limits, best_stream, has_alpha, open_container, reason_of
 from layerflow.media.hdr import is_hdr
+from layerflow.media.opening import check_file
 from layerflow.media.packets import NONE, Packets, demuxed, read_packets
 from layerflow.media.upright import View, aspect_of, view_of
 
@@ -58,19 +59,12 @@ class VideoFacts:
 
 def facts(path: Path, limits: Limits) -> VideoFacts:
     """Once for all windows of a file, since every packet is read. Raises MediaError."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return _read_facts(path, limits)
-    return _facts_once(path, limits, stat.st_size, stat.st_mtime_ns)
+    stat = check_file(path, limits.max_bytes)
+    return _facts(path, limits, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _facts_once(path: Path, limits: Limits, size: int, modified: int) -> VideoFacts:
-    return _read_facts(path, limits)
-
-
-def _read_facts(path: Path, limits: Limits) -> VideoFacts:
+def _facts(path: Path, limits: Limits, size: int, modified: int) -> VideoFacts:
     with open_container(path, limits) as container:
         stream = best_stream(container, limits)
         packets = read_packets(container, stream, limits.max_frames)
@@ -328,10 +322,7 @@ def kept_reader(path: Path, limits: Limits, *, alpha: bool = False) -> Iterator[
 
     One file at a time. Raises MediaError as ``VideoReader``.
     """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
+    stat = check_file(path, limits.max_bytes)
     key = path, limits, alpha, stat.st_size, stat.st_mtime_ns
     reader = _kept.pop(key, None) or VideoReader(path, limits, alpha=alpha)
     try:
