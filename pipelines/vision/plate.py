@@ -178,7 +178,7 @@ def _gather(
     Returns uint8 [h, w, 3] and int [h, w].
     """
     height, width = window[0].stop - window[0].start, window[1].stop - window[1].start
-    shift = np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
+    shift = _to_window(window)
     sources = [s for s in range(len(frames)) if s != t]
     if len(sources) > _MAX_SOURCES:
         pick = np.linspace(0, len(sources) - 1, _MAX_SOURCES).round().astype(int)
@@ -198,6 +198,11 @@ def _gather(
         stack[i][clean] = seen[clean]
     number = (stack[..., 0] != 32767).sum(0)
     return _median(stack, number), number
+
+
+def _to_window(window: tuple[slice, slice]) -> np.ndarray:
+    """The translation from pixels of a picture to those of a window of it."""
+    return np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
 
 
 def _settle(
@@ -238,8 +243,7 @@ def _copy_middle(
     window: tuple[slice, slice],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take what was inpainted in the middle frame, so that inventions do not flicker."""
-    shift = np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
-    matrix = shift @ registration.between(registration.reference, t)
+    matrix = _to_window(window) @ registration.between(registration.reference, t)
     size = (patch.shape[1], patch.shape[0])
     source = warp(invented, matrix, size=size)
     use = todo & (warp(unseen.astype(np.uint8) * 255, matrix, size=size) == 255)
