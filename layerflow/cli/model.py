@@ -15,7 +15,7 @@ from layerflow.cli.options import with_options_of
 @with_options_of(front.init, directory=typer.Argument())
 def init(preset: str, **options: Any) -> None:
     """A model directory to start from."""
-    _quiet_libraries()
+    quiet_libraries()
     folder = front.init(preset=preset, **options)
     typer.echo(f"{folder}: made from preset {preset}")
     _print_info(folder)
@@ -74,7 +74,7 @@ def convert(
         raise ValueError("convert needs CHECKPOINT and --out DIR, or --verify GOLDEN")
     from layerflow.official.convert import convert_checkpoint
 
-    _quiet_libraries()
+    quiet_libraries()
     folder = convert_checkpoint(checkpoint, out, task=task, base=base, dtype=dtype)
     typer.echo(f"{folder}: converted")
     _print_info(folder)
@@ -97,7 +97,7 @@ def sample(
     options["given"] = pairs(given, "given")
     options["prompt"] = pairs(prompt, "prompt")
     options["negative_prompt"] = pairs(negative_prompt, "negative-prompt")
-    _quiet_libraries()
+    quiet_libraries()
     for folder in front.sample(**options):
         typer.echo(str(folder))
 
@@ -115,7 +115,7 @@ def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
     return out
 
 
-def _quiet_libraries() -> Any:
+def quiet_libraries() -> None:
     """No progress bars and advice from the libraries that read and write model files."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -31,12 +31,12 @@ def demo(
     import manifests
     from layerflow.cli.demo import page as demo_page
     from layerflow.cli.demo import steps as demo_steps
-    from layerflow.cli.model import _quiet_libraries
+    from layerflow.cli.model import quiet_libraries
     from manifests.demo import load_demo
 
     path = manifest or Path(manifests.__file__).parent / "demo.yaml"
     run = demo_steps.Demo(load_demo(path), path.parent, out, videos, workers, quiet)
-    _quiet_libraries()
+    quiet_libraries()
     result = demo_steps.run_demo(run)
     page = demo_page.write_page(run, result)
     print_table(run, result)
