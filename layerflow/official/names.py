@@ -21,6 +21,7 @@ from layerflow.model.layers import OFFICIAL, OfficialTask
 TOKENS_PER_PROMPT = 226
 LORA_ALPHA = 1
 LATENT_SIZE = (60, 90)
+PATCH = 2  # latents of a token, along each side
 PREFIX = "model.diffusion_model."
 DROPPED = ("conditioner.", "first_stage_model.", "denoiser.", "loss_fn.", "model_ema.")
 POSITIONS = "mixins.pos_embed.pos_embedding"
@@ -280,13 +281,13 @@ def network_config(
     }
 
 
-def possible_tasks(source: Source, latent_size: tuple[int, int], patch: int = 2) -> list[str]:
+def possible_tasks(source: Source, latent_size: tuple[int, int]) -> list[str]:
     """Released configurations whose position table and layer embedding look like these."""
     if POSITIONS not in source:
         raise ValueError(f"missing key {POSITIONS}")
     rows = source[POSITIONS].shape[1]
     embedded = f"{EMBEDDER}.0.weight" in source
-    tokens = (latent_size[0] // patch) * (latent_size[1] // patch)
+    tokens = (latent_size[0] // PATCH) * (latent_size[1] // PATCH)
 
     def fits(task: OfficialTask) -> bool:
         text = len(task.layout.prompts) * TOKENS_PER_PROMPT
