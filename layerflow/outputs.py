@@ -1,7 +1,8 @@
-"""Where results may be written."""
+"""Where results may be written, and how a file is written whole."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -19,3 +20,11 @@ def local_output(path: str | Path) -> Path:
             "them to a folder, then copy that there"
         )
     return Path(path)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; its folder is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -51,8 +51,7 @@ def encode_color(frames: U8, fps: float, *, crf: int = 10, pix_fmt: str = "yuv44
 
 def encode_preview(frames: U8, fps: float, *, crf: int = 22) -> bytes:
     """uint8 ``[T, H, W, 3]`` -> MP4 that browsers play: H.264 4:2:0, index in front, even size."""
-    pad = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
-    even = np.pad(frames, pad, mode="edge")
+    even = _even(frames)
     flags = {**BITEXACT, "movflags": "+faststart"}
     with tempfile.TemporaryDirectory() as folder:  # faststart rewrites the file: a real one
         path = Path(folder) / "preview.mp4"
@@ -215,14 +214,6 @@ def decode_png(data: bytes, bounds: Bounds | None = None) -> U8:
     return cv2.cvtColor(image, code)
 
 
-def decode_cell(data: bytes, bounds: Bounds | None = None) -> U8:
-    """A media cell of any layer: ``[T, H, W, 3]`` for colour, ``[T, H, W]`` for grey."""
-    if data[:8] == PNG_MAGIC:
-        return decode_png(data, bounds)[None]
-    grey = data[:4] == b"\x1a\x45\xdf\xa3"
-    return decode_alpha(data, bounds) if grey else decode_color(data, bounds)
-
-
 def write_prores4444(path: Path, rgba: U8, fps: float) -> None:
     """uint8 ``[T, H, W, 4]`` straight RGBA -> ProRes 4444 ``.mov`` with alpha, for editors."""
     options = {"profile": "4", "threads": "1", "vendor": "apl0"}
@@ -231,10 +222,14 @@ def write_prores4444(path: Path, rgba: U8, fps: float) -> None:
 
 def write_vp9_alpha(path: Path, rgba: U8, fps: float) -> None:
     """uint8 ``[T, H, W, 4]`` straight RGBA -> VP9 ``.webm`` with alpha, for browsers."""
-    pad = ((0, 0), (0, rgba.shape[1] % 2), (0, rgba.shape[2] % 2), (0, 0))
     options = {"crf": "18", "b": "0", "threads": "1", "auto-alt-ref": "0"}
-    even = np.pad(rgba, pad, mode="edge")
-    _write_file(path, even, "webm", "libvpx-vp9", "yuva420p", fps, options)
+    _write_file(path, _even(rgba), "webm", "libvpx-vp9", "yuva420p", fps, options)
+
+
+def _even(frames: U8) -> U8:
+    """Frames ``[T, H, W, C]`` with the last row and column repeated where their number is odd."""
+    pad = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
+    return np.pad(frames, pad, mode="edge")
 
 
 def _write_file(

@@ -184,7 +184,7 @@ def _write_adapter(
 def write_safetensors(
     path: Path,
     source: official.Source,
-    targets: Sequence[official.Target],
+    targets: Sequence[official.ModelTensor],
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype | None,
 ) -> None:

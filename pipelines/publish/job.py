@@ -10,7 +10,7 @@ from pathlib import Path
 
 from layerflow.locations import one_line
 from layerflow.outputs import local_output
-from pipelines.publish.files import Plan, PublishOptions, make_files, make_plan
+from pipelines.publish.files import PublishOptions, PublishPlan, make_files, make_plan
 from pipelines.publish.licences import LicenceReport
 
 
@@ -50,7 +50,7 @@ def licence_lines(report: LicenceReport) -> list[str]:
     return [f"{report.unstated} clips have no licence on record, from {named}"]
 
 
-def into_folder(plan: Plan, out: Path, *, quiet: bool = False) -> list[str]:
+def into_folder(plan: PublishPlan, out: Path, *, quiet: bool = False) -> list[str]:
     """Make all files in ``out``, which appears whole; an interrupted run is continued."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists; choose a folder that does not")
