@@ -8,7 +8,6 @@ content, so that an edited corpus shares most chunks with the one before.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from layerflow.clip import LAYERS
 from layerflow.corpus.stats import arrow_batches, arrow_files
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
+from layerflow.files import replacing
 from layerflow.locations import clean_uri
 
 SHARD_BYTES = 300 << 20
@@ -164,18 +164,16 @@ def write_parquet(
     leaves = [f"{name}.bytes" for name in media]
     every = _leaves(schema)
     plain = [leaf for leaf in every if leaf not in leaves]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    settings: dict[str, Any] = {
+        "compression": {leaf: "none" if leaf in leaves else "zstd" for leaf in every},
+        "use_dictionary": plain,
+        "write_statistics": plain,
+        "write_page_index": True,
+        "write_page_checksum": True,
+        "use_content_defined_chunking": CHUNKING,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(
-        temporary,
-        schema,
-        compression={leaf: "none" if leaf in leaves else "zstd" for leaf in every},
-        use_dictionary=plain,
-        write_statistics=plain,
-        write_page_index=True,
-        write_page_checksum=True,
-        use_content_defined_chunking=CHUNKING,
-    ) as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **settings) as writer:
         group: list[pa.RecordBatch] = []
         rows = size = 0
         for batch in batches:
@@ -187,7 +185,6 @@ def write_parquet(
                     group, rows, size = [], 0, 0
         if group:
             writer.write_table(pa.Table.from_batches(group, schema))
-    temporary.replace(path)
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from layerflow.files import write_json
 from layerflow.outputs import local_output
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint
@@ -169,7 +170,7 @@ def run_worker(config: dict[str, Any]) -> None:
     except ValueError as error:
         verdict["error"] = str(error)
     if ray.train.get_context().get_world_rank() == 0:
-        checkpoint.write_json(scratch / "verdict.json", verdict)
+        write_json(scratch / "verdict.json", verdict)
 
 
 @contextmanager
