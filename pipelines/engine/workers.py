@@ -12,9 +12,11 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-from pipelines.engine.staging import FULL, InfrastructureError, Parts, Staging
+from layerflow.files import FULL
+from pipelines.engine.staging import InfrastructureError, Parts, Staging
 
 ATTEMPTS = 2
 ROUNDS = 3
@@ -27,23 +29,21 @@ MANY, MANY_SHARE = 20, 0.1
 """In a large job it stops for less: this many units that are at least this share of all."""
 
 
-class Task(Protocol):
-    """What a unit of work has for its worker: a name and plain values."""
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work. ``payload`` holds plain values; ``order`` places what it gives."""
 
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def payload(self) -> dict[str, Any]: ...
+    key: str
+    order: int
+    payload: dict[str, Any]
 
 
-AnyTask = TypeVar("AnyTask", bound=Task)
 Make = Callable[[dict[str, Any]], Parts]
-Prepare = Callable[[Sequence[AnyTask]], Sequence[AnyTask]]
+Prepare = Callable[[Sequence[Unit]], Sequence[Unit]]
 
 
 def run_staged(
-    units: Sequence[AnyTask],
+    units: Sequence[Unit],
     make: Make,
     staging: Staging,
     *,
@@ -52,7 +52,7 @@ def run_staged(
     gpus: float = 0.0,
     hold: bool = False,
     accept_lost: bool = False,
-    prepare: Prepare[AnyTask] = lambda units: units,
+    prepare: Prepare = lambda units: units,
 ) -> dict[str, str]:
     """Bring every unit into ``staging``, whole; returns why those that are not there were given up.
 
@@ -118,7 +118,7 @@ class _Runner:
         self.make, self.staging, self.workers, self.quiet = make, staging, workers, quiet
         self.gpus, self.hold = gpus, hold
 
-    def run(self, units: Sequence[Task]) -> dict[str, str]:
+    def run(self, units: Sequence[Unit]) -> dict[str, str]:
         """Why units that are not there afterwards were given up, by key."""
         if self.workers == 0:
             for unit in _progress(units, len(units), self.quiet):
@@ -181,7 +181,7 @@ class _Held:
 
 
 def ray_rows(
-    units: Sequence[Task],
+    units: Sequence[Unit],
     run: Callable[[dict[str, str]], dict[str, str]],
     workers: int | None,
     gpus: float,

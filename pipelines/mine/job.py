@@ -30,7 +30,6 @@ from pipelines.captions.captioner import caption_clip, make_captioner
 from pipelines.engine.cluster import require_gpus
 from pipelines.engine.jobs import (
     Choose,
-    FirstPass,
     Outcome,
     Recipe,
     Summary,
@@ -39,6 +38,7 @@ from pipelines.engine.jobs import (
     run_job,
     unit_key,
 )
+from pipelines.engine.runner import Survey
 from pipelines.gates import judge, resolve_gate
 from pipelines.inputs.listing import Source, list_sources, local_copy, matte_beside, tell
 from pipelines.inputs.metadata import folders_say
@@ -108,7 +108,7 @@ def run_mine(
     return run_job(
         units,
         partial(mine_unit, options=options, recipe=recipe),
-        first_pass=FirstPass(partial(survey_unit, options=options), plan_duplicates),
+        survey=Survey(partial(survey_unit, options=options), plan_duplicates),
         out=out,
         recipe=recipe,
         workers=workers,
