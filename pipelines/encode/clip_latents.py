@@ -21,6 +21,7 @@ from layerflow.corpus.row_check import check_equation, check_unread
 from layerflow.documents import read_json
 from layerflow.media.cells import Bounds, MediaError
 from layerflow.media.sandbox import Buffer, Contained, Work
+from layerflow.seeds import generator_of
 from pipelines.engine.cluster import torch_device
 
 MAX_FRAMES = 10_000  # of one clip
@@ -270,13 +271,8 @@ def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
 
 def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
     """Which frames of a clip to show frozen: random ones that follow from its id."""
-    rng = _random(f"{row['id']}-frozen")
+    rng = generator_of(f"{row['id']}-frozen")
     return [int(frame) for frame in rng.integers(0, max(1, row["num_frames"]), wanted)]
-
-
-def _random(key: str) -> np.random.Generator:
-    digest = hashlib.sha256(key.encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
@@ -299,7 +295,7 @@ def vary(
     if variant.frame:
         clip = clip.take([variant.frame - 1])
     if variant.crop:
-        chance = _random(f"{id_}-{variant.crop}").random(3).tolist()
+        chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
         top, left, height, width = crop_window(clip.size, size, min_crop, chance)
         window = (slice(None), slice(top, top + height), slice(left, left + width))
         clip = _each(clip, lambda frames: frames[window])

@@ -11,7 +11,8 @@ import numpy as np
 
 from layerflow.clip import U8
 from layerflow.corpus.columns import visible_alphas
-from layerflow.seeds import choose_frames, generator
+from layerflow.media.frame_rate import choose_frames
+from layerflow.seeds import generator
 from pipelines.inputs.sources import Background, Foreground
 from pipelines.paste.appearance import Look, apply_curve, clipped, make_grain, match_look
 from pipelines.paste.repeats import signature

@@ -10,8 +10,8 @@ import numpy as np
 from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
+from layerflow.media.frame_rate import frames_needed
 from layerflow.media.video import cover
-from layerflow.seeds import frames_needed
 from pipelines.readers.footage import NEAR_FRAMES, WHOLE_BYTES, Footage, Paths, Size, parts_of
 from pipelines.readers.ground import Ground, find_ground, flat_colour, lift, thinned, understood
 from pipelines.readers.stills import check_alpha
