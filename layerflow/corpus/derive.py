@@ -272,11 +272,11 @@ def _name(corpus: AnyCorpus) -> str:
     return str(corpus.path) if is_remote(corpus.path) else Path(corpus.path).resolve().name
 
 
-def _left_out(row: Mapping[str, Any], stage: str, reason: str) -> dict[str, Any]:
+def _left_out(row: Mapping[str, Any], step: str, reason: str) -> dict[str, Any]:
     source = row["origin"]
     scores = {name: value for name, value in row["quality"].items() if value is not None}
     return rejected_row(
-        source["uri"], stage, reason, kind=row["kind"], recipe=row["recipe"],
+        source["uri"], step, reason, kind=row["kind"], recipe=row["recipe"],
         start=source["start"], end=source["end"], quality=scores,
     )  # fmt: skip
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip, resize_clip
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
-from layerflow.corpus.row_cells import pack_clips, read_cell, unpack_clips
+from layerflow.corpus.row_cells import pack_clips, unpack_clips
 from layerflow.corpus.row_check import check_equation, check_unread
+from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
-from layerflow.media.cells import Bounds, MediaError
+from layerflow.media.cells import MediaError
 from layerflow.media.sandbox import Buffer, Contained, Work
 from layerflow.seeds import generator_of
 from pipelines.engine.cluster import torch_device
@@ -277,15 +278,10 @@ def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
 
 def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
     """The clip of a corpus row with the frames `keep`, in that order."""
-    bounds = Bounds.of(row)
-    return LayeredClip(
-        **{layer: read_cell(row[layer], keep, bounds, grey=layer == "alpha") for layer in LAYERS},
-        prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
-        fps=row["fps"] * len(keep) / max(1, row["num_frames"]),
-        kind=row["kind"],
-        alpha_kind=row["alpha_kind"],
-        background_kind=row["background_kind"],
-    )
+    clip = decode_row(row, keep)
+    fps = row["fps"] * len(keep) / max(1, row["num_frames"])
+    prompts = {layer: text or "" for layer, text in clip.prompts.items()}
+    return replace(clip, fps=fps, prompts=prompts)
 
 
 def vary(

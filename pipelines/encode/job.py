@@ -35,9 +35,10 @@ from layerflow.corpus.table import Corpus
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.outputs import local_output
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
+from pipelines.engine.jobs import unit_key
 from pipelines.engine.runner import Place, run_units
 from pipelines.engine.staging import Parts, Staging, json_part, stream_part
-from pipelines.engine.workers import Unit
+from pipelines.engine.workers import Pool, Unit
 
 UNIT_ROWS = 32
 UNIT_PROMPTS = 64
@@ -108,7 +109,7 @@ def run_encode(
         return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
 
     Encoder(options).check()
-    tag = _key(fingerprint, asdict(augment))
+    tag = unit_key(fingerprint, asdict(augment))
     text_units = [_text_unit(tag, chunk) for chunk in _chunks(new_texts, UNIT_PROMPTS)]
     clip_units = [_clip_unit(tag, chunk) for chunk in _chunks(missing, UNIT_ROWS)]
 
@@ -131,13 +132,9 @@ def run_encode(
         [*text_units, *clip_units],
         Place(folder, folder / "lock", busy, _roots(rows, options)),
         partial(encode_unit, options=options),
+        Pool(workers, quiet, gpus=1.0, hold=True, accept_lost=accept_lost),
         settle=partial(_settled, str(model)),
         compact=compact,
-        workers=workers,
-        quiet=quiet,
-        gpus=1.0,
-        hold=True,
-        accept_lost=accept_lost,
     )
 
 
@@ -209,10 +206,6 @@ def _outputs(rows: Sequence[_Row]) -> set[str]:
     return {output for row in rows for output in row.outputs}
 
 
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
-
-
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -220,11 +213,11 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def _clip_unit(tag: str, rows: Sequence[_Row]) -> Unit:
     contents = [(row.id, row.content) for row in rows]
     payload = {"kind": "clips", "rows": [asdict(row) for row in rows]}
-    return Unit(_key(tag, contents), 0, payload)
+    return Unit(unit_key(tag, contents), 0, payload)
 
 
 def _text_unit(tag: str, texts: Sequence[str]) -> Unit:
-    return Unit(_key(tag, list(texts)), 0, {"kind": "prompts", "texts": list(texts)})
+    return Unit(unit_key(tag, list(texts)), 0, {"kind": "prompts", "texts": list(texts)})
 
 
 def _settled(model: str, unit: Unit, reason: str) -> Parts:

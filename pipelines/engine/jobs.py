@@ -28,7 +28,7 @@ from layerflow.outputs import local_output
 from pipelines.engine.replay import remember, roots
 from pipelines.engine.runner import Place, Survey, run_units
 from pipelines.engine.staging import Parts, Staging, stream_part
-from pipelines.engine.workers import Unit
+from pipelines.engine.workers import Pool, Unit
 
 
 @dataclass
@@ -96,7 +96,7 @@ def unit_key(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job did. ``reasons`` counts rejected rows by stage and reason, numbers as N."""
+    """What a job did. ``reasons`` counts rejected rows by step and reason, numbers as N."""
 
     out: Path
     kept: int
@@ -141,14 +141,11 @@ def run_job(
         units,
         Place(out / "staging", out / ".lock", busy, roots(recipe.given)),
         partial(_parts, work, schema),
+        Pool(workers, quiet, gpus, accept_lost=accept_lost),
         settle=partial(_lost, recipe, schema),
         compact=partial(_compact, out, units, recipe, plan, schema, refuse),
         claim=partial(_begin, out, recipe, plan),
         survey=survey,
-        workers=workers,
-        quiet=quiet,
-        gpus=gpus,
-        accept_lost=accept_lost,
     )
     return replace(summary, seconds=time.monotonic() - started)
 

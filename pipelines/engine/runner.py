@@ -17,7 +17,7 @@ from typing import Any, TypedDict, TypeVar
 
 from layerflow.files import remove
 from pipelines.engine.staging import Parts, Staging, json_part, locked
-from pipelines.engine.workers import Prepare, Unit, run_staged
+from pipelines.engine.workers import Make, Pool, Prepare, Unit, run_staged
 
 R = TypeVar("R")
 FINDINGS = "look.json"
@@ -58,24 +58,19 @@ class Place:
 def run_units(
     units: Sequence[Unit],
     place: Place,
-    make: Callable[[dict[str, Any]], Parts],
+    make: Make,
+    pool: Pool,
     *,
     settle: Callable[[Unit, str], Parts],
     compact: Callable[[Staging, int], R],
     claim: Callable[[], R | None] = lambda: None,
     survey: Survey | None = None,
-    workers: int | None = None,
-    quiet: bool = False,
-    gpus: float = 0.0,
-    hold: bool = False,
-    accept_lost: bool = False,
 ) -> R:
     """What ``compact`` makes of all units, or what ``claim`` gives because it is made already.
 
     make: payload -> what a unit commits. settle: what a unit commits that was given up, by the
     reason why. compact: gets the staged units, which go when it returns, and how many of them an
-    earlier run left. The remaining options and errors are those of ``run_staged``; ValueError when
-    another job holds the place.
+    earlier run left. ValueError when another job holds the place, and the errors of ``run_staged``.
     """
     place.lock.parent.mkdir(parents=True, exist_ok=True)
     with locked(place.lock, place.busy):
@@ -85,9 +80,8 @@ def run_units(
             return done
         staging = Staging.begin(place.folder, place.inputs)
         resumed = sum(staging.is_done(unit.key) for unit in units)
-        run = partial(run_staged, workers=workers, quiet=quiet, hold=hold, accept_lost=accept_lost)
-        prepare = _surveyed(units, survey, staging, run) if survey else _as_they_are
-        lost = run(units, make, staging, gpus=gpus, prepare=prepare)
+        prepare = _surveyed(units, survey, staging, pool) if survey else list
+        lost = run_staged(units, make, staging, pool, prepare)
         for unit in units:
             if unit.key in lost:
                 staging.commit(unit.key, settle(unit, lost[unit.key]))
@@ -96,19 +90,13 @@ def run_units(
         return made
 
 
-def _as_they_are(units: Sequence[Unit]) -> Sequence[Unit]:
-    return units
-
-
-def _surveyed(
-    units: Sequence[Unit], survey: Survey, staging: Staging, run: Callable[..., dict[str, str]]
-) -> Prepare:
+def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Pool) -> Prepare:
     """What completes the payloads of units that will run: looks at all of them, once."""
 
     @cache
     def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
         looks = Staging.begin(staging.folder / "looks", staging.inputs)
-        lost = run(units, partial(_findings, survey.look), looks)
+        lost = run_staged(units, partial(_findings, survey.look), looks, replace(pool, gpus=0.0))
         seen = [unit for unit in units if unit.key not in lost]
         found = ((u, json.loads(looks.path(u.key, FINDINGS).read_text())) for u in seen)
         return looks, survey.plan(found), lost

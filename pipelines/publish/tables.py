@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS
-from layerflow.corpus.stats import arrow_batches, arrow_files
+from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
 from layerflow.files import replacing
 from layerflow.locations import clean_uri
@@ -43,8 +43,8 @@ def table_schema(corpus: Corpus) -> pa.Schema:
     extras = [field for field in EXTRAS if field.name in corpus.schema.names]
     filled = {
         field.name
-        for file in (arrow_files(corpus) if extras else ())
-        for batch in arrow_batches(file, [field.name for field in extras])
+        for file in (corpus.files() if extras else ())
+        for batch in read_shard(file, [field.name for field in extras])
         for field in extras
         if batch.column(field.name).null_count < batch.num_rows
     }
@@ -77,10 +77,10 @@ class Shards:
     @classmethod
     def of(cls, corpus: Corpus) -> Shards:
         files, firsts, rows = [], [], 0
-        for file in arrow_files(corpus):
+        for file in corpus.files():
             files.append(file)
             firsts.append(rows)
-            rows += sum(batch.num_rows for batch in arrow_batches(file, ["id"]))
+            rows += sum(batch.num_rows for batch in read_shard(file, ["id"]))
         return cls(files, firsts)
 
     def read(self, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
@@ -94,7 +94,7 @@ class Shards:
 
 def _picked(file: Path, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
     first = 0
-    for batch in arrow_batches(file):
+    for batch in read_shard(file):
         inside = indices[(indices >= first) & (indices < first + batch.num_rows)] - first
         first += batch.num_rows
         if len(inside) == batch.num_rows:

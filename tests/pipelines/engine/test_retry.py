@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from layerflow.cli import corpus as care
+from layerflow.cli import corpus as commands
 from layerflow.corpus.derive import RECORD, merge_corpora
 from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
@@ -62,7 +62,7 @@ def test_a_repaired_still_is_gained(stills: Path, tmp_path: Path) -> None:
 
 def command(*arguments: str) -> str:
     app = typer.Typer()
-    care.register(app)
+    commands.register(app)
     result = CliRunner().invoke(app, [*arguments, "--workers", "0", "--quiet"])
     assert result.exit_code == 0, result.output
     return result.output
