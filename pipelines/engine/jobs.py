@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -137,17 +137,16 @@ def run_job(
     units = [unit for unit in units if only is None or only(unit)]
     plan = unit_key([unit.key for unit in units])
     busy = f"{out}: another job is writing this corpus"
-    summary = run_units(
+    return run_units(
         units,
         Place(out / "staging", out / ".lock", busy, roots(recipe.given)),
         partial(_parts, work, schema),
         Pool(workers, quiet, gpus, accept_lost=accept_lost),
         settle=partial(_lost, recipe, schema),
-        compact=partial(_compact, out, units, recipe, plan, schema, refuse),
+        compact=partial(_compact, started, out, units, recipe, plan, schema, refuse),
         claim=partial(_begin, out, recipe, plan),
         survey=survey,
     )
-    return replace(summary, seconds=time.monotonic() - started)
 
 
 ROWS, REJECTED = "rows.arrow", "rejected.arrow"
@@ -247,6 +246,7 @@ def _difference(info: dict[str, Any], recipe: Recipe) -> str:
 
 
 def _compact(
+    started: float,
     out: Path,
     units: Sequence[Unit],
     recipe: Recipe,
@@ -297,7 +297,7 @@ def _compact(
         remove(building)
     counts = {"rows": kept, "rejected": refused, "reasons": dict(reasons), "units": len(units)}
     write_json(out / "corpus.json", _info(recipe, plan, "complete", **counts))
-    return Summary(out, kept, refused, dict(reasons), 0.0, resumed)
+    return Summary(out, kept, refused, dict(reasons), time.monotonic() - started, resumed)
 
 
 def _duplicate(row: dict[str, Any], reason: str, recipe: Recipe) -> dict[str, Any]:
