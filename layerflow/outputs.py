@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -22,9 +21,9 @@ def local_output(path: str | Path) -> Path:
     return Path(path)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all; its folder is made if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def free_output(path: str | Path) -> Path:
+    """``local_output`` of a folder. Raises ValueError when it exists and is not empty."""
+    out = local_output(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
+    return out

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from layerflow.clip import PROMPTED, U8, LayeredClip, checkerboard, composite
+from layerflow.files import write_bytes
 from layerflow.locations import one_line
 from layerflow.media.cells import encode_png
-from layerflow.outputs import write_file
 
 SHOWN = ("blended", "foreground", "alpha", "background")
 HEADINGS = ("blended", "foreground on checkerboard", "alpha", "background")
@@ -89,7 +89,7 @@ def save_sheet(
 ) -> Path:
     """Write ``contact_sheet`` as a PNG file, atomically; returns its path."""
     sheet = contact_sheet(clips, labels, columns_per_layer=columns_per_layer, height=height)
-    write_file(Path(path), encode_png(sheet))
+    write_bytes(path, encode_png(sheet))
     return Path(path)
 
 

@@ -21,8 +21,8 @@ from layerflow.corpus.splits import Assignment, assign, parse_fractions
 from layerflow.corpus.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus, Table
 from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
+from layerflow.files import write_bytes
 from layerflow.locations import clean_uri
-from layerflow.outputs import write_file
 from pipelines.publish.card import (
     PREVIEW,
     REJECTED,
@@ -168,7 +168,7 @@ def make_files(
 
 
 def _put(folder: Path, name: str, data: bytes) -> str:
-    write_file(folder / name, data)
+    write_bytes(folder / name, data)
     return name
 
 

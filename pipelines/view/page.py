@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from layerflow.corpus.stats import general_reason
+from layerflow.files import write_bytes
 from layerflow.media.cells import MediaError, encode_png
 from layerflow.media.contact_sheet import contact_sheet, describe
 from layerflow.media.sandbox import contained_map
-from layerflow.outputs import local_output, write_file
+from layerflow.outputs import local_output
 from pipelines.view.source import ClipSource, open_source, previewer, read_preview
 
 MAX_PREVIEW_BYTES = 24 << 20
@@ -77,11 +78,11 @@ def write_report(
         media.append(preview.media)
     data = {"mode": "static", **overview(source, rows), "clips": clips}
     data["rejected"] = [rejected_row(row) for row in first(source.rejected(), MAX_REJECTED)]
-    write_file(out, page(data, media).encode())
+    write_bytes(out, page(data, media).encode())
     sheet = make_sheet(path, len(rows), workers, model)
     if not sheet:
         return [out]
-    write_file(out.with_suffix(".png"), sheet)
+    write_bytes(out.with_suffix(".png"), sheet)
     return [out, out.with_suffix(".png")]
 
 

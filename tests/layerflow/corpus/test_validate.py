@@ -1,4 +1,4 @@
-"""Care of a corpus: what validate finds, what stats counts, what filter, merge and split make."""
+"""What validate finds, what stats counts, what filter, merge and split make of a corpus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("care") / "corpus", rows, make_rejected())
+    return write_corpus(tmp_path_factory.mktemp("validate") / "corpus", rows, make_rejected())
 
 
 def invoke(*arguments: object) -> Any:
