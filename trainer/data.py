@@ -20,22 +20,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from manifests.train import LAYERS, Component, Stage, TrainManifest, given_layers
+from layerflow.clip import LAYERS
+from layerflow.model.layers import given_layers
+from manifests.train import Component, Stage, TrainManifest
 from trainer.order import Draw, Order, generator, share
 
 NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample
 
 
-class Source(Protocol):
+class ClipSource(Protocol):
     def __len__(self) -> int: ...
     def item(self, index: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """Rows of one source, as one component of a mixture shows them."""
 
-    source: Source
+    source: ClipSource
     rows: Sequence[int]
     shapes: Sequence[tuple[int, int, int]]
     """Of each of `rows`: latent frames, height and width, as the network sees them."""
@@ -87,7 +89,7 @@ class Batch:
         return len(self.timesteps)
 
 
-def open_parts(manifest: TrainManifest, stage: Stage) -> list[Part]:
+def open_parts(manifest: TrainManifest, stage: Stage) -> list[MixturePart]:
     """The parts of a stage's mixture. ValueError for absent latents or a filter without rows."""
     opened = {c.latents: open_latents(manifest.folder(c.latents)) for c in stage.mixture}
     chosen = [(c, opened[c.latents], select_rows(opened[c.latents], c)) for c in stage.mixture]
@@ -119,7 +121,7 @@ def select_rows(source: Any, component: Component) -> list[int]:
     return rows
 
 
-def make_part(component: Component, source: Any, rows: Sequence[int], longest: int) -> Part:
+def make_part(component: Component, source: Any, rows: Sequence[int], longest: int) -> MixturePart:
     """A component's rows with the shapes in which the network sees them."""
     frames, height, width = (
         source.column(f"latent_{axis}") for axis in ("frames", "height", "width")
@@ -131,10 +133,10 @@ def make_part(component: Component, source: Any, rows: Sequence[int], longest: i
         return component.frames or longest if frames[row] == 1 else frames[row]
 
     shapes = [(shown(row), height[row], width[row]) for row in rows]
-    return Part(source, rows, shapes, component.motion_gate, component.freeze)
+    return MixturePart(source, rows, shapes, component.motion_gate, component.freeze)
 
 
-def buckets(parts: Sequence[Part]) -> dict[tuple[int, int, int], int]:
+def buckets(parts: Sequence[MixturePart]) -> dict[tuple[int, int, int], int]:
     """Shape -> clips of that shape, smallest first: what a forward pass never mixes."""
     counts = Counter(shape for part in parts for shape in part.shapes)
     return dict(sorted(counts.items()))
@@ -145,7 +147,7 @@ def buckets_text(found: Mapping[tuple[int, int, int], int]) -> str:
     return ", ".join(f"{f}x{h}x{w} ({count} clips)" for (f, h, w), count in found.items())
 
 
-def check_alike(parts: Sequence[Part], stage: str) -> None:
+def check_alike(parts: Sequence[MixturePart], stage: str) -> None:
     """ValueError unless all clips have one shape, as a sharded stage needs it: workers that see
     different numbers of shapes make different numbers of passes, and wait for ever."""
     found = buckets(parts)
@@ -164,7 +166,7 @@ class Batches:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MixturePart],
         order: Order,
         *,
         rank: int = 0,

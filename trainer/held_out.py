@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from layerflow.clip import LAYERS
+from layerflow.model.layers import given_layers
 from layerflow.model.objective import layer_loss
-from manifests.train import (
-    LAYERS,
-    Component,
-    TrainManifest,
-    Validation,
-    given_layers,
-)
-from trainer.data import Batch, Part, draw_posterior, make_part, open_latents, select_rows
+from manifests.train import Component, TrainManifest, Validation
+from trainer.data import Batch, MixturePart, draw_posterior, make_part, open_latents, select_rows
 from trainer.distributed.processes import ALONE, World
 from trainer.order import generator
-
-if TYPE_CHECKING:
-    pass
 
 
 class HeldOut:
@@ -42,7 +35,7 @@ class HeldOut:
         still = open_latents(frozen) if frozen else source
         longest = max(source.column("latent_frames"))
 
-        def chosen(source: Any, freeze: bool) -> Part:
+        def chosen(source: Any, freeze: bool) -> MixturePart:
             component = Component.model_validate(
                 {"latents": options.latents, "kinds": options.kinds, "freeze": freeze}
             )
@@ -96,7 +89,7 @@ class HeldOut:
         transformer.train()
         return result
 
-    def _clip(self, part: Part, index: int, task: str, gate: int) -> Batch:
+    def _clip(self, part: MixturePart, index: int, task: str, gate: int) -> Batch:
         """One clip at all timesteps."""
         item = part.source.item(part.rows[index])
         rng = generator("validation", item["id"])

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from layerflow.clip import U8, LayeredClip
+from layerflow.clip import U8, LayeredClip, sampled_layers
 from layerflow.documents import read_json
 from layerflow.model import adapters
-from manifests.train import Stage, TrainManifest, given_layers, parse
+from layerflow.model.layers import given_layers
+from manifests.train import Stage, TrainManifest, parse
 from trainer import checkpoint
 from trainer.export import model_after
 from trainer.held_out import frozen_moment, held_out
@@ -174,8 +175,7 @@ def held_out_clips(
         pixels = decode_layers(pipe.vae, torch.from_numpy(np.ascontiguousarray(latents)))
         done = frames.finish({name: value[None] for name, value in pixels.items()}, None)
         layers = {name: frames.convert(value, "uint8")[0] for name, value in done.items()}
-        colour = np.ascontiguousarray(layers.pop("foreground")[..., :3])
-        clips.append(LayeredClip(colour, **layers, fps=float(item["fps"])))
+        clips.append(LayeredClip(**sampled_layers(layers), fps=float(item["fps"])))
         embeds.append(torch.from_numpy(item["prompt_embeds"]))
     return clips, torch.stack(embeds)
 

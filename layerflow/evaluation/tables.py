@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND
+
 Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
 Column = tuple[str, str, int]  # measure, heading, decimals
 
-SHORT = (("foreground", "FG"), ("background", "BG"), ("blended", "BL"))
+SHORT = ((FOREGROUND, "FG"), (BACKGROUND, "BG"), (BLENDED, "BL"))
 
 
 def layered(name: str, heading: str, layers: Sequence[str]) -> list[Column]:

@@ -61,6 +61,11 @@ class LayerFlowPipelineOutput(BaseOutput):
         """The blended layer, under diffusers' name for a video."""
         return self.blended
 
+    def sample(self, index: int) -> dict[str, Any]:
+        """Layer -> frames of one sample; None for the alpha of a model without one."""
+        every = ((name, getattr(self, name)) for name in LAYERS)
+        return {name: None if frames is None else frames[index] for name, frames in every}
+
 
 def _is_entry(value: Any) -> bool:
     """Whether this is a module and class of ``model_index.json``."""

@@ -12,7 +12,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    LAYERS,
+    U8,
+    LayeredClip,
+    resize_cover,
+    sampled_layers,
+)
 from layerflow.documents import read_json
 from layerflow.media.cells import (
     MediaError,
@@ -98,7 +108,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
         name = request.id or f"seed-{request.seed}"
         if request.count > 1:
             name = f"{request.id or 'seed'}-{seed}"
-        result = {layer: None if output[layer] is None else output[layer][0] for layer in LAYERS}
+        result = output.sample(0)
         about = _about(request, seed, steps, float(guidance))
         folder = request.out / name
         clips.append(write_layers(folder, result, request.prompt, fps, about, png=request.png))
@@ -147,18 +157,17 @@ def write_layers(
     alpha ``[T, H, W]`` or None, background and blended ``[T, H, W, 3]``; uint8.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    foreground, alpha = layers["foreground"], layers["alpha"]
-    background, blended = layers["background"], layers["blended"]
-    assert foreground is not None and background is not None and blended is not None
-    if alpha is None:
+    clip = LayeredClip(**sampled_layers(layers), prompts=dict(prompts), fps=fps)
+    foreground = layers[FOREGROUND]
+    assert foreground is not None
+    if layers[ALPHA] is None:
         (folder / "foreground.mp4").write_bytes(encode_preview(foreground, fps, crf=12))
-        alpha = np.full(foreground.shape[:3], 255, np.uint8)
     else:
         write_prores4444(folder / "foreground.mov", foreground, fps)
         write_vp9_alpha(folder / "foreground.webm", foreground, fps)
-        (folder / "alpha.mkv").write_bytes(encode_alpha(alpha, fps))
-    (folder / "background.mp4").write_bytes(encode_preview(background, fps, crf=12))
-    (folder / "blended.mp4").write_bytes(encode_preview(blended, fps, crf=12))
+        (folder / "alpha.mkv").write_bytes(encode_alpha(clip.alpha, fps))
+    for name in (BACKGROUND, BLENDED):
+        (folder / f"{name}.mp4").write_bytes(encode_preview(clip.layer(name), fps, crf=12))
     if png:
         for name, stack in layers.items():
             for t, frame in enumerate(stack if stack is not None else ()):
@@ -166,9 +175,6 @@ def write_layers(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(encode_png(np.ascontiguousarray(frame)))
     (folder / "sample.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-    clip = LayeredClip(
-        np.ascontiguousarray(foreground[..., :3]), alpha, background, blended, dict(prompts), fps
-    )
     save_sheet(folder / "contact.png", [clip])
     return clip
 

@@ -21,6 +21,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
+from layerflow.clip import BLENDED
 from layerflow.model import adapters
 from layerflow.model.adapter_files import check_adapters, name_adapters, saved_adapters
 from layerflow.model.layers import LAYERS, PROMPTED, Layout, native_layout, official_task
@@ -159,8 +160,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
                 )
             return layout
         if config.num_prompts == 1:
-            layers: tuple[str, ...] = ("blended",)
-            prompts: tuple[str, ...] = ("blended",)
+            layers: tuple[str, ...] = (BLENDED,)
+            prompts: tuple[str, ...] = (BLENDED,)
         else:
             layers, prompts = LAYERS, PROMPTED
         total = config.latent_frames * len(layers) if num_frames is None else num_frames

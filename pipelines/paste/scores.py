@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from layerflow.clip import COLOUR_LAYERS, U8, LayeredClip
+from layerflow.clip import PROMPTED, U8, LayeredClip
 from layerflow.corpus.table import decode_row, encode_row
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def encoded_scores(row: Mapping[str, Any], clip: LayeredClip) -> dict[str, float
     back = decode_row(row)
     probes = sorted({0, back.num_frames // 2, back.num_frames - 1})
     squared = []
-    for layer in COLOUR_LAYERS:
+    for layer in PROMPTED:
         difference = back.layer(layer).astype(np.int16) - clip.layer(layer)
         squared.append(float(np.square(difference, dtype=np.int32).mean()))
     psnr = 10 * np.log10(255.0**2 / max(max(squared), 1e-6))

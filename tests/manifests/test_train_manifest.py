@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from layerflow.model.layers import given_layers
 from manifests.train import (
     Lora,
     TrainManifest,
     block_indices,
-    given_layers,
     load,
     parse,
 )
@@ -104,7 +104,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
         load(path)
     for text, message in (
         ("a: [", "not YAML"),
-        ("- 1", "expected a mapping"),
+        ("- 1", "a manifest is a mapping"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
         ("#" * (1 << 21), "larger than"),
     ):
