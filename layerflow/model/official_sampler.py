@@ -63,7 +63,7 @@ def signal_table() -> F32:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SamplerSchedule:
     """The n-step schedule, noisiest step first.
 
     timesteps int64 ``[n]``; signal float32 ``[n + 1]``: sqrt(abar) of each step and a final 1;
@@ -78,7 +78,7 @@ class Schedule:
 
 
 @lru_cache(maxsize=16)
-def official_schedule(num_steps: int) -> Schedule:
+def official_schedule(num_steps: int) -> SamplerSchedule:
     """The sampler's tables for ``num_steps`` steps. ValueError below 2 or above 1000."""
     if not 2 <= num_steps <= NUM_TRAIN_STEPS:
         raise ValueError(f"the official sampler takes 2 to 1000 steps, not {num_steps}")
@@ -87,7 +87,7 @@ def official_schedule(num_steps: int) -> Schedule:
     ascending = zero_snr_signal(shifted_alphas_cumprod()[timesteps[::-1]])
     signal = np.append(ascending[::-1], np.float32(1.0))
     distance = np.abs(signal[:-1, None] - signal_table()[None])
-    return Schedule(timesteps, signal, distance.argmin(1), _multipliers(signal))
+    return SamplerSchedule(timesteps, signal, distance.argmin(1), _multipliers(signal))
 
 
 def _multipliers(signal: F32) -> F32:
