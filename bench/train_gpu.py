@@ -35,7 +35,8 @@ from layerflow.model.from_base import make_scheduler
 from layerflow.model.objective import layer_loss
 from layerflow.model.presets import TINY, tiny_transformer
 from layerflow.model.transformer import LayerFlowTransformer3DModel
-from manifests.train import Stage, TrainManifest, load
+from manifests.train import TrainManifest, load
+from manifests.train_stage import Stage
 from trainer.data import Batch
 from trainer.distributed.processes import ALONE
 from trainer.metrics import device_peak, memory_gib

@@ -37,7 +37,8 @@ from layerflow.model import adapters
 from layerflow.model.from_base import make_scheduler
 from layerflow.model.objective import layer_loss
 from layerflow.model.transformer import LayerFlowTransformer3DModel
-from manifests.train import Stage, TrainManifest, load
+from manifests.train import TrainManifest, load
+from manifests.train_stage import Stage
 from trainer.data import Batch
 from trainer.planning.count import Live
 from trainer.runtime import prepare

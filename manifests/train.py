@@ -37,36 +37,7 @@ from pydantic import Field, field_validator, model_validator
 from layerflow.model.layers import given_layers
 from manifests import common
 from manifests.common import Strict, check
-from manifests.train_stage import (
-    BlockRule,
-    Blocks,
-    Component,
-    Dropout,
-    Kind,
-    Lora,
-    Optimizer,
-    Schedule,
-    Stage,
-    block_indices,
-)
-
-__all__ = [
-    "FREE_FIELDS",
-    "BlockRule",
-    "Blocks",
-    "Component",
-    "Dropout",
-    "Kind",
-    "Lora",
-    "Optimizer",
-    "Schedule",
-    "Stage",
-    "TrainManifest",
-    "Validation",
-    "block_indices",
-    "load",
-    "parse",
-]
+from manifests.train_stage import Dropout, Kind, Optimizer, Stage
 
 
 class Validation(Strict):

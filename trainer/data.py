@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS
 from layerflow.model.layers import given_layers
-from manifests.train import Component, Stage, TrainManifest
+from manifests.train import TrainManifest
+from manifests.train_stage import Component, Stage
 from trainer.order import Draw, Order, generator, share
 
 NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample

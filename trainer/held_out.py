@@ -14,7 +14,8 @@ from torch import nn
 from layerflow.clip import LAYERS
 from layerflow.model.layers import given_layers
 from layerflow.model.objective import layer_loss
-from manifests.train import Component, TrainManifest, Validation
+from manifests.train import TrainManifest, Validation
+from manifests.train_stage import Component
 from trainer.data import Batch, MixturePart, draw_posterior, make_part, open_latents, select_rows
 from trainer.distributed.processes import ALONE, World
 from trainer.order import generator

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from layerflow.model.objective import layer_loss
-from manifests.train import Stage, TrainManifest, load
+from manifests.train import TrainManifest, load
+from manifests.train_stage import Stage
 from trainer import checkpoint, validation
 from trainer.checkpoint import Position
 from trainer.claim import claim

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from layerflow.model import adapters
-from manifests.train import Lora, Optimizer, Stage, block_indices
+from manifests.train_stage import Lora, Optimizer, Stage, block_indices
 from trainer.distributed.processes import World
 from trainer.optimizer import (
     adamw_settings,

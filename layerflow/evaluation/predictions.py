@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,38 +87,32 @@ def sampled_pairs(
 ) -> Iterator[Pair]:
     """Clip number n of all is sampled from seed + n: neither the batch nor other clips matter."""
     from layerflow.corpus.table import Corpus
-    from layerflow.model.sample import load_pipeline, sampling_defaults
+    from layerflow.model.info import sampling_settings
+    from layerflow.model.sample import load_pipeline
 
     assert request.model is not None
     pipe = load_pipeline(request.model)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.default_size(request.height, request.width, request.frames)
-    own = sampling_defaults(request.model)
-    steps = request.steps or int(own.get("num_inference_steps", 50))
-    guidance = own.get("guidance_scale", 6.0) if request.guidance is None else request.guidance
+    steps, guidance = sampling_settings(request.model, request.steps, request.guidance)
     corpus = Corpus.open(request.corpus)
-    waiting: list[tuple[str, LayeredClip]] = []
-    done = 0
 
-    def flush() -> Iterator[Pair]:
-        seeds = [request.seed + done + i for i in range(len(waiting))]
-        clips = [clip for _, clip in waiting]
-        made = complete(pipe, clips, layers, steps=steps, guidance=float(guidance), seeds=seeds)
-        for (id_, truth), predicted in zip(waiting, made, strict=True):
+    def truths() -> Iterator[tuple[str, LayeredClip]]:
+        for index, id_ in enumerate(corpus.ids()):
+            truth = read_truth(corpus.row(index), size)
+            if isinstance(truth, str):
+                skipped[id_] = truth
+            else:
+                yield id_, truth
+
+    wanted, seed = islice(truths(), request.count), request.seed
+    while batch := list(islice(wanted, request.batch)):
+        clips = [truth for _, truth in batch]
+        seeds = range(seed, seed + len(batch))
+        made = complete(pipe, clips, layers, steps=steps, guidance=guidance, seeds=seeds)
+        for (id_, truth), predicted in zip(batch, made, strict=True):
             yield id_, predicted, truth
-
-    for index, id_ in enumerate(corpus.ids()):
-        if request.count is not None and done + len(waiting) >= request.count:
-            break
-        truth = read_truth(corpus.row(index), size)
-        if isinstance(truth, str):
-            skipped[id_] = truth
-            continue
-        waiting.append((id_, truth))
-        if len(waiting) == request.batch:
-            yield from flush()
-            done, waiting = done + len(waiting), []
-    yield from flush()
+        seed += len(batch)
 
 
 def read_truth(row: Mapping[str, Any], size: tuple[int, int, int]) -> LayeredClip | str:
@@ -154,8 +149,6 @@ def complete(
     """
     import torch
 
-    if not clips:
-        return []
     height, width = clips[0].size
     made = pipe(
         prompt=None if prompt_embeds is not None else [dict(clip.prompts) for clip in clips],

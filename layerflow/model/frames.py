@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from layerflow.clip import ALPHA, FOREGROUND
-from layerflow.model.layers import LAYERS
+from layerflow.clip import ALPHA, FOREGROUND, LAYERS
 
 F32 = NDArray[np.float32]
 OUTPUT_TYPES = ("pil", "np", "uint8", "pt", "latent")

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerflow.clip import LAYERS, PROMPTED
 from layerflow.documents import read_json
 from layerflow.model import adapters
-from layerflow.model.layers import LAYERS, PROMPTED, single_layout
+from layerflow.model.layers import single_layout
 from layerflow.model.positions import Positions
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 

@@ -15,19 +15,6 @@ from itertools import accumulate
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, PROMPTED
 
-__all__ = [
-    "LAYERS",
-    "OFFICIAL",
-    "PROMPTED",
-    "TASKS",
-    "Layout",
-    "OfficialTask",
-    "given_layers",
-    "native_layout",
-    "official_task",
-    "single_layout",
-]
-
 TASKS: dict[str, tuple[str, ...]] = {
     "generate": (),
     "decompose": (BLENDED,),

@@ -29,9 +29,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 import layerflow.model.transformer  # noqa: F401  diffusers takes our classes from what is imported
+from layerflow.clip import LAYERS
 from layerflow.model import autoencoder, frames, text
 from layerflow.model.denoise import Denoiser
-from layerflow.model.layers import LAYERS, Layout
+from layerflow.model.layers import Layout
 from layerflow.model.sequence import Generators, decode_sequence, draw_noise, encode_given
 
 Given = Mapping[str, Any]

@@ -10,7 +10,8 @@ import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from torch import Tensor, nn
 
-from layerflow.model.layers import LAYERS, Layout
+from layerflow.clip import LAYERS
+from layerflow.model.layers import Layout
 
 MAX_TABLES = 16
 

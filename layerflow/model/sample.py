@@ -23,7 +23,6 @@ from layerflow.clip import (
     resize_cover,
     sampled_layers,
 )
-from layerflow.documents import read_json
 from layerflow.media.cells import (
     MediaError,
     encode_alpha,
@@ -35,10 +34,10 @@ from layerflow.media.cells import (
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.media.decode import Decoder
 from layerflow.media.pictures import read_picture
+from layerflow.model.info import sampling_settings
 from layerflow.outputs import local_output
 
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SETTINGS = "layerflow.json"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -83,10 +82,8 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
     local_output(request.out)
     pipe = load_pipeline(request.model, request.dtype)
     pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
-    own = sampling_defaults(request.model)
     layers, fps = _read_layers(request, pipe)
-    steps = request.steps or int(own.get("num_inference_steps", 50))
-    guidance = own.get("guidance_scale", 6.0) if request.guidance is None else request.guidance
+    steps, guidance = sampling_settings(request.model, request.steps, request.guidance)
     seeds = range(request.seed, request.seed + request.count)
     folders, clips = [], []
     for seed in seeds:
@@ -98,7 +95,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
             width=request.width,
             num_frames=request.num_frames,
             num_inference_steps=steps,
-            guidance_scale=float(guidance),
+            guidance_scale=guidance,
             use_dynamic_cfg=request.dynamic_cfg,
             generator=torch.Generator().manual_seed(seed),
             output_type="uint8",
@@ -109,7 +106,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
         if request.count > 1:
             name = f"{request.id or 'seed'}-{seed}"
         result = output.sample(0)
-        about = _about(request, seed, steps, float(guidance))
+        about = _about(request, seed, steps, guidance)
         folder = request.out / name
         clips.append(write_layers(folder, result, request.prompt, fps, about, png=request.png))
         folders.append(folder)
@@ -132,14 +129,6 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
     kind = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
     pipe = LayerFlowPipeline.from_pretrained(model, dtype=kind)
     return pipe.to("cuda") if gpu else pipe
-
-
-def sampling_defaults(model: Path) -> dict[str, Any]:
-    """The model folder's own ``num_inference_steps`` and ``guidance_scale``, if it says any."""
-    file = model / SETTINGS
-    said = read_json(file) if file.is_file() else {}
-    sampling = said.get("sampling", {})
-    return sampling if isinstance(sampling, dict) else {}
 
 
 def write_layers(

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerflow.clip import BLENDED
-from layerflow.model.layers import PROMPTED
+from layerflow.clip import BLENDED, PROMPTED
 
 Prompt = Mapping[str, str] | str
 

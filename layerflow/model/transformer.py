@@ -21,10 +21,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
-from layerflow.clip import BLENDED
+from layerflow.clip import BLENDED, LAYERS, PROMPTED
 from layerflow.model import adapters
 from layerflow.model.adapter_files import check_adapters, name_adapters, saved_adapters
-from layerflow.model.layers import LAYERS, PROMPTED, Layout, native_layout, official_task
+from layerflow.model.layers import Layout, native_layout, official_task
 from layerflow.model.positions import ExactTimesteps, LayerEmbedding, Positions, Tables
 
 __all__ = ["LayerFlowTransformer3DModel", "ModelMixin"]  # diffusers looks ModelMixin up here

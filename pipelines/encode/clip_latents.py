@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,10 +24,6 @@ from pipelines.engine.cluster import torch_device
 
 MAX_FRAMES = 10_000  # of one clip
 SHARED_BYTES = 512 << 20  # pictures of one row; those of a larger one go through a pipe
-AUTOENCODERS = {
-    "BlockDCTAutoencoder": "layerflow.model.autoencoder",
-    "AutoencoderKLCogVideoX": "diffusers",
-}
 
 
 @dataclass(frozen=True)
@@ -107,15 +102,9 @@ class Encoder:
     @cached_property
     def vae(self) -> Any:
         """The autoencoder, on a GPU if there is one."""
-        import importlib
+        from layerflow.model.autoencoder import load_autoencoder
 
-        folder = Path(self.options.model)
-        name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
-        if name not in AUTOENCODERS:
-            raise ValueError(f"{folder}/vae: unknown autoencoder {name!r}; not {set(AUTOENCODERS)}")
-        kind = getattr(importlib.import_module(AUTOENCODERS[name]), name)
-        vae = kind.from_pretrained(folder / "vae").eval()
-        return vae.to(torch_device())
+        return load_autoencoder(Path(self.options.model) / "vae").to(torch_device())
 
     @cached_property
     def text(self) -> tuple[Any, Any]:

@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 
 from layerflow.model.layers import given_layers
-from manifests.train import (
-    Lora,
-    TrainManifest,
-    block_indices,
-    load,
-    parse,
-)
+from manifests.train import TrainManifest, load, parse
+from manifests.train_stage import Lora, block_indices
 from tests.support import ROOT
 
 FOLDER = ROOT / "manifests"

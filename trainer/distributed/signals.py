@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from manifests.train import Stage
+from manifests.train_stage import Stage
 from trainer.distributed.processes import World
 from trainer.metrics import Metrics
 

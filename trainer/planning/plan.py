@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from manifests.train import Stage, TrainManifest
+from manifests.train import TrainManifest
+from manifests.train_stage import Stage
 from trainer.data import buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
