@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, LayeredClip, resize_clip
+from layerflow.clip import ALPHA, LAYERS, PROMPTED, LayeredClip, resize_clip
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
 from layerflow.corpus.row_cells import pack_clips, read_cell, unpack_clips
 from layerflow.corpus.row_check import check_equation, check_unread
@@ -272,7 +272,7 @@ def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
     """The clip of a corpus row with the frames `keep`, in that order."""
     bounds = Bounds.of(row)
     return LayeredClip(
-        **{layer: read_cell(row[layer], keep, bounds, grey=layer == "alpha") for layer in LAYERS},
+        **{layer: read_cell(row[layer], keep, bounds, grey=layer == ALPHA) for layer in LAYERS},
         prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
         fps=row["fps"] * len(keep) / max(1, row["num_frames"]),
         kind=row["kind"],
