@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS
 from pipelines.inputs import mulan, tables
 from pipelines.inputs.layouts import Film, Group, files_below, group_files, split_films
 from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
@@ -114,12 +115,12 @@ class Mulan:
         for path, relative in self._annotations(root):
             stem = path.name[: -len(mulan.SUFFIX)]
             base = bases.get(stem)
-            files = [("annotation", path), *([("blended", base)] if base is not None else [])]
+            files = [("annotation", path), *([(BLENDED, base)] if base is not None else [])]
             stills.append(Group(relative.as_posix(), stem, tuple(files)))
         return Listing(stills=stills)
 
     def lacks(self, roles: Iterable[str]) -> str | None:
-        if "blended" in set(roles):
+        if BLENDED in set(roles):
             return None
         return "its base image is missing: put the picture of the same name below the same folder"
 
@@ -146,18 +147,17 @@ def _needs(*choices: Sequence[str]) -> tuple[Roles, ...]:
     return tuple(frozenset(choice) for choice in choices)
 
 
-_ALL = ("foreground", "alpha", "background", "blended")
 IMPORTERS: tuple[Importer, ...] = (
     LayeredImages(),
     Mulan(),
     Dataset(),
-    Grouped("rgba", _needs(["file"], ["foreground"]), films=False, suffixes=STILL_SUFFIXES),
-    Grouped("pairs", _needs(["blended", "alpha"], ["foreground", "alpha"]), films=False),
-    Grouped("matting", _needs(["foreground", "alpha"])),
-    Grouped("triplets", _needs(["blended", "alpha", "background"])),
-    Grouped("davis", _needs(["blended", "alpha"]), stills=False),
-    Grouped("layerflow", _needs(["blended", "background", "alpha"], _ALL), stills=False),
-    Grouped("vidlayer", _needs(["blended", "background", "alpha"]), stills=False),
+    Grouped("rgba", _needs(["file"], [FOREGROUND]), films=False, suffixes=STILL_SUFFIXES),
+    Grouped("pairs", _needs([BLENDED, ALPHA], [FOREGROUND, ALPHA]), films=False),
+    Grouped("matting", _needs([FOREGROUND, ALPHA])),
+    Grouped("triplets", _needs([BLENDED, ALPHA, BACKGROUND])),
+    Grouped("davis", _needs([BLENDED, ALPHA]), stills=False),
+    Grouped("layerflow", _needs([BLENDED, BACKGROUND, ALPHA], LAYERS), stills=False),
+    Grouped("vidlayer", _needs([BLENDED, BACKGROUND, ALPHA]), stills=False),
     Grouped("psd", suffixes=DOCUMENT_SUFFIXES, films=False),
     Grouped("stills", films=False, suffixes=STILL_SUFFIXES),
     Grouped("films", stills=False, suffixes=STILL_SUFFIXES | VIDEO_SUFFIXES),

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from layerflow.clip import BACKGROUND, FOREGROUND
 from layerflow.locations import below, check_inside, locate, root_of
 from pipelines.inputs.layouts import Group
 from pipelines.inputs.prompts import Said, merged, rights_in, said_in, sidecar
@@ -116,9 +117,9 @@ def layered_images(root: Path) -> tuple[list[Group], dict[str, Said]] | None:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("images_fg"), str):
             continue
         foreground = _inside(root, entry["images_fg"], path.name)
-        files = [("foreground", foreground)]
+        files = [(FOREGROUND, foreground)]
         if isinstance(entry.get("images_bg"), str):
-            files.append(("background", _inside(root, entry["images_bg"], path.name)))
+            files.append((BACKGROUND, _inside(root, entry["images_bg"], path.name)))
         uri = below(foreground, root)
         groups.append(Group(uri, str(name), tuple(sorted(files))))
         prompts[uri] = said_in(entry)

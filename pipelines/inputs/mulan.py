@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerflow.clip import U8
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.cells import MAX_STILL_PIXELS, MediaError
 from layerflow.media.isolate import isolated
 from pipelines.inputs.safepickle import read_pickle
@@ -61,9 +61,9 @@ def _decomposed(
         for entry in entries
     )
     prompts = {
-        "foreground": ", ".join(dict.fromkeys(filter(None, map(_caption, entries)))),
-        "background": _caption(content["background"]),
-        "blended": _caption(content.get("image")),
+        FOREGROUND: ", ".join(dict.fromkeys(filter(None, map(_caption, entries)))),
+        BACKGROUND: _caption(content["background"]),
+        BLENDED: _caption(content.get("image")),
     }
     background = _layer(content["background"], picture, "the background")
     return background, instances, tuple(map(_caption, entries)), prompts
