@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import U8, LayeredClip
+from layerflow.clip import ALPHA, BLENDED, U8, LayeredClip
 from layerflow.corpus.table import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.media.cells import MediaError, encode_color
 from layerflow.media.decode import Decoder, shared_decoder
@@ -388,8 +388,8 @@ def shadow_cells(found: Mined, inpainter: Inpainter | None, options: MineOptions
         return {"shadow": "none", "plate": None, "objects": None, "draw": None}
     layers, before = found.layers, found.plate
     plate = clean_plate(
-        layers["blended"],
-        np.where(found.traces.mask, np.uint8(255), layers["alpha"]),
+        layers[BLENDED],
+        np.where(found.traces.mask, np.uint8(255), layers[ALPHA]),
         registration=before.registration,
         inpainter=inpainter,
         backdrop=before.backdrop,

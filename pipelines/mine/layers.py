@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import LAYERS, U8
 from pipelines.matting import Backdrop, Matte, Matter
 from pipelines.mine.backdrop import fit_backdrop, shared_with
 from pipelines.mine.prune import without_background
@@ -60,10 +60,7 @@ def make_layers(
     if traces.bystander_fraction is not None:
         scores["bystander_fraction"] = traces.bystander_fraction
     layers = {
-        "foreground": foreground,
-        "alpha": alpha,
-        "background": plate.background,
-        "blended": frames,
+        **dict(zip(LAYERS, (foreground, alpha, plate.background, frames), strict=True)),
         "fps": fps,
         "kind": "mined",
         "alpha_kind": "soft",
