@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerflow.clip import LAYERS
+from layerflow.clip import BACKGROUND, LAYERS
 from layerflow.corpus.table import (
     EXTENDED_SCHEMA,
     rejected_row,
@@ -115,8 +115,8 @@ def make_plan(options: PackOptions) -> Plan:
             reason = importer.lacks(entry.roles)
             if reason is not None:
                 lacking[entry.uri] = reason
-    pool = tuple(group for group in found.stills if set(group.roles) == {"background"})
-    layered = tuple(group for group in found.stills if set(group.roles) != {"background"})
+    pool = tuple(group for group in found.stills if set(group.roles) == {BACKGROUND})
+    layered = tuple(group for group in found.stills if set(group.roles) != {BACKGROUND})
     if not layered and not found.films and not found.parts:
         raise ValueError(
             without_secrets(f"no layered still or film in {', '.join(options.inputs)}")

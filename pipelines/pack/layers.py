@@ -9,7 +9,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from layerflow.clip import PROMPTED, U8, LayeredClip, composite, resize_clip, resize_cover
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    PROMPTED,
+    U8,
+    LayeredClip,
+    composite,
+    resize_clip,
+    resize_cover,
+)
 from layerflow.locations import root_of
 from layerflow.media.cells import MediaError
 from pipelines.inputs.layouts import Film, Group, words_of
@@ -62,21 +73,21 @@ def read_parts(roles: Mapping[str, Path]) -> Parts:
         check_alpha(rgba[..., 3])
         return Parts(rgba, below, None if below is None else "real")
     if "annotation" in roles:
-        found = read_decomposed(roles["annotation"], roles["blended"])
+        found = read_decomposed(roles["annotation"], roles[BLENDED])
         rgba = found.instances[0] if len(found.instances) == 1 else merged(found.instances)
         check_alpha(rgba[..., 3])
         objects = tuple(zip(found.captions, found.instances, strict=True))
         return Parts(rgba, found.background, "inpainted", objects, found.prompts)
-    own = load_opaque(roles["background"]) if "background" in roles else None
-    colour = roles.get("foreground", roles.get("blended"))
-    alone = roles.get("file", roles.get("foreground", roles.get("blended")))
-    if "alpha" in roles and colour is not None:
-        if "foreground" in roles:
-            rgba = load_pair(roles["foreground"], roles.get("blended"), roles["alpha"])
+    own = load_opaque(roles[BACKGROUND]) if BACKGROUND in roles else None
+    colour = roles.get(FOREGROUND, roles.get(BLENDED))
+    alone = roles.get("file", roles.get(FOREGROUND, roles.get(BLENDED)))
+    if ALPHA in roles and colour is not None:
+        if FOREGROUND in roles:
+            rgba = load_pair(roles[FOREGROUND], roles.get(BLENDED), roles[ALPHA])
         elif own is not None:
-            rgba = _against(colour, roles["alpha"], own)
+            rgba = _against(colour, roles[ALPHA], own)
         else:
-            rgba = load_pair(None, colour, roles["alpha"])
+            rgba = load_pair(None, colour, roles[ALPHA])
             picture = read_still(colour)[..., :3]
             return Parts(rgba, fill_behind(picture, rgba[..., 3]), "filled")
     elif alone is not None:
@@ -197,25 +208,25 @@ def still_prompts(
     found = table.get(group.uri, {})
     given = {layer: found[layer] for layer in PROMPTED if found.get(layer)}
     roles = group.roles
-    shown = [roles[r] for r in ("file", "foreground", "blended", "alpha") if r in roles]
+    shown = [roles[r] for r in ("file", FOREGROUND, BLENDED, ALPHA) if r in roles]
     if shown:
         shown.append(shown[0].with_name(f"{group.name}.png"))  # x.json beside x_alpha.png
     for path in shown:
         for layer, text in sidecar(path, root_of(path, group.uri)).items():
             if layer in PROMPTED:
                 given.setdefault(layer, text)
-    behind_it = roles.get("background")
+    behind_it = roles.get(BACKGROUND)
     scenery = {} if behind_it is None else sidecar(behind_it, root_of(behind_it, group.uri))
     if scenery:  # speaks of the background alone
-        alone = scenery.get("background") or scenery.get("blended")
-        given.setdefault("background", alone or behind)
+        alone = scenery.get(BACKGROUND) or scenery.get(BLENDED)
+        given.setdefault(BACKGROUND, alone or behind)
     for layer, text in (own or {}).items():
         if text:
             given.setdefault(layer, text)
-    subject = given.get("foreground") or given.get("blended") or words_of(group.name) or "an object"
-    scene = given.get("background") or behind
-    whole = given.get("blended") or f"{subject}, {scene}"
-    return {"foreground": subject, "background": scene, "blended": whole}
+    subject = given.get(FOREGROUND) or given.get(BLENDED) or words_of(group.name) or "an object"
+    scene = given.get(BACKGROUND) or behind
+    whole = given.get(BLENDED) or f"{subject}, {scene}"
+    return {FOREGROUND: subject, BACKGROUND: scene, BLENDED: whole}
 
 
 def clip_rights(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
+from layerflow.clip import BACKGROUND, LAYERS, U8, LayeredClip, resize_cover
 from layerflow.corpus.columns import SingleObject, encode_objects, visible_alphas
 from layerflow.corpus.table import (
     clip_id,
@@ -209,7 +209,7 @@ def _draw_background(
             continue
         frame = resize_cover(picture[None], height, width)[0]
         scene = still_prompts(chosen, "", {})
-        return frame, "real", scene["background"] or words_of(chosen.name) or "a scene", chosen
+        return frame, "real", scene[BACKGROUND] or words_of(chosen.name) or "a scene", chosen
     rng = generator(options.seed, number, "fill")
     made = made_up_background(parts.rgba, options.fill, rng)
     return made, "filled", FILLED_PROMPT[options.fill], None
