@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
-from layerflow.clip import LayeredClip
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, LayeredClip
 from layerflow.corpus.columns import SingleObject, encode_objects
 from layerflow.corpus.table import EXTENDED_SCHEMA, clip_id, encode_row, origin, rejected_row
 from layerflow.locations import clean_uri
@@ -206,7 +206,7 @@ def load_draw(
     place = generator(seed, index, "film", attempt)
     subject = partial(loader.foreground, rng=place)
     objects = [
-        usable(plan.foregrounds, first, subject, "foreground" if report else None)
+        usable(plan.foregrounds, first, subject, FOREGROUND if report else None)
         for first, report in zip(firsts, reports, strict=True)
     ]
     camera = generator(seed, index, "camera", attempt)
@@ -217,7 +217,7 @@ def load_draw(
         still_camera=options.still_camera,
     )
     report = attempt == 0 and index < len(plan.backgrounds)
-    background = usable(plan.backgrounds, behind, film, "background" if report else None)
+    background = usable(plan.backgrounds, behind, film, BACKGROUND if report else None)
     flipped = bool(options.flip and rng.random() < 0.5)
     if flipped:
         background = mirrored(background)
@@ -243,9 +243,9 @@ def make_row(
     clip = LayeredClip(
         **scene.layers,
         prompts={
-            "foreground": subject,
-            "background": background.prompt,
-            "blended": f"{subject}, {background.prompt}",
+            FOREGROUND: subject,
+            BACKGROUND: background.prompt,
+            BLENDED: f"{subject}, {background.prompt}",
         },
         fps=options.fps,
         kind="pasted",

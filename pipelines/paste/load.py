@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from layerflow.clip import U8, resize_cover
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8, resize_cover
 from layerflow.corpus.row_cells import read_cells
 from layerflow.corpus.table import Corpus, file_sha256
 from layerflow.media.cells import MediaError
@@ -100,7 +100,7 @@ class Loader:
                 frames_needed(len(rgba), fps, self._frames, self._fps)
             return rgba.nbytes, cropped(rgba, fps, max(self._size), prompt, record)
 
-        value: Foreground = self._cached(("foreground", _identity(source)), make)
+        value: Foreground = self._cached((FOREGROUND, _identity(source)), make)
         return value
 
     def _kind(self, source: Source) -> str:
@@ -150,17 +150,17 @@ class Loader:
     # Foregrounds: (rgba uint8 [T, h, w, 4], fps, prompt, record).
 
     def _still(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        own, picture, alpha = (source.path(r) for r in ("foreground", "blended", "alpha"))
+        own, picture, alpha = (source.path(r) for r in (FOREGROUND, BLENDED, ALPHA))
         if alpha is not None and (own or picture) is not None:
             rgba = load_pair(own, picture, alpha)
         else:
-            path = source.path("file", "foreground")
+            path = source.path("file", FOREGROUND)
             if path is None:
                 raise MediaError(
                     "has no picture with an alpha channel and no pair of picture and matte"
                 )
             rgba = smooth_outline(load_cutout(path))
-        prompt, held = _said(source, "foreground")
+        prompt, held = _said(source, FOREGROUND)
         return rgba[None], 0.0, prompt, record_of(source, _sha256(source), rights=held)
 
     def _film(self, source: Source, rng: Generator) -> Foreground:
@@ -178,7 +178,7 @@ class Loader:
             rgba = reel.cutout(range(reel.count))
             return rgba.nbytes, cropped(rgba, reel.fps or self._fps, longest, prompt, record)
 
-        loaded: Foreground | None = self._cached(("foreground", _identity(source)), whole)
+        loaded: Foreground | None = self._cached((FOREGROUND, _identity(source)), whole)
         if loaded is not None:
             return loaded
         reel, prompt, record = self._cached(
@@ -205,15 +205,15 @@ class Loader:
         reel = Reel(here.layers, self._decoder)
         if reel.count > 1:
             frames_needed(reel.count, reel.fps or self._fps, self._frames, self._fps)
-        prompt, held = _said(here, "foreground")
+        prompt, held = _said(here, FOREGROUND)
         return reel, prompt, record_of(here, _sha256(here), rights=held)
 
     def _row(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
-        layers = read_cells(row, ("foreground", "alpha"))
-        alpha = layers["alpha"]
+        row = self._read_row(source, (FOREGROUND, ALPHA, "foreground_prompt"))
+        layers = read_cells(row, (FOREGROUND, ALPHA))
+        alpha = layers[ALPHA]
         check_alpha(alpha)
-        rgba = np.concatenate([layers["foreground"], alpha[..., None]], axis=3)
+        rgba = np.concatenate([layers[FOREGROUND], alpha[..., None]], axis=3)
         fps = row["fps"] if row["num_frames"] > 1 else 0.0
         return rgba, fps, row["foreground_prompt"], _row_record(source, row)
 
@@ -224,22 +224,22 @@ class Loader:
 
         def make() -> tuple[int, Any]:
             if source.kind == "row":
-                columns = ("background", "background_prompt", "background_kind")
+                columns = (BACKGROUND, "background_prompt", "background_kind")
                 row = self._read_row(source, columns)
-                frames = read_cells(row, ("background",))["background"]
+                frames = read_cells(row, (BACKGROUND,))[BACKGROUND]
                 record = _row_record(source, row)
                 kind, fps, prompt = row["background_kind"], row["fps"], row["background_prompt"]
             else:
                 here = self._fetcher.local(source)
                 frames, kind, fps = load_opaque(_file_of(here))[None], "real", self._fps
-                prompt, held = _said(here, "background")
+                prompt, held = _said(here, BACKGROUND)
                 record = record_of(here, _sha256(here), rights=held)
             if len(frames) == 1:
                 frames = self._reduced(frames)
             return frames.nbytes, (frames, prompt, record, kind, fps)
 
         value: tuple[U8, str, dict[str, Any], str, float]
-        value = self._cached(("background", _identity(source)), make)
+        value = self._cached((BACKGROUND, _identity(source)), make)
         return value
 
     def _numbered_background(self, source: Source, rng: Generator) -> Background:
@@ -251,7 +251,7 @@ class Loader:
             if footage.uses_alpha:
                 raise MediaError(TRANSPARENT)
             frames_needed(footage.count, footage.fps or self._fps, self._frames, self._fps)
-            prompt, held = _said(here, "background")
+            prompt, held = _said(here, BACKGROUND)
             record = record_of(here, _sha256(here), rights=held)
             return 1024, (footage, prompt, record)
 
@@ -283,7 +283,7 @@ class Loader:
         def look() -> tuple[int, Any]:
             here = self._fetcher.local(source)
             found = self._decoder.probe(_file_of(here))
-            return 1024, (found, _sha256(here), *_said(here, "background"))
+            return 1024, (found, _sha256(here), *_said(here, BACKGROUND))
 
         info, digest, prompt, held = self._cached(("info", _identity(source)), look)
         need, have = self._frames / self._fps, info.seconds + 1 / max(info.fps, 1e-3)

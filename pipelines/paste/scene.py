@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import LAYERS, U8
 from layerflow.corpus.columns import visible_alphas
 from layerflow.seeds import choose_frames, generator
 from pipelines.inputs.sources import Background, Foreground
@@ -95,12 +95,7 @@ def render_scene(draw: Draw, options: PasteOptions) -> Scene:
     foreground, alpha, blended, visible = compose(
         sprites, frames, shutter=options.shutter / 360, grain=noise, own=own
     )
-    layers = {
-        "foreground": foreground,
-        "alpha": alpha,
-        "background": frames,
-        "blended": blended,
-    }
+    layers = dict(zip(LAYERS, (foreground, alpha, frames, blended), strict=True))
     seen = visible_alphas(own) if several else []
     shares = [*visible, *map(_least_share, seen, own)]
     moving = any(item.moving for item in draw.objects) or background.static < 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from layerflow.clip import PROMPTED, U8, LayeredClip
+from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip
 from layerflow.corpus.table import decode_row, encode_row
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
     - ``exposure_low|high``: share of opaque pixels of the foreground with all channels <= 5 |
       >= 250 in the middle frame.
     """
-    alpha, foreground = layers["alpha"], layers["foreground"]
+    foreground, alpha, *_ = (layers[name] for name in LAYERS)
     count = len(alpha)
     area = alpha.mean(axis=(1, 2)) / 255.0
     middle = alpha[count // 2]
@@ -70,9 +70,7 @@ def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
 
 
 def _equation_error(layers: Mapping[str, U8], t: int) -> float:
-    alpha, colour, back, blended = (
-        layers[name][t] for name in ("alpha", "foreground", "background", "blended")
-    )
+    colour, alpha, back, blended = (layers[name][t] for name in LAYERS)
     soft = (alpha > 0) & (alpha < 255)
     a = alpha[soft][:, None] * np.float32(1 / 255)
     exact = a * colour[soft] + (1 - a) * back[soft]
