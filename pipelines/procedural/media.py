@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.cells import encode_alpha, encode_color, encode_png
 from pipelines.procedural import art
 from pipelines.procedural.art import F32, Generator
@@ -124,7 +124,7 @@ def make_backgrounds(
             film = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
             path = out / f"back-{index:04d}.mp4"
             _write(path, encode_color(art.to_u8(film), fps))
-        _sidecar(path, {"background": BACKGROUND_WORD})
+        _sidecar(path, {BACKGROUND: BACKGROUND_WORD})
         paths.append(path)
     return paths
 
@@ -161,9 +161,9 @@ def make_layered_stills(
         name = f"{look}-{index:04d}.png"
         picture = art.to_u8(art.background(rng, size, size, chroma=chroma))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
-        path = out / "foreground" / name
+        path = out / FOREGROUND / name
         _write(path, encode_png(rgba))
-        _write(out / "background" / name, encode_png(picture))
+        _write(out / BACKGROUND / name, encode_png(picture))
         _sidecar(path, prompts_of(subject.name))
         paths.append(path)
     return paths
@@ -172,9 +172,9 @@ def make_layered_stills(
 def prompts_of(name: str) -> dict[str, str]:
     """Prompts of the three captioned layers for a subject's name, such as ``red checks``."""
     return {
-        "foreground": name,
-        "background": BACKGROUND_WORD,
-        "blended": f"{name} on {BACKGROUND_WORD}",
+        FOREGROUND: name,
+        BACKGROUND: BACKGROUND_WORD,
+        BLENDED: f"{name} on {BACKGROUND_WORD}",
     }
 
 
