@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
+from layerflow.clip import LAYERS, U8, LayeredClip, composite, resize_clip, resize_cover
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
 from layerflow.media.video import cover
@@ -44,10 +44,7 @@ class Reel:
 
     def __init__(self, layers: Mapping[str, Paths], decoder: Decoder) -> None:
         opened = {role: Footage(paths, decoder) for role, paths in layers.items()}
-        self._matte = opened.get("alpha")
-        self._colour = opened.get("foreground")
-        self._picture = opened.get("blended")
-        self._background = opened.get("background")
+        self._colour, self._matte, self._background, self._picture = map(opened.get, LAYERS)
         if self._matte is None:
             self._colour = self._colour or opened.get("file") or self._picture
             self._picture = None if self._colour is self._picture else self._picture
@@ -245,6 +242,6 @@ def make_film_clip(
         return clip
     small = resize_clip(clip, *size)
     if not real:
-        small = LayeredClip(**{**vars(small), "blended": small.recomposed()})
+        small = replace(small, blended=small.recomposed())
     soft = not np.isin(small.alpha, (0, 255)).all()
-    return LayeredClip(**{**vars(small), "alpha_kind": "soft" if soft else "binary"})
+    return replace(small, alpha_kind="soft" if soft else "binary")
