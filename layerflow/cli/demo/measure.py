@@ -120,7 +120,7 @@ def complete(
     seed: int,
     size: Sequence[int],
     motion_gate: float | None = None,
-) -> list[dict[str, U8]]:
+) -> list[dict[str, Any]]:
     """Samples: layer -> uint8 frames for each prompt. Each sample has its own seed."""
     import torch
 
@@ -148,7 +148,7 @@ def complete(
     return out
 
 
-def show(demo: Demo, name: str, made: Sequence[dict[str, U8]], texts: Sequence[str]) -> None:
+def show(demo: Demo, name: str, made: Sequence[dict[str, Any]], texts: Sequence[str]) -> None:
     """A contact sheet of the first samples: ``OUT/sheets/NAME.png``."""
     from layerflow.media.contact_sheet import save_sheet
 
