@@ -132,16 +132,7 @@ def count_forward_bytes(
         batch, scheduler = random_batch(transformer.config, shape), make_scheduler("ddim")
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(
-                transformer,
-                scheduler,
-                batch.latents,
-                batch.prompt_embeds,
-                batch.given,
-                batch.timesteps,
-                batch.noise,
-                batch.motion_gate,
-            )
+            layer_loss(transformer, scheduler, *batch.tensors())
         return live.most - before
 
 

@@ -45,7 +45,7 @@ Size = Annotated[
 
 
 UNION_TAGS = frozenset({"mine", "paste", "pack", "full", "lora", "blocks"})
-"""How pydantic calls the members of our unions; nobody wrote them as keys at that place."""
+"""pydantic's names of the members of our unions: no keys of a manifest at that place."""
 
 
 def load(path: str | Path, model: type[Model], **overrides: Any) -> Model:

@@ -254,9 +254,9 @@ FREE_FIELDS = (
 """What may change between a run and its continuation: none of it changes the result."""
 
 
-def parse(document: Any, source: str = "manifest") -> TrainManifest:
+def parse(document: Any) -> TrainManifest:
     """Check a decoded YAML document. ValueError with one line per mistake, each with its field."""
-    return check(document, TrainManifest, source)
+    return check(document, TrainManifest, "manifest")
 
 
 def load(path: str | Path, **overrides: Any) -> TrainManifest:

@@ -77,6 +77,17 @@ def test_model_loop_and_step_bench_import_without_ray_datasets_and_media() -> No
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_a_layer_is_named_in_one_place() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for package in FORBIDDEN
+        for path in modules(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in ("foreground", "blended")
+    }
+    assert found == {"layerflow/clip.py"}
+
+
 def test_files_are_short_enough_to_read() -> None:
     long = {
         str(path.relative_to(ROOT)): lines

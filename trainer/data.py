@@ -57,32 +57,35 @@ class MixturePart:
 
 @dataclass
 class Batch:
-    """Samples of one shape, as `layerflow.model.objective.layer_loss` takes them."""
+    """Samples of one shape, what `layerflow.model.objective.layer_loss` takes, in its order."""
 
     latents: torch.Tensor
     """float32 [B, 4, f, C, h, w], clean"""
-    noise: torch.Tensor
     prompt_embeds: torch.Tensor
     """float32 [B, 3, L, D]"""
     given: torch.Tensor
     """bool [B, 4]"""
     timesteps: torch.Tensor
     """int64 [B]"""
+    noise: torch.Tensor
+    """like latents"""
     motion_gate: torch.Tensor
-    """float32 [B]"""
+    """float32 [B]: stills and video mix in a batch"""
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return Batch(**moved)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
 
     def pin(self) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return Batch(*(tensor.pin_memory() for tensor in self.tensors()))
 
     def split(self, size: int) -> list[Batch]:
         """The same in batches of at most `size` samples."""
-        pieces = zip(*(getattr(self, f.name).split(size) for f in fields(self)), strict=True)
+        pieces = zip(*(tensor.split(size) for tensor in self.tensors()), strict=True)
         return [Batch(*piece) for piece in pieces]
 
     @property
@@ -150,7 +153,7 @@ def buckets_text(found: Mapping[tuple[int, int, int], int]) -> str:
 
 def check_alike(parts: Sequence[MixturePart], stage: str) -> None:
     """ValueError unless all clips have one shape, as a sharded stage needs it: workers that see
-    different numbers of shapes make different numbers of passes, and wait for ever."""
+    different numbers of shapes make different numbers of passes, and hang."""
     found = buckets(parts)
     if len(found) > 1:
         raise ValueError(

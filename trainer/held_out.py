@@ -72,16 +72,7 @@ class HeldOut:
                     for few in batch.split(size):
                         few = few.to(world.device)
                         with precision():
-                            losses = layer_loss(
-                                transformer,
-                                scheduler,
-                                few.latents,
-                                few.prompt_embeds,
-                                few.given,
-                                few.timesteps,
-                                few.noise,
-                                few.motion_gate,
-                            )
+                            losses = layer_loss(transformer, scheduler, *few.tensors())
                         if turn < count:
                             total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
                 total = total.to(world.device)

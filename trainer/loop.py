@@ -179,16 +179,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
-                losses = layer_loss(
-                    transformer,
-                    run.scheduler,
-                    batch.latents,
-                    batch.prompt_embeds,
-                    batch.given,
-                    batch.timesteps,
-                    batch.noise,
-                    batch.motion_gate,  # one number a sample: stills and video mix in a batch
-                )
+                losses = layer_loss(transformer, run.scheduler, *batch.tensors())
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()

@@ -174,7 +174,7 @@ class Trained:
         self.buffer.zero_()
 
     def reduce(self, world: World) -> None:
-        """Sum gradients, loss and wishes over all ranks: one message."""
+        """Sum gradients, loss and requests over all ranks: one message."""
         world.add_up(self.buffer)
 
     def clip(self, limit: float) -> torch.Tensor:

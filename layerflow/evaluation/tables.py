@@ -44,7 +44,7 @@ LAYERED: list[Column] = [
 
 
 def tables(summary: Summary) -> str:
-    """Markdown: one row a task, means over clips; columns that nobody has are left out."""
+    """Markdown: one row a task, means over clips; columns without values are left out."""
     parts = [
         ("Layers (paper, tables 1 and 3)", PAPER),
         ("Matte against truth (MAD, MSE x1000; SAD, Grad, Conn /1000; dtSSD x100)", MATTING),

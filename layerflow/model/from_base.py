@@ -185,7 +185,7 @@ def _check_stored(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def stores_positions(base: Any) -> bool:
-    """Whether a base has a position table that nobody computes: it fits its own size only."""
+    """Whether a base has a position table that is not computed: it fits its own size only."""
     if not getattr(base.config, "stored_positions", None):
         return False
     return getattr(base, "official", None) is None or not has_plain_positions(base)

@@ -123,11 +123,12 @@ def denoise(v: Tensor, x: Tensor, table_index: int) -> Tensor:
 def sample_official(
     network: Network,
     noise: Tensor,
-    num_steps: int = 50,
-    guidance_scale: float = 6.0,
-    draw: Callable[[], Tensor] | None = None,
+    num_steps: int,
+    guidance_scale: float,
+    draw: Callable[[], Tensor],
+    on_step: Callable[[int, int, Tensor], Tensor],
+    *,
     dynamic: bool = True,
-    on_step: Callable[[int, int, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Sample the generated latents as the official code does.
 
@@ -136,7 +137,6 @@ def sample_official(
     on_step: called with (step, timestep, x after it), returns x.
     """
     schedule = official_schedule(num_steps)
-    draw = draw or (lambda: torch.randn_like(noise))
     x, old = noise, noise
     for i, t in enumerate(schedule.timesteps.tolist()):
         scale = dynamic_guidance(guidance_scale, t, num_steps) if dynamic else guidance_scale
@@ -154,6 +154,5 @@ def sample_official(
             target = x0 if i == 0 else new * x0 - older * old
             x = keep * x - mix * target + spread * fresh
         old = x0
-        if on_step is not None:
-            x = on_step(i, t, x)
+        x = on_step(i, t, x)
     return x

@@ -159,11 +159,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
                     f"{config.task} has {layout.num_frames} latent frames, not {num_frames}"
                 )
             return layout
-        if config.num_prompts == 1:
-            layers: tuple[str, ...] = (BLENDED,)
-            prompts: tuple[str, ...] = (BLENDED,)
-        else:
-            layers, prompts = LAYERS, PROMPTED
+        single: tuple[str, ...] = (BLENDED,)
+        layers, prompts = (single, single) if config.num_prompts == 1 else (LAYERS, PROMPTED)
         total = config.latent_frames * len(layers) if num_frames is None else num_frames
         return native_layout(total, layers, prompts, config.positions == "shared")
 

@@ -74,7 +74,7 @@ class Sharded:
             parameter.grad = None
 
     def reduce(self, world: World) -> None:
-        """Loss and wishes; gradients were summed during the backward pass."""
+        """Loss and requests; gradients were summed during the backward pass."""
         world.add_up(self.totals)
         for name, local in self.locals.items():
             grad = self.parameters[name].grad

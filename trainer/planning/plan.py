@@ -98,7 +98,7 @@ def make_plan(manifest: TrainManifest, placement: Placement | None = None) -> li
 
 
 def find_hardware(manifest: TrainManifest, placement: Placement | None = None) -> Hardware:
-    """What the run would train on, and how fast that is; speeds that nobody knows are not made up.
+    """What the run would train on, and how fast that is, where it is known.
 
     A plan may be made on a machine without the GPUs that it is for.
     """

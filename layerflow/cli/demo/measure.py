@@ -126,7 +126,7 @@ def complete(
 
     from layerflow.model import adapters
 
-    out: list[dict[str, U8]] = []
+    out: list[dict[str, Any]] = []
     for start in range(0, len(prompts), BATCH):
         chosen = slice(start, start + BATCH)
         here = [dict(prompt) for prompt in prompts[chosen]]
