@@ -48,7 +48,7 @@ UNION_TAGS = frozenset({"mine", "paste", "pack", "full", "lora", "blocks"})
 """pydantic's names of the members of our unions: no keys of a manifest at that place."""
 
 
-def load(path: str | Path, model: type[Model], **overrides: Any) -> Model:
+def load(path: str | Path, model: type[Model], /, **overrides: Any) -> Model:
     """A manifest file as a checked model; overrides that are not None replace its fields.
 
     Raises ValueError with one line per wrong field.

@@ -114,7 +114,8 @@ def test_overrides_replace_fields_and_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(yaml.safe_dump(document(out="there")))
     assert load(path, out=None, workers=2).out == "there"
-    assert load(path, out="here").out == "here"
+    said = load(path, out="here", model="other")
+    assert (said.out, said.model) == ("here", "other")
     with pytest.raises(ValueError, match="workers"):
         load(path, workers=-1)
 
