@@ -37,7 +37,8 @@ from layerflow.model import adapters
 from layerflow.model.from_base import make_scheduler
 from layerflow.model.objective import layer_loss
 from layerflow.model.transformer import LayerFlowTransformer3DModel
-from manifests.train import Stage, TrainManifest, load
+from manifests.train import TrainManifest, load
+from manifests.train_stage import Stage
 from trainer.data import Batch
 from trainer.planning.count import Live
 from trainer.runtime import prepare
@@ -130,7 +131,7 @@ def count_forward_bytes(
         batch, scheduler = random_batch(transformer.config, shape), make_scheduler("ddim")
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(transformer, scheduler, **vars(batch))
+            layer_loss(transformer, scheduler, *batch.tensors())
         return live.most - before
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from layerflow.model import adapters
 from layerflow.seeds import torch_seed
-from manifests.train import Lora, Optimizer, Stage, block_indices
+from manifests.train_stage import Lora, Optimizer, Stage, block_indices
 from trainer.distributed.processes import World
 from trainer.optimizer import (
     adamw_settings,
@@ -174,7 +174,7 @@ class Trained:
         self.buffer.zero_()
 
     def reduce(self, world: World) -> None:
-        """Sum gradients, loss and wishes over all ranks: one message."""
+        """Sum gradients, loss and requests over all ranks: one message."""
         world.add_up(self.buffer)
 
     def clip(self, limit: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip
+from layerflow.clip import ALPHA, LAYERS, PROMPTED, U8, LayeredClip
 from layerflow.corpus.row_check import check_unread
 from layerflow.corpus.table import decode_row
 from layerflow.media.cells import Bounds, MediaError, decode_layer
@@ -50,7 +50,7 @@ def read_cells(row: Mapping[str, Any], layers: Sequence[str]) -> dict[str, U8]:
     wanted = {name: row[name] for name in (*layers, "num_frames", "height", "width")}
     found = dict(zip(layers, _read_cells(wanted, tuple(layers)), strict=True))
     for layer, frames in found.items():
-        shape = (bounds.frames, bounds.height, bounds.width, *(() if layer == "alpha" else (3,)))
+        shape = (bounds.frames, bounds.height, bounds.width, *(() if layer == ALPHA else (3,)))
         if frames.shape != shape:
             raise MediaError("the decoder gave other pictures than the row says")
     return found
@@ -75,7 +75,7 @@ def unpack_clips(answer: Buffer, row: Mapping[str, Any]) -> list[LayeredClip]:
         for about in json.loads(bytes(whole[:end])):
             layers = {}
             for name in LAYERS:
-                shape = (*about["shape"], *(() if name == "alpha" else (3,)))
+                shape = (*about["shape"], *(() if name == ALPHA else (3,)))
                 layers[name], place = _taken(memoryview(whole), place, shape)
             clips.append(_clip(row, layers, about))
         return clips

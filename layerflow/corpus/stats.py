@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from layerflow.clip import LAYERS, PROMPTED
+from layerflow.clip import BLENDED, LAYERS, PROMPTED
 from layerflow.corpus.published import Chunk, PublishedCorpus
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import QUALITY_FIELDS, SCHEMA, Corpus, Table
@@ -166,11 +166,11 @@ def duplicates(corpus: Corpus | PublishedCorpus, sizes: np.ndarray) -> dict[str,
 
     sizes: from ``cell_bytes``. Only cells of equal length are read.
     """
-    lengths = Counter(sizes[:, LAYERS.index("blended")].tolist())
+    lengths = Counter(sizes[:, LAYERS.index(BLENDED)].tolist())
     seen: dict[bytes, str] = {}
     pairs: list[list[str]] = []
-    for batch in read_batches(corpus, ("id", "blended")):
-        for id, cell in zip(batch.column("id"), batch.column("blended"), strict=True):
+    for batch in read_batches(corpus, ("id", BLENDED)):
+        for id, cell in zip(batch.column("id"), batch.column(BLENDED), strict=True):
             buffer = cell.as_buffer()
             if buffer is None or lengths[buffer.size] < 2:
                 continue

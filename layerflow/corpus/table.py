@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from layerflow.clip import LAYERS, PROMPTED, LayeredClip
+from layerflow.clip import ALPHA, LAYERS, PROMPTED, LayeredClip
 from layerflow.corpus.shards import read_schema, read_shard, table_files
 from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media.cells import (
@@ -176,7 +176,7 @@ def encode_row(
     else:
         media = {
             layer: encode_alpha(clip.alpha, clip.fps)
-            if layer == "alpha"
+            if layer == ALPHA
             else encode_color(clip.layer(layer), clip.fps, crf=crf)
             for layer in LAYERS
         }

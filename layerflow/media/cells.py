@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from layerflow.clip import U8
+from layerflow.clip import ALPHA, U8
 from layerflow.media.opening import (
     MAX_CELL_PIXELS,
     PNG_MAGIC,
@@ -125,7 +125,7 @@ def decode_layer(
     layer: str, data: bytes, bounds: Bounds | None = None, keep: Sequence[int] | None = None
 ) -> U8:
     """The media cell of a layer: ``decode_alpha`` or ``decode_color``."""
-    return (decode_alpha if layer == "alpha" else decode_color)(data, bounds, keep)
+    return (decode_alpha if layer == ALPHA else decode_color)(data, bounds, keep)
 
 
 def decode_color(

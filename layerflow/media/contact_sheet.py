@@ -9,13 +9,23 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from layerflow.clip import PROMPTED, U8, LayeredClip, checkerboard, composite
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    PROMPTED,
+    U8,
+    LayeredClip,
+    checkerboard,
+    composite,
+)
 from layerflow.files import write_bytes
 from layerflow.locations import one_line
 from layerflow.media.cells import encode_png
 
-SHOWN = ("blended", "foreground", "alpha", "background")
-HEADINGS = ("blended", "foreground on checkerboard", "alpha", "background")
+SHOWN = (BLENDED, FOREGROUND, ALPHA, BACKGROUND)
+HEADINGS = (BLENDED, "foreground on checkerboard", ALPHA, BACKGROUND)
 MARGIN, GAP = 8, 2
 TEXT_SIZE = 13
 LINE_HEIGHT = 17
@@ -24,7 +34,7 @@ PAPER, INK, FAINT = (24, 26, 30), (235, 235, 235), (150, 156, 166)
 
 def shown_layer(clip: LayeredClip, name: str) -> U8:
     """One layer as uint8 ``[T, H, W, 3]`` to look at: the foreground lies on a checkerboard."""
-    if name == "foreground":
+    if name == FOREGROUND:
         board = checkerboard(*clip.size, cell=max(8, clip.size[0] // 24))
         return composite(clip.foreground, clip.alpha, np.broadcast_to(board, clip.foreground.shape))
     frames = clip.layer(name)

@@ -65,7 +65,7 @@ BASE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Preset:
+class ModelPreset:
     """A kind of model directory: its options with their values, and whether it needs a base."""
 
     name: str
@@ -74,12 +74,14 @@ class Preset:
     needs_base: bool = True
 
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, ModelPreset] = {
     preset.name: preset
     for preset in (
-        Preset("tiny", "0.94 M parameters, made from nothing, for CPUs", TINY, needs_base=False),
-        Preset("cogvideox-2b", "native LayerFlow from CogVideoX-2B (sin-cos positions)", BASE),
-        Preset("cogvideox-5b", "native LayerFlow from CogVideoX-5B (rotary positions)", BASE),
+        ModelPreset(
+            "tiny", "0.94 M parameters, made from nothing, for CPUs", TINY, needs_base=False
+        ),
+        ModelPreset("cogvideox-2b", "native LayerFlow from CogVideoX-2B (sin-cos positions)", BASE),
+        ModelPreset("cogvideox-5b", "native LayerFlow from CogVideoX-5B (rotary positions)", BASE),
     )
 }
 

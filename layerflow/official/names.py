@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from layerflow.clip import BACKGROUND, FOREGROUND
 from layerflow.model.layers import OFFICIAL, OfficialTask
 
 TOKENS_PER_PROMPT = 226
@@ -302,8 +303,8 @@ def guess_from_name(name: str, candidates: Sequence[str]) -> list[str]:
     meaning = {
         "gen": ("gen", "generation"),
         "seg": ("seg", "segmentation", "decomposition", "decompose"),
-        "fg2bg": ("fg2bg", "foreground"),
-        "bg2fg": ("bg2fg", "background"),
+        "fg2bg": ("fg2bg", FOREGROUND),
+        "bg2fg": ("bg2fg", BACKGROUND),
     }
     kinds = [kind for kind, said in meaning.items() if any(word in words for word in said)]
     colours = [colour for colour in ("rgb", "rgba") if colour in words]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND
 from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.index_files import index_of
 from pipelines.inputs.layouts import group_files, split_videos
@@ -48,13 +49,13 @@ class Grouped(Importer):
         return f"layout {self.name} needs {wanted}; here is {' + '.join(sorted(found))}"
 
 
-_MATTED, _TRIPLET = {"blended", "alpha"}, {"blended", "alpha", "background"}
-RGBA = Grouped("rgba", ({"file"}, {"foreground"}), videos=False, suffixes=STILL_SUFFIXES)
-PAIRS = Grouped("pairs", (_MATTED, {"foreground", "alpha"}), videos=False)
-MATTING = Grouped("matting", ({"foreground", "alpha"},))
+_MATTED, _TRIPLET = {BLENDED, ALPHA}, {BLENDED, ALPHA, BACKGROUND}
+RGBA = Grouped("rgba", ({"file"}, {FOREGROUND}), videos=False, suffixes=STILL_SUFFIXES)
+PAIRS = Grouped("pairs", (_MATTED, {FOREGROUND, ALPHA}), videos=False)
+MATTING = Grouped("matting", ({FOREGROUND, ALPHA},))
 TRIPLETS = Grouped("triplets", (_TRIPLET,))
 DAVIS = Grouped("davis", (_MATTED,), stills=False)
-LAYERFLOW = Grouped("layerflow", (_TRIPLET, {"foreground", *_TRIPLET}), stills=False)
+LAYERFLOW = Grouped("layerflow", (_TRIPLET, {FOREGROUND, *_TRIPLET}), stills=False)
 VIDLAYER = Grouped("vidlayer", (_TRIPLET,), stills=False)
 PSD = Grouped("psd", videos=False, suffixes=DOCUMENT_SUFFIXES)
 STILLS = Grouped("stills", videos=False, suffixes=STILL_SUFFIXES)

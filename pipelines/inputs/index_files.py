@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from layerflow.clip import BACKGROUND, FOREGROUND
 from layerflow.locations import below, locate
 from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.layouts import Group
@@ -44,9 +45,9 @@ def layered_images(root: Path) -> tuple[list[Group], dict[str, Said]] | None:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("images_fg"), str):
             continue
         foreground = _inside(root, entry["images_fg"], path.name)
-        files = [("foreground", foreground)]
+        files = [(FOREGROUND, foreground)]
         if isinstance(entry.get("images_bg"), str):
-            files.append(("background", _inside(root, entry["images_bg"], path.name)))
+            files.append((BACKGROUND, _inside(root, entry["images_bg"], path.name)))
         uri = below(foreground, root)
         groups.append(Group(uri, str(name), tuple(sorted(files))))
         prompts[uri] = said_in(entry)

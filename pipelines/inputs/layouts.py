@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND
 from layerflow.locations import escape_name
 from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, LeftOut, walk
 from pipelines.inputs.numbering import Alike, even_runs, look_alike, sequences
@@ -25,12 +26,12 @@ from pipelines.inputs.twins import Twins
 from pipelines.readers.stills import still_size
 
 ROLE_WORDS = {
-    "foreground": ("foreground", "foregrounds", "fg", "fgr"),
-    "alpha": ("alpha", "alphas", "mask", "masks", "matte", "mattes", "pha", "gt", "annotations"),
-    "background": ("background", "backgrounds", "bg", "bgr", "impainting"),
-    "blended": (
+    FOREGROUND: (FOREGROUND, "foregrounds", "fg", "fgr"),
+    ALPHA: (ALPHA, "alphas", "mask", "masks", "matte", "mattes", "pha", "gt", "annotations"),
+    BACKGROUND: (BACKGROUND, "backgrounds", "bg", "bgr", "impainting"),
+    BLENDED: (
         *("image", "images", "img", "imgs", "original", "original_image", "blurred_image"),
-        *("blended", "bl", "com", "composite", "merged", "full", "rgb", "jpegimages", "full_video"),
+        *(BLENDED, "bl", "com", "composite", "merged", "full", "rgb", "jpegimages", "full_video"),
     ),
     "ignored": ("trimap", "trimaps"),
 }
@@ -140,13 +141,13 @@ def _pair_twins(
     files = [slot[role], *others]
     beside = {relative.with_suffix("") for _, relative in files}
     stills = all(path.suffix.lower() in STILL_SUFFIXES for path, _ in files)
-    if role in ("alpha", "background", "ignored") or "alpha" in slot or len(beside) > 1:
+    if role in (ALPHA, BACKGROUND, "ignored") or ALPHA in slot or len(beside) > 1:
         return
     matte = twins.matte([path for path, _ in files]) if stills else None
     if matte is None:
         return
     picture = next(found for found in files if found[0] != matte)
-    slot[role], slot["alpha"] = picture, next(found for found in files if found[0] == matte)
+    slot[role], slot[ALPHA] = picture, next(found for found in files if found[0] == matte)
     for found in others:
         by_key.pop(found[1].as_posix(), None)
     for found in files:
@@ -162,7 +163,7 @@ def _folders_by_role(stems: set[str]) -> set[str]:
         if path.name.lower() in ROLE_OF:
             roles.setdefault(path.parent.as_posix(), set()).add(ROLE_OF[path.name.lower()])
     return {
-        folder for folder, found in roles.items() if len(found) > 1 and found & {"blended", "alpha"}
+        folder for folder, found in roles.items() if len(found) > 1 and found & {BLENDED, ALPHA}
     }
 
 
@@ -206,12 +207,12 @@ def _group(key: str, slot: Mapping[str, tuple[Path, PurePosixPath]]) -> Group | 
         role, path = next(iter(files.items()))
         first = slot[role][1]
         # Alone, a whole picture is just a file; a matte or a background is still one.
-        files = {role if role in ("alpha", "background") else "file": path}
+        files = {role if role in (ALPHA, BACKGROUND) else "file": path}
     else:
         if "file" in files:  # x.png beside x_alpha.png is the whole picture
-            taken = "blended" in files
-            files["foreground" if taken else "blended"] = files.pop("file")
-        order = ("foreground", "blended", "background", "alpha")
+            taken = BLENDED in files
+            files[FOREGROUND if taken else BLENDED] = files.pop("file")
+        order = (FOREGROUND, BLENDED, BACKGROUND, ALPHA)
         names = dict(slot.values())
         first = next(names[files[role]] for role in order if role in files)
     return Group(first.as_posix(), key, tuple(sorted(files.items())))
@@ -234,7 +235,7 @@ def split_videos(
         folder = PurePosixPath(group.key).parent.as_posix()
         if any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in group.files):
             videos.append(replace(group, moving=True))
-        elif folder != "." and roles != ("background",):
+        elif folder != "." and roles != (BACKGROUND,):
             numbered.setdefault((folder, roles), []).append(group)
         else:
             stills.append(group)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerflow.clip import U8
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.cells import MAX_STILL_PIXELS, MediaError
 from layerflow.media.isolate import isolated
 from pipelines.inputs.importers import Importer, Listing
@@ -50,7 +50,7 @@ class Mulan(Importer):
         stills = []
         for path, relative in self._annotations(root):
             stem = path.name[: -len(SUFFIX)]
-            base = [("blended", bases[stem])] if stem in bases else []
+            base = [(BLENDED, bases[stem])] if stem in bases else []
             files = (("annotation", path), *base)
             problem = None if base else NO_BASE
             stills.append(Group(relative.as_posix(), stem, files, problem=problem))
@@ -58,9 +58,7 @@ class Mulan(Importer):
 
     def read(self, files: Mapping[str, Path]) -> StillLayers:
         """One annotated still. Raises MediaError for what is damaged, unsafe or does not fit."""
-        background, instances, captions, prompts = _decomposed(
-            files["annotation"], files["blended"]
-        )
+        background, instances, captions, prompts = _decomposed(files["annotation"], files[BLENDED])
         rgba = instances[0] if len(instances) == 1 else merged(instances)
         check_alpha(rgba[..., 3])
         objects = tuple(zip(captions, instances, strict=True))
@@ -90,9 +88,9 @@ def _decomposed(
         for entry in entries
     )
     prompts = {
-        "foreground": ", ".join(dict.fromkeys(filter(None, map(_caption, entries)))),
-        "background": _caption(content["background"]),
-        "blended": _caption(content.get("image")),
+        FOREGROUND: ", ".join(dict.fromkeys(filter(None, map(_caption, entries)))),
+        BACKGROUND: _caption(content["background"]),
+        BLENDED: _caption(content.get("image")),
     }
     background = _layer(content["background"], picture, "the background")
     return background, instances, tuple(map(_caption, entries)), prompts

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerflow.clip import U8
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.corpus.table import Corpus
 from layerflow.locations import clean_uri, escape_name, root_of, without_secrets
 from pipelines.gates import judge
@@ -116,13 +116,13 @@ def list_foregrounds(inputs: Sequence[str], gate: str) -> list[PasteSource]:
     """
     found = [source for item in inputs for source in _listed(item, gate)]
     hint = "" if gate == "off" else f"; of mined clips, none passes the gate {gate} (--gate)"
-    return _checked(found, "foreground", inputs, hint)
+    return _checked(found, FOREGROUND, inputs, hint)
 
 
 def list_backgrounds(inputs: Sequence[str]) -> list[PasteSource]:
     """Sources without alpha, in sorted order: corpus rows (their clean background) and files."""
     found = [source for item in inputs for source in _listed(item, None)]
-    return _checked(found, "background", inputs)
+    return _checked(found, BACKGROUND, inputs)
 
 
 def _checked(
@@ -155,7 +155,7 @@ def _listed(item: str, gate: str | None) -> list[PasteSource]:
 def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
     if gate is None:
         return [single for group in groups for single in _background_files(group)]
-    return [group for group in groups if set(group.roles) != {"background"}]
+    return [group for group in groups if set(group.roles) != {BACKGROUND}]
 
 
 def _of_bucket(url: str, gate: str | None) -> list[PasteSource]:
@@ -175,9 +175,9 @@ def _of_bucket(url: str, gate: str | None) -> list[PasteSource]:
 def _background_files(group: Group) -> list[Group]:
     """A group's background, or the file that stands alone; a whole picture shows its subject."""
     roles = group.roles
-    chosen = roles.get("background", roles.get("file"))
-    if chosen is None and "alpha" not in roles:
-        chosen = roles.get("blended")
+    chosen = roles.get(BACKGROUND, roles.get("file"))
+    if chosen is None and ALPHA not in roles:
+        chosen = roles.get(BLENDED)
     return [Group(group.uri, group.key, (("file", chosen),))] if chosen else []
 
 
@@ -214,10 +214,10 @@ def prompt_of(source: PasteSource, layer: str) -> str:
     paths = [Path(path) for _, path in source.files]
     beside = (sidecar(path, root_of(path, source.uri)) for path in paths)
     for said in (dict(source.told), *beside):
-        for name in (layer, "blended"):
+        for name in (layer, BLENDED):
             if said.get(name):
                 return said[name]
-    return words_of(source.name) or ("an object" if layer == "foreground" else "a scene")
+    return words_of(source.name) or ("an object" if layer == FOREGROUND else "a scene")
 
 
 def rights_of(source: PasteSource) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerflow.clip import LAYERS, PROMPTED
+from layerflow.clip import BLENDED, FOREGROUND, LAYERS, PROMPTED
 from layerflow.locations import clean_uri, locate, root_of, without_secrets
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
@@ -138,7 +138,7 @@ def mapping_of(columns: tuple[str, ...], said: Mapping[str, str]) -> dict[str, s
             hit = next((n for n in names if n in columns and n not in found.values()), None)
             if hit is not None:
                 found[text] = hit
-    if not {"foreground", "blended"} & set(found):
+    if not {FOREGROUND, BLENDED} & set(found):
         raise ValueError(
             f"no column of pictures is known among {list(columns)}; "
             "say which: --column foreground=NAME --column background=NAME"

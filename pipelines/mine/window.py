@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from layerflow.clip import U8
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
 from pipelines.engine.steps import Refused
@@ -83,10 +83,10 @@ class Window:
     def layers(self) -> dict[str, U8]:
         """The layers by the names of ``LayeredClip``."""
         return {
-            "foreground": self.foreground,
-            "alpha": self.alpha,
-            "background": self.plate.background,
-            "blended": self.frames,
+            FOREGROUND: self.foreground,
+            ALPHA: self.alpha,
+            BACKGROUND: self.plate.background,
+            BLENDED: self.frames,
         }
 
     def fetch(self, path: Path, op: Literal["fetch", "matte"] = "fetch") -> U8:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from layerflow.clip import PROMPTED
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED
 from layerflow.corpus.table import file_sha256, origin
 from layerflow.locations import root_of
 from pipelines.inputs.layouts import Group, words_of
@@ -55,25 +55,25 @@ def still_prompts(
     """
     given = {layer: said[layer] for layer in PROMPTED if said.get(layer)}
     roles = group.roles
-    shown = [roles[r] for r in ("file", "foreground", "blended", "alpha") if r in roles]
+    shown = [roles[r] for r in ("file", FOREGROUND, BLENDED, ALPHA) if r in roles]
     if shown:
         shown.append(shown[0].with_name(f"{group.name}.png"))  # x.json beside x_alpha.png
     for path in shown:
         for layer, text in sidecar(path, root_of(path, group.uri)).items():
             if layer in PROMPTED:
                 given.setdefault(layer, text)
-    behind_it = roles.get("background")
+    behind_it = roles.get(BACKGROUND)
     scenery = {} if behind_it is None else sidecar(behind_it, root_of(behind_it, group.uri))
     if scenery:  # speaks of the background alone
-        alone = scenery.get("background") or scenery.get("blended")
-        given.setdefault("background", alone or behind)
+        alone = scenery.get(BACKGROUND) or scenery.get(BLENDED)
+        given.setdefault(BACKGROUND, alone or behind)
     for layer, text in (own or {}).items():
         if text:
             given.setdefault(layer, text)
-    subject = given.get("foreground") or given.get("blended") or words_of(group.name) or "an object"
-    scene = given.get("background") or behind
-    whole = given.get("blended") or f"{subject}, {scene}"
-    return {"foreground": subject, "background": scene, "blended": whole}
+    subject = given.get(FOREGROUND) or given.get(BLENDED) or words_of(group.name) or "an object"
+    scene = given.get(BACKGROUND) or behind
+    whole = given.get(BLENDED) or f"{subject}, {scene}"
+    return {FOREGROUND: subject, BACKGROUND: scene, BLENDED: whole}
 
 
 def clip_rights(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerflow.clip import BACKGROUND
 from layerflow.locations import without_secrets
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import Unit, unit_key
@@ -47,8 +48,8 @@ def make_plan(options: PackOptions) -> PackPlan:
         if not root.is_dir():
             raise ValueError(f"{item}: no such folder")
         found += list_folder(options.layout, root)
-    pool = tuple(still for still in found.stills if set(still.roles) == {"background"})
-    stills = tuple(still for still in found.stills if set(still.roles) != {"background"})
+    pool = tuple(still for still in found.stills if set(still.roles) == {BACKGROUND})
+    stills = tuple(still for still in found.stills if set(still.roles) != {BACKGROUND})
     if not stills and not found.videos and not found.tables:
         inputs = ", ".join(options.inputs)
         raise ValueError(without_secrets(f"no layered still or film in {inputs}"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from layerflow.clip import U8, resize_cover
+from layerflow.clip import BACKGROUND, U8, resize_cover
 from layerflow.media.cells import MediaError
 from layerflow.seeds import generator
 from pipelines.engine.steps import Refused
@@ -79,7 +79,7 @@ def choose_background(still: Still) -> None:
         except MediaError:
             continue
         still.background, still.behind = resize_cover(picture[None], *rgba.shape[:2])[0], "real"
-        scene = still_prompts(drawn, {}, "")["background"]
+        scene = still_prompts(drawn, {}, "")[BACKGROUND]
         still.scene, still.drawn = scene or words_of(drawn.name) or "a scene", drawn
         return
     rng = generator(options.seed, number, "fill")

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from layerflow.clip import BACKGROUND, FOREGROUND
 from layerflow.corpus.table import rejected_row
 from layerflow.media.cells import MediaError
 from layerflow.seeds import first_of_block, in_blocks, in_turns
@@ -46,7 +47,7 @@ def load_foregrounds(sample: Sample) -> None:
     sources = sample.context.plan.foregrounds
     load = partial(sample.loader.foreground, rng=sample.generator("film"))
     first_use = first_of_block(sample.index, sample.options.count, len(sources))
-    steps = ["foreground" if first_use and sample.attempt == 0 else None]
+    steps = [FOREGROUND if first_use and sample.attempt == 0 else None]
     steps += [None] * (len(sample.chosen) - 1)
     sample.objects = tuple(
         _first_usable(sample, sources, chosen, load, step)
@@ -63,7 +64,7 @@ def load_background(sample: Sample) -> None:
         camera_speed=options.camera_speed,
         still_camera=options.still_camera,
     )
-    step = "background" if sample.attempt == 0 and sample.index < len(sources) else None
+    step = BACKGROUND if sample.attempt == 0 and sample.index < len(sources) else None
     sample.background = _first_usable(sample, sources, sample.behind, load, step)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from layerflow.clip import U8, resize_cover
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8, resize_cover
 from layerflow.corpus.row_cells import read_cells
 from layerflow.corpus.table import Corpus, file_sha256
 from layerflow.media.cells import MediaError
@@ -123,28 +123,28 @@ class Loader:
                 frames_needed(len(rgba), fps, self._frames, self._fps)
             return rgba.nbytes, cropped(rgba, fps, max(self._size), prompt, record)
 
-        value: Foreground = self._cached("foreground", source, make)
+        value: Foreground = self._cached(FOREGROUND, source, make)
         return value
 
     def _still(self, source: PasteSource) -> tuple[U8, float, str, dict[str, Any]]:
         """Straight uint8 ``[1, h, w, 4]``, fps, prompt, record."""
-        own, picture, alpha = (source.path(r) for r in ("foreground", "blended", "alpha"))
+        own, picture, alpha = (source.path(r) for r in (FOREGROUND, BLENDED, ALPHA))
         if alpha is not None and (own or picture) is not None:
             rgba = load_pair(own, picture, alpha)
         else:
-            path = source.path("file", "foreground")
+            path = source.path("file", FOREGROUND)
             if path is None:
                 raise MediaError(NO_CUTOUT)
             rgba = smooth_outline(load_cutout(path))
-        return rgba[None], 0.0, *_described(source, "foreground")
+        return rgba[None], 0.0, *_described(source, FOREGROUND)
 
     def _row(self, source: PasteSource) -> tuple[U8, float, str, dict[str, Any]]:
         """Straight uint8 ``[T, h, w, 4]``, fps, prompt, record."""
-        row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
-        layers = read_cells(row, ("foreground", "alpha"))
-        alpha = layers["alpha"]
+        row = self._read_row(source, (FOREGROUND, ALPHA, "foreground_prompt"))
+        layers = read_cells(row, (FOREGROUND, ALPHA))
+        alpha = layers[ALPHA]
         check_alpha(alpha)
-        rgba = np.concatenate([layers["foreground"], alpha[..., None]], axis=3)
+        rgba = np.concatenate([layers[FOREGROUND], alpha[..., None]], axis=3)
         fps = row["fps"] if row["num_frames"] > 1 else 0.0
         return rgba, fps, row["foreground_prompt"], _row_record(source, row)
 
@@ -158,20 +158,20 @@ class Loader:
             reader = LayeredVideoReader(here.layers, self._decoder)
             if reader.count > 1:
                 frames_needed(reader.count, reader.fps or self._fps, self._frames, self._fps)
-            return SMALL, (reader, *_described(here, "foreground"))
+            return SMALL, (reader, *_described(here, FOREGROUND))
 
         def whole() -> tuple[int, Foreground | None]:
             size, (reader, prompt, record) = found = opened()
             if not reader.short:
-                self._cached("opened", source, lambda: found, "foreground")
+                self._cached("opened", source, lambda: found, FOREGROUND)
                 return size, None
             rgba = reader.cutout(range(reader.count))
             return rgba.nbytes, cropped(rgba, reader.fps or self._fps, longest, prompt, record)
 
-        loaded: Foreground | None = self._cached("foreground", source, whole)
+        loaded: Foreground | None = self._cached(FOREGROUND, source, whole)
         if loaded is not None:
             return loaded
-        reader, prompt, record = self._cached("opened", source, opened, "foreground")
+        reader, prompt, record = self._cached("opened", source, opened, FOREGROUND)
         fps = reader.fps or self._fps
         need = frames_needed(reader.count, fps, self._frames, self._fps)
         step = max(1, need // 2)
@@ -183,7 +183,7 @@ class Loader:
             found = cropped_window(reader, chosen, self._fps, longest, prompt, record)
             return (SMALL if found is None else found.rgba.nbytes), found
 
-        found: Foreground | None = self._cached("window", source, window, "foreground", start)
+        found: Foreground | None = self._cached("window", source, window, FOREGROUND, start)
         if found is None:
             raise Refused("draw", "nothing of the object is visible in the drawn window")
         return found
@@ -223,21 +223,21 @@ class Loader:
 
         def make() -> tuple[int, Any]:
             if source.kind == "row":
-                columns = ("background", "background_prompt", "background_kind")
+                columns = (BACKGROUND, "background_prompt", "background_kind")
                 row = self._read_row(source, columns)
-                frames = read_cells(row, ("background",))["background"]
+                frames = read_cells(row, (BACKGROUND,))[BACKGROUND]
                 prompt, record = row["background_prompt"], _row_record(source, row)
                 kind, fps = row["background_kind"], row["fps"]
             else:
                 here = self._fetcher.local(source)
                 frames, kind, fps = load_opaque(_file_of(here))[None], "real", self._fps
-                prompt, record = _described(here, "background")
+                prompt, record = _described(here, BACKGROUND)
             if len(frames) == 1:
                 frames = self._reduced(frames)
             return frames.nbytes, (frames, prompt, record, kind, fps)
 
         value: tuple[U8, str, dict[str, Any], str, float]
-        value = self._cached("background", source, make)
+        value = self._cached(BACKGROUND, source, make)
         return value
 
     def _reduced(self, frames: U8) -> U8:
@@ -257,7 +257,7 @@ class Loader:
             if reader.uses_alpha:
                 raise MediaError(TRANSPARENT)
             frames_needed(reader.count, reader.fps or self._fps, self._frames, self._fps)
-            return SMALL, (reader, *_described(here, "background"))
+            return SMALL, (reader, *_described(here, BACKGROUND))
 
         reader, prompt, record = self._cached("opened", source, opened)
         fps = reader.fps or self._fps
@@ -275,7 +275,7 @@ class Loader:
     def _video_background(self, source: PasteSource, rng: Generator) -> Background:
         def probe() -> tuple[int, Any]:
             here = self._fetcher.local(source)
-            return SMALL, (self._decoder.probe(_file_of(here)), *_described(here, "background"))
+            return SMALL, (self._decoder.probe(_file_of(here)), *_described(here, BACKGROUND))
 
         info, prompt, record = self._cached("info", source, probe)
         need, have = self._frames / self._fps, info.seconds + 1 / max(info.fps, 1e-3)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from layerflow.clip import LayeredClip
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LayeredClip
 from layerflow.corpus.columns import SingleObject, encode_objects
 from layerflow.corpus.table import clip_id, encode_row, origin
 from layerflow.locations import clean_uri
@@ -27,9 +27,9 @@ def encode(sample: Sample) -> None:
     clip = LayeredClip(
         **sample.layers,
         prompts={
-            "foreground": subject,
-            "background": background.prompt,
-            "blended": f"{subject}, {background.prompt}",
+            FOREGROUND: subject,
+            BACKGROUND: background.prompt,
+            BLENDED: f"{subject}, {background.prompt}",
         },
         fps=options.fps,
         kind="pasted",
@@ -95,7 +95,7 @@ def _notes(sample: Sample) -> dict[str, Any]:
         "background_mirrored": sample.mirrored,
         "objects": [_notes_of(placed) for placed in sample.placed],
         "shadow": None if sample.shadow is None else asdict(sample.shadow),
-        "signature": signature(sample.layers["alpha"], sample.layers["blended"]),
+        "signature": signature(sample.layers[ALPHA], sample.layers[BLENDED]),
     }
 
 

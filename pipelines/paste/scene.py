@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.corpus.columns import visible_alphas
 from layerflow.media.frame_rate import choose_frames
 from pipelines.inputs.sources import Foreground
@@ -94,10 +94,10 @@ def compose_layers(sample: Sample) -> None:
         sprites, frames, shutter=options.shutter / 360, grain=noise, own=own
     )
     sample.layers = {
-        "foreground": foreground,
-        "alpha": alpha,
-        "background": frames,
-        "blended": blended,
+        FOREGROUND: foreground,
+        ALPHA: alpha,
+        BACKGROUND: frames,
+        BLENDED: blended,
     }
     sample.amodal, sample.visible = own, visible_alphas(own) if own else []
     sample.least_visible = min([*visible, *map(_least_share, sample.visible, own)])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from layerflow.clip import COLOUR_LAYERS, U8, LayeredClip
+from layerflow.clip import BACKGROUND, LAYERS, PROMPTED, U8, LayeredClip
 from layerflow.corpus.table import decode_row, encode_row
 from pipelines.engine.steps import Refused
 from pipelines.vision.path import mean_step
@@ -45,7 +45,7 @@ def check(sample: Sample) -> None:
         sample.options,
         moving=any(item.moving for item in sample.objects) or sample.background.static < 1,
         clipped=max(placed.clipped for placed in sample.placed),
-        background=exposure(sample.layers["background"]),
+        background=exposure(sample.layers[BACKGROUND]),
     )
     if reason is not None:
         raise Refused("draw", reason)
@@ -69,7 +69,7 @@ def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
     - ``exposure_low|high``: share of opaque pixels of the foreground with all channels <= 5 |
       >= 250 in the middle frame.
     """
-    alpha, foreground = layers["alpha"], layers["foreground"]
+    foreground, alpha, *_ = (layers[name] for name in LAYERS)
     count = len(alpha)
     area = alpha.mean(axis=(1, 2)) / 255.0
     middle = alpha[count // 2]
@@ -92,9 +92,7 @@ def score_layers(layers: Mapping[str, U8]) -> dict[str, float]:
 
 
 def _equation_error(layers: Mapping[str, U8], t: int) -> float:
-    alpha, colour, back, blended = (
-        layers[name][t] for name in ("alpha", "foreground", "background", "blended")
-    )
+    colour, alpha, back, blended = (layers[name][t] for name in LAYERS)
     soft = (alpha > 0) & (alpha < 255)
     a = alpha[soft][:, None] * np.float32(1 / 255)
     exact = a * colour[soft] + (1 - a) * back[soft]
@@ -173,7 +171,7 @@ def encoded_scores(row: Mapping[str, Any], clip: LayeredClip) -> dict[str, float
     back = decode_row(row)
     probes = sorted({0, back.num_frames // 2, back.num_frames - 1})
     squared = []
-    for layer in COLOUR_LAYERS:
+    for layer in PROMPTED:
         difference = back.layer(layer).astype(np.int16) - clip.layer(layer)
         squared.append(float(np.square(difference, dtype=np.int32).mean()))
     psnr = 10 * np.log10(255.0**2 / max(max(squared), 1e-6))

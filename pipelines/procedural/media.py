@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.cells import encode_alpha, encode_color, encode_png
 from layerflow.seeds import numbered
 from pipelines.procedural import art
@@ -118,7 +118,7 @@ def make_backgrounds(
             pan = _pan(rng, width) if index % 2 else (0.0, 0.0)
             video = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
             path, data = out / f"back-{index:04d}.mp4", encode_color(art.to_u8(video), fps)
-        paths.append(_write(path, data, {"background": BACKGROUND_WORD}))
+        paths.append(_write(path, data, {BACKGROUND: BACKGROUND_WORD}))
     return paths
 
 
@@ -154,8 +154,8 @@ def make_layered_stills(
         name = f"{look}-{index:04d}.png"
         picture = art.to_u8(art.background(rng, size, size, chroma=chroma))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
-        _write(out / "background" / name, encode_png(picture))
-        path = out / "foreground" / name
+        _write(out / BACKGROUND / name, encode_png(picture))
+        path = out / FOREGROUND / name
         paths.append(_write(path, encode_png(rgba), prompts_of(subject.name)))
     return paths
 
@@ -163,9 +163,9 @@ def make_layered_stills(
 def prompts_of(name: str) -> dict[str, str]:
     """Prompts of the three captioned layers for a subject's name, such as ``red checks``."""
     return {
-        "foreground": name,
-        "background": BACKGROUND_WORD,
-        "blended": f"{name} on {BACKGROUND_WORD}",
+        FOREGROUND: name,
+        BACKGROUND: BACKGROUND_WORD,
+        BLENDED: f"{name} on {BACKGROUND_WORD}",
     }
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from layerflow.clip import LAYERS
+from layerflow.clip import ALPHA, LAYERS
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
 from layerflow.files import replacing
@@ -112,7 +112,7 @@ def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     for name in schema.names:
         column = batch.column(name)
         if name in media:
-            moving = "mkv" if name == "alpha" else "mp4"
+            moving = "mkv" if name == ALPHA else "mp4"
             names = [
                 f"{id}.{name}.{'png' if one else moving}"
                 for id, one in zip(ids, still, strict=True)

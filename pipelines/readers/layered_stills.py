@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from layerflow.clip import U8, resize_cover
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8, resize_cover
 from layerflow.media.cells import MediaError
 from pipelines.readers.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
 from pipelines.readers.photoshop import read_document
@@ -53,16 +53,16 @@ def read_layers(roles: Mapping[str, Path]) -> StillLayers:
         rgba, below = read_document(roles["file"])
         check_alpha(rgba[..., 3])
         return StillLayers(rgba, below, None if below is None else "real")
-    own = load_opaque(roles["background"]) if "background" in roles else None
-    colour = roles.get("foreground", roles.get("blended"))
+    own = load_opaque(roles[BACKGROUND]) if BACKGROUND in roles else None
+    colour = roles.get(FOREGROUND, roles.get(BLENDED))
     alone = roles.get("file", colour)
-    if "alpha" in roles and colour is not None:
-        if "foreground" in roles:
-            rgba = load_pair(roles["foreground"], roles.get("blended"), roles["alpha"])
+    if ALPHA in roles and colour is not None:
+        if FOREGROUND in roles:
+            rgba = load_pair(roles[FOREGROUND], roles.get(BLENDED), roles[ALPHA])
         elif own is not None:
-            rgba = _against(colour, roles["alpha"], own)
+            rgba = _against(colour, roles[ALPHA], own)
         else:
-            rgba = load_pair(None, colour, roles["alpha"])
+            rgba = load_pair(None, colour, roles[ALPHA])
             picture = read_still(colour)[..., :3]
             return StillLayers(rgba, fill_behind(picture, rgba[..., 3]), "filled")
     elif alone is not None:

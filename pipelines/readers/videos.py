@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    U8,
+    LayeredClip,
+    composite,
+    resize_clip,
+    resize_cover,
+)
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
 from layerflow.media.frame_rate import frames_needed
@@ -51,10 +61,10 @@ class LayeredVideoReader:
 
     def __init__(self, layers: Mapping[str, Paths], decoder: Decoder) -> None:
         opened = {role: FrameReader(paths, decoder) for role, paths in layers.items()}
-        self._matte = opened.get("alpha")
-        self._colour = opened.get("foreground")
-        self._picture = opened.get("blended")
-        self._background = opened.get("background")
+        self._matte = opened.get(ALPHA)
+        self._colour = opened.get(FOREGROUND)
+        self._picture = opened.get(BLENDED)
+        self._background = opened.get(BACKGROUND)
         if self._matte is None:
             self._colour = self._colour or opened.get("file") or self._picture
             self._picture = None if self._colour is self._picture else self._picture

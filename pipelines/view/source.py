@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from layerflow.clip import PROMPTED, U8, LayeredClip
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED, U8, LayeredClip
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.stats import read_batches, small_rows
 from layerflow.corpus.table import Table, decode_row
@@ -26,7 +26,7 @@ from layerflow.locations import clean_uri
 from layerflow.media.cells import MediaError, decode_alpha, decode_color, encode_preview
 from layerflow.media.video import read_frames
 
-PANELS = ("blended", "foreground", "alpha", "background", "difference", "recomposed")
+PANELS = (BLENDED, FOREGROUND, ALPHA, BACKGROUND, "difference", "recomposed")
 DIFFERENCE_GAIN = 8
 BLOCK = 16  # H.264 macroblock: panels that start on one do not bleed into each other
 

@@ -16,8 +16,9 @@ import torch
 
 from layerflow.corpus.latents import Latents
 from layerflow.model import adapters
+from layerflow.model.layers import given_layers
 from layerflow.seeds import keyed
-from manifests.train import TrainManifest, given_layers
+from manifests.train import TrainManifest
 from tests.support import ROOT
 from tests.support.trainer_kit import make_manifest, same, weights
 from trainer import loop, metrics

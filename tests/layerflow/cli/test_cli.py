@@ -95,10 +95,10 @@ jobs:
     manifest.write_text(text + "    speed: 3\n")
     wrong = layerflow("build", manifest, "--workers", 0)
     assert wrong.returncode == 2
-    assert "jobs.0.mine.speed: unknown key" in wrong.stderr
+    assert "jobs[0].speed: unknown key" in wrong.stderr
     manifest.write_text(text.replace("frames: 8", "frames: eight"))
     wrong = layerflow("build", manifest, "--workers", 0)
-    assert "jobs.0.mine.frames" in wrong.stderr and "'eight'" in wrong.stderr
+    assert "jobs[0].frames" in wrong.stderr and "'eight'" in wrong.stderr
     manifest.write_text(text)
     right = layerflow("build", manifest, "--workers", 0, "--quiet")
     assert right.returncode == 0, right.stderr

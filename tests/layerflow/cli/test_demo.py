@@ -18,6 +18,7 @@ from layerflow.cli.demo import memory as demo_memory
 from layerflow.cli.demo import page as demo_page
 from layerflow.cli.demo import steps as demo_steps
 from layerflow.evaluation import baselines
+from layerflow.model.layers import TASKS
 from manifests.demo import DemoManifest, load_demo
 
 FOLDER = Path(manifests.__file__).parent
@@ -177,7 +178,7 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "demo.json").read_text())["peak_gib"] > 0.2
     page = demo_page.write_page(demo, result).read_text()
     assert page.count("data:image/png") == 4 + 7 + 5 and "http" not in page.split("<body>")[1]
-    for task in demo_measure.TASKS:
+    for task in TASKS:
         assert (tmp_path / "out" / "samples" / task / task / "alpha.mkv").is_file()
     again = demo_steps.run_demo(demo)  # everything is there already
     assert again["decomposition"] == result["decomposition"]
