@@ -17,31 +17,37 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
+import psutil
 
-from layerflow.clip import LayeredClip
-from layerflow.corpus.table import Corpus, encode_row, origin
+from layerflow.cli.demo.memory import PeakMemory
+from layerflow.clip import U8
+from layerflow.corpus.table import Corpus
+from layerflow.media.decode import Decoder
 from layerflow.media.video import fetch, scan
 from manifests.common import parse_size
-from pipelines.matting import make_matter
-from pipelines.mine.backdrop import find_backdrop, is_still, look_times
+from manifests.mine import MineOptions
+from pipelines.engine.steps import run_steps
+from pipelines.inputs.prompts import TEMPLATE
+from pipelines.mine.backdrop import backdrop_times
 from pipelines.mine.duplicates import signature
 from pipelines.mine.frames import find_bars, trim_fades
-from pipelines.mine.layers import make_layers
-from pipelines.mine.score import neighbour_flows, score_frames
+from pipelines.mine.job import STEPS
+from pipelines.mine.plan import VideoSpan
 from pipelines.mine.shots import cut_windows, find_shots
+from pipelines.mine.survey import Candidate, Findings
+from pipelines.mine.window import Video, Window
 from pipelines.vision.numerics import single_thread
 
 FRAMES, FPS = 8, 8.0
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def make_video(path: Path, seed: int, height: int, width: int) -> None:
@@ -66,85 +72,57 @@ def make_video(path: Path, seed: int, height: int, width: int) -> None:
         container.mux(stream.encode(None))
 
 
+class InProcess(Decoder):
+    """Decodes in this process."""
+
+    def fetch(self, path: Path, *given: Any, op: str = "fetch", **how: Any) -> U8:
+        return fetch(path, *given, **how)
+
+
 def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
     """All kernels on one video of one clip. Returns their CPU seconds."""
     start = time.process_time()
-    matter = make_matter(matting)
+    said = MineOptions(inputs=[str(path)], out="", size=size, frames=FRAMES, fps=FPS,
+                       matting=matting, gate="off")  # fmt: skip
+    span = VideoSpan(str(path), "", path.name, prompts=dict(TEMPLATE))
+    video = Video(said, "0" * 16, span, Findings(), path, InProcess())
     times, thumbs = scan(path)
     rate = (len(times) - 1) / (times[-1] - times[0])
     for shot in find_shots(thumbs, rate):
         shot = trim_fades(thumbs, shot)
         box = find_bars(thumbs[shot[0] : shot[1]])
-        for window in cut_windows(times, shot, FRAMES, FPS, box):
-            signature(thumbs[times.searchsorted(window.times)])
+        video.findings.shots.append(backdrop_times(times[slice(*shot)]))
+        for place in cut_windows(times, shot, FRAMES, FPS, box):
+            signature(thumbs[times.searchsorted(place.times)])
+            found = Candidate(place.times, place.box, len(video.findings.shots) - 1)
             with single_thread():
-                frames = fetch(path, window.times, *size, box=window.box)
-                flows = neighbour_flows(frames)
-                early = score_frames(frames, flows)
-                backdrop = None
-                looks = look_times(times[slice(*shot)])
-                if looks and is_still(frames):
-                    backdrop = find_backdrop(fetch(path, looks, *size, box=window.box))
-                found = make_layers(frames, matter, FPS, flows, early, None, backdrop)
-            clip = LayeredClip(**found.layers, prompts={})
-            encode_row(
-                clip,
-                id="0" * 16,
-                origin=origin(path.name, ""),
-                quality=found.scores,
-                recipe="",
-                crf=10,
-            )
+                run_steps(STEPS, Window(video, found))
     return time.process_time() - start
 
 
-@dataclass
 class Tree:
-    """CPU seconds and memory of a process and all that it starts, sampled from /proc."""
+    """CPU seconds and memory of a process and all that it starts, sampled."""
 
-    root: int
-    cpu: dict[int, float] = field(default_factory=dict)
-    peak: int = 0
-    stop: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, root: int) -> None:
+        self._root = psutil.Process(root)
+        self._known = {root: self._root}
+        self._cpu: dict[int, float] = {}
 
-    def watch(self) -> None:
-        while not self.stop.wait(1.0):
-            self.sample()
+    @property
+    def cpu(self) -> float:
+        return sum(self._cpu.values())
 
-    def sample(self) -> None:
-        parents: dict[int, int] = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-            if self.mine(int(entry.name), parents) or int(entry.name) in self.cpu:
-                self.cpu[int(entry.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+    def memory(self) -> int:
+        """Bytes that all hold now (shared memory counts once); also notes their CPU time."""
         total = 0
-        for process in parents:
-            if process in self.cpu:
-                total += proportional_set(process)
-        self.peak = max(self.peak, total)
-
-    def mine(self, process: int, parents: dict[int, int]) -> bool:
-        """Parents come before children in /proc but for wrapped ids; these wait a sample."""
-        while process > 1:
-            if process == self.root or process in self.cpu:
-                return True
-            process = parents.get(process, 0)
-        return False
-
-
-def proportional_set(process: int) -> int:
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    line = next((line for line in text.splitlines() if line.startswith("Pss:")), "Pss: 0")
-    return int(line.split()[1]) * 1024
+        with suppress(psutil.Error):
+            self._known |= {p.pid: p for p in self._root.children(recursive=True)}
+        for process in self._known.values():  # also of those whose parent has ended
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                self._cpu[process.pid] = times.user + times.system
+                total += process.memory_full_info().pss
+        return total
 
 
 def run_job(folder: Path, out: Path, matting: str, size: str) -> tuple[float, float, int]:
@@ -157,15 +135,12 @@ def run_job(folder: Path, out: Path, matting: str, size: str) -> tuple[float, fl
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     tree = Tree(child.pid)
-    watcher = threading.Thread(target=tree.watch)
-    watcher.start()
-    code = child.wait()
-    wall = time.perf_counter() - start
-    tree.stop.set()
-    watcher.join()
+    with PeakMemory(tree.memory) as sampled:
+        code = child.wait()
+        wall = time.perf_counter() - start
     if code:
         raise SystemExit(f"the job ended with status {code}")
-    return wall, sum(tree.cpu.values()), tree.peak
+    return wall, tree.cpu, sampled.peak
 
 
 def run_kernels(folder: Path, matting: str, size: tuple[int, int]) -> tuple[float, float]:

@@ -35,7 +35,8 @@ from layerflow.model.from_base import make_scheduler
 from layerflow.model.objective import layer_loss
 from layerflow.model.presets import TINY, tiny_transformer
 from layerflow.model.transformer import LayerFlowTransformer3DModel
-from manifests.train import Stage, TrainManifest, load
+from manifests.train import TrainManifest, load
+from manifests.train_stage import Stage
 from trainer.data import Batch
 from trainer.distributed.processes import ALONE
 from trainer.metrics import device_peak, memory_gib
@@ -211,16 +212,7 @@ def training_step(
     def step() -> None:
         trained.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, manifest.precision == "bf16"):
-            losses = layer_loss(
-                transformer,
-                scheduler,
-                batch.latents,
-                batch.prompt_embeds,
-                batch.given,
-                batch.timesteps,
-                batch.noise,
-                batch.motion_gate,
-            )
+            losses = layer_loss(transformer, scheduler, *batch.tensors())
         losses.mean().backward()
         norm = trained.clip(clip)
         optimizer.found_inf = (~norm.isfinite()).float()

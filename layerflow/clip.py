@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
-LAYERS = ("foreground", "alpha", "background", "blended")
-PROMPTED = ("foreground", "background", "blended")
-COLOUR_LAYERS = PROMPTED
+LAYERS = FOREGROUND, ALPHA, BACKGROUND, BLENDED = "foreground", "alpha", "background", "blended"
+"""The layers of a clip, in the order in which files, latents and the network hold them. ``ALPHA``
+is the matte of ``FOREGROUND``; every other layer is in colour and has a prompt."""
+PROMPTED = (FOREGROUND, BACKGROUND, BLENDED)
+"""The layers in colour, which are those with a prompt, in the same order."""
 KINDS = ("mined", "pasted", "image")
 ALPHA_KINDS = ("binary", "soft")
 BACKGROUND_KINDS = ("real", "filled", "inpainted")
@@ -46,7 +49,7 @@ class LayeredClip:
                 f"alpha must be uint8 [T, H, W] and not empty, "
                 f"not {self.alpha.dtype} {list(self.alpha.shape)}"
             )
-        for name in COLOUR_LAYERS:
+        for name in PROMPTED:
             layer = getattr(self, name)
             if layer.dtype != np.uint8 or layer.shape != (*self.alpha.shape, 3):
                 raise ValueError(
@@ -89,13 +92,19 @@ class LayeredClip:
 
     def take(self, frames: slice | list[int]) -> LayeredClip:
         """The clip with only the chosen frames."""
-        return replace(
-            self,
-            foreground=self.foreground[frames],
-            alpha=self.alpha[frames],
-            background=self.background[frames],
-            blended=self.blended[frames],
-        )
+        layers: dict[str, Any] = {name: self.layer(name)[frames] for name in LAYERS}
+        return replace(self, **layers)
+
+
+def sampled_layers(layers: Mapping[str, U8 | None]) -> dict[str, Any]:
+    """Layers as the pipeline gives them, as a clip holds them: of an RGBA foreground the colour,
+    and alpha 255 where the model has none (None)."""
+    colour = {name: layers[name] for name in PROMPTED}
+    plain = {n: np.ascontiguousarray(c[..., :3]) for n, c in colour.items() if c is not None}
+    alpha = layers[ALPHA]
+    if alpha is None:
+        alpha = np.full(plain[FOREGROUND].shape[:3], 255, np.uint8)
+    return {**plain, ALPHA: np.ascontiguousarray(alpha)}
 
 
 def composite(foreground: U8, alpha: U8, background: U8) -> U8:

@@ -6,19 +6,19 @@ the registry names, so a name says exactly which weights took part in something.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+
+from layerflow.files import replacing
 
 HOME = "LAYERFLOW_WEIGHTS"
 _BLOCK = 1 << 20
@@ -199,7 +199,9 @@ def _download(requirement: str, stack: ExitStack) -> Path:
 
 def _take(stream: Any, entry: Weights, target: Path) -> None:
     """Copy a stream into place if it is the entry's content. Raises ValueError if it is not."""
-    with _replacing(target) as file:
+    for left in target.parent.glob(f".{target.name}.*.tmp"):  # by processes that were killed
+        left.unlink(missing_ok=True)
+    with replacing(target) as written, written.open("wb") as file:
         digest, size = hashlib.sha256(), 0
         while size <= entry.size and (block := stream.read(_BLOCK)):
             digest.update(block)
@@ -210,28 +212,3 @@ def _take(stream: Any, entry: Weights, target: Path) -> None:
             raise ValueError(f"holds {more}{min(size, entry.size)} bytes, not {entry.size}")
         if digest.hexdigest() != entry.sha256:
             raise ValueError(f"its sha256 is {digest.hexdigest()}, not {entry.sha256}")
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the target's place when it was written without an error.
-
-    The unfinished one has a fixed hidden name and a lock: what a killed process leaves is written
-    over by the next, and two at a time are refused.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    with part.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError("another process is fetching it") from None
-        try:
-            file.truncate(0)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise

@@ -12,6 +12,7 @@ from manifests.common import Size, Strict
 Gate = Literal["off", "loose", "standard", "strict"]
 LocalFile = Annotated[str, PlainSerializer(lambda path: Path(path).name, return_type=str)]
 """A local path of which recipes and corpora record the last part only."""
+Bound = Annotated[float, Field(allow_inf_nan=True)]
 
 
 class Captions(Strict):
@@ -62,7 +63,7 @@ class MineOptions(Strict):
     matting: str = Field("motion", description="matting backend")
     weights: str | None = Field(None, description="the backend's weights, a local path")
     gate: Gate = Field("standard", description="quality gate")
-    thresholds: dict[str, tuple[float, float]] = Field(
+    thresholds: dict[str, tuple[Bound, Bound]] = Field(
         {}, description="score -> (minimum, maximum), in place of the gate's own"
     )
     device: str = Field("cpu", exclude=True, description="of the backend and the inpainter")

@@ -29,49 +29,15 @@ Every field below is checked before anything is loaded; an unknown key is an err
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from manifests.train_stage import (
-    LAYERS,
-    TASKS,
-    BlockRule,
-    Blocks,
-    Component,
-    Dropout,
-    Kind,
-    Lora,
-    Optimizer,
-    Schedule,
-    Stage,
-    Strict,
-    block_indices,
-    given_layers,
-)
-from manifests.yaml_file import on_screen, read_yaml
-
-__all__ = [
-    "LAYERS",
-    "TASKS",
-    "BlockRule",
-    "Blocks",
-    "Component",
-    "Dropout",
-    "Kind",
-    "Lora",
-    "Optimizer",
-    "Schedule",
-    "Stage",
-    "TrainManifest",
-    "Validation",
-    "block_indices",
-    "given_layers",
-    "load",
-    "parse",
-]
+from layerflow.model.layers import given_layers
+from manifests import common
+from manifests.common import Strict, check
+from manifests.train_stage import Dropout, Kind, Optimizer, Stage
 
 
 class Validation(Strict):
@@ -288,32 +254,11 @@ FREE_FIELDS = (
 """What may change between a run and its continuation: none of it changes the result."""
 
 
-def parse(document: Any, source: str = "manifest") -> TrainManifest:
+def parse(document: Any) -> TrainManifest:
     """Check a decoded YAML document. ValueError with one line per mistake, each with its field."""
-    if not isinstance(document, Mapping):
-        raise ValueError(f"{source}: expected a mapping of fields, got {type(document).__name__}")
-    try:
-        return TrainManifest.model_validate(document)
-    except ValidationError as error:
-        lines = [f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise ValueError(on_screen([f"{source}: the manifest is not valid", *lines])) from None
+    return check(document, TrainManifest, "manifest")
 
 
 def load(path: str | Path, **overrides: Any) -> TrainManifest:
     """Read and check a manifest file; `overrides` that are not None replace its fields."""
-    document = read_yaml(Path(path))
-    if isinstance(document, dict):
-        document |= {name: value for name, value in overrides.items() if value is not None}
-    return parse(document, str(path))
-
-
-def _where(location: Sequence[str | int]) -> str:
-    """A field's path as people write it, without pydantic's names of a union's members."""
-    parts = [
-        part
-        for index, part in enumerate(location)
-        if not (index and location[index - 1] == "trains" and part in ("full", "lora", "blocks"))
-        and part not in ("str", "list[int]")
-    ]
-    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)
-    return path.lstrip(".") or "(top)"
+    return common.load(path, TrainManifest, **overrides)

@@ -6,24 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
-LAYERS = ("foreground", "alpha", "background", "blended")
-TASKS: dict[str, tuple[str, ...]] = {
-    "generate": (),
-    "decompose": ("blended",),
-    "fg2bg": ("foreground", "alpha"),
-    "bg2fg": ("background",),
-}
-"""Task name -> the layers that are given. Other subsets are written `foreground+blended`."""
+from layerflow.model.layers import given_layers
+from manifests.common import Strict
 
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -42,15 +28,11 @@ BlockRule = Annotated[str | list[int], BeforeValidator(_check_rule)]
 """`all`; `every N` (the last block of each N: every 6 of 30 is 5, 11, 17, 23, 29); or indices."""
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class Blocks(Strict):
     """Trains whole transformer blocks, and the parameters whose names match `also`."""
 
     blocks: BlockRule
-    also: list[str] = []
+    also: list[str] = Field([])
     """Shell patterns of further parameter names, e.g. `layer_embedding*`."""
 
 
@@ -62,9 +44,9 @@ class Lora(Strict):
     rank: int = Field(8, ge=1, le=4096)
     alpha: float | None = Field(None, gt=0)
     """Scale of the adapter is alpha / rank. Left out: alpha = rank, that is scale 1."""
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"])
     blocks: BlockRule = "all"
-    also: list[str] = []
+    also: list[str] = Field([])
 
 
 def _trains_tag(value: Any) -> str:
@@ -90,9 +72,9 @@ class Component(Strict):
     """A name of the manifest's `latents`, or a folder."""
     weight: float = Field(1.0, gt=0)
     """Share of the draws, relative to the other components of the stage."""
-    kinds: list[Kind] = []
+    kinds: list[Kind] = Field([])
     """Only rows of these kinds; empty: all."""
-    alpha_kinds: list[Literal["binary", "soft"]] = []
+    alpha_kinds: list[Literal["binary", "soft"]] = Field([])
     """Only rows with such a matte; empty: all."""
     motion_gate: Literal[0, 1] = 0
     """1 for static clips (stills, frozen video), 0 for moving ones."""
@@ -156,7 +138,7 @@ class Stage(Strict):
     lr: float = Field(gt=0)
     trains: Trains
     mixture: list[Component] = Field(min_length=1)
-    tasks: dict[str, float] = {"generate": 1.0}
+    tasks: dict[str, float] = Field({"generate": 1.0})
     """Task -> weight. Tasks: generate, decompose, fg2bg, bg2fg, or given layers joined by +."""
     schedule: Schedule = Schedule.model_validate({})
     ema: float | None = Field(None, ge=0, lt=1)
@@ -184,20 +166,6 @@ class Stage(Strict):
         if not sum(value.values()) > 0:
             raise ValueError("at least one task needs a weight above 0")
         return value
-
-
-def given_layers(task: str) -> tuple[str, ...]:
-    """The layers that a task gives, in layer order. ValueError if the task is unknown."""
-    if task in TASKS:
-        return TASKS[task]
-    layers = task.split("+")
-    unknown = [layer for layer in layers if layer not in LAYERS]
-    if unknown or len(set(layers)) != len(layers) or len(layers) == len(LAYERS):
-        raise ValueError(
-            f"unknown task {task!r}; use one of {', '.join(TASKS)}, or some (not all) of "
-            f"{', '.join(LAYERS)} joined by '+'"
-        )
-    return tuple(layer for layer in LAYERS if layer in layers)
 
 
 def block_indices(rule: BlockRule, num_blocks: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""YAML of strangers, read under limits: no manifest hangs the reader or floods the screen."""
+"""Untrusted YAML, read under limits on its size, its depth and the errors that it causes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class UnsafeYamlError(yaml.YAMLError):
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file. Raises ValueError that names the file and fits a screen."""
     try:
-        if path.exists() and not path.is_file():  # a pipe may wait for ever
+        if path.exists() and not path.is_file():  # a pipe may never end
             raise ValueError(f"{path}: is no regular file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from layerflow.model.adapter_files import GATED_WEIGHTS, WEIGHTS
 from layerflow.model.adapters import MOTION
-from manifests.train import Blocks, Lora, Stage, TrainManifest
+from layerflow.model.info import sampling_settings
+from manifests.train import TrainManifest
+from manifests.train_stage import Blocks, Lora, Stage
 
 TAGS = ["text-to-video", "layered-video", "alpha", "layerflow", "diffusers", "diffusers-training"]
 
@@ -20,22 +20,15 @@ def write_card(folder: Path, manifest: TrainManifest, stage: str, adapters: Sequ
     """Write `README.md` into an exported pipeline. stage: the last one that it holds."""
     names = [s.name for s in manifest.stages]
     done = manifest.stages[: names.index(stage) + 1]
-    (folder / "README.md").write_text(card(done, manifest, adapters, sampling(folder)))
-
-
-def sampling(folder: Path) -> Mapping[str, Any]:
-    """Steps and guidance that the model's own settings ask for."""
-    file = folder / "layerflow.json"
-    said = json.loads(file.read_text()).get("sampling", {}) if file.is_file() else {}
-    steps, guidance = said.get("num_inference_steps", 50), said.get("guidance_scale", 6.0)
-    return {"steps": int(steps), "guidance": float(guidance)}
+    (folder / "README.md").write_text(card(done, manifest, adapters, *sampling_settings(folder)))
 
 
 def card(
     stages: Sequence[Stage],
     manifest: TrainManifest,
     adapters: Sequence[str],
-    settings: Mapping[str, Any],
+    steps: int,
+    guidance: float,
 ) -> str:
     tags = [*TAGS, "lora"] if adapters else TAGS
     head = {"library_name": "diffusers", "pipeline_tag": "text-to-video", "tags": tags}
@@ -65,8 +58,8 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(".", trust_remote_code=True)
 layers = pipe(
     prompt={{"foreground": "a red balloon", "background": "a meadow", "blended": "a balloon"}},
-    num_inference_steps={settings["steps"]},
-    guidance_scale={settings["guidance"]},
+    num_inference_steps={steps},
+    guidance_scale={guidance},
     generator=torch.Generator().manual_seed(0),
 )
 layers.foreground[0][0].save("foreground.png")  # RGBA, frame 0 of sample 0

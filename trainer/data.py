@@ -20,22 +20,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from manifests.train import LAYERS, Component, Stage, TrainManifest, given_layers
-from trainer.order import Draw, Order, generator, share
+from layerflow.clip import LAYERS
+from layerflow.model.layers import given_layers
+from layerflow.seeds import keyed
+from manifests.train import TrainManifest
+from manifests.train_stage import Component, Stage
+from trainer.order import Draw, Order, share
 
 NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample
 
 
-class Source(Protocol):
+class ClipSource(Protocol):
     def __len__(self) -> int: ...
     def item(self, index: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """Rows of one source, as one component of a mixture shows them."""
 
-    source: Source
+    source: ClipSource
     rows: Sequence[int]
     shapes: Sequence[tuple[int, int, int]]
     """Of each of `rows`: latent frames, height and width, as the network sees them."""
@@ -54,32 +58,35 @@ class Part:
 
 @dataclass
 class Batch:
-    """Samples of one shape, as `layerflow.model.objective.layer_loss` takes them."""
+    """Samples of one shape, what `layerflow.model.objective.layer_loss` takes, in its order."""
 
     latents: torch.Tensor
     """float32 [B, 4, f, C, h, w], clean"""
-    noise: torch.Tensor
     prompt_embeds: torch.Tensor
     """float32 [B, 3, L, D]"""
     given: torch.Tensor
     """bool [B, 4]"""
     timesteps: torch.Tensor
     """int64 [B]"""
+    noise: torch.Tensor
+    """like latents"""
     motion_gate: torch.Tensor
-    """float32 [B]"""
+    """float32 [B]: stills and video mix in a batch"""
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return Batch(**moved)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
 
     def pin(self) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return Batch(*(tensor.pin_memory() for tensor in self.tensors()))
 
     def split(self, size: int) -> list[Batch]:
         """The same in batches of at most `size` samples."""
-        pieces = zip(*(getattr(self, f.name).split(size) for f in fields(self)), strict=True)
+        pieces = zip(*(tensor.split(size) for tensor in self.tensors()), strict=True)
         return [Batch(*piece) for piece in pieces]
 
     @property
@@ -87,7 +94,7 @@ class Batch:
         return len(self.timesteps)
 
 
-def open_parts(manifest: TrainManifest, stage: Stage) -> list[Part]:
+def open_parts(manifest: TrainManifest, stage: Stage) -> list[MixturePart]:
     """The parts of a stage's mixture. ValueError for absent latents or a filter without rows."""
     opened = {c.latents: open_latents(manifest.folder(c.latents)) for c in stage.mixture}
     chosen = [(c, opened[c.latents], select_rows(opened[c.latents], c)) for c in stage.mixture]
@@ -119,7 +126,7 @@ def select_rows(source: Any, component: Component) -> list[int]:
     return rows
 
 
-def make_part(component: Component, source: Any, rows: Sequence[int], longest: int) -> Part:
+def make_part(component: Component, source: Any, rows: Sequence[int], longest: int) -> MixturePart:
     """A component's rows with the shapes in which the network sees them."""
     frames, height, width = (
         source.column(f"latent_{axis}") for axis in ("frames", "height", "width")
@@ -131,10 +138,10 @@ def make_part(component: Component, source: Any, rows: Sequence[int], longest: i
         return component.frames or longest if frames[row] == 1 else frames[row]
 
     shapes = [(shown(row), height[row], width[row]) for row in rows]
-    return Part(source, rows, shapes, component.motion_gate, component.freeze)
+    return MixturePart(source, rows, shapes, component.motion_gate, component.freeze)
 
 
-def buckets(parts: Sequence[Part]) -> dict[tuple[int, int, int], int]:
+def buckets(parts: Sequence[MixturePart]) -> dict[tuple[int, int, int], int]:
     """Shape -> clips of that shape, smallest first: what a forward pass never mixes."""
     counts = Counter(shape for part in parts for shape in part.shapes)
     return dict(sorted(counts.items()))
@@ -145,9 +152,9 @@ def buckets_text(found: Mapping[tuple[int, int, int], int]) -> str:
     return ", ".join(f"{f}x{h}x{w} ({count} clips)" for (f, h, w), count in found.items())
 
 
-def check_alike(parts: Sequence[Part], stage: str) -> None:
+def check_alike(parts: Sequence[MixturePart], stage: str) -> None:
     """ValueError unless all clips have one shape, as a sharded stage needs it: workers that see
-    different numbers of shapes make different numbers of passes, and wait for ever."""
+    different numbers of shapes make different numbers of passes, and hang."""
     found = buckets(parts)
     if len(found) > 1:
         raise ValueError(
@@ -164,7 +171,7 @@ class Batches:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MixturePart],
         order: Order,
         *,
         rank: int = 0,
@@ -220,7 +227,7 @@ class Batches:
         """Latents and noise, float32 [4, f, C, h, w], and prompt embeddings of one draw."""
         part = self.parts[draw.component]
         item = part.source.item(part.rows[draw.row])
-        rng = generator(self.order.seed, self.order.stage, "noise", draw.number)
+        rng = keyed(self.order.seed, self.order.stage, "noise", draw.number)
         latents = part.show(draw.row, draw_posterior(item["moments"], rng), draw.frame)
         noise = rng.standard_normal(latents.shape, np.float32)
         text = item["prompt_embeds"]

@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from layerflow.clip import LAYERS
+from layerflow.model.layers import given_layers
 from layerflow.model.objective import layer_loss
-from manifests.train import (
-    LAYERS,
-    Component,
-    TrainManifest,
-    Validation,
-    given_layers,
-)
-from trainer.data import Batch, Part, draw_posterior, make_part, open_latents, select_rows
+from layerflow.seeds import keyed
+from manifests.train import TrainManifest, Validation
+from manifests.train_stage import Component
+from trainer.data import Batch, MixturePart, draw_posterior, make_part, open_latents, select_rows
 from trainer.distributed.processes import ALONE, World
-from trainer.order import generator
-
-if TYPE_CHECKING:
-    pass
 
 
 class HeldOut:
@@ -42,12 +36,12 @@ class HeldOut:
         still = open_latents(frozen) if frozen else source
         longest = max(source.column("latent_frames"))
 
-        def chosen(source: Any, freeze: bool) -> Part:
+        def chosen(source: Any, freeze: bool) -> MixturePart:
             component = Component.model_validate(
                 {"latents": options.latents, "kinds": options.kinds, "freeze": freeze}
             )
             rows = select_rows(source, component)
-            order = generator("validation").permutation(len(rows))[: options.clips]
+            order = keyed("validation").permutation(len(rows))[: options.clips]
             return make_part(component, source, [rows[i] for i in sorted(order)], longest)
 
         self.parts = (chosen(source, False), chosen(still, True))
@@ -78,16 +72,7 @@ class HeldOut:
                     for few in batch.split(size):
                         few = few.to(world.device)
                         with precision():
-                            losses = layer_loss(
-                                transformer,
-                                scheduler,
-                                few.latents,
-                                few.prompt_embeds,
-                                few.given,
-                                few.timesteps,
-                                few.noise,
-                                few.motion_gate,
-                            )
+                            losses = layer_loss(transformer, scheduler, *few.tensors())
                         if turn < count:
                             total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
                 total = total.to(world.device)
@@ -96,10 +81,10 @@ class HeldOut:
         transformer.train()
         return result
 
-    def _clip(self, part: Part, index: int, task: str, gate: int) -> Batch:
+    def _clip(self, part: MixturePart, index: int, task: str, gate: int) -> Batch:
         """One clip at all timesteps."""
         item = part.source.item(part.rows[index])
-        rng = generator("validation", item["id"])
+        rng = keyed("validation", item["id"])
         latents = draw_posterior(item["moments"], rng)
         latents = part.show(index, latents, frozen_moment(item["id"]))
         count = len(self.options.timesteps)
@@ -130,4 +115,4 @@ def held_out(manifest: TrainManifest) -> HeldOut | None:
 
 def frozen_moment(clip: str) -> float:
     """In [0, 1): which moment a clip shows that is to stand still."""
-    return float(generator("validation", clip, "frame").random())
+    return float(keyed("validation", clip, "frame").random())

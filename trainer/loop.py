@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from layerflow.model.objective import layer_loss
-from manifests.train import Stage, TrainManifest, load
+from manifests.train import TrainManifest, load
+from manifests.train_stage import Stage
 from trainer import checkpoint, validation
 from trainer.checkpoint import Position
 from trainer.claim import claim
@@ -178,16 +179,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
-                losses = layer_loss(
-                    transformer,
-                    run.scheduler,
-                    batch.latents,
-                    batch.prompt_embeds,
-                    batch.given,
-                    batch.timesteps,
-                    batch.noise,
-                    batch.motion_gate,  # one number a sample: stills and video mix in a batch
-                )
+                losses = layer_loss(transformer, run.scheduler, *batch.tensors())
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from manifests.train import Optimizer
+from manifests.train_stage import Optimizer
 
 
 def average_weight(ema: float, updates: torch.Tensor, *, warmup: bool) -> torch.Tensor | float:

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from layerflow.clip import U8, LayeredClip
-from layerflow.documents import read_json
+from layerflow.clip import U8, LayeredClip, sampled_layers
+from layerflow.files import replacing, write_json
 from layerflow.model import adapters
-from manifests.train import Stage, TrainManifest, given_layers, parse
-from trainer import checkpoint
+from layerflow.model.info import sampling_settings
+from layerflow.model.layers import given_layers
+from manifests.train import TrainManifest, parse
+from manifests.train_stage import Stage
 from trainer.export import model_after
 from trainer.held_out import frozen_moment, held_out
 from trainer.runtime import run_as_trained
@@ -57,7 +59,8 @@ def snapshot(
     """Put this step's trained weights aside for a job."""
     folder = out / "samples" / f"{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
     text = manifest.model_dump_json()
     return SampleJob(text, str(out), str(folder), stage.name, step, device.type)
 
@@ -102,7 +105,7 @@ def run_job(job: SampleJob) -> None:
         moving = np.concatenate([four_up(clip) for clip in made], axis=2)
         pictures[task] = read_picture(sheet), as_gif(moving, clips[0].fps)
     scores = summarise(rows)
-    checkpoint.write_json(folder / "metrics.json", {"step": job.step, "tasks": scores})
+    write_json(folder / "metrics.json", {"step": job.step, "tasks": scores})
     if manifest.tensorboard:
         to_tensorboard(Path(job.out) / "tensorboard" / "samples", job.step, pictures, scores)
     (folder / WEIGHTS).unlink()
@@ -110,12 +113,13 @@ def run_job(job: SampleJob) -> None:
 
 def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
     """The pipeline of that step: finished stages, then the job's own weights."""
+    from layerflow.model.autoencoder import load_autoencoder
     from layerflow.model.pipeline import LayerFlowPipeline
 
     device = torch.device(job.device)
     weights = load_file(Path(job.folder) / WEIGHTS)
     transformer, scheduler = model_after(manifest, Path(job.out), job.stage, weights, device)
-    vae = load_autoencoder(Path(manifest.model)).to(device)
+    vae = load_autoencoder(Path(manifest.model) / "vae").to(device)
     transformer = run_as_trained(transformer.eval(), manifest, device)
     pipe = LayerFlowPipeline(None, None, vae, transformer, scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -124,35 +128,8 @@ def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
 
 def guidance_scale(manifest: TrainManifest) -> float:
     """The validation's, else the model's own, else the pipeline's."""
-    from layerflow.model.sample import sampling_defaults
-
     assert manifest.validation is not None
-    if manifest.validation.guidance is not None:
-        return manifest.validation.guidance
-    return float(sampling_defaults(Path(manifest.model)).get("guidance_scale", 6.0))
-
-
-def load_autoencoder(model: Path) -> Any:
-    folder = model / "vae"
-    return autoencoder_kind(folder).from_pretrained(folder).eval()
-
-
-def autoencoder_kind(folder: Path) -> Any:
-    """The class of a saved autoencoder. ValueError for one that is not known."""
-    import diffusers
-
-    from layerflow.model.autoencoder import BlockDCTAutoencoder
-
-    kinds = {
-        "BlockDCTAutoencoder": BlockDCTAutoencoder,
-        "AutoencoderKLCogVideoX": diffusers.AutoencoderKLCogVideoX,
-    }
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no autoencoder (no config.json); clips cannot be sampled")
-    said = read_json(folder / "config.json", {"_class_name": str})["_class_name"]
-    if said not in kinds:
-        raise ValueError(f"{folder}: unknown autoencoder {said!r}; not {sorted(kinds)}")
-    return kinds[said]
+    return sampling_settings(manifest.model, guidance=manifest.validation.guidance)[1]
 
 
 def held_out_clips(
@@ -174,8 +151,7 @@ def held_out_clips(
         pixels = decode_layers(pipe.vae, torch.from_numpy(np.ascontiguousarray(latents)))
         done = frames.finish({name: value[None] for name, value in pixels.items()}, None)
         layers = {name: frames.convert(value, "uint8")[0] for name, value in done.items()}
-        colour = np.ascontiguousarray(layers.pop("foreground")[..., :3])
-        clips.append(LayeredClip(colour, **layers, fps=float(item["fps"])))
+        clips.append(LayeredClip(**sampled_layers(layers), fps=float(item["fps"])))
         embeds.append(torch.from_numpy(item["prompt_embeds"]))
     return clips, torch.stack(embeds)
 

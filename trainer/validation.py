@@ -13,10 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifests.train import (
-    Lora,
-    Stage,
-)
+from manifests.train_stage import Lora, Stage
 from trainer.export import export
 from trainer.held_out import HeldOut
 from trainer.metrics import Metrics, rewind

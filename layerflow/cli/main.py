@@ -1,4 +1,4 @@
-"""Entry point of the ``layerflow`` console script: mounts the command groups, shows errors."""
+"""Entry point of the ``layerflow`` console script: gathers the commands, shows errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sys
 
 import typer
 
-GROUPS = (*("data", "corpus", "model", "train", "evaluate", "publish", "weights", "demo.command"),)
+GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
+NESTED = ("weights",)  # groups whose commands follow their name
 ERROR_WIDTH = 1000
 
 
 def build_app() -> typer.Typer:
-    """The Typer application with every command group mounted."""
+    """The Typer application with the ``COMMANDS`` of every group."""
     app = typer.Typer(
         name="layerflow",
         help="Layered video: build corpora, train LayerFlow, sample layers.",
@@ -22,8 +23,13 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for group in GROUPS:
-        importlib.import_module(f"layerflow.cli.{group}").register(app)
+    for group in (*GROUPS, *NESTED):
+        module, place = importlib.import_module(f"layerflow.cli.{group}"), app
+        if group in NESTED:
+            place = typer.Typer(help=module.HELP, no_args_is_help=True)
+            app.add_typer(place, name=group)
+        for command in module.COMMANDS:
+            place.command(command.__name__.rstrip("_"))(command)
     return app
 
 

@@ -6,14 +6,7 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    group = typer.Typer(help="Network weights by name; nothing is fetched unless asked.")
-    group.command("list")(list_)
-    group.command()(get)
-    group.command()(check)
-    app.add_typer(group, name="weights")
+HELP = "Network weights by name; nothing is fetched unless asked."
 
 
 def list_() -> None:
@@ -71,3 +64,6 @@ def _state(entry: object) -> str:
     except ValueError as error:
         return f"wrong: {error}"
     return "not there" if path is None else f"there, {path}"
+
+
+COMMANDS = (list_, get, check)

@@ -16,7 +16,16 @@ from typing import Any
 import av
 import numpy as np
 
-from layerflow.clip import ALPHA_KINDS, BACKGROUND_KINDS, KINDS, LAYERS, LayeredClip, composite
+from layerflow.clip import (
+    ALPHA,
+    ALPHA_KINDS,
+    BACKGROUND_KINDS,
+    BLENDED,
+    KINDS,
+    LAYERS,
+    LayeredClip,
+    composite,
+)
 from layerflow.corpus.columns import SHADOWS, cells, decode_objects
 from layerflow.corpus.table import EXTRAS, decode_row
 from layerflow.media.cells import decode_color
@@ -249,7 +258,7 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield layer, f"the media cell holds {frames}, the row says {row['num_frames']}"
         elif row["kind"] == "image" and cell.codec != "png":
             yield layer, f"an image clip holds PNG, not {cell.codec}"
-        elif layer.endswith("alpha") and (cell.codec, cell.pixel_format) not in (
+        elif layer.endswith(ALPHA) and (cell.codec, cell.pixel_format) not in (
             ("ffv1", "gray"),
             ("png", "gray"),
         ):
@@ -284,9 +293,9 @@ def _equation(row: Mapping[str, Any], rms: float, worst: int) -> Iterator[tuple[
     stored = row["quality"].get("equation_error")
     fix = "make the clip again: its layers do not make its blended picture"
     if row["kind"] == "image" and worst > EXACT_LEVELS:
-        yield "blended", f"differs from the recomposed layers by up to {worst} levels", fix
+        yield BLENDED, f"differs from the recomposed layers by up to {worst} levels", fix
     if row["kind"] == "pasted" and rms > CODED_RMS_LIMIT:
         text = f"differs from the recomposed layers by {rms:.1f} levels rms"
-        yield "blended", f"{text}; coding explains at most {CODED_RMS_LIMIT:g}", fix
+        yield BLENDED, f"{text}; coding explains at most {CODED_RMS_LIMIT:g}", fix
     if row["kind"] != "mined" and stored is not None and stored > EXACT_LEVELS:
         yield "quality.equation_error", f"{stored:g} levels before encoding is more than 1", fix

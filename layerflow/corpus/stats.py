@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from layerflow.clip import LAYERS, PROMPTED
+from layerflow.clip import BLENDED, LAYERS, PROMPTED
 from layerflow.corpus.published import Chunk, PublishedCorpus
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import QUALITY_FIELDS, SCHEMA, Corpus, Table
@@ -29,25 +29,14 @@ PERCENTILES = (5, 25, 50, 75, 95)
 SMALL = tuple(name for name in SCHEMA.names if name not in LAYERS)
 
 
-def arrow_files(table: Table) -> list[Path]:
-    """The Arrow shards of a table on disk, in order."""
-    return table.files()
-
-
-def arrow_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of one shard, with only the wanted columns; see ``read_shard``."""
-    for batch in read_shard(file):
-        yield batch if columns is None else batch.select(list(columns))
-
-
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
     """A table piece by piece: functions from column names (None: all) to a record batch, so that
     the small columns of a piece can be looked at before its media are read."""
     if isinstance(table, PublishedCorpus):
         yield from table.chunks()
         return
-    for file in arrow_files(table):
-        for batch in arrow_batches(file):
+    for file in table.files():
+        for batch in read_shard(file):
             yield partial(_columns, batch)
 
 
@@ -72,9 +61,9 @@ def small_rows(table: Table | PublishedCorpus) -> Iterator[dict[str, Any]]:
 _NUMBER = re.compile(r"(?<![A-Za-z]-)(?<![A-WYZa-wyz0-9])-?[0-9][0-9.]*")  # not that of UTF-8
 
 
-def general_reason(stage: str | None, reason: str | None) -> str:
-    """``stage: reason`` with numbers as N, so that like rejections count together."""
-    return f"{stage}: {_NUMBER.sub('N', reason or '')}"
+def general_reason(step: str | None, reason: str | None) -> str:
+    """``step: reason`` with numbers as N, so that like rejections count together."""
+    return f"{step}: {_NUMBER.sub('N', reason or '')}"
 
 
 def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
@@ -177,11 +166,11 @@ def duplicates(corpus: Corpus | PublishedCorpus, sizes: np.ndarray) -> dict[str,
 
     sizes: from ``cell_bytes``. Only cells of equal length are read.
     """
-    lengths = Counter(sizes[:, LAYERS.index("blended")].tolist())
+    lengths = Counter(sizes[:, LAYERS.index(BLENDED)].tolist())
     seen: dict[bytes, str] = {}
     pairs: list[list[str]] = []
-    for batch in read_batches(corpus, ("id", "blended")):
-        for id, cell in zip(batch.column("id"), batch.column("blended"), strict=True):
+    for batch in read_batches(corpus, ("id", BLENDED)):
+        for id, cell in zip(batch.column("id"), batch.column(BLENDED), strict=True):
             buffer = cell.as_buffer()
             if buffer is None or lengths[buffer.size] < 2:
                 continue

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    U8,
+    LayeredClip,
+    resize_clip,
+    sampled_layers,
+)
 from layerflow.corpus.row_cells import read_clip
 from layerflow.media.cells import MediaError
-from layerflow.model.layers import TASKS
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class EvaluateRequest:
     """One call of ``layerflow evaluate``; None means the model's own value.
 
     Either model or predictions. predictions: a folder of `<id>/` as ``layerflow sample`` writes
-    them, or a corpus, with the ids of the corpus' clips. tasks: names of `TASKS`, or given layers
+    them, or a corpus, with the ids of the corpus' clips. tasks: names of tasks, or given layers
     joined by +. height, width: pixels; frames: of one layer. clip: folder of a CLIP model;
     aesthetic: file of a head on it.
     """
@@ -40,17 +49,6 @@ class EvaluateRequest:
     guidance: float | None = None
     clip: Path | None = None
     aesthetic: Path | None = None
-
-
-def given_layers(task: str) -> tuple[str, ...]:
-    """The layers that a task gives. ValueError if there is no such task."""
-    layers = TASKS[task] if task in TASKS else tuple(task.split("+"))
-    if set(layers) - set(LAYERS) or len(set(layers)) == len(LAYERS):
-        raise ValueError(
-            f"unknown task {task!r}; use one of {', '.join(TASKS)}, or some (not all) of "
-            f"{', '.join(LAYERS)} joined by '+'"
-        )
-    return layers
 
 
 Pair = tuple[str, LayeredClip, LayeredClip]
@@ -89,38 +87,32 @@ def sampled_pairs(
 ) -> Iterator[Pair]:
     """Clip number n of all is sampled from seed + n: neither the batch nor other clips matter."""
     from layerflow.corpus.table import Corpus
-    from layerflow.model.sample import load_pipeline, sampling_defaults
+    from layerflow.model.info import sampling_settings
+    from layerflow.model.sample import load_pipeline
 
     assert request.model is not None
     pipe = load_pipeline(request.model)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.default_size(request.height, request.width, request.frames)
-    own = sampling_defaults(request.model)
-    steps = request.steps or int(own.get("num_inference_steps", 50))
-    guidance = own.get("guidance_scale", 6.0) if request.guidance is None else request.guidance
+    steps, guidance = sampling_settings(request.model, request.steps, request.guidance)
     corpus = Corpus.open(request.corpus)
-    waiting: list[tuple[str, LayeredClip]] = []
-    done = 0
 
-    def flush() -> Iterator[Pair]:
-        seeds = [request.seed + done + i for i in range(len(waiting))]
-        clips = [clip for _, clip in waiting]
-        made = complete(pipe, clips, layers, steps=steps, guidance=float(guidance), seeds=seeds)
-        for (id_, truth), predicted in zip(waiting, made, strict=True):
+    def truths() -> Iterator[tuple[str, LayeredClip]]:
+        for index, id_ in enumerate(corpus.ids()):
+            truth = read_truth(corpus.row(index), size)
+            if isinstance(truth, str):
+                skipped[id_] = truth
+            else:
+                yield id_, truth
+
+    wanted, seed = islice(truths(), request.count), request.seed
+    while batch := list(islice(wanted, request.batch)):
+        clips = [truth for _, truth in batch]
+        seeds = range(seed, seed + len(batch))
+        made = complete(pipe, clips, layers, steps=steps, guidance=guidance, seeds=seeds)
+        for (id_, truth), predicted in zip(batch, made, strict=True):
             yield id_, predicted, truth
-
-    for index, id_ in enumerate(corpus.ids()):
-        if request.count is not None and done + len(waiting) >= request.count:
-            break
-        truth = read_truth(corpus.row(index), size)
-        if isinstance(truth, str):
-            skipped[id_] = truth
-            continue
-        waiting.append((id_, truth))
-        if len(waiting) == request.batch:
-            yield from flush()
-            done, waiting = done + len(waiting), []
-    yield from flush()
+        seed += len(batch)
 
 
 def read_truth(row: Mapping[str, Any], size: tuple[int, int, int]) -> LayeredClip | str:
@@ -157,8 +149,6 @@ def complete(
     """
     import torch
 
-    if not clips:
-        return []
     height, width = clips[0].size
     made = pipe(
         prompt=None if prompt_embeds is not None else [dict(clip.prompts) for clip in clips],
@@ -172,24 +162,7 @@ def complete(
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="uint8",
     )
-    return [
-        as_clip({layer: None if made[layer] is None else made[layer][i] for layer in LAYERS}, clip)
-        for i, clip in enumerate(clips)
-    ]
-
-
-def as_clip(layers: Mapping[str, U8 | None], like: LayeredClip) -> LayeredClip:
-    """Sampled layers (foreground RGBA or RGB, alpha or None) as a clip with `like`'s prompts."""
-    foreground, background, blended = (layers[name] for name in PROMPTED)
-    assert foreground is not None and background is not None and blended is not None
-    alpha = layers["alpha"]
-    return replace(
-        like,
-        foreground=np.ascontiguousarray(foreground[..., :3]),
-        alpha=np.full(foreground.shape[:3], 255, np.uint8) if alpha is None else np.asarray(alpha),
-        background=np.ascontiguousarray(background),
-        blended=np.ascontiguousarray(blended),
-    )
+    return [replace(clip, **sampled_layers(made.sample(i))) for i, clip in enumerate(clips)]
 
 
 def reader(folder: Path) -> Callable[[str], LayeredClip | None]:
@@ -215,11 +188,11 @@ def read_folder(folder: Path) -> LayeredClip:
                 return read_file(folder / name)[0]
         raise ValueError(f"{folder}: none of {', '.join(names)} is there")
 
-    foreground = read("foreground.mov", "foreground.webm", "foreground.mp4")
     alpha = read("alpha.mkv", "foreground.mov", "foreground.webm")
-    return LayeredClip(
-        np.ascontiguousarray(foreground[..., :3]),
-        np.ascontiguousarray(alpha[..., -1] if alpha.ndim == 4 else alpha),
-        np.ascontiguousarray(read("background.mp4")[..., :3]),
-        np.ascontiguousarray(read("blended.mp4")[..., :3]),
-    )
+    layers = {
+        FOREGROUND: read("foreground.mov", "foreground.webm", "foreground.mp4"),
+        ALPHA: alpha[..., -1] if alpha.ndim == 4 else alpha,
+        BACKGROUND: read("background.mp4"),
+        BLENDED: read("blended.mp4"),
+    }
+    return LayeredClip(**sampled_layers(layers))

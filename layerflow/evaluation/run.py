@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, LayeredClip, from_float, on_grey
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    LAYERS,
+    PROMPTED,
+    LayeredClip,
+    from_float,
+    on_grey,
+)
 from layerflow.evaluation import metrics
-from layerflow.evaluation.predictions import EvaluateRequest, given_layers, pairs
+from layerflow.evaluation.predictions import EvaluateRequest, pairs
 from layerflow.evaluation.tables import tables
+from layerflow.model.layers import given_layers
 from layerflow.outputs import local_output
 
 if TYPE_CHECKING:
@@ -76,27 +87,24 @@ def score_clip(
     what was given: that is what the autoencoder costs.
     """
     scores: Scores = {}
-    if "blended" in given:
-        if "alpha" not in given:
+    if BLENDED in given:
+        if ALPHA not in given:
             scores |= metrics.alpha_metrics(predicted.alpha, truth.alpha)
-        if "background" not in given:
+        if BACKGROUND not in given:
             hole = truth.alpha > 127
             behind = predicted.background, truth.background, hole
             scores["psnr_hole"] = metrics.masked_psnr(*behind)
             scores["ssim_hole"] = metrics.masked_ssim(*behind)
     for layer in given:
-        if layer in ("background", "blended"):
+        if layer in (BACKGROUND, BLENDED):
             pair = predicted.layer(layer), truth.layer(layer)
             scores[f"given_psnr_{layer}"] = metrics.masked_psnr(*pair)
     layers = [predicted.layer(name) for name in LAYERS]
     scores["recomposition"] = metrics.recomposition_error(*layers)
     scores["drift"] = metrics.drift(predicted.alpha)
-    pictures = {
-        "foreground": from_float(on_grey(predicted.foreground, predicted.alpha)),
-        "background": predicted.background,
-        "blended": predicted.blended,
-    }
-    for layer in ("foreground", "blended"):
+    pictures = {name: predicted.layer(name) for name in PROMPTED}
+    pictures[FOREGROUND] = from_float(on_grey(predicted.foreground, predicted.alpha))
+    for layer in (FOREGROUND, BLENDED):
         scores[f"dynamic_{layer}"] = metrics.dynamic_degree(pictures[layer], truth.fps)
     for layer in PROMPTED if scorer is not None else ():
         assert scorer is not None

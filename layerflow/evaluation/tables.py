@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND
+
+TaskScores = Mapping[str, Mapping[str, Mapping[str, float]]]
 Column = tuple[str, str, int]  # measure, heading, decimals
 
-SHORT = (("foreground", "FG"), ("background", "BG"), ("blended", "BL"))
+SHORT = ((FOREGROUND, "FG"), (BACKGROUND, "BG"), (BLENDED, "BL"))
 
 
 def layered(name: str, heading: str, layers: Sequence[str]) -> list[Column]:
@@ -41,8 +43,8 @@ LAYERED: list[Column] = [
 ]
 
 
-def tables(summary: Summary) -> str:
-    """Markdown: one row a task, means over clips; columns that nobody has are left out."""
+def tables(summary: TaskScores) -> str:
+    """Markdown: one row a task, means over clips; columns without values are left out."""
     parts = [
         ("Layers (paper, tables 1 and 3)", PAPER),
         ("Matte against truth (MAD, MSE x1000; SAD, Grad, Conn /1000; dtSSD x100)", MATTING),
@@ -52,7 +54,7 @@ def tables(summary: Summary) -> str:
     return "\n".join(out)
 
 
-def table(title: str, columns: Sequence[Column], summary: Summary) -> str:
+def table(title: str, columns: Sequence[Column], summary: TaskScores) -> str:
     used = [c for c in columns if any(c[0] in measures for measures in summary.values())]
     if not used:
         return ""

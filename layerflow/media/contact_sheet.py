@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,12 +9,23 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from layerflow.clip import PROMPTED, U8, LayeredClip, checkerboard, composite
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    PROMPTED,
+    U8,
+    LayeredClip,
+    checkerboard,
+    composite,
+)
+from layerflow.files import write_bytes
 from layerflow.locations import one_line
 from layerflow.media.cells import encode_png
 
-SHOWN = ("blended", "foreground", "alpha", "background")
-HEADINGS = ("blended", "foreground on checkerboard", "alpha", "background")
+SHOWN = (BLENDED, FOREGROUND, ALPHA, BACKGROUND)
+HEADINGS = (BLENDED, "foreground on checkerboard", ALPHA, BACKGROUND)
 MARGIN, GAP = 8, 2
 TEXT_SIZE = 13
 LINE_HEIGHT = 17
@@ -24,7 +34,7 @@ PAPER, INK, FAINT = (24, 26, 30), (235, 235, 235), (150, 156, 166)
 
 def shown_layer(clip: LayeredClip, name: str) -> U8:
     """One layer as uint8 ``[T, H, W, 3]`` to look at: the foreground lies on a checkerboard."""
-    if name == "foreground":
+    if name == FOREGROUND:
         board = checkerboard(*clip.size, cell=max(8, clip.size[0] // 24))
         return composite(clip.foreground, clip.alpha, np.broadcast_to(board, clip.foreground.shape))
     frames = clip.layer(name)
@@ -88,13 +98,9 @@ def save_sheet(
     height: int = 120,
 ) -> Path:
     """Write ``contact_sheet`` as a PNG file, atomically; returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(clips, labels, columns_per_layer=columns_per_layer, height=height)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(encode_png(sheet))
-    temporary.replace(path)
-    return path
+    write_bytes(path, encode_png(sheet))
+    return Path(path)
 
 
 def fit(image: U8, height: int, width: int) -> U8:

@@ -16,24 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerflow.model.adapter_files import WEIGHTS, check_tensors, read_adapter, write_adapter
-
-__all__ = [
-    "CONTENT",
-    "MOTION",
-    "TARGETS",
-    "WEIGHTS",
-    "MotionGate",
-    "adapter_names",
-    "adapter_parameters",
-    "add_adapter",
-    "load_adapter",
-    "merge_adapters",
-    "motion_gate",
-    "save_adapter",
-    "set_trainable",
-    "unmerge_adapters",
-]
+from layerflow.model.adapter_files import check_tensors, read_adapter, write_adapter
 
 MOTION = "motion"
 CONTENT = "content"

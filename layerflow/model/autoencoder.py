@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from layerflow.clip import LAYERS, LayeredClip, on_grey, to_float
+from layerflow.documents import read_json
 
 NO_VARIANCE = -30.0
 """Log-variance of a latent that has none; diffusers clamps to this value."""
@@ -91,6 +93,27 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
     def forward(self, sample: Tensor) -> Tensor:
         """Encode and decode."""
         return self.decode(self.encode(sample).latent_dist.mode()).sample
+
+
+def autoencoder_class(folder: Path) -> Any:
+    """The class of a saved autoencoder. ValueError for a folder without one, or of another kind."""
+    import diffusers
+
+    kinds = {
+        "BlockDCTAutoencoder": BlockDCTAutoencoder,
+        "AutoencoderKLCogVideoX": diffusers.AutoencoderKLCogVideoX,
+    }
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no autoencoder (no config.json)")
+    said = read_json(folder / "config.json", {"_class_name": str})["_class_name"]
+    if said not in kinds:
+        raise ValueError(f"{folder}: unknown autoencoder {said!r}; not {sorted(kinds)}")
+    return kinds[said]
+
+
+def load_autoencoder(folder: Path) -> Any:
+    """The autoencoder that a folder holds, in its own precision, for inference."""
+    return autoencoder_class(folder).from_pretrained(folder).eval()
 
 
 def _basis(block: int, luma: int, chroma: int) -> Tensor:

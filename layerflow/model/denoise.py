@@ -128,7 +128,7 @@ class Denoiser:
 
             scale = self.guidance_scale
             latents = sample_official(
-                network, latents, num_steps, scale, draw, self.dynamic, on_step
+                network, latents, num_steps, scale, draw, on_step, dynamic=self.dynamic
             )
         return self.hold_given(latents)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from layerflow.model.layers import LAYERS
+from layerflow.clip import ALPHA, FOREGROUND, LAYERS
 
 F32 = NDArray[np.float32]
 OUTPUT_TYPES = ("pil", "np", "uint8", "pt", "latent")
@@ -67,12 +67,12 @@ def read_given(given: Mapping[str, Any] | None) -> dict[str, F32]:
             continue
         frames = as_frames(value, layer)
         channels = frames.shape[-1]
-        if layer == "alpha":
-            out["alpha"] = frames.mean(-1, dtype=np.float32) if channels < 4 else frames[..., 3]
-        elif channels == 4 and layer == "foreground":
-            if given and given.get("alpha") is not None:
+        if layer == ALPHA:
+            out[ALPHA] = frames.mean(-1, dtype=np.float32) if channels < 4 else frames[..., 3]
+        elif channels == 4 and layer == FOREGROUND:
+            if given and given.get(ALPHA) is not None:
                 raise ValueError("given alpha twice: as a layer and inside the RGBA foreground")
-            out["foreground"], out["alpha"] = frames[..., :3], frames[..., 3]
+            out[FOREGROUND], out[ALPHA] = frames[..., :3], frames[..., 3]
         elif channels == 3:
             out[layer] = frames
         else:
@@ -92,11 +92,11 @@ def network_pixels(given: Mapping[str, F32]) -> dict[str, F32]:
     """
     out = {}
     for layer, frames in given.items():
-        if layer == "alpha":
+        if layer == ALPHA:
             frames = np.repeat(frames[..., None], 3, axis=-1)
         pixels = frames * 2 - 1
-        if layer == "foreground" and "alpha" in given:
-            pixels = pixels * given["alpha"][..., None]
+        if layer == FOREGROUND and ALPHA in given:
+            pixels = pixels * given[ALPHA][..., None]
         out[layer] = np.ascontiguousarray(pixels, np.float32)
     return out
 
@@ -146,23 +146,23 @@ def finish(layers: Mapping[str, F32], exact: Sequence[Mapping[str, F32]] | None)
     out: dict[str, F32] = {
         name: np.clip((pixels + 1) / 2, 0, 1).astype(np.float32) for name, pixels in layers.items()
     }
-    if "alpha" in out:
-        out["alpha"] = out["alpha"].mean(-1)
+    if ALPHA in out:
+        out[ALPHA] = out[ALPHA].mean(-1)
     for i, given in enumerate(exact or ()):
         for name in given:
-            if name != "foreground":
+            if name != FOREGROUND:
                 out[name][i] = given[name]
-    if "alpha" in out:
-        pairs = zip(layers["foreground"], out["alpha"], strict=True)
+    if ALPHA in out:
+        pairs = zip(layers[FOREGROUND], out[ALPHA], strict=True)
         colour = (np.stack([straight_colour(grey, cover) for grey, cover in pairs]) + 1) / 2
         for i, given in enumerate(exact or ()):
-            if "foreground" in given:
-                colour[i] = given["foreground"]
-        rgba = np.concatenate([colour, out["alpha"][..., None]], -1)
-        out["foreground"] = rgba.astype(np.float32)
+            if FOREGROUND in given:
+                colour[i] = given[FOREGROUND]
+        rgba = np.concatenate([colour, out[ALPHA][..., None]], -1)
+        out[FOREGROUND] = rgba.astype(np.float32)
     elif exact is not None:
         for i, given in enumerate(exact):
-            out["foreground"][i] = given.get("foreground", out["foreground"][i])
+            out[FOREGROUND][i] = given.get(FOREGROUND, out[FOREGROUND][i])
     return out
 
 

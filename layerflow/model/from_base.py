@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerflow.clip import LAYERS, PROMPTED
 from layerflow.documents import read_json
 from layerflow.model import adapters
-from layerflow.model.layers import LAYERS, PROMPTED, single_layout
+from layerflow.model.layers import single_layout
 from layerflow.model.positions import Positions
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 
@@ -184,7 +185,7 @@ def _check_stored(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def stores_positions(base: Any) -> bool:
-    """Whether a base has a position table that nobody computes: it fits its own size only."""
+    """Whether a base has a position table that is not computed: it fits its own size only."""
     if not getattr(base.config, "stored_positions", None):
         return False
     return getattr(base, "official", None) is None or not has_plain_positions(base)

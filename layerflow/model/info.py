@@ -10,9 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from layerflow.clip import LAYERS
 from layerflow.documents import read_json
 from layerflow.model.adapter_files import read_adapter, saved_adapters
-from layerflow.model.layers import LAYERS, official_task
+from layerflow.model.layers import official_task
+
+SETTINGS = "layerflow.json"
 
 # Measured on CogVideoX-2B LoRA training at 17,776 tokens: 1.86 MB a token without activation
 # checkpointing and 0.115 MB with it, in bf16; here per block and channel.
@@ -83,6 +86,18 @@ def describe(directory: str | Path) -> dict[str, Any]:
     }
 
 
+def sampling_settings(
+    model: str | Path, steps: int | None = None, guidance: float | None = None
+) -> tuple[int, float]:
+    """Steps and guidance scale to sample with: what is asked for, else what the model folder says
+    of itself, else 50 and 6."""
+    file = Path(model) / SETTINGS
+    said = read_json(file).get("sampling") if file.is_file() else None
+    own = said if isinstance(said, dict) else {}
+    scale = own.get("guidance_scale", 6.0) if guidance is None else guidance
+    return steps or int(own.get("num_inference_steps", 50)), float(scale)
+
+
 def count_parameters(folder: Path) -> int:
     """Numbers in the safetensors files of one component."""
     total = 0
@@ -108,15 +123,8 @@ def _factors(vae: dict[str, Any]) -> tuple[int, int]:
     return 8, int(vae.get("temporal_compression_ratio", 4))
 
 
-def cost(
-    config: dict[str, Any],
-    vae: dict[str, Any],
-    parameters: int,
-    height: int | None = None,
-    width: int | None = None,
-    latent_frames: int | None = None,
-) -> Cost:
-    """Cost of one sample. height, width in pixels; latent_frames of one layer.
+def cost(config: dict[str, Any], vae: dict[str, Any], parameters: int) -> Cost:
+    """Cost of one sample at the model's own size.
 
     FLOPs: ``24 d^2 L s`` for the linear layers and ``4 s^2 d L`` for attention, with s tokens,
     width d and L blocks. Training state: fp32 weights, gradients and two AdamW moments of all
@@ -124,9 +132,8 @@ def cost(
     """
     spatial, temporal = _factors(vae)
     task = official_task(config["task"]) if config["mode"] == "official" else None
-    height = height or config["sample_height"] * spatial
-    width = width or config["sample_width"] * spatial
-    per_layer = latent_frames or config["latent_frames"]
+    height, width = config["sample_height"] * spatial, config["sample_width"] * spatial
+    per_layer = config["latent_frames"]
     frames = task.layout.num_frames if task else per_layer * len(LAYERS)
     patch = config["patch_size"] * spatial
     video = frames * (height // patch) * (width // patch)

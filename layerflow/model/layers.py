@@ -13,27 +13,29 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 
-from layerflow.clip import LAYERS, PROMPTED
-
-__all__ = [
-    "LAYERS",
-    "OFFICIAL",
-    "PROMPTED",
-    "TASKS",
-    "Layout",
-    "OfficialTask",
-    "native_layout",
-    "official_task",
-    "single_layout",
-]
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, PROMPTED
 
 TASKS: dict[str, tuple[str, ...]] = {
     "generate": (),
-    "decompose": ("blended",),
-    "fg2bg": ("foreground", "alpha"),
-    "bg2fg": ("background",),
+    "decompose": (BLENDED,),
+    "fg2bg": (FOREGROUND, ALPHA),
+    "bg2fg": (BACKGROUND,),
 }
 """The named tasks and the layers they give; any other proper subset is legal too."""
+
+
+def given_layers(task: str) -> tuple[str, ...]:
+    """The layers that a task gives, in their order. task: a name of ``TASKS``, or layers joined by
+    ``+``. ValueError for anything else, also for all layers together."""
+    if task in TASKS:
+        return TASKS[task]
+    layers = task.split("+")
+    if set(layers) - set(LAYERS) or not len(set(layers)) == len(layers) < len(LAYERS):
+        raise ValueError(
+            f"unknown task {task!r}; use one of {', '.join(TASKS)}, or some (not all) of "
+            f"{', '.join(LAYERS)} joined by '+'"
+        )
+    return tuple(layer for layer in LAYERS if layer in layers)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def native_layout(
 
 def single_layout(num_frames: int) -> Layout:
     """One layer with one prompt: what plain CogVideoX computes."""
-    return Layout(("blended",), (num_frames,), ("blended",))
+    return Layout((BLENDED,), (num_frames,), (BLENDED,))
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,7 @@ class OfficialTask:
         return tuple(name for name in self.layout.layers if name not in self.given)
 
 
-_RGB = ("foreground", "background", "blended")
-_TWO = ("foreground", "background")
+_TWO = (FOREGROUND, BACKGROUND)
 
 
 def _task(
@@ -168,7 +169,7 @@ def _task(
     prompts: tuple[str, ...] = PROMPTED,
     **options: bool,
 ) -> OfficialTask:
-    layers = LAYERS if len(frames) == 4 else _RGB
+    layers = LAYERS if len(frames) == 4 else PROMPTED
     lead = int(frames[0] == 5)
     fault = None
     if name == "seg_rgb":
@@ -194,12 +195,12 @@ OFFICIAL: dict[str, OfficialTask] = {
     for task in (
         _task("gen_rgb", (4, 4, 4)),
         _task("gen_rgba", (4, 4, 4, 4), embedded=True),
-        _task("seg_rgb", (4, 4, 4), (10, 12), ("blended",), _TWO, learned=True),
-        _task("seg_rgba", (4, 4, 4, 4), (12, 16), ("blended",), _TWO, learned=True),
-        _task("fg2bg_rgb", (4, 4, 4), (0, 4), ("foreground",), learned=True),
-        _task("fg2bg_rgba", (5, 4, 4, 4), (0, 9), ("foreground", "alpha"), embedded=True),
-        _task("bg2fg_rgb", (4, 4, 4), (4, 8), ("background",), learned=True),
-        _task("bg2fg_rgba", (5, 4, 4, 4), (9, 13), ("background",), embedded=True),
+        _task("seg_rgb", (4, 4, 4), (10, 12), (BLENDED,), _TWO, learned=True),
+        _task("seg_rgba", (4, 4, 4, 4), (12, 16), (BLENDED,), _TWO, learned=True),
+        _task("fg2bg_rgb", (4, 4, 4), (0, 4), (FOREGROUND,), learned=True),
+        _task("fg2bg_rgba", (5, 4, 4, 4), (0, 9), (FOREGROUND, ALPHA), embedded=True),
+        _task("bg2fg_rgb", (4, 4, 4), (4, 8), (BACKGROUND,), learned=True),
+        _task("bg2fg_rgba", (5, 4, 4, 4), (9, 13), (BACKGROUND,), embedded=True),
     )
 }
 """The released configurations by name."""

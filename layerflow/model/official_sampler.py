@@ -63,7 +63,7 @@ def signal_table() -> F32:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SamplerSchedule:
     """The n-step schedule, noisiest step first.
 
     timesteps int64 ``[n]``; signal float32 ``[n + 1]``: sqrt(abar) of each step and a final 1;
@@ -78,7 +78,7 @@ class Schedule:
 
 
 @lru_cache(maxsize=16)
-def official_schedule(num_steps: int) -> Schedule:
+def official_schedule(num_steps: int) -> SamplerSchedule:
     """The sampler's tables for ``num_steps`` steps. ValueError below 2 or above 1000."""
     if not 2 <= num_steps <= NUM_TRAIN_STEPS:
         raise ValueError(f"the official sampler takes 2 to 1000 steps, not {num_steps}")
@@ -87,7 +87,7 @@ def official_schedule(num_steps: int) -> Schedule:
     ascending = zero_snr_signal(shifted_alphas_cumprod()[timesteps[::-1]])
     signal = np.append(ascending[::-1], np.float32(1.0))
     distance = np.abs(signal[:-1, None] - signal_table()[None])
-    return Schedule(timesteps, signal, distance.argmin(1), _multipliers(signal))
+    return SamplerSchedule(timesteps, signal, distance.argmin(1), _multipliers(signal))
 
 
 def _multipliers(signal: F32) -> F32:
@@ -123,11 +123,12 @@ def denoise(v: Tensor, x: Tensor, table_index: int) -> Tensor:
 def sample_official(
     network: Network,
     noise: Tensor,
-    num_steps: int = 50,
-    guidance_scale: float = 6.0,
-    draw: Callable[[], Tensor] | None = None,
+    num_steps: int,
+    guidance_scale: float,
+    draw: Callable[[], Tensor],
+    on_step: Callable[[int, int, Tensor], Tensor],
+    *,
     dynamic: bool = True,
-    on_step: Callable[[int, int, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Sample the generated latents as the official code does.
 
@@ -136,7 +137,6 @@ def sample_official(
     on_step: called with (step, timestep, x after it), returns x.
     """
     schedule = official_schedule(num_steps)
-    draw = draw or (lambda: torch.randn_like(noise))
     x, old = noise, noise
     for i, t in enumerate(schedule.timesteps.tolist()):
         scale = dynamic_guidance(guidance_scale, t, num_steps) if dynamic else guidance_scale
@@ -154,6 +154,5 @@ def sample_official(
             target = x0 if i == 0 else new * x0 - older * old
             x = keep * x - mix * target + spread * fresh
         old = x0
-        if on_step is not None:
-            x = on_step(i, t, x)
+        x = on_step(i, t, x)
     return x

@@ -29,9 +29,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 import layerflow.model.transformer  # noqa: F401  diffusers takes our classes from what is imported
+from layerflow.clip import LAYERS
 from layerflow.model import autoencoder, frames, text
 from layerflow.model.denoise import Denoiser
-from layerflow.model.layers import LAYERS, Layout
+from layerflow.model.layers import Layout
 from layerflow.model.sequence import Generators, decode_sequence, draw_noise, encode_given
 
 Given = Mapping[str, Any]
@@ -60,6 +61,11 @@ class LayerFlowPipelineOutput(BaseOutput):
     def frames(self) -> Any:
         """The blended layer, under diffusers' name for a video."""
         return self.blended
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """Layer -> frames of one sample; None for the alpha of a model without one."""
+        every = ((name, getattr(self, name)) for name in LAYERS)
+        return {name: None if frames is None else frames[index] for name, frames in every}
 
 
 def _is_entry(value: Any) -> bool:

@@ -10,7 +10,8 @@ import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from torch import Tensor, nn
 
-from layerflow.model.layers import LAYERS, Layout
+from layerflow.clip import LAYERS
+from layerflow.model.layers import Layout
 
 MAX_TABLES = 16
 
@@ -33,10 +34,10 @@ class Positions(nn.Module):
     """Position tables for any layout and size, made once each and kept.
 
     kind ``sincos``: CogVideoX' absolute 3-D table, computed. ``rotary``: the angles of
-    CogVideoX-5B, computed. ``stored``: a table that a checkpoint carries and nobody computes;
-    buffers ``text`` ``[prompts, tokens, dim]`` and ``video`` ``[frames, h*w, dim]``.
+    CogVideoX-5B, computed. ``stored``: a table that a checkpoint carries; buffers ``text``
+    ``[prompts, tokens, dim]`` and ``video`` ``[frames, h*w, dim]``.
     grid: height and width in patches that the weights were made for; computed sin-cos tables do
-    not hang on it.
+    not depend on it.
     interpolation: what spatial and temporal coordinates are divided by.
     """
 

@@ -8,7 +8,6 @@ official LayerFlow model that ``layerflow convert`` wrote.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerflow.files import new_folder
 from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.from_base import make_scheduler, mark_layers
 from layerflow.model.transformer import LayerFlowTransformer3DModel
-from layerflow.outputs import local_output
+from layerflow.outputs import free_output
 
 MAX_TINY_TEXT_TOKENS = 32
 
@@ -65,7 +65,7 @@ BASE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Preset:
+class ModelPreset:
     """A kind of model directory: its options with their values, and whether it needs a base."""
 
     name: str
@@ -74,12 +74,14 @@ class Preset:
     needs_base: bool = True
 
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, ModelPreset] = {
     preset.name: preset
     for preset in (
-        Preset("tiny", "0.94 M parameters, made from nothing, for CPUs", TINY, needs_base=False),
-        Preset("cogvideox-2b", "native LayerFlow from CogVideoX-2B (sin-cos positions)", BASE),
-        Preset("cogvideox-5b", "native LayerFlow from CogVideoX-5B (rotary positions)", BASE),
+        ModelPreset(
+            "tiny", "0.94 M parameters, made from nothing, for CPUs", TINY, needs_base=False
+        ),
+        ModelPreset("cogvideox-2b", "native LayerFlow from CogVideoX-2B (sin-cos positions)", BASE),
+        ModelPreset("cogvideox-5b", "native LayerFlow from CogVideoX-5B (rotary positions)", BASE),
     )
 }
 
@@ -108,33 +110,14 @@ def init_directory(
     if not chosen.needs_base and base is not None:
         raise ValueError(f"preset {preset} is made from nothing: it takes no base")
     options = {**chosen.options, **overrides}
-    writing = new_folder(folder)
-    if base is None:
-        _write_tiny(writing, options)
-    else:
-        from layerflow.model.from_base import write_from_base  # imports this module
+    with new_folder(free_output(folder)) as writing:
+        if base is None:
+            _write_tiny(writing, options)
+        else:
+            from layerflow.model.from_base import write_from_base  # imports this module
 
-        write_from_base(writing, base, options, asked=overrides)
-    publish_folder(writing, folder)
+            write_from_base(writing, base, options, asked=overrides)
     return folder
-
-
-def new_folder(out: str | Path) -> Path:
-    """An empty folder to write in, beside ``out``, which must be absent or empty (ValueError)."""
-    out = local_output(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
-    folder = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def publish_folder(written: Path, out: str | Path) -> None:
-    """Move a folder that ``new_folder`` made to its place."""
-    if Path(out).is_dir():
-        Path(out).rmdir()
-    written.rename(out)
 
 
 def _write_tiny(folder: Path, options: Mapping[str, Any]) -> None:

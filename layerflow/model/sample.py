@@ -12,8 +12,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from layerflow.clip import LAYERS, U8, LayeredClip, resize_cover
-from layerflow.documents import read_json
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    LAYERS,
+    U8,
+    LayeredClip,
+    resize_cover,
+    sampled_layers,
+)
 from layerflow.media.cells import (
     MediaError,
     encode_alpha,
@@ -25,10 +34,10 @@ from layerflow.media.cells import (
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.media.decode import Decoder
 from layerflow.media.pictures import read_picture
+from layerflow.model.info import sampling_settings
 from layerflow.outputs import local_output
 
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SETTINGS = "layerflow.json"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -73,10 +82,8 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
     local_output(request.out)
     pipe = load_pipeline(request.model, request.dtype)
     pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
-    own = sampling_defaults(request.model)
     layers, fps = _read_layers(request, pipe)
-    steps = request.steps or int(own.get("num_inference_steps", 50))
-    guidance = own.get("guidance_scale", 6.0) if request.guidance is None else request.guidance
+    steps, guidance = sampling_settings(request.model, request.steps, request.guidance)
     seeds = range(request.seed, request.seed + request.count)
     folders, clips = [], []
     for seed in seeds:
@@ -88,7 +95,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
             width=request.width,
             num_frames=request.num_frames,
             num_inference_steps=steps,
-            guidance_scale=float(guidance),
+            guidance_scale=guidance,
             use_dynamic_cfg=request.dynamic_cfg,
             generator=torch.Generator().manual_seed(seed),
             output_type="uint8",
@@ -98,8 +105,8 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
         name = request.id or f"seed-{request.seed}"
         if request.count > 1:
             name = f"{request.id or 'seed'}-{seed}"
-        result = {layer: None if output[layer] is None else output[layer][0] for layer in LAYERS}
-        about = _about(request, seed, steps, float(guidance))
+        result = output.sample(0)
+        about = _about(request, seed, steps, guidance)
         folder = request.out / name
         clips.append(write_layers(folder, result, request.prompt, fps, about, png=request.png))
         folders.append(folder)
@@ -124,14 +131,6 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
     return pipe.to("cuda") if gpu else pipe
 
 
-def sampling_defaults(model: Path) -> dict[str, Any]:
-    """The model folder's own ``num_inference_steps`` and ``guidance_scale``, if it says any."""
-    file = model / SETTINGS
-    said = read_json(file) if file.is_file() else {}
-    sampling = said.get("sampling", {})
-    return sampling if isinstance(sampling, dict) else {}
-
-
 def write_layers(
     folder: Path,
     layers: Mapping[str, U8 | None],
@@ -147,18 +146,17 @@ def write_layers(
     alpha ``[T, H, W]`` or None, background and blended ``[T, H, W, 3]``; uint8.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    foreground, alpha = layers["foreground"], layers["alpha"]
-    background, blended = layers["background"], layers["blended"]
-    assert foreground is not None and background is not None and blended is not None
-    if alpha is None:
+    clip = LayeredClip(**sampled_layers(layers), prompts=dict(prompts), fps=fps)
+    foreground = layers[FOREGROUND]
+    assert foreground is not None
+    if layers[ALPHA] is None:
         (folder / "foreground.mp4").write_bytes(encode_preview(foreground, fps, crf=12))
-        alpha = np.full(foreground.shape[:3], 255, np.uint8)
     else:
         write_prores4444(folder / "foreground.mov", foreground, fps)
         write_vp9_alpha(folder / "foreground.webm", foreground, fps)
-        (folder / "alpha.mkv").write_bytes(encode_alpha(alpha, fps))
-    (folder / "background.mp4").write_bytes(encode_preview(background, fps, crf=12))
-    (folder / "blended.mp4").write_bytes(encode_preview(blended, fps, crf=12))
+        (folder / "alpha.mkv").write_bytes(encode_alpha(clip.alpha, fps))
+    for name in (BACKGROUND, BLENDED):
+        (folder / f"{name}.mp4").write_bytes(encode_preview(clip.layer(name), fps, crf=12))
     if png:
         for name, stack in layers.items():
             for t, frame in enumerate(stack if stack is not None else ()):
@@ -166,9 +164,6 @@ def write_layers(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(encode_png(np.ascontiguousarray(frame)))
     (folder / "sample.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-    clip = LayeredClip(
-        np.ascontiguousarray(foreground[..., :3]), alpha, background, blended, dict(prompts), fps
-    )
     save_sheet(folder / "contact.png", [clip])
     return clip
 

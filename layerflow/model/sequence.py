@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layerflow.clip import FOREGROUND
 from layerflow.model import autoencoder
 from layerflow.model.layers import Layout, OfficialTask
 
@@ -48,7 +49,7 @@ def encode_given(
             clean[layout.slices[layer]] = latents.cpu()
         return clean
     parts = [pixels[layer] for layer in layout.layers if layer in pixels]
-    if task.lead and "foreground" in pixels:
+    if task.lead and FOREGROUND in pixels:
         parts.insert(0, parts[0][:1])
     clip = _as_video(np.concatenate(parts)[None])
     with autoencoder.one_chunk(vae, clip.shape[2]):

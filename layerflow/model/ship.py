@@ -62,7 +62,7 @@ def ship_code(folder: Path) -> None:
 
 @cache
 def bundle(module: str, name: str) -> str:
-    """Source of one file that defines a class of this package, on public libraries alone.
+    """ModuleSource of one file that defines a class of this package, on public libraries alone.
 
     ValueError where that cannot be: two things of one name, or an import inside a function.
     """
@@ -86,7 +86,7 @@ def bundle(module: str, name: str) -> str:
 
 
 @dataclass
-class Source:
+class ModuleSource:
     """One module of the package: what it defines, and what it imports under which name."""
 
     lines: list[str]
@@ -124,11 +124,11 @@ class Source:
 
 
 @cache
-def _read(module: str) -> Source:
+def _read(module: str) -> ModuleSource:
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     text = Path(spec.origin).read_text(encoding="utf-8")
-    source = Source(text.splitlines(), ast.parse(text))
+    source = ModuleSource(text.splitlines(), ast.parse(text))
     for node in source.tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             source.defined[node.name] = node

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerflow.model.layers import PROMPTED
+from layerflow.clip import BLENDED, PROMPTED
 
 Prompt = Mapping[str, str] | str
 
@@ -35,7 +35,7 @@ def prompt_texts(prompt: Prompt | None, layers: Sequence[str] = PROMPTED) -> lis
     prompt: layer -> text; a plain string is the blended prompt. ValueError for unknown layers.
     """
     if isinstance(prompt, str):
-        prompt = {"blended": prompt}
+        prompt = {BLENDED: prompt}
     prompt = dict(prompt or {})
     for layer, text in prompt.items():
         if layer not in PROMPTED:

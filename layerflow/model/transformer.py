@@ -21,9 +21,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
+from layerflow.clip import BLENDED, LAYERS, PROMPTED
 from layerflow.model import adapters
 from layerflow.model.adapter_files import check_adapters, name_adapters, saved_adapters
-from layerflow.model.layers import LAYERS, PROMPTED, Layout, native_layout, official_task
+from layerflow.model.layers import Layout, native_layout, official_task
 from layerflow.model.positions import ExactTimesteps, LayerEmbedding, Positions, Tables
 
 __all__ = ["LayerFlowTransformer3DModel", "ModelMixin"]  # diffusers looks ModelMixin up here
@@ -158,11 +159,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
                     f"{config.task} has {layout.num_frames} latent frames, not {num_frames}"
                 )
             return layout
-        if config.num_prompts == 1:
-            layers: tuple[str, ...] = ("blended",)
-            prompts: tuple[str, ...] = ("blended",)
-        else:
-            layers, prompts = LAYERS, PROMPTED
+        single: tuple[str, ...] = (BLENDED,)
+        layers, prompts = (single, single) if config.num_prompts == 1 else (LAYERS, PROMPTED)
         total = config.latent_frames * len(layers) if num_frames is None else num_frames
         return native_layout(total, layers, prompts, config.positions == "shared")
 

@@ -229,7 +229,7 @@ def verify_sampler(model: LayerFlowTransformer3DModel, tensors: Tensors, name: s
 
     draw = lambda: next(noises)  # noqa: E731
     outputs["y.samples"] = sample_official(
-        network, tensors["x.init_noise"], steps, 6.0, draw, on_step=on_step
+        network, tensors["x.init_noise"], steps, 6.0, draw, on_step
     )
     for key in sorted(outputs):
         if key in tensors:

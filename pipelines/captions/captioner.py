@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from layerflow.clip import PROMPTED, U8
+from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED, U8
 from manifests.mine import Captions
 from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
 from pipelines.captions.request import Captioner, CaptionError, Request
@@ -28,12 +28,12 @@ ASK_NAME = (
     "the subject with one or two nouns, such as: dog. Answer with the nouns only."
 )
 ASK = {
-    "foreground": "These are moments of one video, in order; everything but the subject was "
+    FOREGROUND: "These are moments of one video, in order; everything but the subject was "
     "painted grey. Describe only the subject: what it is, how it looks, what it does. Say nothing "
     "about what is behind it. " + _RULES,
-    "background": "These are moments of one video, in order. Describe the place: what is in it, "
+    BACKGROUND: "These are moments of one video, in order. Describe the place: what is in it, "
     "the light, how the camera moves. " + _RULES,
-    "blended": "These are moments of one video, in order. Describe the whole scene: the subject, "
+    BLENDED: "These are moments of one video, in order. Describe the whole scene: the subject, "
     "what it does, and the place that it is in. " + _RULES,
 }
 
@@ -85,18 +85,13 @@ def _ask_all(
 ) -> list[str]:
     """Fill ``prompts`` for the layers ``wanted``; returns the layers that still have problems."""
     subject: frozenset[str] = frozenset()
-    if "background" in wanted:
-        name = captioner.answer([Request(pictures["foreground"], ASK_NAME)])[0]
+    if BACKGROUND in wanted:
+        name = captioner.answer([Request(pictures[FOREGROUND], ASK_NAME)])[0]
         subject = subject_nouns(name)
     texts = {layer: ASK[layer] for layer in wanted}
     if subject:
         hidden = " or ".join(sorted(subject))
-        texts = {
-            k: v + f" There is no {hidden} in it; do not use these words."
-            if k == "background"
-            else v
-            for k, v in texts.items()
-        }
+        texts[BACKGROUND] += f" There is no {hidden} in it; do not use these words."
     left = list(wanted)
     for _ in range(1 + options.retries):
         asked = [Request(pictures[layer], texts[layer]) for layer in left]
@@ -128,8 +123,8 @@ def show(layers: Mapping[str, Any], layer: str, count: int, side: int) -> tuple[
     shown = []
     for place in places:
         picture = frames[place]
-        if layer == "foreground":
-            alpha = layers["alpha"][place].astype(np.float32)[..., None] / 255
+        if layer == FOREGROUND:
+            alpha = layers[ALPHA][place].astype(np.float32)[..., None] / 255
             picture = np.rint(alpha * picture + (1 - alpha) * 128).astype(np.uint8)
         scale = min(1.0, side / max(picture.shape[:2]))
         size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))

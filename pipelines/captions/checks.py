@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 
+from layerflow.clip import BACKGROUND, FOREGROUND
 from layerflow.locations import one_line
 
 MAX_TOKENS = 200
@@ -107,9 +108,9 @@ def find_problems(
         problems.append(f"it speaks of you ({found[0]!r}) and not of what is shown")
     if found := _META.search(text):
         problems.append(f"it speaks of {found[0]!r}: describe what is shown as if it were there")
-    if layer == "foreground" and (found := _BACKDROP.search(text)):
+    if layer == FOREGROUND and (found := _BACKDROP.search(text)):
         problems.append(f"it speaks of what is behind the subject ({found[0]!r})")
-    if layer == "background":
+    if layer == BACKGROUND:
         named = sorted({w for w in _words(text) if _names(_singular(w), subject)})
         problems += [f"it names the subject ({word!r}), which is not there" for word in named]
     return problems

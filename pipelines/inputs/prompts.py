@@ -1,4 +1,4 @@
-"""What is said of a film or still: prompts and rights, from tables, sidecars and other tools' JSON.
+"""What is said of a video or still: prompts and rights of tables, sidecars, other tools' JSON.
 
 Something said is a mapping of some of ``foreground``, ``background``, ``blended`` (prompts) and
 ``licence``, ``attribution``. Keys of other tools are known; whatever else a JSON file holds is no
@@ -13,27 +13,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from layerflow.clip import PROMPTED
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, PROMPTED
 from layerflow.locations import check_inside, escape_name, printable, spellings
 from pipelines.inputs.rows import parse_json, read_rows, read_text, video_of
 from pipelines.publish.licences import is_licence_column, joined, licence_in
 
 TEMPLATE = {
-    "foreground": "the moving subject, cut out",
-    "background": "the scene without the subject",
-    "blended": "the subject moving in the scene",
+    FOREGROUND: "the moving subject, cut out",
+    BACKGROUND: "the scene without the subject",
+    BLENDED: "the subject moving in the scene",
 }
 KEYS = {
-    "foreground": (
+    FOREGROUND: (
         *("foreground_prompt", "fg_prompt", "prompt_fg", "foreground_caption", "fg_caption"),
-        "foreground",
+        FOREGROUND,
     ),
-    "background": (
+    BACKGROUND: (
         *("background_prompt", "bg_prompt", "prompt_bg", "background_caption", "bg_caption"),
-        "background",
+        BACKGROUND,
     ),
-    "blended": (
-        *("blended_prompt", "bl_prompt", "blended", "full_prompt", "prompt", "full_caption"),
+    BLENDED: (
+        *("blended_prompt", "bl_prompt", BLENDED, "full_prompt", "prompt", "full_caption"),
         *("video_caption", "caption", "text"),
     ),
 }
@@ -147,7 +147,7 @@ def sidecar(path: Path, root: Path | None = None) -> Said:
             if "\0" in text:
                 raise ValueError("holds a NUL byte")
             if beside.suffix.lower() == ".txt":
-                said = {"blended": clean_text(text)}
+                said = {BLENDED: clean_text(text)}
             else:
                 said = said_in(_json(text)) if text.strip() else {}
         except (ValueError, OSError) as error:

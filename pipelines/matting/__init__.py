@@ -1,14 +1,20 @@
 """Matting backends behind one protocol: video frames in, a soft matte and its confidence out.
 
-A backend is an object that is called with one clip and returns a ``Matte``. ``make_matter`` builds
-it by name. Nothing is downloaded: backends with a network take their weights by local path unless
-``download=True`` is passed to the ones that can fetch them.
+A backend is one file with one class, and its line in ``BACKENDS``. What it is made with, its
+constructor says (``weights``, ``device``, ``model``); what it is called with besides RGB frames,
+its ``needs`` say. ``make_backend`` and the jobs act on these and on no name. Nothing is downloaded:
+backends with a network take their weights by local path unless ``download=True`` is passed to the
+ones that can fetch them.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -16,21 +22,20 @@ from typing import Any, Protocol, cast, runtime_checkable
 import cv2
 import numpy as np
 
-_BACKENDS = {
-    "motion": ("pipelines.matting.motion.backend", "MotionMatter"),
-    "auto": ("pipelines.matting.auto.backend", "AutoMatter"),
-    "rembg": ("pipelines.matting.rembg", "RembgMatter"),
-    "onnx": ("pipelines.matting.onnx_session", "OnnxMatter"),
-    "transparent-background": (
-        "pipelines.matting.transparent_background",
-        "TransparentBackgroundMatter",
-    ),
-    "alpha": ("pipelines.matting.alpha", "AlphaMatter"),
-    "chroma": ("pipelines.matting.chroma", "ChromaMatter"),
+BACKENDS: dict[str, str] = {
+    "motion": "pipelines.matting.motion.backend:MotionMatting",
+    "auto": "pipelines.matting.auto.backend:AutoMatting",
+    "rembg": "pipelines.matting.rembg:RembgMatting",
+    "onnx": "pipelines.matting.onnx_session:OnnxMatting",
+    "transparent-background": "pipelines.matting.transparent_background:InspyrenetMatting",
+    "alpha": "pipelines.matting.alpha:AlphaMatting",
+    "chroma": "pipelines.matting.chroma:ChromaMatting",
 }
-MATTERS: tuple[str, ...] = tuple(_BACKENDS)
-_NEED_WEIGHTS = ("rembg", "onnx", "transparent-background")
-_HAVE_MODELS = ("auto", "rembg", "onnx")
+
+ALPHA = "alpha"  # RGBA frames: the matte that comes with the video (``with_alpha``)
+BACKDROP = "backdrop"  # the backdrop of the shot, where there is one
+KEY_COLOUR = "key colour"  # a subject before one even colour
+NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR})
 
 
 @dataclass(frozen=True)
@@ -63,30 +68,34 @@ class Backdrop:
 
 
 @runtime_checkable
-class Matter(Protocol):
-    """A matting backend. ``licence`` is that of the weights (or of the code if it has none)."""
+class MattingBackend(Protocol):
+    """A matting backend. ``licence`` is that of the weights (or of the code if it has none).
+
+    ``needs``: what it is called with besides RGB frames, some of ``NEEDS``.
+    """
 
     name: str
     version: str
     licence: str
+    needs: frozenset[str]
 
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte one clip: ``frames`` uint8 [T, H, W, 3] RGB -> ``Matte`` of the same T, H, W.
 
-        ``backdrop``: what is behind the subject, if that is known. A backend that makes use of it
-        has an attribute ``uses_backdrop = True``.
+        Frames are [T, H, W, 4] for one that needs ``ALPHA``. ``backdrop``: what is behind the
+        subject, if that is known, for one that needs ``BACKDROP``.
         """
         ...
 
 
-def make_matter(
+def make_backend(
     name: str,
     *,
     weights: str | Path | None = None,
     device: str = "cpu",
     **options: Any,
-) -> Matter:
-    """Build the matting backend ``name``, one of ``MATTERS``, or ``NAME:MODEL``.
+) -> MattingBackend:
+    """Build the matting backend ``name``, one of ``BACKENDS``, or ``NAME:MODEL``.
 
     ``MODEL`` is a model of rembg (``rembg:isnet-general-use``), a preset of onnx (``onnx:dis``) or
     the networks of auto (``auto:u2netp``).
@@ -96,27 +105,19 @@ def make_matter(
     missing weights, or a package that is not installed.
     """
     name, _, model = name.partition(":")
-    if name not in _BACKENDS:
-        raise ValueError(f"unknown matting backend {name!r}; choose one of {', '.join(MATTERS)}")
-    if weights is not None and name not in _NEED_WEIGHTS:
-        raise ValueError(
-            f"matting backend {name!r} has no weights; "
-            f"leave --weights out or choose {' or '.join(_NEED_WEIGHTS)}"
-        )
-    if model:
-        if name not in _HAVE_MODELS:
-            raise ValueError(f"matting backend {name!r} has no models to choose, such as {model!r}")
-        options.update(model=model)
-    module_name, class_name = _BACKENDS[name]
-    factory = getattr(importlib.import_module(module_name), class_name)
-    if name in _NEED_WEIGHTS:
-        options.update(weights=weights)
-    if name in _HAVE_MODELS or name in _NEED_WEIGHTS:
-        options.update(device=device)
-    try:
-        return cast(Matter, factory(**options))
-    except TypeError as error:
-        raise ValueError(f"matting backend {name!r}: {error}") from error
+    if name not in BACKENDS:
+        raise ValueError(f"unknown matting backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend = getattr(importlib.import_module(module), attribute)
+    taken = inspect.signature(backend).parameters
+    given = {"weights": weights, "model": model or None, **options}
+    given = {argument: value for argument, value in given.items() if value is not None}
+    for argument in given:
+        if argument not in taken:
+            raise ValueError(f"matting backend {name!r} has no {argument}: leave it out")
+    if "device" in taken:
+        given["device"] = device
+    return cast(MattingBackend, backend(**given))
 
 
 def require(package: str, backend: str) -> None:
@@ -126,6 +127,20 @@ def require(package: str, backend: str) -> None:
             f"matting backend {backend!r} needs the package {package!r}, which is not installed; "
             'run: pip install "layerflow-toolkit[matting]"'
         )
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while: where a package looks for its models."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def check_frames(frames: np.ndarray, channels: tuple[int, ...] = (3,)) -> np.ndarray:
@@ -138,3 +153,22 @@ def check_frames(frames: np.ndarray, channels: tuple[int, ...] = (3,)) -> np.nda
     if min(frames.shape) < 1:
         raise ValueError(f"frames must not be empty, got shape {list(frames.shape)}")
     return frames
+
+
+def with_alpha(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Stack a matte onto its frames: uint8 [T, H, W, 3] and [T, h, w] -> uint8 [T, H, W, 4].
+
+    A matte of another size is scaled to the frames (area average when it shrinks); a matte of
+    another length is a ValueError, because one that is a frame off is worse than none.
+    """
+    check_frames(frames)
+    if alpha.dtype != np.uint8 or alpha.ndim != 3:
+        raise ValueError(f"alpha must be uint8 [T, H, W], got {alpha.dtype} {list(alpha.shape)}")
+    if len(alpha) != len(frames):
+        raise ValueError(f"alpha has {len(alpha)} frames, its video {len(frames)}")
+    height, width = frames.shape[1:3]
+    if alpha.shape[1:] != (height, width):
+        shrink = alpha.shape[1] * alpha.shape[2] > height * width
+        mode = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        alpha = np.stack([cv2.resize(a, (width, height), interpolation=mode) for a in alpha])
+    return np.concatenate([frames, alpha[..., None]], axis=-1)

@@ -15,30 +15,9 @@ import numpy as np
 
 from layerflow.corpus.table import VOTES
 from pipelines.mine.text import text_share
-from pipelines.vision.numerics import dilate, single_thread
+from pipelines.vision.numerics import dilate, single_thread, work_size
 from pipelines.vision.plate import Plate
 
-FRAME_SCORES = ("motion", "blur", "exposure_low", "exposure_high", "text")
-CLIP_SCORES = (
-    "recomposition_error",
-    "outside_fidelity",
-    "flicker",
-    "warp_iou",
-    "newcomers",
-    "soft_fraction",
-    "boundary_sharpness",
-    "area_mean",
-    "area_min",
-    "area_max",
-    "area_cv",
-    "border_contact",
-    "components",
-    "ghost",
-    "unseen_fraction",
-    "registration_residual",
-    "camera_static",
-    "feature_survival",
-)
 CONFIDENCE_SCORES = (
     "matte_confidence",
     "matte_stability",
@@ -132,9 +111,7 @@ def score_frames(frames: np.ndarray, flows: Flows | None = None) -> dict[str, fl
 
 def neighbour_flows(frames: np.ndarray) -> Flows:
     """Small optical flow of neighbours: (t -> t-1, t-1 -> t) for t = 1.., float32 [h, w, 2]."""
-    height, width = frames.shape[1:3]
-    factor = min(1.0, (_FLOW_AREA / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
+    size = work_size(frames, _FLOW_AREA)
     gray = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
     small = [cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in gray]
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)

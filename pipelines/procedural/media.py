@@ -21,8 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.cells import encode_alpha, encode_color, encode_png
+from layerflow.seeds import numbered
 from pipelines.procedural import art
 from pipelines.procedural.art import F32, Generator
 
@@ -56,15 +57,12 @@ def make_videos(
     paths = []
     for index in range(count):
         family = families[index % len(families)]
-        rng = np.random.default_rng([seed, index, 1])
+        rng = numbered(seed, index, 1)
         blended, alpha, prompts = draw_video(
             rng, family, height, width, frames, pan=index % 2 == 1 and family != "still", look=look
         )
-        path = out / f"{family}-{index:03d}.mp4"
-        _write(path, encode_color(blended, fps))
-        _write(truth / f"{path.stem}.mkv", encode_alpha(alpha, fps))
-        _sidecar(path, prompts)
-        paths.append(path)
+        paths.append(_write(out / f"{family}-{index:03d}.mp4", encode_color(blended, fps), prompts))
+        _write(truth / f"{paths[-1].stem}.mkv", encode_alpha(alpha, fps))
     return paths
 
 
@@ -84,14 +82,12 @@ def make_stills(
     """
     paths = []
     for index in range(count):
-        rng = np.random.default_rng([seed, index, 2])
+        rng = numbered(seed, index, 2)
         subject = art.draw_subject(rng, look, softness=softness)
         colour, alpha = art.cutout(subject, size, angle=float(rng.uniform(0, 2 * np.pi)))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
         path = out / f"{look}-{index:04d}.png"
-        _write(path, encode_png(rgba))
-        _sidecar(path, prompts_of(subject.name))
-        paths.append(path)
+        paths.append(_write(path, encode_png(rgba), prompts_of(subject.name)))
     return paths
 
 
@@ -110,22 +106,19 @@ def make_backgrounds(
     """Write ``count`` backgrounds: stills ``out/back-NNNN.png``, or, for ``frames`` > 1, videos.
 
     Videos are ``.mp4``; every other one pans slowly. ``chroma`` and ``detail`` as in
-    ``procedural_art.background``.
+    ``pipelines.procedural.art.background``.
     """
     paths = []
     for index in range(count):
-        rng = np.random.default_rng([seed, index, 3])
+        rng = numbered(seed, index, 3)
         if frames == 1:
             picture = art.to_u8(art.background(rng, height, width, chroma=chroma, detail=detail))
-            path = out / f"back-{index:04d}.png"
-            _write(path, encode_png(picture))
+            path, data = out / f"back-{index:04d}.png", encode_png(picture)
         else:
             pan = _pan(rng, width) if index % 2 else (0.0, 0.0)
-            film = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
-            path = out / f"back-{index:04d}.mp4"
-            _write(path, encode_color(art.to_u8(film), fps))
-        _sidecar(path, {"background": BACKGROUND_WORD})
-        paths.append(path)
+            video = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
+            path, data = out / f"back-{index:04d}.mp4", encode_color(art.to_u8(video), fps)
+        paths.append(_write(path, data, {BACKGROUND: BACKGROUND_WORD}))
     return paths
 
 
@@ -146,7 +139,7 @@ def make_layered_stills(
     """
     paths = []
     for index in range(count):
-        rng = np.random.default_rng([seed, index, 4])
+        rng = numbered(seed, index, 4)
         subject = art.draw_subject(rng, look, softness=softness)
         centre = tuple(size * (0.5 + rng.uniform(-0.17, 0.17, 2)))
         radius = size * rng.uniform(0.42, 0.7) / 2 / subject.reach
@@ -161,20 +154,18 @@ def make_layered_stills(
         name = f"{look}-{index:04d}.png"
         picture = art.to_u8(art.background(rng, size, size, chroma=chroma))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
-        path = out / "foreground" / name
-        _write(path, encode_png(rgba))
-        _write(out / "background" / name, encode_png(picture))
-        _sidecar(path, prompts_of(subject.name))
-        paths.append(path)
+        _write(out / BACKGROUND / name, encode_png(picture))
+        path = out / FOREGROUND / name
+        paths.append(_write(path, encode_png(rgba), prompts_of(subject.name)))
     return paths
 
 
 def prompts_of(name: str) -> dict[str, str]:
     """Prompts of the three captioned layers for a subject's name, such as ``red checks``."""
     return {
-        "foreground": name,
-        "background": BACKGROUND_WORD,
-        "blended": f"{name} on {BACKGROUND_WORD}",
+        FOREGROUND: name,
+        BACKGROUND: BACKGROUND_WORD,
+        BLENDED: f"{name} on {BACKGROUND_WORD}",
     }
 
 
@@ -196,7 +187,7 @@ def draw_video(
         joined = [np.concatenate(pair) for pair in zip(first[:2], second[:2], strict=True)]
         return joined[0], joined[1], second[2]
     subject = art.draw_subject(rng, look)
-    film = _panned(
+    video = _panned(
         rng, height, width, frames, _pan(rng, width) if pan else (0.0, 0.0), chroma=0.5, detail=1.0
     )
     radius = min(height, width) * rng.uniform(0.38, 0.5) / 2
@@ -216,7 +207,7 @@ def draw_video(
             breath=float(np.sin(phase + 0.35 * t)) * moving,
         )
         alphas.append(alpha)
-        pictures.append(alpha[..., None] * colour + (1 - alpha[..., None]) * film[t])
+        pictures.append(alpha[..., None] * colour + (1 - alpha[..., None]) * video[t])
     return art.to_u8(np.stack(pictures)), art.to_u8(np.stack(alphas)), prompts_of(subject.name)
 
 
@@ -264,13 +255,13 @@ def _panned(
     extra = [int(np.ceil(w)) + 2 for w in way]
     canvas = art.background(rng, height + extra[0], width + extra[1], chroma=chroma, detail=detail)
     start = [w + 1 if p < 0 else 1.0 for w, p in zip(way, pan, strict=True)]
-    film = np.empty((frames, height, width, 3), np.float32)
+    video = np.empty((frames, height, width, 3), np.float32)
     for t in range(frames):
         shift = np.array(
             [[1, 0, -(start[1] + pan[1] * t)], [0, 1, -(start[0] + pan[0] * t)]], np.float32
         )
-        film[t] = cv2.warpAffine(canvas, shift, (width, height), flags=cv2.INTER_LINEAR)
-    return film
+        video[t] = cv2.warpAffine(canvas, shift, (width, height), flags=cv2.INTER_LINEAR)
+    return video
 
 
 def _check(height: int, width: int, frames: int, families: Sequence[str]) -> None:
@@ -281,10 +272,11 @@ def _check(height: int, width: int, frames: int, families: Sequence[str]) -> Non
         raise ValueError(f"cannot draw {frames} frames of {height}x{width}: too small")
 
 
-def _sidecar(path: Path, prompts: dict[str, str]) -> None:
-    path.with_suffix(".json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
-
-
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, prompts: dict[str, str] | None = None) -> Path:
+    """A file and, with prompts, its sidecar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+    if prompts is not None:
+        text = json.dumps(prompts, indent=1) + "\n"
+        path.with_suffix(".json").write_text(text, encoding="utf-8")
+    return path

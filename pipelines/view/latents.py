@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, from_float
+from layerflow.clip import ALPHA, FOREGROUND, LAYERS, PROMPTED, U8, LayeredClip, from_float
 from layerflow.corpus.fingerprint import folder_hash
 from layerflow.corpus.latents import NO_LOGVAR, Latents
 
@@ -29,7 +29,7 @@ COLUMNS = ("id", "source", "kind", "alpha_kind", "origin_group", "fps", "num_fra
 
 
 class LatentSource:
-    """The clips of a latents folder; see ``pipelines.view.source.Source``.
+    """The clips of a latents folder; see ``pipelines.view.source.ClipSource``.
 
     model: the model directory whose autoencoder decodes them; None: false colours. Raises
     ValueError when the latents are of another autoencoder.
@@ -115,11 +115,10 @@ class LatentSource:
         from layerflow.model.autoencoder import decode_layers
 
         made = decode_layers(self._vae, np.ascontiguousarray(mean.transpose(0, 2, 1, 3, 4)))
-        layers = {name: from_float(made[name]) for name in ("background", "blended")}
-        alpha = from_float(made["alpha"].mean(axis=3))
+        alpha = from_float(made.pop(ALPHA).mean(axis=3))
         share = np.maximum(alpha[..., None].astype(np.float32) / 255, 1 / 255)
-        straight = from_float(np.clip(made["foreground"] / share, -1, 1))  # it is on mid-grey
-        return {**layers, "alpha": alpha, "foreground": straight}
+        made[FOREGROUND] = np.clip(made[FOREGROUND] / share, -1, 1)  # it is on mid-grey
+        return {ALPHA: alpha, **{name: from_float(layer) for name, layer in made.items()}}
 
 
 def false_colours(mean: NDArray[np.float32]) -> dict[str, U8]:
@@ -138,5 +137,5 @@ def false_colours(mean: NDArray[np.float32]) -> dict[str, U8]:
     square = max(1, round(SQUARES / height))
     pictures = pictures.repeat(square, axis=2).repeat(square, axis=3)
     found = dict(zip(LAYERS, pictures, strict=True))
-    found["alpha"] = np.ascontiguousarray(found["alpha"][..., 0])
+    found[ALPHA] = np.ascontiguousarray(found[ALPHA][..., 0])
     return found

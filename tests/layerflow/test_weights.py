@@ -118,18 +118,6 @@ def test_killed_while_it_writes_it_leaves_nothing_that_counts(home: Path, tmp_pa
     assert os.listdir(home) == ["u2netp.onnx"]
 
 
-def test_two_at_a_time_do_not_mix(home: Path, tmp_path: Path) -> None:
-    target = home / "u2netp.onnx"
-    with weights._replacing(target) as first:
-        first.write(b"first")
-        with (
-            pytest.raises(ValueError, match="another process is fetching it"),
-            weights._replacing(target),
-        ):
-            pytest.fail("the second was let in")
-    assert target.read_bytes() == b"first"
-
-
 def test_nothing_is_fetched_unless_asked(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -7,14 +7,9 @@ from typing import Any
 
 import pytest
 
-from manifests.train import (
-    Lora,
-    TrainManifest,
-    block_indices,
-    given_layers,
-    load,
-    parse,
-)
+from layerflow.model.layers import given_layers
+from manifests.train import TrainManifest, load, parse
+from manifests.train_stage import Lora, block_indices
 from tests.support import ROOT
 
 FOLDER = ROOT / "manifests"
@@ -104,7 +99,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
         load(path)
     for text, message in (
         ("a: [", "not YAML"),
-        ("- 1", "expected a mapping"),
+        ("- 1", "a manifest is a mapping"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
         ("#" * (1 << 21), "larger than"),
     ):
@@ -119,7 +114,8 @@ def test_overrides_replace_fields_and_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(yaml.safe_dump(document(out="there")))
     assert load(path, out=None, workers=2).out == "there"
-    assert load(path, out="here").out == "here"
+    said = load(path, out="here", model="other")
+    assert (said.out, said.model) == ("here", "other")
     with pytest.raises(ValueError, match="workers"):
         load(path, workers=-1)
 

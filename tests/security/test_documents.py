@@ -13,9 +13,8 @@ from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus.derive import recorded_jobs
 from layerflow.corpus.latents import Latents, LatentsWriter, clip_row
 from layerflow.documents import read_json
-from layerflow.model.info import describe
+from layerflow.model.info import describe, sampling_settings
 from layerflow.model.presets import init_directory
-from layerflow.model.sample import sampling_defaults
 from pipelines.encode.clip_latents import text_shape
 from tests.support.trainer_kit import make_manifest
 from trainer import checkpoint
@@ -76,7 +75,7 @@ def test_models_that_hold_nonsense_are_refused_by_name(name: str, model: Path) -
             with pytest.raises(ValueError, match=r"config\.json cannot be read"):
                 read(model)
         with pytest.raises(ValueError, match=r"layerflow\.json cannot be read"):
-            sampling_defaults(model)
+            sampling_settings(model)
     finally:
         config.write_bytes(before[0])
         settings.write_bytes(before[1])

@@ -149,7 +149,7 @@ def test_values_on_the_command_line_and_cards_of_a_repository_are_limited_too() 
 def test_a_recorded_job_of_nonsense_is_an_error_on_one_screen() -> None:
     nonsense = {"inputs": [[]] * 10_000, "out": {"a": "b" * 10**6}, "size": "9" * 10**6}
     said = refusal(lambda: check(nonsense, MineOptions, "the recorded job"))
-    assert "the recorded job: inputs.0: Input should be a valid string" in said
+    assert "the recorded job: inputs[0]: Input should be a valid string" in said
 
 
 def test_modest_aliases_merge_keys_and_long_lists_are_read() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from manifests.train import Optimizer, TrainManifest, parse
+from manifests.train import TrainManifest, parse
+from manifests.train_stage import Optimizer
 from tests.support.trainer_kit import make_latents, make_manifest, make_model, same
 from trainer import checkpoint, loop, metrics
 from trainer.checkpoint import Position, differences, identity

@@ -16,7 +16,8 @@ from bench.train_gpu import CONFIG_2B, SHAPE_2B, planned_bytes, random_batch
 from bench.train_memory import count_bytes, count_flops, count_forward_bytes, network
 from layerflow.model import autoencoder
 from layerflow.model.presets import TINY, tiny_transformer
-from manifests.train import Stage, TrainManifest, parse
+from manifests.train import TrainManifest, parse
+from manifests.train_stage import Stage
 from tests.support import ROOT
 from trainer.planning.costs import block_parts, forward_bytes, peak_of, step_costs
 from trainer.planning.count import Live, decoder_bytes

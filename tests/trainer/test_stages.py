@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from layerflow.model import adapters
-from manifests.train import Optimizer, Stage
+from manifests.train_stage import Optimizer, Stage
 from tests.support.trainer_kit import make_model
 from trainer.export import load_model
 from trainer.optimizer import average_weight

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerflow.media.decode import Decoder
 from layerflow.model import adapters
-from layerflow.model.sample import SETTINGS
+from layerflow.model.info import SETTINGS
 from manifests.train import TrainManifest, parse
 from tests.support.trainer_kit import make_latents, make_manifest, weights
 from tests.support.training_runs import VALIDATION, losses, with_validation

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from layerflow.model import adapters
-from manifests.train import Optimizer
+from manifests.train_stage import Optimizer
 from trainer.distributed.processes import World
 from trainer.optimizer import adamw_settings, average_weight, decays, parameter_groups
 
@@ -74,7 +74,7 @@ class Sharded:
             parameter.grad = None
 
     def reduce(self, world: World) -> None:
-        """Loss and wishes; gradients were summed during the backward pass."""
+        """Loss and requests; gradients were summed during the backward pass."""
         world.add_up(self.totals)
         for name, local in self.locals.items():
             grad = self.parameters[name].grad

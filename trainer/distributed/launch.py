@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,12 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from layerflow.files import write_json
 from layerflow.outputs import local_output
+from layerflow.ray_start import start_ray, stop_ray
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint
 from trainer.claim import claim
 from trainer.distributed.placement import Node, Placement, place, worker_resources
-from trainer.distributed.processes import uses_gpu
+from trainer.distributed.processes import on_sigterm, uses_gpu
 from trainer.planning.check import check
 from trainer.sampling import SampleJob, run_job
 
@@ -32,6 +33,7 @@ FOLLOW_SECONDS = 1.0
 SAID = "said"  # file in the run's scratch folder: what rank 0 logs
 STOP = "stop"  # file in the run's scratch folder: the workers save and end when it appears
 SAMPLE_SECONDS = 3600.0  # to wait at the end for clips that are still being sampled
+OBJECT_STORE_BYTES = 256 << 20  # of a local Ray
 RESIZE_SECONDS = 30.0  # how often an elastic run looks for nodes to grow onto
 
 Log = Callable[[str], None]
@@ -83,7 +85,9 @@ def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log:
                 scaling_config=scaling(manifest, placement),
                 run_config=run_config(manifest, scratch),
             )
-            with following(scratch / SAID, log), passing_on_sigterm(scratch):
+            # SIGTERM reaches the workers, wherever they run, through a file that all of them see.
+            stop = (scratch / STOP).touch
+            with following(scratch / SAID, log), on_sigterm(stop):
                 trainer.fit()
             verdict = json.loads((scratch / "verdict.json").read_text())
         finally:
@@ -169,7 +173,7 @@ def run_worker(config: dict[str, Any]) -> None:
     except ValueError as error:
         verdict["error"] = str(error)
     if ray.train.get_context().get_world_rank() == 0:
-        checkpoint.write_json(scratch / "verdict.json", verdict)
+        write_json(scratch / "verdict.json", verdict)
 
 
 @contextmanager
@@ -199,62 +203,43 @@ def sample_task(job: SampleJob, folder: str) -> None:
 
 
 @contextmanager
-def passing_on_sigterm(scratch: Path) -> Iterator[None]:
-    """SIGTERM here reaches the workers: they run in threads of other processes, maybe elsewhere,
-    and all of them see the scratch folder."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: (scratch / STOP).touch())
+def repeating(action: Callable[[], None]) -> Iterator[None]:
+    """Within the block, a thread calls `action` every `FOLLOW_SECONDS`, and once at the end."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(FOLLOW_SECONDS):
+            action()
+        action()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        ended.set()
+        thread.join()
 
 
 @contextmanager
 def noticing(path: Path) -> Iterator[threading.Event]:
     """An event that is set soon after the file appears."""
-    seen, ended = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(FOLLOW_SECONDS):
-            if path.exists():
-                seen.set()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    seen = threading.Event()
+    with repeating(lambda: seen.set() if path.exists() else None):
         yield seen
-    finally:
-        ended.set()
 
 
 @contextmanager
 def ray_session(workers: int) -> Iterator[None]:
     """A Ray cluster: the one that runs, that of RAY_ADDRESS, or a local one for this block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not os.environ.get("RAY_ADDRESS"):
-            options |= {
-                "address": "local",
-                "num_cpus": max(workers, os.cpu_count() or 1),
-                "include_dashboard": False,
-                "object_store_memory": 256 << 20,
-            }
-        ray.init(**options)
+    started = start_ray(workers, OBJECT_STORE_BYTES)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         yield
     finally:
         if started:
-            ray.shutdown()
+            stop_ray()
 
 
 def say(path: Path, line: str) -> None:
@@ -266,27 +251,19 @@ def say(path: Path, line: str) -> None:
 @contextmanager
 def following(path: Path, log: Log) -> Iterator[None]:
     """Log the lines that a worker says into a file, as they come."""
-    ended = threading.Event()
+    shown = 0
 
     def follow() -> None:
-        shown = 0
-        while True:
-            last = ended.wait(FOLLOW_SECONDS)
-            if path.is_file():
-                with path.open("rb") as file:
-                    file.seek(shown)
-                    text = file.read()
-                whole = text[: text.rfind(b"\n") + 1]
-                shown += len(whole)
-                for line in whole.decode(errors="replace").splitlines():
-                    log(line)
-            if last:
-                return
+        nonlocal shown
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            file.seek(shown)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        shown += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            log(line)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with repeating(follow):
         yield
-    finally:
-        ended.set()
-        thread.join()

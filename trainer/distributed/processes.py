@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,15 +84,23 @@ def join_world(manifest: TrainManifest) -> Iterator[World]:
 
 
 @contextmanager
-def until_terminated(event: threading.Event | None = None) -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop saves and ends. Outside the main thread, where
-    Python takes no signals, it is whoever passed the event that sets it."""
-    event = event or threading.Event()
+def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
+    """SIGTERM calls `action` within the block. Outside the main thread Python takes no signals:
+    nothing happens then."""
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: action())
     try:
-        yield event
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def until_terminated(event: threading.Event | None) -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that the loop saves and ends; outside the main thread it is
+    whoever passed the event that sets it."""
+    event = event or threading.Event()
+    with on_sigterm(event.set):
+        yield event

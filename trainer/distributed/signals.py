@@ -1,6 +1,6 @@
 """What all workers must do at the same step: save and end, save, or give up.
 
-SIGTERM reaches the workers at different moments, and their clocks differ. So each puts its wishes
+SIGTERM reaches the workers at different moments, and their clocks differ. So each puts its requests
 beside its gradients, and all read the sums. Reading makes a GPU wait until it has done all that it
 was told; so there a step's numbers are copied away and read when the next step is on its way.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from manifests.train import Stage
+from manifests.train_stage import Stage
 from trainer.distributed.processes import World
 from trainer.metrics import Metrics
 
@@ -37,7 +37,7 @@ class Signals:
     """One stage's signals, on one worker.
 
     terminated: set when this worker is told to stop. minutes: from one checkpoint to the next, by
-    rank 0's clock; None: no wish of the clock. late: read each step's numbers one step later.
+    rank 0's clock; None: no saving by the clock. late: read each step's numbers one step later.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Signals:
         self.saved()
 
     def saved(self) -> None:
-        """A checkpoint was written: the clock begins again, and no earlier wish for one counts."""
+        """A checkpoint was written: the clock begins again, and no earlier request counts."""
         self.since = time.monotonic()
         self._before: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
 
     def send(self, trained: Trained | Sharded) -> None:
-        """Put this worker's wishes beside its gradients, before they are summed."""
+        """Put this worker's requests beside its gradients, before they are summed."""
         trained.stop.fill_(float(self.terminated.is_set()))
         trained.due.fill_(float(self._is_due()))
 

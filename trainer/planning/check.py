@@ -7,10 +7,10 @@ from typing import Any
 
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
 from layerflow.documents import read_json
+from layerflow.model.autoencoder import autoencoder_class
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
 from trainer.held_out import held_out
-from trainer.sampling import autoencoder_kind
 
 
 def check(manifest: TrainManifest) -> None:
@@ -34,7 +34,7 @@ def check(manifest: TrainManifest) -> None:
         open_parts(manifest, stage)
     held_out(manifest)
     if manifest.validation is not None and manifest.validation.samples:
-        autoencoder_kind(Path(manifest.model) / "vae")
+        autoencoder_class(Path(manifest.model) / "vae")
 
 
 def check_latents(folder: str, config: dict[str, Any], parts: dict[str, str]) -> None:

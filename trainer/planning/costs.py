@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from manifests.train import TrainManifest
 
-Part = Literal["untouched", "passed", "lora", "whole"]
+Backward = Literal["untouched", "passed", "lora", "whole"]
 """What the backward pass does in a block: nothing, gradients of its input only, those and a
 LoRA's, or those and all of its weights'."""
 
@@ -81,10 +81,10 @@ class Costs:
         return self.total + self.recomputed
 
 
-def block_parts(transformer: Any, trained: Collection[str]) -> list[Part]:
+def block_parts(transformer: Any, trained: Collection[str]) -> list[Backward]:
     """What the backward pass does in each block when the parameters of these names train."""
     count = transformer.config.num_layers
-    own: dict[int, Part] = {}
+    own: dict[int, Backward] = {}
     for name in trained:
         if name.startswith(BLOCKS):
             block = int(name.split(".")[1])
@@ -199,7 +199,7 @@ def forward_bytes(manifest: TrainManifest, config: Any, *, tokens: int, cast: in
 def memory_bytes(
     manifest: TrainManifest,
     config: Any,
-    parts: Sequence[Part],
+    parts: Sequence[Backward],
     *,
     total: int,
     trained: int,
@@ -227,7 +227,7 @@ def memory_bytes(
     return float(state + most)
 
 
-def kept_bytes(precision: str, checkpointing: str, part: Part) -> float:
+def kept_bytes(precision: str, checkpointing: str, part: Backward) -> float:
     """Bytes that a block keeps a token and channel."""
     kept = PASSED[precision, checkpointing]
     if checkpointing == "full":

@@ -53,9 +53,8 @@ def decoder_bytes(folder: Path, shape: tuple[int, int, int, int]) -> tuple[int, 
     ValueError for an autoencoder of an unknown kind.
     """
     from layerflow.model import autoencoder
-    from trainer.sampling import autoencoder_kind
 
-    kind = autoencoder_kind(folder)
+    kind = autoencoder.autoencoder_class(folder)
     settings = json.loads((folder / "config.json").read_text())
     with FakeTensorMode(allow_non_fake_inputs=True):
         vae: Any = kind.from_config(settings).eval()

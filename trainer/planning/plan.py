@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from manifests.train import Stage, TrainManifest
+from manifests.train import TrainManifest
+from manifests.train_stage import Stage
 from trainer.data import buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
@@ -34,7 +35,7 @@ EFFICIENCY = 0.35
 
 
 @dataclass(frozen=True)
-class Target:
+class Hardware:
     """What the run would train on. name: of the GPU, as far as it is known. rate: FLOP/s that all
     workers reach together, or None. why: what is not known of it. free: bytes for a worker that
     are free now, or None where it is not this machine's. spare: whether sampling has a GPU, or
@@ -88,16 +89,16 @@ def make_plan(manifest: TrainManifest, placement: Placement | None = None) -> li
     """
     check(manifest)
     transformer = empty_model(manifest.model)
-    target = find_target(manifest, placement)
+    hardware = find_hardware(manifest, placement)
     plans = []
     for stage in manifest.stages:
         attach(transformer, stage, manifest.seed)
-        plans.append(plan_stage(manifest, stage, transformer, target))
+        plans.append(plan_stage(manifest, stage, transformer, hardware))
     return plans
 
 
-def find_target(manifest: TrainManifest, placement: Placement | None = None) -> Target:
-    """What the run would train on, and how fast that is; speeds that nobody knows are not made up.
+def find_hardware(manifest: TrainManifest, placement: Placement | None = None) -> Hardware:
+    """What the run would train on, and how fast that is, where it is known.
 
     A plan may be made on a machine without the GPUs that it is for.
     """
@@ -116,7 +117,7 @@ def find_target(manifest: TrainManifest, placement: Placement | None = None) -> 
         if free is not None and not gpus:
             free /= workers  # they are processes of one machine
     if not gpus:
-        return Target(
+        return Hardware(
             False, None, None, "how fast a CPU trains; its first steps show it", free, spare
         )
     peak = peak_of(name) if name else None
@@ -124,7 +125,7 @@ def find_target(manifest: TrainManifest, placement: Placement | None = None) -> 
     if manifest.precision != "bf16":
         peak, why = None, "known peaks of GPUs are those of bf16"
     rate = peak * EFFICIENCY * workers if peak else None
-    return Target(True, name, rate, why, free, spare)
+    return Hardware(True, name, rate, why, free, spare)
 
 
 def empty_model(folder: str | Path) -> Any:
@@ -140,7 +141,7 @@ def empty_model(folder: str | Path) -> Any:
 
 
 def plan_stage(
-    manifest: TrainManifest, stage: Stage, transformer: Any, target: Target
+    manifest: TrainManifest, stage: Stage, transformer: Any, hardware: Hardware
 ) -> StagePlan:
     """Figures of one stage."""
     names = trainable_names(transformer, stage)
@@ -184,7 +185,7 @@ def plan_stage(
         group = ".".join(name.split(".")[:2]) if name.startswith("transformer_blocks") else name
         groups[group] = groups.get(group, 0) + sizes[name]
     validation, sampling = validation_bytes(
-        manifest, stage, transformer, target, state=memory(manifest, 0), trained=trained
+        manifest, stage, transformer, hardware, state=memory(manifest, 0), trained=trained
     )
     return StagePlan(
         name=stage.name,
@@ -196,7 +197,7 @@ def plan_stage(
         buckets=found,
         costs=largest,
         flops=flops,
-        seconds=stage.steps * flops / target.rate if target.rate else None,
+        seconds=stage.steps * flops / hardware.rate if hardware.rate else None,
         memory=memory(manifest, largest.tokens * size),
         choices={
             f"{precision} {kind}": memory(
@@ -215,7 +216,7 @@ def validation_bytes(
     manifest: TrainManifest,
     stage: Stage,
     transformer: Any,
-    target: Target,
+    hardware: Hardware,
     *,
     state: float,
     trained: int,
@@ -248,15 +249,15 @@ def validation_bytes(
     most = tokens((frames, height, width)) * (2 if guidance_scale(manifest) > 1 else 1)
     guided = forward_bytes(manifest, config, tokens=most, cast=total)
     own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
-    return state + passing, own if target.spare else own + state
+    return state + passing, own if hardware.spare else own + state
 
 
-def times(manifest: TrainManifest, plan: StagePlan, target: Target) -> str:
+def times(manifest: TrainManifest, plan: StagePlan, hardware: Hardware) -> str:
     """How long a stage takes where that is known; for a CPU also on as many H100 as workers."""
     if plan.seconds is not None:
-        return f"{duration(plan.seconds)} on {max(1, manifest.workers)} {target.name}"
-    unknown = f"time unknown ({target.why})"
-    if target.gpus:
+        return f"{duration(plan.seconds)} on {max(1, manifest.workers)} {hardware.name}"
+    unknown = f"time unknown ({hardware.why})"
+    if hardware.gpus:
         return unknown
     workers = max(1, manifest.workers)
     there = duration(plan.steps * plan.flops / (workers * PEAKS["H100"] * EFFICIENCY))
@@ -282,7 +283,7 @@ def lines(
     manifest: TrainManifest, plans: list[StagePlan], placement: Placement | None = None
 ) -> list[str]:
     """The plan for people."""
-    target = find_target(manifest, placement)
+    hardware = find_hardware(manifest, placement)
     out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
     if placement is not None:
         out.append(placement.said)
@@ -299,21 +300,21 @@ def lines(
             f"latent shapes (f x h x w) {buckets_text(plan.buckets)}",
             f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step"
             + (f", {100 * again:.0f} % of it recomputation" if again else ""),
-            f"  about {gib(plan.memory)} a worker; {times(manifest, plan, target)} (estimates)",
+            f"  about {gib(plan.memory)} a worker; {times(manifest, plan, hardware)} (estimates)",
             "  GiB by choice: "
             + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
         ]
         if plan.validation is not None:
             out.append(f"  validation: about {gib(plan.validation)} a worker")
         if plan.sampling is not None:
-            where = "a process of its own" if target.spare else "the first worker, which waits"
+            where = "a process of its own" if hardware.spare else "the first worker, which waits"
             out.append(f"  sampling: about {gib(plan.sampling)} in {where}")
     most = max(plan.most for plan in plans)
-    if target.free is None:
+    if hardware.free is None:
         out.append("free now: unknown, it is another machine's")
         return out
-    out.append(f"free now: {gib(target.free)} a worker")
-    if most > target.free:
+    out.append(f"free now: {gib(hardware.free)} a worker")
+    if most > hardware.free:
         out.append(
             f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "
             "choose parallel: fsdp, or, where it is sampling, validation.samples: 0"

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerflow.clip import PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    PROMPTED,
+    U8,
+    LayeredClip,
+    resize_clip,
+    sampled_layers,
+)
 from layerflow.evaluation import baselines, metrics
+from layerflow.model.layers import TASKS
 
 if TYPE_CHECKING:
     from layerflow.cli.demo.steps import Demo
@@ -50,12 +61,12 @@ def matte_ious(demo: Demo) -> list[dict[str, Any]]:
 
     truths, out = demo.media("videos-truth"), []
     corpus = Corpus.open(demo.corpus("mined"))
-    for row in corpus.rows(["alpha", "origin", "num_frames"]):
+    for row in corpus.rows([ALPHA, "origin", "num_frames"]):
         uri, fps = row["origin"]["uri"], demo.manifest.media.videos.fps
         path = truths / f"{Path(uri).stem}.mkv"
         if demo.videos is not None or not path.is_file():
             continue
-        alpha = decode_alpha(row["alpha"])
+        alpha = decode_alpha(row[ALPHA])
         whole = decode_alpha(path.read_bytes())
         start, end = (round(row["origin"][key] * fps) for key in ("start", "end"))
         places = np.linspace(start, max(start, end - 1), len(alpha)).round().astype(int)
@@ -109,13 +120,13 @@ def complete(
     seed: int,
     size: Sequence[int],
     motion_gate: float | None = None,
-) -> list[dict[str, U8]]:
+) -> list[dict[str, Any]]:
     """Samples: layer -> uint8 frames for each prompt. Each sample has its own seed."""
     import torch
 
     from layerflow.model import adapters
 
-    out: list[dict[str, U8]] = []
+    out: list[dict[str, Any]] = []
     for start in range(0, len(prompts), BATCH):
         chosen = slice(start, start + BATCH)
         here = [dict(prompt) for prompt in prompts[chosen]]
@@ -133,25 +144,15 @@ def complete(
                 generator=[torch.Generator().manual_seed(s) for s in seeds],
                 output_type="uint8",
             )
-        for i in range(len(here)):
-            layers = ("foreground", "alpha", "background", "blended")
-            out.append({layer: np.asarray(made[layer][i]) for layer in layers})
+        out += [sampled_layers(made.sample(i)) for i in range(len(here))]
     return out
 
 
-def show(demo: Demo, name: str, made: Sequence[dict[str, U8]], texts: Sequence[str]) -> None:
+def show(demo: Demo, name: str, made: Sequence[dict[str, Any]], texts: Sequence[str]) -> None:
     """A contact sheet of the first samples: ``OUT/sheets/NAME.png``."""
     from layerflow.media.contact_sheet import save_sheet
 
-    clips = [
-        LayeredClip(
-            np.ascontiguousarray(m["foreground"][..., :3]),
-            m["alpha"],
-            m["background"],
-            m["blended"],
-        )
-        for m in made[:SHOWN]
-    ]
+    clips = [LayeredClip(**layers) for layers in made[:SHOWN]]
     path = demo.out / "sheets" / f"{name}.png"
     save_sheet(path, clips, texts[:SHOWN], columns_per_layer=4, height=64)
 
@@ -172,21 +173,21 @@ def decomposition(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]
         made = complete(
             open_model(demo.stage_export(stage)),
             [clip.prompts for clip in held_out],
-            [{"blended": clip.blended} for clip in held_out],
+            [{BLENDED: clip.blended} for clip in held_out],
             steps=said.decompose_steps,
             seed=seed,
             size=shape_of(demo),
         )
         pairs = list(zip(made, held_out, strict=True))
-        texts = [f"IoU {metrics.alpha_iou(m['alpha'], c.alpha):.3f}" for m, c in pairs]
+        texts = [f"IoU {metrics.alpha_iou(m[ALPHA], c.alpha):.3f}" for m, c in pairs]
         show(demo, f"decomposed after {stage}", made, texts)
         behind = [
-            metrics.masked_psnr(m["background"], clip.background, clip.alpha > 127)
+            metrics.masked_psnr(m[BACKGROUND], clip.background, clip.alpha > 127)
             for m, clip in pairs
         ]
         models[stage] = {
-            "iou": float(np.mean([metrics.alpha_iou(m["alpha"], c.alpha) for m, c in pairs])),
-            "mad": float(np.mean([metrics.alpha_mad(m["alpha"], c.alpha) for m, c in pairs])),
+            "iou": float(np.mean([metrics.alpha_iou(m[ALPHA], c.alpha) for m, c in pairs])),
+            "mad": float(np.mean([metrics.alpha_mad(m[ALPHA], c.alpha) for m, c in pairs])),
             "background_psnr": float(np.nanmean(behind)),
         }
     training = load_clips(demo, "pasted", said.tuning_clips)
@@ -198,18 +199,18 @@ def decomposition(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]
 
 
 def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
-    """Drift (pixels a frame) and look of generated foregrounds after each stage.
+    """Drift (pixels a frame) and colour of generated foregrounds after each stage.
 
     All rows start from the same noise. The base and motion rows have the prompts of moving
-    clips; the content rows those of the stills, whose look they are to have learnt.
+    clips; the content rows those of the stills, whose colours they are to have learnt.
     """
     said = demo.manifest.measure
     stills = load_clips(demo, "stills", said.drift_clips)
     moving = repeated([clip.prompts for clip in held_out], said.drift_clips)
     new = repeated([clip.prompts for clip in stills], said.drift_clips)
     rows = {
-        "moving clips (truth)": look([(c.foreground, c.alpha) for c in held_out]),
-        "stills (truth)": look([(c.foreground, c.alpha) for c in stills]),
+        "moving clips (truth)": foreground_figures([(c.foreground, c.alpha) for c in held_out]),
+        "stills (truth)": foreground_figures([(c.foreground, c.alpha) for c in stills]),
     }
     for name, stage, gate, prompts in (
         ("base", "base", 0.0, moving),
@@ -228,8 +229,8 @@ def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
             size=shape_of(demo),
             motion_gate=gate,
         )
-        rows[name] = look([(m["foreground"][..., :3], m["alpha"]) for m in made])
-        texts = [f"drift {metrics.drift(m['alpha']):.2f} px/frame" for m in made]
+        rows[name] = foreground_figures([(m[FOREGROUND][..., :3], m[ALPHA]) for m in made])
+        texts = [f"drift {metrics.drift(m[ALPHA]):.2f} px/frame" for m in made]
         show(demo, f"generated with {name}", made, texts)
     kept = None
     if "base" in rows and "content LoRA, gate 0" in rows:
@@ -242,7 +243,7 @@ def repeated(items: Sequence[Mapping[str, str]], count: int) -> list[dict[str, s
     return [dict(items[i % len(items)]) for i in range(count)]
 
 
-def look(layers: Sequence[tuple[U8, U8]]) -> dict[str, float]:
+def foreground_figures(layers: Sequence[tuple[U8, U8]]) -> dict[str, float]:
     """Means over clips: drift of the matte, red minus blue inside it (-1..1), its area."""
     drifts = [metrics.drift(alpha) for _, alpha in layers]
     hues = [
@@ -257,14 +258,6 @@ def look(layers: Sequence[tuple[U8, U8]]) -> dict[str, float]:
     }
 
 
-TASKS: dict[str, tuple[str, ...]] = {
-    "generate": (),
-    "decompose": ("blended",),
-    "fg2bg": ("foreground",),
-    "bg2fg": ("background",),
-}
-
-
 def sample_tasks(demo: Demo) -> list[Path]:
     """All four tasks on one held-out clip, as ``layerflow sample`` does them."""
     from layerflow.media.cells import encode_preview, write_prores4444
@@ -274,23 +267,20 @@ def sample_tasks(demo: Demo) -> list[Path]:
     folder = demo.out / "samples"
     inputs = folder / "inputs"
     inputs.mkdir(parents=True, exist_ok=True)
-    for layer in ("background", "blended"):
+    files = {layer: inputs / f"{layer}.mp4" for layer in (BACKGROUND, BLENDED)}
+    for layer, path in files.items():
         data = encode_preview(clip.layer(layer), clip.fps, crf=4)
-        (inputs / f"{layer}.mp4").write_bytes(data)
+        path.write_bytes(data)
     cutout = np.concatenate([clip.foreground, clip.alpha[..., None]], axis=3)
-    write_prores4444(inputs / "foreground.mov", cutout, clip.fps)
-    files = {
-        "foreground": inputs / "foreground.mov",
-        "background": inputs / "background.mp4",
-        "blended": inputs / "blended.mp4",
-    }
+    files[FOREGROUND] = inputs / "foreground.mov"
+    write_prores4444(files[FOREGROUND], cutout, clip.fps)
     said = demo.manifest.measure
     made = []
-    for name, layers in TASKS.items():
+    for name, layers in TASKS.items():  # the matte lies in the foreground's file
         request = SampleRequest(
             model=demo.export,
             out=folder / name,
-            given={layer: files[layer] for layer in layers},
+            given={layer: files[layer] for layer in layers if layer in files},
             prompt={layer: clip.prompts[layer] for layer in PROMPTED if clip.prompts.get(layer)},
             seed=demo.manifest.seed,
             id=name,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerflow.cli.demo.measure import TASKS
 from layerflow.evaluation import baselines
+from layerflow.model.layers import TASKS
 
 if TYPE_CHECKING:
     from layerflow.cli.demo.steps import Demo

@@ -12,27 +12,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerflow.weights import known, path_of
-from pipelines.matting import Backdrop, Matte, check_frames
+from pipelines.matting import BACKDROP, Backdrop, Matte, check_frames
 from pipelines.matting.auto.fuse import Fused, fuse
 from pipelines.matting.auto.networks import ALONE, NAME, which_networks
 from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
 from pipelines.matting.motion.backend import (
     Clip,
-    MotionMatter,
+    MotionMatting,
     Pass,
     motion_contrast,
     prepare,
     soften,
 )
 from pipelines.matting.motion.subject import warp_vote
-from pipelines.matting.onnx_session import OnnxMatter
+from pipelines.matting.onnx_session import OnnxMatting
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
 
 _PASSES = 2  # of motion beside networks: the third costs as much as they do and adds less
 
 
-class _Onnx(OnnxMatter):
+class _Onnx(OnnxMatting):
     """A network of the registry under its name there."""
 
     def __init__(self, told: str, device: str) -> None:
@@ -41,7 +41,7 @@ class _Onnx(OnnxMatter):
         self.name = entry.name
 
 
-class AutoMatter:
+class AutoMatting:
     """Mattes a clip by the vote of motion and networks; without networks it is ``motion``.
 
     ``model``: which networks, see ``which_networks``. ``device``: theirs. ``networks``: objects to
@@ -50,7 +50,7 @@ class AutoMatter:
 
     name = NAME
     version = "1"
-    uses_backdrop = True
+    needs = frozenset({BACKDROP})
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class AutoMatter:
             told = which_networks(model)
             networks = [] if told == ALONE else [_Onnx(one, device) for one in told.split("+")]
         self.networks = tuple(networks)
-        self.motion = MotionMatter(passes=_PASSES) if self.networks else MotionMatter()
+        self.motion = MotionMatting(passes=_PASSES) if self.networks else MotionMatting()
         self.licence = "Apache-2.0; weights: " + (", ".join(n.name for n in networks) or "none")
 
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
@@ -79,7 +79,7 @@ class AutoMatter:
             return self.motion(frames, backdrop)
         if len(frames) < 2 or min(frames.shape[1:3]) < 16:
             mean = np.mean([network.predict(frames) for network in self.networks], axis=0)
-            return Matte(*matte_from_predictions(frames, mean.astype(np.float32)))
+            return matte_from_predictions(frames, mean.astype(np.float32))
         with single_thread():
             clip = prepare(frames, self.motion.work_area, self.motion.segments, backdrop)
             found, stability = self.motion.iterate(clip)

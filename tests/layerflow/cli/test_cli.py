@@ -21,7 +21,7 @@ def layerflow(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
-def test_the_commands_of_the_design_are_there() -> None:
+def test_the_commands_of_the_contracts_page_are_there() -> None:
     from layerflow.cli.main import build_app
 
     app = build_app()
@@ -95,10 +95,10 @@ jobs:
     manifest.write_text(text + "    speed: 3\n")
     wrong = layerflow("build", manifest, "--workers", 0)
     assert wrong.returncode == 2
-    assert "jobs.0.mine.speed: unknown key" in wrong.stderr
+    assert "jobs[0].speed: unknown key" in wrong.stderr
     manifest.write_text(text.replace("frames: 8", "frames: eight"))
     wrong = layerflow("build", manifest, "--workers", 0)
-    assert "jobs.0.mine.frames" in wrong.stderr and "'eight'" in wrong.stderr
+    assert "jobs[0].frames" in wrong.stderr and "'eight'" in wrong.stderr
     manifest.write_text(text)
     right = layerflow("build", manifest, "--workers", 0, "--quiet")
     assert right.returncode == 0, right.stderr

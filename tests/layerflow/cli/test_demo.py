@@ -18,6 +18,7 @@ from layerflow.cli.demo import memory as demo_memory
 from layerflow.cli.demo import page as demo_page
 from layerflow.cli.demo import steps as demo_steps
 from layerflow.evaluation import baselines
+from layerflow.model.layers import TASKS
 from manifests.demo import DemoManifest, load_demo
 
 FOLDER = Path(manifests.__file__).parent
@@ -127,13 +128,13 @@ def test_smoothed_curve_keeps_the_ends() -> None:
     assert curve[-1] == pytest.approx(np.mean(values[-10:]), abs=1e-4)
 
 
-def test_look_of_layers() -> None:
+def test_figures_of_generated_foregrounds() -> None:
     foreground = np.zeros((3, 8, 8, 3), np.uint8)
     foreground[..., 0] = 255
     alpha = np.zeros((3, 8, 8), np.uint8)
     for t in range(3):
         alpha[t, 2:4, t : t + 2] = 255
-    seen = demo_measure.look([(foreground, alpha)])
+    seen = demo_measure.foreground_figures([(foreground, alpha)])
     assert seen == {"drift": 1.0, "red_minus_blue": 1.0, "area": 4 / 64}
 
 
@@ -144,7 +145,7 @@ def test_memory_of_children_counts() -> None:
         child.stdout.readline()
         try:
             assert demo_memory.tree_memory(child.pid) > 200 << 20
-            here = demo_memory.tree_memory(demo_memory.os.getpid())
+            here = demo_memory.tree_memory()
             assert here > demo_memory.tree_memory(child.pid)
         finally:
             child.kill()
@@ -177,7 +178,7 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "demo.json").read_text())["peak_gib"] > 0.2
     page = demo_page.write_page(demo, result).read_text()
     assert page.count("data:image/png") == 4 + 7 + 5 and "http" not in page.split("<body>")[1]
-    for task in demo_measure.TASKS:
+    for task in TASKS:
         assert (tmp_path / "out" / "samples" / task / task / "alpha.mkv").is_file()
     again = demo_steps.run_demo(demo)  # everything is there already
     assert again["decomposition"] == result["decomposition"]

@@ -18,9 +18,9 @@ from layerflow.corpus.table import SCHEMA, encode_row, origin
 from layerflow.corpus.writer import write_table
 from layerflow.evaluation import clip_scores, metrics
 from layerflow.evaluation.clip_scores import ClipScorer
-from layerflow.evaluation.predictions import given_layers
 from layerflow.evaluation.run import score_clip, summarise
 from layerflow.evaluation.tables import tables
+from layerflow.model.layers import given_layers
 from layerflow.model.presets import init_directory
 from layerflow.model.sample import write_layers
 

@@ -12,10 +12,10 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler
 from PIL import Image
 
-from layerflow.clip import LAYERS, to_float
+from layerflow.clip import LAYERS, PROMPTED, to_float
 from layerflow.model import frames
 from layerflow.model.from_base import make_scheduler
-from layerflow.model.layers import OFFICIAL, PROMPTED
+from layerflow.model.layers import OFFICIAL
 from layerflow.model.pipeline import LayerFlowPipeline
 from layerflow.model.text import prefixed, prompt_texts
 from layerflow.official.golden import build_network

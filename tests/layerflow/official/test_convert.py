@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from safetensors import safe_open
 
-from layerflow.model import adapters
+from layerflow.model import adapter_files, adapters
 from layerflow.model.adapter_files import read_adapter
 from layerflow.model.layers import OFFICIAL
 from layerflow.model.pipeline import LayerFlowPipeline
@@ -69,7 +69,7 @@ def test_adapters_say_rank_alpha_and_skip_untrained_blocks(tmp_path):
                 value.zero_()
 
     out = convert(checkpoint(tmp_path / "in", change=untrain_block_0), tmp_path / "out")
-    file = out / "transformer" / "adapters" / "content" / adapters.WEIGHTS
+    file = out / "transformer" / "adapters" / "content" / adapter_files.WEIGHTS
     state, said = read_adapter(file)
     assert said["r"] == reference.CONTENT and said["lora_alpha"] == 1
     assert {key.split(".")[1] for key in state} == {"1"}

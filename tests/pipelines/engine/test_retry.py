@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from layerflow.cli import corpus as care
+from layerflow.cli.main import build_app
 from layerflow.corpus.derive import RECORD, merge_corpora
 from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
 from pipelines.mine import job
 from pipelines.mine.job import run_mine
+from pipelines.mine.window import Window
 from pipelines.pack.job import run_pack
 from pipelines.retry import run_retry
 from tests.support.corpora import make_rejected, make_rows, write_corpus
@@ -60,9 +61,23 @@ def test_a_repaired_still_is_gained(stills: Path, tmp_path: Path) -> None:
         run_retry(out, tmp_path / "third", workers=0, quiet=True)
 
 
+def test_a_row_of_a_table_is_replayed(tmp_path: Path) -> None:
+    """The table names files, one of which is repaired."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    cutout(folder / "a.png", 40)
+    (folder / "b.png").write_bytes(b"no picture")
+    pq.write_table(pa.table({"foreground": ["a.png", "b.png"]}), folder / "t.parquet")
+    made = PackOptions(inputs=[str(folder)], out=str(tmp_path / "rows"), layout="dataset")
+    summary = run_pack(made, workers=0, quiet=True)
+    assert (summary.kept, summary.rejected) == (1, 1)
+    cutout(folder / "b.png", 120)
+    retried = run_retry(tmp_path / "rows", tmp_path / "again", workers=0, quiet=True)
+    assert (retried.replayed, retried.gained) == (1, 1)
+
+
 def command(*arguments: str) -> str:
-    app = typer.Typer()
-    care.register(app)
+    app = build_app()
     result = CliRunner().invoke(app, [*arguments, "--workers", "0", "--quiet"])
     assert result.exit_code == 0, result.output
     return result.output
@@ -115,17 +130,15 @@ def test_a_duplicate_beside_a_window_that_failed_stays_out(
     videos.mkdir()
     for seed in (0, 2):
         green_screen(videos / f"v{seed}.mp4", seed)
-    make_layers = job.make_layers
     calls = count()
 
-    def fails_later(*given: Any) -> Any:
+    def fails_later(window: Window) -> None:
         if next(calls) == 2:
             raise ValueError("no memory left")
-        return make_layers(*given)
 
     few = options(videos, tmp_path / "c", thresholds={"duplicate_distance": (1.5, 9)}, **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.mine.job.make_layers", fails_later)
+        patch.setattr(job, "STEPS", (*job.STEPS, fails_later))
         assert run_mine(few, workers=0, quiet=True).kept == 2
     stages = [(row["uri"], row["stage"]) for row in Corpus.open(tmp_path / "c").rejected()]
     assert stages == [("v2.mp4", "layers"), ("v2.mp4", "duplicates")]

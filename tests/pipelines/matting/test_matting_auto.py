@@ -16,8 +16,8 @@ from layerflow.corpus.columns import joined_schema
 from layerflow.corpus.table import EXTENDED_SCHEMA, QUALITY, QUALITY_FIELDS, SCHEMA, VOTES
 from pipelines.engine.jobs import make_recipe
 from pipelines.gates import judge
-from pipelines.matting import make_matter
-from pipelines.matting.auto.backend import AutoMatter
+from pipelines.matting import make_backend
+from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.networks import resolved
 from pipelines.matting.auto.sources import carry, key_frames
 from pipelines.mine.score import CONFIDENCE_SCORES
@@ -51,8 +51,8 @@ def standing_aside(count: int) -> np.ndarray:
 
 def test_a_subject_that_stands_still_is_taken_from_the_network() -> None:
     clip = still_disc()
-    assert not make_matter("motion")(clip.frames).alpha.any()
-    matte = AutoMatter(networks=[Salient(clip.frames, clip.alpha)])(clip.frames)
+    assert not make_backend("motion")(clip.frames).alpha.any()
+    matte = AutoMatting(networks=[Salient(clip.frames, clip.alpha)])(clip.frames)
     assert mean_iou(matte.alpha, clip.alpha) > 0.9
     assert matte.confidence["u2netp_vote"] > 0.9 and matte.confidence["motion_vote"] == 0
     assert judge(matte.confidence, "standard") is None
@@ -61,7 +61,7 @@ def test_a_subject_that_stands_still_is_taken_from_the_network() -> None:
 def test_a_mover_is_taken_from_motion_where_the_network_sees_something_else() -> None:
     clip = moving_disc(10, pan=0.0)
     network = Salient(clip.frames, standing_aside(10))
-    matte = AutoMatter(networks=[network])(clip.frames)
+    matte = AutoMatting(networks=[network])(clip.frames)
     assert mean_iou(matte.alpha, clip.alpha) > 0.9
     assert matte.confidence["motion_vote"] > 0.9 and matte.confidence["u2netp_vote"] < 0.1
 
@@ -69,7 +69,7 @@ def test_a_mover_is_taken_from_motion_where_the_network_sees_something_else() ->
 def test_sources_that_disagree_are_refused_by_the_gate_and_ones_that_agree_pass() -> None:
     clip = moving_disc(10, pan=0.0)
     apart, one = (
-        AutoMatter(networks=[Salient(clip.frames, answer)])(clip.frames).confidence
+        AutoMatting(networks=[Salient(clip.frames, answer)])(clip.frames).confidence
         for answer in (standing_aside(10), clip.alpha)
     )
     assert "matte_" in str(judge(apart, "standard"))
@@ -81,30 +81,30 @@ def test_what_a_network_adds_to_a_mover_counts_only_if_it_moves_too() -> None:
     clip = moving_disc(10, pan=0.0)
     beside = np.repeat(disc_mask(160, 240, 40, 120, 40)[None], 10, axis=0)
     both = (clip.alpha > 0.5) | beside
-    matte = AutoMatter(networks=[Salient(clip.frames, both)])(clip.frames)
+    matte = AutoMatting(networks=[Salient(clip.frames, both)])(clip.frames)
     assert mean_iou(matte.alpha, clip.alpha) > 0.85
     assert (matte.alpha[beside & (clip.alpha == 0)] > 0.5).mean() < 0.1
 
 
 def test_without_networks_it_is_motion_bit_for_bit() -> None:
     clip = moving_disc(6)
-    ours, motion = AutoMatter("motion")(clip.frames), make_matter("motion")(clip.frames)
+    ours, motion = AutoMatting("motion")(clip.frames), make_backend("motion")(clip.frames)
     assert np.array_equal(ours.alpha, motion.alpha) and ours.confidence == motion.confidence
 
 
 def test_clips_too_small_for_motion_are_left_to_the_network() -> None:
     clip = still_disc()
     network = Salient(clip.frames, clip.alpha)
-    one = AutoMatter(networks=[network])(clip.frames[:1])
+    one = AutoMatting(networks=[network])(clip.frames[:1])
     assert mean_iou(one.alpha, clip.alpha[:1]) > 0.9
-    empty = AutoMatter(networks=[Salient(clip.frames, 0 * clip.alpha)])(clip.frames)
+    empty = AutoMatting(networks=[Salient(clip.frames, 0 * clip.alpha)])(clip.frames)
     assert not empty.alpha.any() and empty.confidence["matte_confidence"] == 0
 
 
 def test_the_same_clip_gives_the_same_matte() -> None:
     clip = moving_disc(6)
     first, second = (
-        AutoMatter(networks=[Salient(clip.frames, clip.alpha)])(clip.frames) for _ in range(2)
+        AutoMatting(networks=[Salient(clip.frames, clip.alpha)])(clip.frames) for _ in range(2)
     )
     assert np.array_equal(first.alpha, second.alpha) and first.confidence == second.confidence
 
@@ -140,9 +140,9 @@ def test_weights_in_the_folder_take_part_and_are_part_of_the_recipe(
 ) -> None:
     name = resolved("auto")
     assert name == f"auto:u2netp@{tiny.sha256}" == resolved("auto:u2netp") == resolved(name)
-    matter = make_matter(name)
-    assert isinstance(matter, AutoMatter) and [n.name for n in matter.networks] == ["u2netp"]
-    assert matter.networks[0].predict(np.full((1, 40, 60, 3), 200, np.uint8)).shape == (1, 40, 60)
+    backend = make_backend(name)
+    assert isinstance(backend, AutoMatting) and [n.name for n in backend.networks] == ["u2netp"]
+    assert backend.networks[0].predict(np.full((1, 40, 60, 3), 200, np.uint8)).shape == (1, 40, 60)
     assert capsys.readouterr().err == ""
     alone = resolved("auto:motion")
 
@@ -167,7 +167,7 @@ def test_without_weights_auto_says_so_and_names_that_cannot_be_kept_are_refused(
     with pytest.raises(ValueError, match="layerflow weights get u2netp"):
         resolved("auto:u2netp")
     with pytest.raises(ValueError, match="has no weights"):
-        make_matter("auto", weights=tmp_path / "x.onnx")
+        make_backend("auto", weights=tmp_path / "x.onnx")
 
 
 def test_every_source_has_a_column_for_its_vote_and_older_corpora_still_join() -> None:

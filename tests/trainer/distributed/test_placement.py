@@ -14,7 +14,7 @@ from trainer.distributed.launch import here, launch, run_config, scaling
 from trainer.distributed.placement import Node, place, worker_resources
 from trainer.distributed.processes import uses_gpu
 from trainer.planning import plan
-from trainer.planning.plan import find_target
+from trainer.planning.plan import find_hardware
 
 HEAD = Node({"CPU": 4.0, "memory": 8e9})
 H100 = Node({"CPU": 16.0, "GPU": 4.0, "accelerator_type:H100": 1.0}, {"zone": "a"})
@@ -155,7 +155,7 @@ def test_a_type_of_gpu_asks_for_gpus_also_in_this_process(tmp_path: Path) -> Non
     said = make_manifest(tmp_path, accelerator_type="H100")
     with pytest.raises(ValueError, match="asks for a GPU, but torch sees no GPU"):
         uses_gpu(said)
-    assert find_target(said).gpus
+    assert find_hardware(said).gpus
 
 
 def test_workers_of_one_machine_share_its_free_memory(
@@ -163,4 +163,4 @@ def test_workers_of_one_machine_share_its_free_memory(
 ) -> None:
     monkeypatch.setattr(plan, "free_memory", lambda device: 8.0)
     for workers in (1, 4):
-        assert find_target(make_manifest(tmp_path, workers=workers)).free == 8.0 / workers
+        assert find_hardware(make_manifest(tmp_path, workers=workers)).free == 8.0 / workers
