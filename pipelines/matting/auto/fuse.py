@@ -1,8 +1,8 @@
 """From votes to one subject: a fused field over the whole clip, its objects, and their outline.
 
-Where motion and networks see the same thing they count alike and colours settle what is between;
-where they see different things motion counts more, for it is rarely sure of what is no mover.
-Motion keeps silent about what a network adds to its mover if that moves too: it found it just not.
+Where motion and networks see the same thing networks count more, for they follow its outline;
+where they see different things motion does, for it is rarely sure of what is no mover. Of what a
+network adds to its mover motion keeps silent if that moves too: it just did not find it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pipelines.matting.motion.decide import ColourModel, cut, fill_holes, sweep
 from pipelines.matting.motion.graph import Graph, diffuse
 from pipelines.matting.motion.subject import KEEP, grow, parts_of, shape_score
 
-_APART = 1.5  # weight of motion where it and the networks overlap by less than half
+_APART = 1.5  # weight of motion where it and the networks overlap by half or less
+_SAME = 0.5  # and where they see the very same
 _FLOOR = 0.05  # weight of a source that sees something but is not trusted: better than nothing
 _LEVELS = (0.25, 0.6)  # thresholds that a network's field may have
 _STILL = 0.3  # residual motion over its noise; what belongs to the background has less
@@ -96,11 +97,14 @@ def _of_network(graph: Graph, source: Source) -> _View:
 
 
 def _weights(sources: Sequence[Source], views: Sequence[_View]) -> np.ndarray:
-    """What each source counts, summing to 1; all zero if none sees anything. Networks share one."""
+    """What each source counts, summing to 1; all zero if none sees anything.
+
+    Networks share a weight of one: they have learnt the same thing and err together.
+    """
     sees = np.array([bool((view.p > 0.5).any()) for view in views])
     share = np.array([1.0, *([1 / (len(views) - 1)] * (len(views) - 1))])
     together = overlap(views[0].field > 0.5, np.mean([v.field for v in views[1:]], axis=0) > 0.5)
-    share[0] = 1.0 if together >= 0.5 else _APART
+    share[0] = np.interp(together, [0.5, 1.0], [_APART, _SAME])
     weights = share * np.where(sees, np.maximum([s.trust for s in sources], _FLOOR), 0)
     return weights / weights.sum() if weights.any() else weights
 
