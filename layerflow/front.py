@@ -35,6 +35,7 @@ def mine(
     inpaint_weights: PathLike | None = None,
     prompts: PathLike | None = None,
     caption_model: str | None = None,
+    captioner: str | None = None,
     caption_url: str | None = None,
     caption_key_env: str | None = None,
     licence: str | None = None,
@@ -50,6 +51,7 @@ def mine(
     """
     content = _manifest(locals(), many=("inputs",))
     names = {"caption_model": "model", "caption_url": "url", "caption_key_env": "key_env"}
+    names["captioner"] = "captioner"
     captions = {names[key]: content.pop(key) for key in names if key in content}
     from manifests.common import check
     from manifests.mine import MineOptions
@@ -141,7 +143,8 @@ def init(
     positions: str | None = None,
     seed: int | None = None,
 ) -> Path:
-    """A model folder to start from. preset: tiny, cogvideox-2b or cogvideox-5b, of a ``base``."""
+    """A model folder to start from. preset: tiny, cogvideox-2b or cogvideox-5b, of a ``base``, or
+    one that an installed package adds."""
     from layerflow.model.presets import init_directory
 
     height, width = _size(size) or (None, None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerflow import front
+from layerflow.cli.plugin_help import PluginCommand
 
 if TYPE_CHECKING:
     from pipelines.engine.jobs import Summary
@@ -38,9 +39,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 def register(app: typer.Typer) -> None:
     """Mount this group's commands."""
-    app.command()(mine)
+    app.command(cls=PluginCommand)(mine)
     app.command()(paste)
-    app.command()(pack)
+    app.command(cls=PluginCommand)(pack)
     app.command()(build)
 
 
@@ -50,17 +51,22 @@ def mine(
     size: SizeOption,
     frames: Frames = 16,
     fps: Fps = 8.0,
-    matting: Annotated[str, typer.Option(help="matting backend")] = "motion",
+    matting: Annotated[str, typer.Option(help="backend: {layerflow.matting}")] = "motion",
     weights: Annotated[str | None, typer.Option(help="the backend's weights, a path")] = None,
     gate: Annotated[str, typer.Option(help="quality gate: off, loose, standard, strict")] = (
         "standard"
     ),
     device: Annotated[str, typer.Option(help="cpu or cuda: of backend and inpainter")] = "cpu",
-    inpaint: Annotated[str, typer.Option(help="fills unseen background: opencv, lama")] = "opencv",
+    inpaint: Annotated[
+        str, typer.Option(help="fills unseen background: {layerflow.inpainters}")
+    ] = "opencv",
     inpaint_weights: Annotated[str | None, typer.Option(help="lama: a TorchScript file")] = None,
     prompts: Annotated[str | None, typer.Option(help="CSV, JSONL or Parquet of prompts")] = None,
     caption_model: Annotated[
         str | None, typer.Option(help="vision-language model: a folder, or its name at the url")
+    ] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="one of {layerflow.captioners}; default: by the url")
     ] = None,
     caption_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible endpoint, http(s)://.../v1")
@@ -118,7 +124,7 @@ def paste(
 def pack(
     inputs: Annotated[list[str], typer.Argument(help="folders of layered stills")],
     out: Out,
-    layout: Annotated[str, typer.Option(help="auto, or the layout's name")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, {layerflow.importers}")] = "auto",
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH; default: as is")] = None,
     seed: Annotated[int, typer.Option(help="draws of backgrounds follow from it")] = 0,
     frames: Annotated[int | None, typer.Option(help="frames of a clip of a layered film")] = None,

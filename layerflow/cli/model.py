@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from layerflow import front
+from layerflow.cli.plugin_help import PluginCommand
 
 
 def register(app: typer.Typer) -> None:
     """Mount this group's commands."""
-    app.command()(init)
+    app.command(cls=PluginCommand)(init)
     app.command()(info)
     app.command()(convert)
     app.command()(sample)
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     directory: Annotated[Path, typer.Argument(help="folder to make")],
-    preset: Annotated[str, typer.Option(help="tiny, cogvideox-2b or cogvideox-5b")],
+    preset: Annotated[str, typer.Option(help="{layerflow.bases}")],
     base: Annotated[
         str | None, typer.Option(help="model folder or Hub id that the preset starts from")
     ] = None,

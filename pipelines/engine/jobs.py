@@ -28,7 +28,7 @@ from layerflow.documents import read_json
 from layerflow.outputs import local_output
 from pipelines.engine.replay import remember, roots
 from pipelines.engine.staging import Parts, Staging, json_part, locked, stream_part, write_json
-from pipelines.engine.workers import run_staged
+from pipelines.engine.workers import require_packages, run_staged
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,18 @@ class Recipe:
 RUNTIME_OPTIONS = frozenset({"out", "inputs", "foregrounds", "backgrounds", "workers", "deadline"})
 
 
-def make_recipe(kind: str, options: dict[str, Any], version: int) -> Recipe:
-    """A recipe from resolved options; run-time options and paths are left out."""
+def make_recipe(
+    kind: str, options: dict[str, Any], version: int, packages: Mapping[str, str] | None = None
+) -> Recipe:
+    """A recipe from resolved options; run-time options and paths are left out.
+
+    packages: of others that take part, option -> ``NAME==VERSION``.
+    """
     kept = {name: value for name, value in options.items() if name not in RUNTIME_OPTIONS}
     for name in ("weights", "prompts"):
         if kept.get(name):
             kept[name] = Path(kept[name]).name
+    kept |= {"packages": dict(packages)} if packages else {}
     return Recipe(kind, kept, version, options)
 
 
@@ -169,7 +175,8 @@ def run_job(
         resumed = sum(staging.is_done(unit.key) for unit in units)
         run = partial(run_staged, workers=workers, quiet=quiet, gpus=gpus, accept_lost=accept_lost)
         prepare = _looking_first(units, first_pass, staging, run) if first_pass else _as_they_are
-        lost = run(units, partial(_parts, work, schema), staging, prepare=prepare)
+        make = partial(_parts, work, schema, recipe.options.get("packages", {}))
+        lost = run(units, make, staging, prepare=prepare)
         for unit in units:
             if unit.key in lost:
                 rejected = [_lost(unit, lost[unit.key], recipe)]
@@ -185,7 +192,10 @@ def run_job(
 ROWS, REJECTED, LOOK = "rows.arrow", "rejected.arrow", "look.json"
 
 
-def _parts(work: Work, schema: pa.Schema, payload: dict[str, Any]) -> Parts:
+def _parts(
+    work: Work, schema: pa.Schema, packages: Mapping[str, str], payload: dict[str, Any]
+) -> Parts:
+    require_packages(packages)
     return _as_parts(work(payload), schema)
 
 

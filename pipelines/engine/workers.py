@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from layerflow.plugins import missing_packages
 from pipelines.engine.staging import FULL, InfrastructureError, Parts, Staging
 
 ATTEMPTS = 2
@@ -85,6 +86,12 @@ def run_staged(
         f"{staging.folder}: {len(damaged)} units were damaged {ROUNDS} times after they were "
         f"written ({fault}); check the disk, then start the same command again"
     )
+
+
+def require_packages(recorded: Mapping[str, str]) -> None:
+    """Raises InfrastructureError where a package is absent that the recipe names."""
+    if recorded and (missing := missing_packages(recorded)):
+        raise InfrastructureError(missing)
 
 
 def _stop_if_most(lost: Mapping[str, str], total: int) -> None:

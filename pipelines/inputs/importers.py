@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, cast
 
 from pipelines.inputs import mulan, tables
 from pipelines.inputs.layouts import Film, Group, files_below, group_files, split_films
@@ -17,6 +17,7 @@ from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
 from pipelines.inputs.metadata import index_of, layered_images
 from pipelines.inputs.twins import Twins
 from pipelines.readers.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
+from pipelines.registry import IMPORTERS
 
 Roles = frozenset[str]
 
@@ -147,28 +148,29 @@ def _needs(*choices: Sequence[str]) -> tuple[Roles, ...]:
 
 
 _ALL = ("foreground", "alpha", "background", "blended")
-IMPORTERS: tuple[Importer, ...] = (
-    LayeredImages(),
-    Mulan(),
-    Dataset(),
-    Grouped("rgba", _needs(["file"], ["foreground"]), films=False, suffixes=STILL_SUFFIXES),
-    Grouped("pairs", _needs(["blended", "alpha"], ["foreground", "alpha"]), films=False),
-    Grouped("matting", _needs(["foreground", "alpha"])),
-    Grouped("triplets", _needs(["blended", "alpha", "background"])),
-    Grouped("davis", _needs(["blended", "alpha"]), stills=False),
-    Grouped("layerflow", _needs(["blended", "background", "alpha"], _ALL), stills=False),
-    Grouped("vidlayer", _needs(["blended", "background", "alpha"]), stills=False),
-    Grouped("psd", suffixes=DOCUMENT_SUFFIXES, films=False),
-    Grouped("stills", films=False, suffixes=STILL_SUFFIXES),
-    Grouped("films", stills=False, suffixes=STILL_SUFFIXES | VIDEO_SUFFIXES),
-)
+LAYERFLOW_IMAGES, MULAN, DATASET = LayeredImages(), Mulan(), Dataset()
+RGBA = Grouped("rgba", _needs(["file"], ["foreground"]), films=False, suffixes=STILL_SUFFIXES)
+PAIRS = Grouped("pairs", _needs(["blended", "alpha"], ["foreground", "alpha"]), films=False)
+MATTING = Grouped("matting", _needs(["foreground", "alpha"]))
+TRIPLETS = Grouped("triplets", _needs(["blended", "alpha", "background"]))
+DAVIS = Grouped("davis", _needs(["blended", "alpha"]), stills=False)
+LAYERFLOW = Grouped("layerflow", _needs(["blended", "background", "alpha"], _ALL), stills=False)
+VIDLAYER = Grouped("vidlayer", _needs(["blended", "background", "alpha"]), stills=False)
+PSD = Grouped("psd", suffixes=DOCUMENT_SUFFIXES, films=False)
+STILLS = Grouped("stills", films=False, suffixes=STILL_SUFFIXES)
+FILMS = Grouped("films", stills=False, suffixes=STILL_SUFFIXES | VIDEO_SUFFIXES)
 AUTO = Grouped("auto")
-LAYOUTS = ("auto", *(importer.name for importer in IMPORTERS))
 
 
 def importer_of(layout: str, root: Path) -> Importer:
-    """The importer that ``--layout`` names; for ``auto`` the one that recognises the folder."""
-    for importer in IMPORTERS:
-        if importer.name == layout or (layout == "auto" and importer.recognises(root)):
+    """The importer that ``--layout`` names; for ``auto`` the one that recognises the folder.
+
+    Raises ValueError for a name that nobody offers.
+    """
+    if layout != "auto":
+        return cast(Importer, IMPORTERS.checked(layout, IMPORTERS.load(layout)))
+    for name in IMPORTERS.builtin:
+        importer = cast(Importer, IMPORTERS.load(name))
+        if importer.recognises(root):
             return importer
     return AUTO

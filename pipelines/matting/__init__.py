@@ -7,7 +7,6 @@ it by name. Nothing is downloaded: backends with a network take their weights by
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +15,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 import cv2
 import numpy as np
 
-_BACKENDS = {
-    "motion": ("pipelines.matting.motion.backend", "MotionMatter"),
-    "rembg": ("pipelines.matting.rembg", "RembgMatter"),
-    "onnx": ("pipelines.matting.onnx_session", "OnnxMatter"),
-    "transparent-background": (
-        "pipelines.matting.transparent_background",
-        "TransparentBackgroundMatter",
-    ),
-    "alpha": ("pipelines.matting.alpha", "AlphaMatter"),
-    "chroma": ("pipelines.matting.chroma", "ChromaMatter"),
-}
-MATTERS: tuple[str, ...] = tuple(_BACKENDS)
-_NEED_WEIGHTS = ("rembg", "onnx", "transparent-background")
-_HAVE_MODELS = ("rembg", "onnx")
+from pipelines.registry import MATTING
+
+MATTERS: tuple[str, ...] = tuple(MATTING.builtin)
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ def make_matter(
     device: str = "cpu",
     **options: Any,
 ) -> Matter:
-    """Build the matting backend ``name``, one of ``MATTERS``, or ``NAME:MODEL``.
+    """Build the matting backend ``name``, of ``registry.MATTING``, or ``NAME:MODEL``.
 
     ``MODEL`` is a model of rembg (``rembg:isnet-general-use``) or a preset of onnx (``onnx:dis``).
     ``weights`` is the local path of a network's weights (rembg and onnx: ONNX;
@@ -94,25 +82,9 @@ def make_matter(
     missing weights, or a package that is not installed.
     """
     name, _, model = name.partition(":")
-    if name not in _BACKENDS:
-        raise ValueError(f"unknown matting backend {name!r}; choose one of {', '.join(MATTERS)}")
-    if weights is not None and name not in _NEED_WEIGHTS:
-        raise ValueError(
-            f"matting backend {name!r} has no weights; "
-            f"leave --weights out or choose {' or '.join(_NEED_WEIGHTS)}"
-        )
-    if model:
-        if name not in _HAVE_MODELS:
-            raise ValueError(f"matting backend {name!r} has no models to choose, such as {model!r}")
-        options.update(model=model)
-    module_name, class_name = _BACKENDS[name]
-    factory = getattr(importlib.import_module(module_name), class_name)
-    if name in _NEED_WEIGHTS:
-        options.update(weights=weights, device=device)
-    try:
-        return cast(Matter, factory(**options))
-    except TypeError as error:
-        raise ValueError(f"matting backend {name!r}: {error}") from error
+    asked = options | ({"model": model} if model else {})
+    asked |= {} if weights is None else {"weights": weights}
+    return cast(Matter, MATTING.make(name, {"weights": weights, "device": device}, asked))
 
 
 def require(package: str, backend: str) -> None:

@@ -25,6 +25,7 @@ from layerflow.media.cells import MediaError, encode_color
 from layerflow.media.decode import Decoder, shared_decoder
 from layerflow.media.video import Box, Limits
 from layerflow.outputs import local_output
+from layerflow.plugins import packages_of
 from manifests.mine import MineOptions
 from pipelines.captions.captioner import caption_clip, make_captioner
 from pipelines.engine.cluster import require_gpus
@@ -62,6 +63,7 @@ from pipelines.mine.shots import Window
 from pipelines.mine.spans import WHOLE, time_spans
 from pipelines.mine.survey import plan_duplicates, survey_unit
 from pipelines.readers.stills import OPAQUE, grey_of
+from pipelines.registry import CAPTIONERS, INPAINTERS, MATTING
 from pipelines.vision.inpaint import Inpainter, make_inpainter
 from pipelines.vision.plate import clean_plate
 
@@ -87,7 +89,13 @@ def run_mine(
     cannot work (inputs, output folder, backend, weights) before any work starts.
     """
     out = local_output(options.out)
-    recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
+    content = options.model_dump(mode="json")
+    packages = packages_of(
+        matting=(MATTING, options.matting.partition(":")[0]),
+        inpaint=(INPAINTERS, options.inpaint),
+        captioner=(CAPTIONERS, options.captions and options.captions.captioner),
+    )
+    recipe = make_recipe("mined", content, FORMAT_VERSION, packages)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     resolve_gate(options.gate, options.thresholds)
     gpus = _needs_gpu(options)
@@ -271,18 +279,10 @@ class _Job:
     ) -> None:
         start, end = (window.start, window.end) if window else (None, None)
         uri, recipe = self.payload["uri"], self.recipe.hash
-        self.outcome.rejected.append(
-            rejected_row(
-                uri,
-                stage,
-                reason,
-                kind="mined",
-                recipe=recipe,
-                start=start,
-                end=end,
-                quality=scores,
-            )
+        row = rejected_row(
+            uri, stage, reason, kind="mined", recipe=recipe, start=start, end=end, quality=scores
         )
+        self.outcome.rejected.append(row)
 
 
 def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) -> Outcome:

@@ -21,6 +21,7 @@ from layerflow.corpus.table import (
 )
 from layerflow.locations import root_of, without_secrets
 from layerflow.outputs import local_output
+from layerflow.plugins import packages_of
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import (
     Choose,
@@ -32,7 +33,7 @@ from pipelines.engine.jobs import (
     run_job,
     unit_key,
 )
-from pipelines.inputs.importers import LAYOUTS, Listing, importer_of
+from pipelines.inputs.importers import Listing, importer_of
 from pipelines.inputs.layouts import Film, Group
 from pipelines.inputs.listing import tell
 from pipelines.inputs.metadata import folders_say
@@ -52,6 +53,7 @@ from pipelines.inputs.tables import (
     read_cells,
 )
 from pipelines.pack.rows import Plan, pack_film, pack_still
+from pipelines.registry import IMPORTERS
 from pipelines.vision.numerics import single_thread
 
 FORMAT_VERSION = 3
@@ -73,11 +75,12 @@ def run_pack(
     cannot work (inputs, layout, output folder) before any work starts.
     """
     out = local_output(options.out)
-    if options.layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {options.layout!r}; layouts are {', '.join(LAYOUTS)}")
+    named = None if options.layout == "auto" else options.layout
+    packages = packages_of(layout=(IMPORTERS, named))
     if options.layout == "psd" and importlib.util.find_spec("psd_tools") is None:
         raise ValueError("--layout psd needs psd-tools: pip install 'layerflow-toolkit[psd]'")
-    recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION)
+    content = options.model_dump(mode="json")
+    recipe = make_recipe("image", content, FORMAT_VERSION, packages)
     plan = make_plan(options)
     work = partial(pack_unit, plan=plan, options=options, recipe=recipe)
     return run_job(
