@@ -26,11 +26,11 @@ from layerflow.clip import KINDS
 from layerflow.corpus.columns import joined_schema
 from layerflow.corpus.published import PublishedCorpus, is_remote
 from layerflow.corpus.row_cells import check_stored
+from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.splits import Assignment, assign
 from layerflow.corpus.stats import SMALL, chunks, general_reason, read_batches, small_rows
 from layerflow.corpus.table import (
     FORMAT_VERSION,
-    QUALITY_FIELDS,
     REJECTED_SCHEMA,
     Corpus,
     Table,

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus.published import Chunk, PublishedCorpus
+from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.shards import read_shard
-from layerflow.corpus.table import QUALITY_FIELDS, SCHEMA, Corpus, Table
+from layerflow.corpus.table import SCHEMA, Corpus, Table
 
 NO_LICENCE = "not stated"
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip
+from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.shards import read_schema, read_shard, table_files
 from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media.cells import (
@@ -30,24 +31,6 @@ from layerflow.media.cells import (
 )
 
 FORMAT_VERSION = 1
-
-# Every score that any job can give; a job that does not know one leaves it null.
-QUALITY_FIELDS = (
-    # matte and layers (mined, pasted)
-    *("recomposition_error", "outside_fidelity", "flicker", "soft_fraction"),
-    *("boundary_sharpness", "area_mean", "area_min", "area_max", "area_cv", "border_contact"),
-    *("components", "ghost", "unseen_fraction", "registration_residual", "matte_confidence"),
-    *("matte_stability", "matte_agreement", "warp_iou", "motion_contrast", "feature_survival"),
-    *("colour_separation", "camera_static", "shadow_fraction", "leftover_fraction"),
-    *("newcomers", "bystander_fraction"),
-    # frames
-    *("motion", "blur", "exposure_low", "exposure_high", "text", "duplicate_distance"),
-    # paste and pack: the equation before and after encoding, the drawn path
-    *("equation_error", "encoded_error", "encoded_psnr", "path_speed", "visible_fraction"),
-    *("scale", "harmonise_strength", "fringe"),
-    # prompts and models, for later stages
-    *("prompt_flags", "aesthetic", "text_alignment"),
-)
 
 ORIGIN = pa.struct(
     [

@@ -13,38 +13,10 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
+from layerflow.corpus.scores import names_of
 from pipelines.mine.text import text_share
 from pipelines.vision.numerics import dilate, single_thread
 from pipelines.vision.plate import Plate
-
-FRAME_SCORES = ("motion", "blur", "exposure_low", "exposure_high", "text")
-CLIP_SCORES = (
-    "recomposition_error",
-    "outside_fidelity",
-    "flicker",
-    "warp_iou",
-    "newcomers",
-    "soft_fraction",
-    "boundary_sharpness",
-    "area_mean",
-    "area_min",
-    "area_max",
-    "area_cv",
-    "border_contact",
-    "components",
-    "ghost",
-    "unseen_fraction",
-    "registration_residual",
-    "camera_static",
-    "feature_survival",
-)
-CONFIDENCE_SCORES = (
-    "matte_confidence",
-    "matte_stability",
-    "matte_agreement",
-    "motion_contrast",
-    "colour_separation",
-)
 
 Flows = list[tuple[np.ndarray, np.ndarray]]
 
@@ -109,7 +81,7 @@ def score_clip(
         camera_static=registration.static,
         feature_survival=registration.survival,
     )
-    scores.update({k: float(v) for k, v in (confidence or {}).items() if k in CONFIDENCE_SCORES})
+    scores.update({k: float(v) for k, v in (confidence or {}).items() if k in names_of("matting")})
     return {k: float(v) for k, v in scores.items() if math.isfinite(v)}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from layerflow.corpus.scores import meaning
 from layerflow.corpus.stats import NO_LICENCE
 from layerflow.locations import one_line
 from manifests.yaml_file import parse_yaml
@@ -269,10 +270,10 @@ def _columns(facts: CardFacts) -> str:
 def _scores(facts: CardFacts) -> str:
     scores = facts.stats["scores"]
     points = ("count", "min", "p5", "p50", "p95", "max")
-    rows = [(name, *(f"{v[p]:.4g}" for p in points)) for name, v in scores.items()]
+    rows = [(n, *(f"{v[p]:.4g}" for p in points), meaning(n)) for n, v in scores.items()]
     if not rows:
         return "## Scores\n\nNo clip has a score."
-    return "## Scores\n\n" + table(("score", *points), rows)
+    return "## Scores\n\n" + table(("score", *points, "says"), rows)
 
 
 def _licences(facts: CardFacts) -> str:
