@@ -101,6 +101,7 @@ def stats(corpus: CorpusPath, json: Json = False) -> None:
 
 
 def _tables(found: dict[str, Any]) -> list[Any]:
+    from layerflow.corpus.columns import COLUMNS
     from layerflow.corpus.scores import meaning
 
     shares = {**found["kinds"], "all": {**found, "bytes": found["bytes"]["all"]}}
@@ -126,7 +127,8 @@ def _tables(found: dict[str, Any]) -> list[Any]:
     for reason, count in found["rejected"]["reasons"].items():
         rejected.add_row(_plain(reason), str(count))
     more = _table("more", "what", "values")
-    for name in ("size", "num_frames", "fps", "alpha_kind", "background_kind"):
+    own = [c.name for c in COLUMNS if c.counted and c.name in found and c.name != "recipe"]
+    for name in ("size", "num_frames", "fps", *own):
         text = ", ".join(f"{value} ({count})" for value, count in found[name].items())
         more.add_row(name, _plain(text))
     more.add_row("duplicate clips", str(found["duplicates"]["rows"]))

@@ -18,6 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip
+from layerflow.corpus.columns import EXTENDED_SCHEMA as EXTENDED_SCHEMA
+from layerflow.corpus.columns import EXTRAS as EXTRAS
+from layerflow.corpus.columns import QUALITY, SCHEMA
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.shards import read_schema, read_shard, table_files
 from layerflow.locations import clean_uri, printable, without_secrets
@@ -31,57 +34,6 @@ from layerflow.media.cells import (
 )
 
 FORMAT_VERSION = 1
-
-ORIGIN = pa.struct(
-    [
-        ("uri", pa.string()),
-        ("sha256", pa.string()),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("licence", pa.string()),
-        ("attribution", pa.string()),
-        ("parents", pa.list_(pa.string())),
-    ]
-)
-QUALITY = pa.struct([(name, pa.float32()) for name in QUALITY_FIELDS])
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("kind", pa.string()),
-        *((layer, pa.large_binary()) for layer in LAYERS),
-        *((f"{layer}_prompt", pa.string()) for layer in PROMPTED),
-        ("num_frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float32()),
-        ("alpha_kind", pa.string()),
-        ("background_kind", pa.string()),
-        ("origin", ORIGIN),
-        ("quality", QUALITY),
-        ("recipe", pa.string()),
-    ]
-)
-
-# Columns that a corpus may have beyond SCHEMA; their values may be null: layerflow.corpus.columns.
-OBJECT = pa.struct(
-    [
-        ("order", pa.int32()),
-        ("prompt", pa.string()),
-        ("visible_alpha", pa.large_binary()),
-        ("amodal_alpha", pa.large_binary()),
-        ("origin", ORIGIN),
-    ]
-)
-EXTRAS = pa.schema(
-    [
-        ("shadow", pa.string()),
-        ("plate", pa.large_binary()),
-        ("objects", pa.list_(OBJECT)),
-        ("draw", pa.string()),
-    ]
-)
-EXTENDED_SCHEMA = pa.schema([*SCHEMA, *EXTRAS])
 
 REJECTED_SCHEMA = pa.schema(
     [

@@ -34,7 +34,7 @@ acme-small = "acme_bases:SMALL"
 py-modules = ["acme_layers", "acme_bases"]
 """
 
-MODULE = '''
+MODULE = """
 import numpy as np
 
 from pipelines.inputs.importers import Listing
@@ -90,7 +90,8 @@ class Cards:
         found = []
         for front in sorted(root.glob("front-*.png")):
             back = front.with_name(front.name.replace("front", "back"))
-            found.append(Group(front.name, front.stem, (("background", back), ("foreground", front))))
+            files = (("background", back), ("foreground", front))
+            found.append(Group(front.name, front.stem, files))
         return Listing(stills=found)
 
     def lacks(self, roles):
@@ -98,7 +99,7 @@ class Cards:
 
 
 CARDS = Cards()
-'''
+"""
 
 BASES = """
 from layerflow.model.presets import TINY, Preset, write_tiny

@@ -64,7 +64,7 @@ function facts(clip) {
     ...SHOWN.map((layer) => [layer === "alpha" ? "" : layer + " prompt", clip.prompts[layer]]),
     ["source", clip.source], ["span", span], ["licence", clip.licence === undefined ? "" : clip.licence || "not stated"],
     ["attribution", clip.attribution], ["parents", (clip.parents || []).join(", ")], ["size", size],
-    ["alpha", clip.alpha_kind], ["background", clip.background_kind], ["recipe", clip.recipe], ["id", clip.id],
+    ["alpha", clip.alpha_kind], ["background", clip.background_kind], ...Object.entries(clip.more ?? {}), ["recipe", clip.recipe], ["id", clip.id],
   ];
   $("facts").replaceChildren(...rows.filter(([name, value]) => name && value).flatMap(([name, value]) =>
     [make("dt", { textContent: name }), make("dd", { dir: "auto", textContent: value })]));

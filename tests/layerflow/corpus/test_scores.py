@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 
 from layerflow.corpus.scores import PRESETS, QUALITY_FIELDS, SCORES, markdown, meaning, thresholds
 from layerflow.corpus.table import EXTENDED_SCHEMA, REJECTED_SCHEMA
@@ -20,7 +21,9 @@ def test_stored_columns_and_thresholds_are_what_they_were() -> None:
     known = QUALITY_FIELDS[: QUALITY_FIELDS.index("text_alignment") + 1]
     assert digest(known) == "7fb128ef834c"
     assert digest({name: list(GATES[name].items()) for name in PRESETS}) == "a1989ee78ec8"
-    schemas = [schema.serialize().to_pybytes().hex() for schema in (EXTENDED_SCHEMA, REJECTED_SCHEMA)]
+    schemas = [
+        schema.serialize().to_pybytes().hex() for schema in (EXTENDED_SCHEMA, REJECTED_SCHEMA)
+    ]
     assert digest(schemas) == "492c6e4253d1"
 
 
@@ -38,7 +41,7 @@ def test_every_score_says_what_it_is() -> None:
         limits = [thresholds(preset).get(score.name) for preset in PRESETS]
         known = [pair for pair in limits if pair is not None]
         assert limits[3 - len(known) :] == known, f"{score.name} is judged by a stricter preset too"
-        assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in zip(known, known[1:], strict=False))
+        assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in pairwise(known))
     assert meaning("flicker").startswith("change of alpha") and meaning("colour_of_the_sky") == ""
 
 
