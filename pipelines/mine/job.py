@@ -93,7 +93,7 @@ def run_mine(
     packages = packages_of(
         matting=(MATTING, options.matting.partition(":")[0]),
         inpaint=(INPAINTERS, options.inpaint),
-        captioner=(CAPTIONERS, options.captions and options.captions.captioner),
+        captioner=(CAPTIONERS, options.captions.captioner if options.captions else None),
     )
     recipe = make_recipe("mined", content, FORMAT_VERSION, packages)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
