@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
-import pytest
-
-from pipelines.captions.captioner import make_captioner
 
 GOOD = {
     "foreground": "A brown dog with a red collar trots to the left, its tail up.",
@@ -89,21 +86,6 @@ class Endpoint:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Callable[[Callable[[str, int], Any]], Endpoint]]:
-    made: list[Endpoint] = []
-
-    def start(reply: Callable[[str, int], Any]) -> Endpoint:
-        made.append(Endpoint(reply))
-        return made[-1]
-
-    yield start
-    make_captioner.cache_clear()
-    for one in made:
-        one.server.shutdown()
-        one.server.server_close()
 
 
 def good_reply(text: str, number: int) -> Any:

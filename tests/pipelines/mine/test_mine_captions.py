@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
 from layerflow.corpus.table import Corpus
-from tests.support.captions import GOOD, endpoint, good_reply  # noqa: F401 (a fixture)
+from tests.support.captions import GOOD, good_reply
 from tests.support.inpainters import MeanOfTheRest
 from tests.support.mined import green_screen
 
 
 def test_captions_and_lama_reach_the_corpus_and_the_key_does_not(
-    endpoint: Any,  # noqa: F811
+    endpoint: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
