@@ -139,7 +139,9 @@ BASES = Plugins(
 def _offers(group: str, search_path: tuple[str, ...]) -> tuple[Offer, ...]:
     """The entry points of a group. search_path: ``sys.path``, of which they are a function."""
     return tuple(
-        Offer(point.name, point.value, f"{point.dist.name}=={point.dist.version}")
+        Offer(
+            point.name, f"{point.module}:{point.attr}", f"{point.dist.name}=={point.dist.version}"
+        )
         for point in metadata.entry_points(group=group)
         if point.dist is not None
     )
