@@ -32,12 +32,12 @@ class Offer:
 @dataclass(frozen=True)
 class Plugins:
     """One kind of plug-in. group: of entry points; what: what an error calls one; builtin: name ->
-    ``module:attribute``; needs: attributes that the object of a package must have."""
+    ``module:attribute``; attributes: what the object of a package must have."""
 
     group: str
     what: str
     builtin: Mapping[str, str]
-    needs: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """The built-in names, then those of installed packages."""
@@ -77,7 +77,7 @@ class Plugins:
         """What the class or function of that name makes.
 
         offered: arguments for one that takes them. asked: arguments that it must take, or
-        ValueError. Of a package, what it makes must have the attributes ``needs``.
+        ValueError. What it makes must have the kind's ``attributes``.
         """
         factory, who = self.load(name), f"{self.what} {name!r}"
         taken = inspect.signature(factory).parameters
@@ -94,7 +94,7 @@ class Plugins:
 
     def checked(self, name: str, made: Any) -> Any:
         """The object, if it has what the kind needs; ValueError names its package otherwise."""
-        lacking = [attribute for attribute in self.needs if not hasattr(made, attribute)]
+        lacking = [name for name in self.attributes if not hasattr(made, name)]
         if lacking:
             who = self.package(name) or "this toolkit"
             raise ValueError(f"{self.what} {name!r} of the package {who} has no {lacking[0]}")
@@ -130,7 +130,7 @@ BASES = Plugins(
         "cogvideox-2b": "layerflow.model.presets:COGVIDEOX_2B",
         "cogvideox-5b": "layerflow.model.presets:COGVIDEOX_5B",
     },
-    needs=("options", "needs_base", "write"),
+    attributes=("options", "needs_base", "write"),
 )
 """Model directories to start from: ``layerflow.model.presets.Preset`` objects."""
 

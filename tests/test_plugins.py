@@ -15,17 +15,18 @@ import pytest
 from layerflow.corpus.table import Corpus
 from layerflow.plugins import BASES, missing_packages
 from manifests.mine import Captions, MineOptions
-from pipelines.captions.captioner import make_captioner
+from pipelines.captions.captioner import CAPTIONERS, make_captioner
 from pipelines.engine.jobs import make_recipe
 from pipelines.engine.staging import InfrastructureError
 from pipelines.engine.workers import require_packages
-from pipelines.matting import make_matter
-from pipelines.registry import CAPTIONERS, IMPORTERS, INPAINTERS, MATTING
+from pipelines.inputs.importers import LAYOUTS
+from pipelines.matting import MATTING, make_matter
+from pipelines.vision.inpaint import INPAINTERS
 from tests.support import ROOT, mined, packed
 from tests.support.foreign import dist_info, install
 
 ACME = "acme-layers==1.2"
-KINDS = (MATTING, CAPTIONERS, IMPORTERS, INPAINTERS, BASES)
+KINDS = (MATTING, CAPTIONERS, LAYOUTS, INPAINTERS, BASES)
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from importlib import import_module
 from typing import Any
 
 from typer.core import TyperCommand
+
+from layerflow.plugins import Plugins
+
+KINDS = {
+    "layerflow.matting": "pipelines.matting:MATTING",
+    "layerflow.captioners": "pipelines.captions.captioner:CAPTIONERS",
+    "layerflow.inpainters": "pipelines.vision.inpaint:INPAINTERS",
+    "layerflow.importers": "pipelines.inputs.importers:LAYOUTS",
+    "layerflow.bases": "layerflow.plugins:BASES",
+}
 
 
 class PluginCommand(TyperCommand):
     """A command whose help lists plug-ins, which are looked up only when help is asked for."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from layerflow.plugins import BASES
-        from pipelines.registry import CAPTIONERS, IMPORTERS, INPAINTERS, MATTING
-
         for parameter in self.params:
-            text = getattr(parameter, "help", None) or ""
-            for kind in (MATTING, CAPTIONERS, IMPORTERS, INPAINTERS, BASES):
-                mark = f"{{{kind.group}}}"
-                if mark in text:
-                    text = text.replace(mark, ", ".join(kind.names()))
-                    parameter.help = text  # type: ignore[attr-defined]
+            text = getattr(parameter, "help", None)
+            if text:
+                listed = re.sub(r"\{(layerflow\.\w+)\}", _names, text)
+                parameter.help = listed  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
+
+
+def _names(mark: re.Match[str]) -> str:
+    module, _, name = KINDS[mark[1]].partition(":")
+    kind: Plugins = getattr(import_module(module), name)
+    return ", ".join(kind.names())

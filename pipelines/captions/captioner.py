@@ -14,11 +14,22 @@ import cv2
 import numpy as np
 
 from layerflow.clip import PROMPTED, U8
+from layerflow.plugins import Plugins
 from manifests.mine import Captions
 from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
 from pipelines.captions.request import Captioner, CaptionError, Request
 from pipelines.inputs.prompts import MAX_PROMPT_CHARS, TEMPLATE
-from pipelines.registry import CAPTIONERS
+
+CAPTIONERS = Plugins(
+    "layerflow.captioners",
+    "captioner",
+    {
+        "local": "pipelines.captions.local:VlmCaptioner",
+        "endpoint": "pipelines.captions.endpoint:EndpointCaptioner",
+    },
+    ("name", "licence", "answer", "check"),
+)
+"""Classes of ``Captioner``, made of ``Captions``: ours, and those of installed packages."""
 
 _RULES = (
     "Answer with one paragraph of plain text, at most 80 words, in the present tense. Describe "

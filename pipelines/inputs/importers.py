@@ -11,13 +11,35 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
+from layerflow.plugins import Plugins
 from pipelines.inputs import mulan, tables
 from pipelines.inputs.layouts import Film, Group, files_below, group_files, split_films
 from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
 from pipelines.inputs.metadata import index_of, layered_images
 from pipelines.inputs.twins import Twins
 from pipelines.readers.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
-from pipelines.registry import IMPORTERS
+
+IMPORTERS: dict[str, str] = {
+    "layerflow-images": "pipelines.inputs.importers:LAYERFLOW_IMAGES",
+    "mulan": "pipelines.inputs.importers:MULAN",
+    "dataset": "pipelines.inputs.importers:DATASET",
+    "rgba": "pipelines.inputs.importers:RGBA",
+    "pairs": "pipelines.inputs.importers:PAIRS",
+    "matting": "pipelines.inputs.importers:MATTING",
+    "triplets": "pipelines.inputs.importers:TRIPLETS",
+    "davis": "pipelines.inputs.importers:DAVIS",
+    "layerflow": "pipelines.inputs.importers:LAYERFLOW",
+    "vidlayer": "pipelines.inputs.importers:VIDLAYER",
+    "psd": "pipelines.inputs.importers:PSD",
+    "stills": "pipelines.inputs.importers:STILLS",
+    "films": "pipelines.inputs.importers:FILMS",
+}
+"""``--layout`` -> ``module:object``, in the order in which ``auto`` asks them."""
+LAYOUTS = Plugins(
+    "layerflow.importers", "layout", IMPORTERS, ("name", "recognises", "list", "lacks")
+)
+"""``Importer`` objects: ours, and those of installed packages. ``auto`` asks ours only, so that
+what is installed does not change what a folder is taken for."""
 
 Roles = frozenset[str]
 
@@ -168,9 +190,9 @@ def importer_of(layout: str, root: Path) -> Importer:
     Raises ValueError for a name that nobody offers.
     """
     if layout != "auto":
-        return cast(Importer, IMPORTERS.checked(layout, IMPORTERS.load(layout)))
-    for name in IMPORTERS.builtin:
-        importer = cast(Importer, IMPORTERS.load(name))
+        return cast(Importer, LAYOUTS.checked(layout, LAYOUTS.load(layout)))
+    for name in IMPORTERS:
+        importer = cast(Importer, LAYOUTS.load(name))
         if importer.recognises(root):
             return importer
     return AUTO

@@ -15,9 +15,23 @@ from typing import Any, Protocol, cast, runtime_checkable
 import cv2
 import numpy as np
 
-from pipelines.registry import MATTING
+from layerflow.plugins import Plugins
 
-MATTERS: tuple[str, ...] = tuple(MATTING.builtin)
+BACKENDS: dict[str, str] = {
+    "motion": "pipelines.matting.motion.backend:MotionMatter",
+    "rembg": "pipelines.matting.rembg:RembgMatter",
+    "onnx": "pipelines.matting.onnx_session:OnnxMatter",
+    "transparent-background": (
+        "pipelines.matting.transparent_background:TransparentBackgroundMatter"
+    ),
+    "alpha": "pipelines.matting.alpha:AlphaMatter",
+    "chroma": "pipelines.matting.chroma:ChromaMatter",
+}
+MATTING = Plugins(
+    "layerflow.matting", "matting backend", BACKENDS, ("name", "version", "licence", "__call__")
+)
+"""Classes of ``Matter``: ours, and those of installed packages."""
+MATTERS: tuple[str, ...] = tuple(BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ def make_matter(
     device: str = "cpu",
     **options: Any,
 ) -> Matter:
-    """Build the matting backend ``name``, of ``registry.MATTING``, or ``NAME:MODEL``.
+    """Build the matting backend ``name``, of ``MATTING``, or ``NAME:MODEL``.
 
     ``MODEL`` is a model of rembg (``rembg:isnet-general-use``) or a preset of onnx (``onnx:dis``).
     ``weights`` is the local path of a network's weights (rembg and onnx: ONNX;

@@ -27,7 +27,7 @@ from layerflow.media.video import Box, Limits
 from layerflow.outputs import local_output
 from layerflow.plugins import packages_of
 from manifests.mine import MineOptions
-from pipelines.captions.captioner import caption_clip, make_captioner
+from pipelines.captions.captioner import CAPTIONERS, caption_clip, make_captioner
 from pipelines.engine.cluster import require_gpus
 from pipelines.engine.jobs import (
     Choose,
@@ -54,7 +54,7 @@ from pipelines.inputs.prompts import (
     sidecar,
 )
 from pipelines.inputs.remote import remote_sidecar
-from pipelines.matting import Backdrop, Matter, make_matter
+from pipelines.matting import MATTING, Backdrop, Matter, make_matter
 from pipelines.matting.alpha import AlphaMatter
 from pipelines.mine.backdrop import find_backdrop, is_still
 from pipelines.mine.layers import Mined, make_layers
@@ -63,8 +63,7 @@ from pipelines.mine.shots import Window
 from pipelines.mine.spans import WHOLE, time_spans
 from pipelines.mine.survey import plan_duplicates, survey_unit
 from pipelines.readers.stills import OPAQUE, grey_of
-from pipelines.registry import CAPTIONERS, INPAINTERS, MATTING
-from pipelines.vision.inpaint import Inpainter, make_inpainter
+from pipelines.vision.inpaint import INPAINTERS, Inpainter, make_inpainter
 from pipelines.vision.plate import clean_plate
 
 FORMAT_VERSION = 6

@@ -33,7 +33,7 @@ from pipelines.engine.jobs import (
     run_job,
     unit_key,
 )
-from pipelines.inputs.importers import Listing, importer_of
+from pipelines.inputs.importers import LAYOUTS, Listing, importer_of
 from pipelines.inputs.layouts import Film, Group
 from pipelines.inputs.listing import tell
 from pipelines.inputs.metadata import folders_say
@@ -53,7 +53,6 @@ from pipelines.inputs.tables import (
     read_cells,
 )
 from pipelines.pack.rows import Plan, pack_film, pack_still
-from pipelines.registry import IMPORTERS
 from pipelines.vision.numerics import single_thread
 
 FORMAT_VERSION = 3
@@ -76,7 +75,7 @@ def run_pack(
     """
     out = local_output(options.out)
     named = None if options.layout == "auto" else options.layout
-    packages = packages_of(layout=(IMPORTERS, named))
+    packages = packages_of(layout=(LAYOUTS, named))
     if options.layout == "psd" and importlib.util.find_spec("psd_tools") is None:
         raise ValueError("--layout psd needs psd-tools: pip install 'layerflow-toolkit[psd]'")
     content = options.model_dump(mode="json")

@@ -11,7 +11,18 @@ from typing import Protocol, cast
 import cv2
 import numpy as np
 
-from pipelines.registry import INPAINTERS
+from layerflow.plugins import Plugins
+
+INPAINTERS = Plugins(
+    "layerflow.inpainters",
+    "inpainter",
+    {
+        "opencv": "pipelines.vision.inpaint:OpenCvInpainter",
+        "lama": "pipelines.vision.inpaint:LamaInpainter",
+    },
+    ("name", "licence", "__call__"),
+)
+"""Classes of ``Inpainter``: ours, and those of installed packages."""
 
 _FILL_SIDE = 320  # OpenCV works on a window scaled to at most this size
 _LAMA_SIDE = 512  # LaMa was trained at 256 and is good up to about this size
@@ -172,6 +183,6 @@ def _crops(masks: list[np.ndarray]) -> list[tuple[slice, slice]]:
 
 @lru_cache(maxsize=2)
 def make_inpainter(name: str, weights: str | None = None, device: str = "cpu") -> Inpainter:
-    """An inpainter of ``registry.INPAINTERS``, one a process. ValueError if it cannot start."""
+    """An inpainter of ``INPAINTERS``, one a process. ValueError if it cannot start."""
     asked = {} if weights is None else {"weights": weights}
     return cast(Inpainter, INPAINTERS.make(name, {"device": device}, asked))

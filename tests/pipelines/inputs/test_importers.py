@@ -20,10 +20,9 @@ from layerflow.clip import composite
 from layerflow.corpus.columns import decode_objects
 from layerflow.corpus.validate import validate
 from layerflow.media.cells import decode_png, encode_png
-from pipelines.inputs.importers import importer_of
+from pipelines.inputs.importers import IMPORTERS, importer_of
 from pipelines.inputs.safepickle import read_pickle
 from pipelines.inputs.tables import list_parts, mapping_of, read_cells
-from pipelines.registry import IMPORTERS
 from tests.support.packed import disc, only, run, slope, write
 
 
@@ -230,8 +229,8 @@ def test_a_named_layout_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_every_layout_is_listed_once_and_found_by_name(tmp_path: Path) -> None:
-    assert len(IMPORTERS.builtin) == 13
-    for name in IMPORTERS.builtin:
+    assert len(IMPORTERS) == 13
+    for name in IMPORTERS:
         assert importer_of(name, tmp_path).name == name
     assert importer_of("auto", tmp_path).name == "auto"
     (tmp_path / "meta.json").write_text(json.dumps({"1": {"images_fg": "a.png"}}))
