@@ -25,7 +25,7 @@ from tests.support import ROOT, mined, packed
 PAGE = (ROOT / "docs/contributing.md").read_text()
 STEP = re.compile(
     r"(?:New file\s`(?P<new>[^`]+)`|In\s`(?P<old>[^`]+)`, (?:below `(?P<below>[^`]+)`|at the end))"
-    r":\n\n```python\n(?P<code>.*?)```",
+    r":\n\n```(?:python|diff)\n(?P<code>.*?)```",
     re.DOTALL,
 )
 TRIED = {
@@ -75,7 +75,7 @@ def apply(title: str, tree: Path) -> set[str]:
             assert len(places) == 1, f"{path.name} has {len(places)} lines {step['below']}"
         else:
             places = [len(lines)]
-        lines.insert(places[0], step["code"])
+        lines.insert(places[0], re.sub(r"^\+", "", step["code"], flags=re.MULTILINE))
         path.write_text("".join(lines))
     return named
 

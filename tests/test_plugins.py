@@ -145,6 +145,22 @@ def test_a_machine_without_the_package_stops_the_job() -> None:
     assert missing_packages({"inpaint": f"numpy=={np.__version__}"}) is None
 
 
+@pytest.mark.slow
+def test_ray_workers_without_the_package_stop_the_job(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    mined.green_screen(tmp_path / "films/disc.mp4", 3, frames=10)
+    # only this process has the folder on its search path; workers inherit the environment's
+    start = f"import sys; sys.path.insert(0, {str(site)!r}); from layerflow.cli.main import main; "
+    command = [sys.executable, "-c", start + "main()", "mine", tmp_path / "films"]
+    command += ["--out", tmp_path / "out", "--size", "96x128", "--frames", "8", "--fps", "10"]
+    command += ["--gate", "off", "--matting", "acme-green", "--workers", "1", "--quiet"]
+    known = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=known)
+    assert done.returncode == 2
+    assert f"matting needs the package {ACME}, which is not installed on" in done.stderr
+    assert "install it on every machine that runs Ray workers" in done.stderr
+
+
 def test_recipes_of_built_in_parts_keep_their_hashes() -> None:
     captions = Captions(model="vlm")
     assert "captioner" not in captions.model_dump(mode="json")
