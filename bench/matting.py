@@ -23,12 +23,17 @@ import numpy as np
 
 from layerflow.clip import composite
 from layerflow.corpus.table import Corpus
+from layerflow.media.decode import Decoder
 from layerflow.media.video import read_frames
+from manifests.mine import MineOptions
+from pipelines.engine.steps import run_steps
 from pipelines.gates import judge
-from pipelines.matting import MATTERS, Matter, make_matter
-from pipelines.matting.alpha import AlphaMatter
-from pipelines.mine.layers import make_layers
-from pipelines.mine.score import neighbour_flows, score_frames
+from pipelines.matting import ALPHA, BACKENDS, KEY_COLOUR, MattingBackend, make_backend
+from pipelines.mine import filters, layers
+from pipelines.mine.job import STEPS
+from pipelines.mine.plan import VideoSpan
+from pipelines.mine.survey import Candidate, Findings
+from pipelines.mine.window import Video, Window
 
 SCREEN = (30, 190, 60)  # RGB of the screen that ``chroma`` is tried on
 
@@ -74,32 +79,37 @@ def known_clips(source: Path, limit: int | None) -> Iterator[Known]:
         yield Known(name, read_frames(video)[0][..., :3], mask[..., 0].astype(np.float32) / 255)
 
 
-def suited(clip: Known, backend: str) -> tuple[Known, Matter | None] | None:
-    """The clip as a backend without weights wants it, and that backend if it is made for the clip.
+def levels(alpha: np.ndarray) -> np.ndarray:
+    return np.rint(alpha * 255).astype(np.uint8)
 
-    ``alpha`` gets the true matte, ``chroma`` the subject before a screen; None without a subject.
-    """
-    if backend == "alpha":
-        return clip, AlphaMatter(np.rint(clip.alpha * 255).astype(np.uint8))
-    if backend != "chroma":
-        return clip, None
+
+def suited(clip: Known, backend: MattingBackend) -> Known | None:
+    """The clip as a backend needs it: before a screen for a key colour; None without a subject."""
+    if KEY_COLOUR not in backend.needs:
+        return clip
     if clip.foreground is None:
         return None
     screen = np.broadcast_to(np.uint8(SCREEN), clip.frames.shape)
-    frames = composite(clip.foreground, np.rint(clip.alpha * 255).astype(np.uint8), screen)
-    return replace(clip, frames=frames, background=screen), None
+    frames = composite(clip.foreground, levels(clip.alpha), screen)
+    return replace(clip, frames=frames, background=screen)
 
 
-def measure(clip: Known, matter: Matter) -> tuple[Result, np.ndarray]:
+def measure(clip: Known, backend: MattingBackend) -> tuple[Result, np.ndarray]:
     """The figures, and the matte float32 [T, H, W]."""
+    said = MineOptions(inputs=[clip.name], out="", size=clip.frames.shape[1:3], fps=8.0)
+    video = Video(said, "", VideoSpan("", "", clip.name), Findings(), Path(), Decoder())
+    video.backend = backend
+    window = Window(video, Candidate((0.0,)))
+    window.frames = clip.frames
+    window.given_matte = levels(clip.alpha) if ALPHA in backend.needs else None
     start = time.process_time()
-    matte = matter(clip.frames)
+    layers.matte_frames(window)
     seconds = (time.process_time() - start) / len(clip.frames)
-    flows = neighbour_flows(clip.frames)
-    early = score_frames(clip.frames, flows)
-    found = make_layers(clip.frames, lambda _: matte, 8.0, flows, early)
-    scores, plate = found.scores, found.plate
-    alpha = found.layers["alpha"].astype(np.float32) / 255
+    filters.score_frames(window)
+    first, end = map(STEPS.index, (layers.make_plate, layers.judge_layers))
+    run_steps(STEPS[first:end], window)
+    scores, plate = window.scores, window.plate
+    alpha = window.alpha.astype(np.float32) / 255
     a, b = alpha >= 0.5, clip.alpha >= 0.5
     both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
     change = np.diff(alpha, axis=0) - np.diff(clip.alpha, axis=0)
@@ -161,30 +171,31 @@ def summary(title: str, results: list[Result]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sources", nargs="+", type=Path)
-    parser.add_argument("--matting", action="append", help=f"one of {', '.join(MATTERS)}[=WEIGHTS]")
+    parser.add_argument(
+        "--matting", action="append", help=f"one of {', '.join(BACKENDS)}[=WEIGHTS]"
+    )
     parser.add_argument("--limit", type=int, help="clips of each source")
     parser.add_argument("--save", type=Path, help="write a contact sheet per clip here")
     options = parser.parse_args()
     for chosen in options.matting or ["motion"]:
-        backend, _, weights = chosen.partition("=")
-        matter = make_matter(backend, weights=weights or None)
-        print(f"\n{matter.name} {matter.version} ({matter.licence})")
+        name, _, weights = chosen.partition("=")
+        backend = make_backend(name, weights=weights or None)
+        print(f"\n{backend.name} {backend.version} ({backend.licence})")
         print(f"{'clip':24} " + " ".join(f"{name:>8}" for name in COLUMNS))
         for source in options.sources:
             results = []
             for found in known_clips(source, options.limit):
-                made = suited(found, backend)
-                if made is None:
+                clip = suited(found, backend)
+                if clip is None:
                     continue
-                clip = made[0]
-                result, alpha = measure(clip, made[1] or matter)
+                result, alpha = measure(clip, backend)
                 results.append(result)
                 gates = [name for name in ("standard", "strict") if getattr(result, name)]
                 values = [getattr(result, f.name) for f in fields(result)][: len(COLUMNS)]
                 print(line(clip.name, values, " ".join(gates) or "rejected"), flush=True)
                 if options.save is not None:
                     options.save.mkdir(parents=True, exist_ok=True)
-                    save_sheet(options.save / f"{backend}-{clip.name}.png", clip, alpha)
+                    save_sheet(options.save / f"{name}-{clip.name}.png", clip, alpha)
             print(summary(f"{source.name}, all", results))
             for gate in ("standard", "strict"):
                 print(summary(f"{source.name}, {gate}", [r for r in results if getattr(r, gate)]))

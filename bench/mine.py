@@ -22,22 +22,28 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 
-from layerflow.clip import LayeredClip
-from layerflow.corpus.table import Corpus, encode_row, origin
+from layerflow.clip import U8
+from layerflow.corpus.table import Corpus
+from layerflow.media.decode import Decoder
 from layerflow.media.video import fetch, scan
 from manifests.common import parse_size
-from pipelines.matting import make_matter
-from pipelines.mine.backdrop import find_backdrop, is_still, look_times
+from manifests.mine import MineOptions
+from pipelines.engine.steps import run_steps
+from pipelines.inputs.prompts import TEMPLATE
+from pipelines.mine.backdrop import backdrop_times
 from pipelines.mine.duplicates import signature
 from pipelines.mine.frames import find_bars, trim_fades
-from pipelines.mine.layers import make_layers
-from pipelines.mine.score import neighbour_flows, score_frames
+from pipelines.mine.job import STEPS
+from pipelines.mine.plan import VideoSpan
 from pipelines.mine.shots import cut_windows, find_shots
+from pipelines.mine.survey import Candidate, Findings
+from pipelines.mine.window import Video, Window
 from pipelines.vision.numerics import single_thread
 
 FRAMES, FPS = 8, 8.0
@@ -66,35 +72,31 @@ def make_video(path: Path, seed: int, height: int, width: int) -> None:
         container.mux(stream.encode(None))
 
 
+class InProcess(Decoder):
+    """Decodes in this process."""
+
+    def fetch(self, path: Path, *given: Any, op: str = "fetch", **how: Any) -> U8:
+        return fetch(path, *given, **how)
+
+
 def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
     """All kernels on one video of one clip. Returns their CPU seconds."""
     start = time.process_time()
-    matter = make_matter(matting)
+    said = MineOptions(inputs=[str(path)], out="", size=size, frames=FRAMES, fps=FPS,
+                       matting=matting, gate="off")  # fmt: skip
+    span = VideoSpan(str(path), "", path.name, prompts=dict(TEMPLATE))
+    video = Video(said, "0" * 16, span, Findings(), path, InProcess())
     times, thumbs = scan(path)
     rate = (len(times) - 1) / (times[-1] - times[0])
     for shot in find_shots(thumbs, rate):
         shot = trim_fades(thumbs, shot)
         box = find_bars(thumbs[shot[0] : shot[1]])
-        for window in cut_windows(times, shot, FRAMES, FPS, box):
-            signature(thumbs[times.searchsorted(window.times)])
+        video.findings.shots.append(backdrop_times(times[slice(*shot)]))
+        for place in cut_windows(times, shot, FRAMES, FPS, box):
+            signature(thumbs[times.searchsorted(place.times)])
+            found = Candidate(place.times, place.box, len(video.findings.shots) - 1)
             with single_thread():
-                frames = fetch(path, window.times, *size, box=window.box)
-                flows = neighbour_flows(frames)
-                early = score_frames(frames, flows)
-                backdrop = None
-                looks = look_times(times[slice(*shot)])
-                if looks and is_still(frames):
-                    backdrop = find_backdrop(fetch(path, looks, *size, box=window.box))
-                found = make_layers(frames, matter, FPS, flows, early, None, backdrop)
-            clip = LayeredClip(**found.layers, prompts={})
-            encode_row(
-                clip,
-                id="0" * 16,
-                origin=origin(path.name, ""),
-                quality=found.scores,
-                recipe="",
-                crf=10,
-            )
+                run_steps(STEPS, Window(video, found))
     return time.process_time() - start
 
 

@@ -28,8 +28,8 @@ import numpy as np
 
 from layerflow.media.cells import encode_alpha, encode_color, encode_png
 from layerflow.media.decode import Decoder
-from pipelines.matting import make_matter
-from pipelines.matting.onnx_session import OnnxMatter
+from pipelines.matting import make_backend
+from pipelines.matting.onnx_session import OnnxMatting
 
 # The command line without its web server, which wants a dozen packages more.
 REMBG = """
@@ -113,8 +113,8 @@ def in_process(weights: Path, frames: np.ndarray, rounds: int) -> None:
     import rembg
 
     plain = rembg.new_session("u2net_custom", model_path=str(weights))
-    theirs = make_matter("rembg", weights=weights)
-    ours = OnnxMatter(weights, model="u2net")
+    theirs = make_backend("rembg", weights=weights)
+    ours = OnnxMatting(weights, model="u2net")
     ways: dict[str, Callable[[], Any]] = {
         "rembg.remove(only_mask)": lambda: [
             rembg.remove(f, session=plain, only_mask=True) for f in frames
@@ -158,13 +158,13 @@ def folder_command(weights: Path, folder: Path, out: Path, *flags: str) -> float
 
 def video_to_alpha(weights: Path, video: Path, count: int) -> int:
     """What a job does for the mattes of ``count`` frames, in clips of 16."""
-    matter = make_matter("onnx", weights=weights)
+    backend = make_backend("onnx", weights=weights)
     total = 0
     with Decoder() as decoder:
         times, _ = decoder.scan(video)
         for first in range(0, count, 16):
             frames = decoder.fetch(video, times[first : min(count, first + 16)], 480, 720)
-            alpha = np.rint(matter(frames).alpha * 255).astype(np.uint8)
+            alpha = np.rint(backend(frames).alpha * 255).astype(np.uint8)
             total += len(encode_alpha(alpha, 8))
     return total
 

@@ -20,7 +20,7 @@ from pipelines.engine.jobs import make_recipe
 from pipelines.engine.staging import InfrastructureError
 from pipelines.engine.workers import require_packages
 from pipelines.inputs.importers import LAYOUTS
-from pipelines.matting import MATTING, make_matter
+from pipelines.matting import MATTING, make_backend
 from pipelines.vision.inpaint import INPAINTERS
 from tests.support import ROOT, mined, packed
 from tests.support.foreign import dist_info, install
@@ -103,10 +103,10 @@ def test_only_what_is_chosen_is_imported(tmp_path: Path, monkeypatch: pytest.Mon
     dist_info(tmp_path, "acme-broken", {"layerflow.matting": {"acme-sky": "acme_broken:Sky"}})
     (tmp_path / "acme_broken.py").write_text("raise RuntimeError('no driver')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert make_matter("chroma").name == "chroma"
+    assert make_backend("chroma").name == "chroma"
     assert MATTING.names()[-1] == "acme-sky" and "acme_broken" not in sys.modules
     with pytest.raises(ValueError, match=r"acme-broken==1\.0 cannot be imported.*no driver"):
-        make_matter("acme-sky")
+        make_backend("acme-sky")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.group)
@@ -132,9 +132,9 @@ def test_what_a_package_gives_must_be_of_its_kind(
     (tmp_path / "acme_odd.py").write_text("class Odd:\n    name = version = 'odd'\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"'odd' of the package acme-odd==1\.0 has no licence"):
-        make_matter("odd")
+        make_backend("odd")
     with pytest.raises(ValueError, match="has no weights"):
-        make_matter("odd", weights="x.onnx")
+        make_backend("odd", weights="x.onnx")
 
 
 def test_a_machine_without_the_package_stops_the_job() -> None:

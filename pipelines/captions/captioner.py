@@ -98,12 +98,7 @@ def _ask_all(
     texts = {layer: ASK[layer] for layer in wanted}
     if subject:
         hidden = " or ".join(sorted(subject))
-        texts = {
-            k: v + f" There is no {hidden} in it; do not use these words."
-            if k == "background"
-            else v
-            for k, v in texts.items()
-        }
+        texts["background"] += f" There is no {hidden} in it; do not use these words."
     left = list(wanted)
     for _ in range(1 + options.retries):
         asked = [Request(pictures[layer], texts[layer]) for layer in left]

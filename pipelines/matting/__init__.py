@@ -1,13 +1,18 @@
 """Matting backends behind one protocol: video frames in, a soft matte and its confidence out.
 
-A backend is an object that is called with one clip and returns a ``Matte``. ``make_matter`` builds
-it by name. Nothing is downloaded: backends with a network take their weights by local path unless
-``download=True`` is passed to the ones that can fetch them.
+A backend is one file with one class, and its line in ``BACKENDS``. What it is made with, its
+constructor says (``weights``, ``device``, ``model``); what it is called with besides RGB frames,
+its ``needs`` say. ``make_backend`` and the jobs act on these and on no name. Nothing is downloaded:
+backends with a network take their weights by local path unless ``download=True`` is passed to the
+ones that can fetch them.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -18,20 +23,25 @@ import numpy as np
 from layerflow.plugins import Plugins
 
 BACKENDS: dict[str, str] = {
-    "motion": "pipelines.matting.motion.backend:MotionMatter",
-    "rembg": "pipelines.matting.rembg:RembgMatter",
-    "onnx": "pipelines.matting.onnx_session:OnnxMatter",
-    "transparent-background": (
-        "pipelines.matting.transparent_background:TransparentBackgroundMatter"
-    ),
-    "alpha": "pipelines.matting.alpha:AlphaMatter",
-    "chroma": "pipelines.matting.chroma:ChromaMatter",
+    "motion": "pipelines.matting.motion.backend:MotionMatting",
+    "rembg": "pipelines.matting.rembg:RembgMatting",
+    "onnx": "pipelines.matting.onnx_session:OnnxMatting",
+    "transparent-background": "pipelines.matting.transparent_background:InspyrenetMatting",
+    "alpha": "pipelines.matting.alpha:AlphaMatting",
+    "chroma": "pipelines.matting.chroma:ChromaMatting",
 }
 MATTING = Plugins(
-    "layerflow.matting", "matting backend", BACKENDS, ("name", "version", "licence", "__call__")
+    "layerflow.matting",
+    "matting backend",
+    BACKENDS,
+    ("name", "version", "licence", "needs", "__call__"),
 )
-"""Classes of ``Matter``: ours, and those of installed packages."""
-MATTERS: tuple[str, ...] = tuple(BACKENDS)
+"""Classes of ``MattingBackend``: ours, and those of installed packages."""
+
+ALPHA = "alpha"  # RGBA frames: the matte that comes with the video (``with_alpha``)
+BACKDROP = "backdrop"  # the backdrop of the shot, where there is one
+KEY_COLOUR = "key colour"  # a subject before one even colour
+NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR})
 
 
 @dataclass(frozen=True)
@@ -64,29 +74,33 @@ class Backdrop:
 
 
 @runtime_checkable
-class Matter(Protocol):
-    """A matting backend. ``licence`` is that of the weights (or of the code if it has none)."""
+class MattingBackend(Protocol):
+    """A matting backend. ``licence`` is that of the weights (or of the code if it has none).
+
+    ``needs``: what it is called with besides RGB frames, some of ``NEEDS``.
+    """
 
     name: str
     version: str
     licence: str
+    needs: frozenset[str]
 
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte one clip: ``frames`` uint8 [T, H, W, 3] RGB -> ``Matte`` of the same T, H, W.
 
-        ``backdrop``: what is behind the subject, if that is known. A backend that makes use of it
-        has an attribute ``uses_backdrop = True``.
+        Frames are [T, H, W, 4] for one that needs ``ALPHA``. ``backdrop``: what is behind the
+        subject, if that is known, for one that needs ``BACKDROP``.
         """
         ...
 
 
-def make_matter(
+def make_backend(
     name: str,
     *,
     weights: str | Path | None = None,
     device: str = "cpu",
     **options: Any,
-) -> Matter:
+) -> MattingBackend:
     """Build the matting backend ``name``, of ``MATTING``, or ``NAME:MODEL``.
 
     ``MODEL`` is a model of rembg (``rembg:isnet-general-use``) or a preset of onnx (``onnx:dis``).
@@ -96,9 +110,9 @@ def make_matter(
     missing weights, or a package that is not installed.
     """
     name, _, model = name.partition(":")
-    asked = options | ({"model": model} if model else {})
-    asked |= {} if weights is None else {"weights": weights}
-    return cast(Matter, MATTING.make(name, {"weights": weights, "device": device}, asked))
+    asked = {"weights": weights, "model": model or None, **options}
+    asked = {argument: value for argument, value in asked.items() if value is not None}
+    return cast(MattingBackend, MATTING.make(name, {"device": device}, asked))
 
 
 def require(package: str, backend: str) -> None:
@@ -108,6 +122,20 @@ def require(package: str, backend: str) -> None:
             f"matting backend {backend!r} needs the package {package!r}, which is not installed; "
             'run: pip install "layerflow-toolkit[matting]"'
         )
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while: where a package looks for its models."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def check_frames(frames: np.ndarray, channels: tuple[int, ...] = (3,)) -> np.ndarray:
@@ -120,3 +148,22 @@ def check_frames(frames: np.ndarray, channels: tuple[int, ...] = (3,)) -> np.nda
     if min(frames.shape) < 1:
         raise ValueError(f"frames must not be empty, got shape {list(frames.shape)}")
     return frames
+
+
+def with_alpha(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Stack a matte onto its frames: uint8 [T, H, W, 3] and [T, h, w] -> uint8 [T, H, W, 4].
+
+    A matte of another size is scaled to the frames (area average when it shrinks); a matte of
+    another length is a ValueError, because one that is a frame off is worse than none.
+    """
+    check_frames(frames)
+    if alpha.dtype != np.uint8 or alpha.ndim != 3:
+        raise ValueError(f"alpha must be uint8 [T, H, W], got {alpha.dtype} {list(alpha.shape)}")
+    if len(alpha) != len(frames):
+        raise ValueError(f"alpha has {len(alpha)} frames, its video {len(frames)}")
+    height, width = frames.shape[1:3]
+    if alpha.shape[1:] != (height, width):
+        shrink = alpha.shape[1] * alpha.shape[2] > height * width
+        mode = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        alpha = np.stack([cv2.resize(a, (width, height), interpolation=mode) for a in alpha])
+    return np.concatenate([frames, alpha[..., None]], axis=-1)

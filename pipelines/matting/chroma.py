@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames
+from pipelines.matting import KEY_COLOUR, Backdrop, Matte, check_frames
 
 
 def parse_colour(colour: str | tuple[int, int, int]) -> tuple[int, int, int]:
@@ -27,7 +27,7 @@ def parse_colour(colour: str | tuple[int, int, int]) -> tuple[int, int, int]:
     return values[0], values[1], values[2]
 
 
-class ChromaMatter:
+class ChromaMatting:
     """Keys out one background colour by chromaticity distance in CIE Lab.
 
     ``key``: the background's colour; by default the median colour of the frame's left, right and
@@ -38,6 +38,7 @@ class ChromaMatter:
     name = "chroma"
     version = "1"
     licence = "Apache-2.0"
+    needs = frozenset({KEY_COLOUR})
 
     def __init__(
         self,

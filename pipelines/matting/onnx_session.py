@@ -49,7 +49,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class OnnxMatter:
+class OnnxMatting:
     """Runs an ONNX segmentation model on batches of frames.
 
     ``weights``: an ONNX file with one input, float32 or float16 [N, 3, S, S], whose output 0 is
@@ -63,6 +63,7 @@ class OnnxMatter:
 
     name = "onnx"
     licence = "as the weights file"
+    needs = frozenset[str]()
 
     def __init__(
         self,
@@ -92,8 +93,7 @@ class OnnxMatter:
 
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]."""
-        alpha, confidence = matte_from_predictions(frames, self.predict(frames))
-        return Matte(alpha, confidence)
+        return matte_from_predictions(frames, self.predict(frames))
 
     def predict(self, frames: np.ndarray) -> np.ndarray:
         """Probabilities float32 [T, H, W] of uint8 [T, H, W, 3], neither stretched nor smoothed."""

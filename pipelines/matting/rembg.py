@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames, require
+from pipelines.matting import Backdrop, Matte, check_frames, environment, require
 from pipelines.matting.onnx_session import require_device
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
@@ -35,7 +32,7 @@ LOCAL_MODELS: dict[str, str] = {
 CUSTOM_MODELS = ("u2net_custom", "dis_custom", "ben_custom")
 
 
-class RembgMatter:
+class RembgMatting:
     """Runs one of rembg's local sessions on every frame and normalises over the clip.
 
     ``weights``: an ONNX file (input float32 [N, 3, S, S], output 0 [N, 1, S, S]) for the session
@@ -50,6 +47,7 @@ class RembgMatter:
     """
 
     name = "rembg"
+    needs = frozenset[str]()
 
     def __init__(
         self,
@@ -78,10 +76,7 @@ class RembgMatter:
         """Matte uint8 [T, H, W, 3]."""
         check_frames(frames)
         self._brightest = max(1.0, float(frames.max()))
-        alpha, confidence = matte_from_predictions(
-            frames, np.stack([self._predict(frame) for frame in frames])
-        )
-        return Matte(alpha, confidence)
+        return matte_from_predictions(frames, np.stack([self._predict(f) for f in frames]))
 
     def _normalize(
         self,
@@ -150,7 +145,7 @@ def _custom_session(weights: Path, model: str, device: str) -> Any:
     from rembg.session_factory import new_session
 
     # rembg insists that the file lies in its model folder, so that folder is the file's.
-    with _model_home(path.parent):
+    with environment("U2NET_HOME", str(path.parent)):
         try:
             return new_session(model, providers=_providers(device), model_path=str(path))
         except Exception as error:
@@ -174,16 +169,3 @@ def _local_session(model: str, device: str, download: bool) -> Any:
             f"pass --weights FILE.onnx, or put {model}.onnx into {kind.model_dir()}"
         )
     return new_session(model, providers=_providers(device))
-
-
-@contextmanager
-def _model_home(folder: Path) -> Iterator[None]:
-    before = os.environ.get("U2NET_HOME")
-    os.environ["U2NET_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["U2NET_HOME"]
-        else:
-            os.environ["U2NET_HOME"] = before

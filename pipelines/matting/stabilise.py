@@ -10,8 +10,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from pipelines.matting import Matte
 from pipelines.vision.evidence import Matches, match
-from pipelines.vision.numerics import single_thread
+from pipelines.vision.numerics import single_thread, work_size
 from pipelines.vision.registration import Registration
 
 _SURE = 0.5  # a frame in which no pixel is at least this foreground has no subject
@@ -30,14 +31,12 @@ def unstretch(mask: np.ndarray, low: float, high: float) -> np.ndarray:
     return middle * np.float32((high - low) / 255) + np.float32(low)
 
 
-def matte_from_predictions(
-    frames: np.ndarray, probability: np.ndarray
-) -> tuple[np.ndarray, dict[str, float]]:
+def matte_from_predictions(frames: np.ndarray, probability: np.ndarray) -> Matte:
     """Normalise a network's predictions over the clip and stabilise them.
 
-    ``frames``: uint8 [T, H, W, 3]; ``probability``: float32 [T, H, W], unstretched. Returns alpha
-    float32 [T, H, W] and the confidence: ``matte_confidence`` is the mean probability inside the
-    matte minus that outside, 0 if the matte is empty.
+    ``frames``: uint8 [T, H, W, 3]; ``probability``: float32 [T, H, W], unstretched. Its
+    ``matte_confidence`` is the mean probability inside the matte minus that outside, 0 if the matte
+    is empty.
     """
     low = min(float(probability.min()), _LOW)
     high = max(float(probability.max()), _HIGH)
@@ -51,7 +50,7 @@ def matte_from_predictions(
     with single_thread():
         stable = stabilise(frames, alpha)
     stable[~sure] = 0
-    return stable, {"matte_confidence": confidence}
+    return Matte(stable, {"matte_confidence": confidence})
 
 
 def stabilise(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -63,8 +62,7 @@ def stabilise(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     count, height, width = alpha.shape
     if count < 2 or not alpha.any():
         return alpha.copy()
-    factor = min(1.0, (_FLOW_AREA / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
+    size = work_size(frames, _FLOW_AREA)
     gray = np.stack(
         [
             cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import sys
 import tempfile
 import warnings
@@ -16,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames, require
+from pipelines.matting import Backdrop, Matte, check_frames, environment, require
 from pipelines.matting.stabilise import matte_from_predictions, unstretch
 
 MODES = ("fast", "base")
 _HOME = "TRANSPARENT_BACKGROUND_FILE_PATH"
 
 
-class TransparentBackgroundMatter:
+class InspyrenetMatting:
     """Runs the package's ``map`` output on every frame and normalises over the clip.
 
     ``weights``: a state dict of InSPyReNet (``ckpt_base.pth`` or ``ckpt_fast.pth``), loaded with
@@ -36,6 +35,7 @@ class TransparentBackgroundMatter:
 
     name = "transparent-background"
     licence = "MIT"
+    needs = frozenset[str]()
 
     def __init__(
         self,
@@ -65,9 +65,7 @@ class TransparentBackgroundMatter:
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
         """Matte uint8 [T, H, W, 3]."""
         check_frames(frames)
-        probability = np.stack([self._predict(frame) for frame in frames])
-        alpha, confidence = matte_from_predictions(frames, probability)
-        return Matte(alpha, confidence)
+        return matte_from_predictions(frames, np.stack([self._predict(f) for f in frames]))
 
     def _forward(self, x: Any) -> Any:
         """The network's own pass, noting the range that its last step is about to stretch."""
@@ -90,7 +88,8 @@ def _make_remover(weights: Path | None, device: str, mode: str) -> Any:
     with contextlib.ExitStack() as stack:
         if weights is not None:
             # Its home holds a configuration that would win over the package's own: use a fresh one.
-            stack.enter_context(_home(stack.enter_context(tempfile.TemporaryDirectory())))
+            home = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(environment(_HOME, home))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -117,16 +116,3 @@ def _quiet_import() -> Iterator[None]:
         sys.path[:] = path
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-@contextlib.contextmanager
-def _home(folder: str) -> Iterator[None]:
-    before = os.environ.get(_HOME)
-    os.environ[_HOME] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_HOME]
-        else:
-            os.environ[_HOME] = before

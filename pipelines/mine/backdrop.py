@@ -1,10 +1,10 @@
 """The backdrop of a shot: what a still camera sees when nothing stands in front of it.
 
-Who stands still has no motion to be found by, and all that a few seconds of video show behind him
-is himself. In the course of a shot he comes, goes or at least moves on. Where two looks at the shot
-differ, one of them has something in front: the one whose edges follow the outline of the
-difference, for the other one shows scenery that knows nothing of that outline. So the emptiest
-picture is found even if it is a rare one, which a temporal median would not.
+A subject that stands still cannot be found by motion, and a clip of a few seconds does not show
+what is behind it. Over the whole shot it comes, goes or moves on, so frames from all of the shot
+are compared. Where two of them differ, one shows something in front of the other's scenery: the
+one whose edges follow the outline of the difference. This finds the emptiest picture even where
+only a few frames show it, which a temporal median does not.
 """
 
 from __future__ import annotations
@@ -17,57 +17,57 @@ import numpy as np
 from layerflow.clip import U8
 from pipelines.matting import Backdrop
 from pipelines.vision.evidence import median_and_spread
-from pipelines.vision.numerics import single_thread
+from pipelines.vision.numerics import single_thread, work_size
 from pipelines.vision.plate import camera_motion
 from pipelines.vision.registration import project
 
-MAX_LOOKS, MIN_LOOKS = 24, 6
-LOOK_GAP = 0.25  # seconds between looks, at least
+MAX_FRAMES, MIN_FRAMES = 24, 6  # of a shot, from which its backdrop is found
+FRAME_GAP = 0.25  # seconds between them, at least
 
 _WORK_AREA = 216 * 144
-_SAME = 16.0  # levels up to which two looks show the same thing
+_SAME = 16.0  # levels up to which two frames show the same thing
 _SPECK = 20  # pixels at work size from which a difference is judged
-_CLEARER = 1.2  # an outline belongs to the look where its edge is this much stronger
-_OPPONENTS = 12  # looks that a candidate is compared with
+_CLEARER = 1.2  # an outline belongs to the frame where its edge is this much stronger
+_OPPONENTS = 12  # frames that a candidate is compared with
 _ROUNDS = 3
-_DOUBTED = 0.3  # share of looks that may speak against a place
-_LEAST_KNOWN = 0.5  # share of the picture, and of the looks that agree on its structure
+_DOUBTED = 0.3  # share of frames that may speak against a place
+_LEAST_KNOWN = 0.5  # share of the picture, and of the frames that agree on its structure
 _TRAVEL = 0.02  # of the height
 _STRUCTURE = 6.0  # levels of the Laplacian; a blank wall would fit any view
 _SAME_VIEW = 0.65  # share of the structure that a frame of the same view shows in its place
 _EQUAL = 8.0  # levels
-_STRIP = 64  # rows at a time: the stack of all looks is large
+_STRIP = 64  # rows at a time: the stack of all frames is large
 _SAMPLES, _REWEIGHTED = 4000, 8  # of a tone curve's fit
 
 
 @dataclass(frozen=True)
 class _Sketch:
-    """A look at work size, float32 [h, w, 3], and its gradient [h, w, 3, 2]."""
+    """A frame at work size, float32 [h, w, 3], and its gradient [h, w, 3, 2]."""
 
     picture: np.ndarray
     gradient: np.ndarray
 
 
-def look_times(times: np.ndarray) -> tuple[float, ...]:
-    """Which of a shot's frame times (seconds) to look at: evenly, empty for a short shot."""
-    count = min(MAX_LOOKS, int((times[-1] - times[0]) / LOOK_GAP) + 1) if len(times) else 0
-    if count < MIN_LOOKS:
+def backdrop_times(times: np.ndarray) -> tuple[float, ...]:
+    """Of a shot's frame times (seconds) some, evenly spread; none for a short shot."""
+    count = min(MAX_FRAMES, int((times[-1] - times[0]) / FRAME_GAP) + 1) if len(times) else 0
+    if count < MIN_FRAMES:
         return ()
     places = np.unique(np.linspace(0, len(times) - 1, count).round().astype(int))
-    return tuple(float(t) for t in times[places]) if len(places) >= MIN_LOOKS else ()
+    return tuple(float(t) for t in times[places]) if len(places) >= MIN_FRAMES else ()
 
 
-def find_backdrop(looks: U8) -> Backdrop | None:
-    """The backdrop of looks uint8 [N, H, W, 3] at one shot; None if they do not show one view.
+def find_backdrop(frames: U8) -> Backdrop | None:
+    """The backdrop of one shot's frames uint8 [N, H, W, 3]; None if they do not show one view.
 
-    ``known`` is False where hardly any look shows what was chosen, or too many speak against it.
+    ``known`` is False where hardly any frame shows what was chosen, or too many speak against it.
     """
-    count, height, width = looks.shape[:3]
-    if count < MIN_LOOKS:
+    count = len(frames)
+    if count < MIN_FRAMES:
         return None
-    size = _work_size(height, width)
+    size = work_size(frames, _WORK_AREA)
     with single_thread():
-        small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in looks])
+        small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
         common = _most_common(small.astype(np.float32))
         tones = np.stack([_tone(common, f) for f in small])
         lit = np.stack([cv2.LUT(f, tone[None]) for f, tone in zip(small, tones, strict=True)])
@@ -81,15 +81,14 @@ def find_backdrop(looks: U8) -> Backdrop | None:
         agreed = near[:, telling]
         if known.mean() < _LEAST_KNOWN or (agreed.size and agreed.mean() < _LEAST_KNOWN):
             return None
-        return _enlarge(looks, tones, near, known)
+        return _enlarge(frames, tones, near, known)
 
 
 def fit_backdrop(backdrop: Backdrop, frames: U8) -> Backdrop | None:
     """The backdrop in the light of each of the frames uint8 [T, H, W, 3]; None for another view."""
-    height, width = frames.shape[1:3]
     if backdrop.picture.shape != frames.shape[1:]:
         return None
-    size = _work_size(height, width)
+    size = work_size(frames, _WORK_AREA)
     with single_thread():
         picture = cv2.resize(backdrop.picture, size, interpolation=cv2.INTER_AREA)
         known = cv2.resize(backdrop.known.astype(np.float32), size) > 0.99
@@ -129,12 +128,6 @@ def is_still(frames: U8) -> bool:
     motion = camera_motion(frames).to_reference
     away = [np.abs(project(motion[t], corner) - corner).max() for t in (0, -1)]
     return max(away) < _TRAVEL * height
-
-
-def _work_size(height: int, width: int) -> tuple[int, int]:
-    """Width and height at which looks are compared."""
-    factor = min(1.0, (_WORK_AREA / (height * width)) ** 0.5)
-    return max(16, round(width * factor)), max(16, round(height * factor))
 
 
 def _strength(picture: U8) -> np.ndarray:
@@ -180,7 +173,7 @@ def _sketch(picture: np.ndarray) -> _Sketch:
 
 
 def _most_common(stack: np.ndarray) -> np.ndarray:
-    """Per pixel the mean of the largest group of similar looks, float32 [h, w, 3]."""
+    """Per pixel the mean of the largest group of similar frames, float32 [h, w, 3]."""
     support = np.zeros(stack.shape[:3], np.int16)
     for i in range(len(stack)):
         for j in range(i):
@@ -193,37 +186,37 @@ def _most_common(stack: np.ndarray) -> np.ndarray:
     return (stack * group).sum(0) / group.sum(0)
 
 
-def _emptiest(candidates: list[_Sketch], looks: list[_Sketch]) -> _Sketch:
-    """The candidate that has the least in front by comparison with the looks."""
-    pick = np.unique(np.linspace(0, len(looks) - 1, min(_OPPONENTS, len(looks))).round())
+def _emptiest(candidates: list[_Sketch], frames: list[_Sketch]) -> _Sketch:
+    """The candidate that has the least in front by comparison with the frames."""
+    pick = np.unique(np.linspace(0, len(frames) - 1, min(_OPPONENTS, len(frames))).round())
     costs = []
     for base in candidates:
-        verdicts = [_compare(looks[int(i)], base) for i in pick]
+        verdicts = [_compare(frames[int(i)], base) for i in pick]
         costs.append(sum(float((v < 0).sum() + 0.5 * (v == 2).sum()) for v in verdicts))
     return candidates[int(np.argmin(costs))]
 
 
-def _without_ghosts(base: _Sketch, looks: list[_Sketch]) -> tuple[_Sketch, np.ndarray]:
-    """The base without what single looks prove to be in front; how many speak against it still."""
-    needed = max(2, 0.1 * len(looks))
+def _without_ghosts(base: _Sketch, frames: list[_Sketch]) -> tuple[_Sketch, np.ndarray]:
+    """The base without what single frames prove to be in front; how many speak against it still."""
+    needed = max(2, 0.1 * len(frames))
     for _ in range(_ROUNDS):
-        verdicts = np.stack([_compare(look, base) for look in looks])
+        verdicts = np.stack([_compare(frame, base) for frame in frames])
         freer = verdicts < 0
         ghost = freer.sum(0) >= needed
         if ghost.mean() < 5e-4:
             break
-        stack = np.stack([look.picture for look in looks])
+        stack = np.stack([frame.picture for frame in frames])
         shown = np.where(freer[..., None], np.rint(stack), 32767).astype(np.int16)
         better, _, _ = median_and_spread(np.where(ghost[..., None], shown, 32767))
         base = _sketch(np.where(ghost[..., None], better, base.picture).astype(np.float32))
-    verdicts = np.stack([_compare(look, base) for look in looks])
+    verdicts = np.stack([_compare(frame, base) for frame in frames])
     return base, ((verdicts < 0) | (verdicts == 2)).sum(0)
 
 
-def _compare(look: _Sketch, base: _Sketch) -> np.ndarray:
-    """int8 [h, w]: 1 where the look has something in front, -1 where the base has, 2 where they
+def _compare(frame: _Sketch, base: _Sketch) -> np.ndarray:
+    """int8 [h, w]: 1 where the frame has something in front, -1 where the base has, 2 where they
     differ but neither is clear, 0 where they are the same."""
-    apart = cv2.blur(np.abs(look.picture - base.picture).max(-1), (3, 3))
+    apart = cv2.blur(np.abs(frame.picture - base.picture).max(-1), (3, 3))
     differ = cv2.morphologyEx(
         (apart > _SAME).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
     )
@@ -235,16 +228,16 @@ def _compare(look: _Sketch, base: _Sketch) -> np.ndarray:
             continue
         rows, columns = slice(max(0, y - 4), y + height + 4), slice(max(0, x - 4), x + width + 4)
         part = labels[rows, columns] == i
-        verdict[rows, columns][part] = _whose(part, look, base, rows, columns)
+        verdict[rows, columns][part] = _whose(part, frame, base, rows, columns)
     return verdict
 
 
-def _whose(part: np.ndarray, look: _Sketch, base: _Sketch, rows: slice, columns: slice) -> int:
-    """Whose edges follow the outline of a part: 1 the look's, -1 the base's, 2 unclear."""
+def _whose(part: np.ndarray, frame: _Sketch, base: _Sketch, rows: slice, columns: slice) -> int:
+    """Whose edges follow the outline of a part: 1 the frame's, -1 the base's, 2 unclear."""
     soft = cv2.GaussianBlur(part.astype(np.float32), (0, 0), 1)
     nx, ny = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
     length = np.hypot(nx, ny)
-    inside = np.zeros(look.picture.shape[:2], bool)
+    inside = np.zeros(frame.picture.shape[:2], bool)
     inside[2:-2, 2:-2] = True
     outline = (length > 0.3 * length.max()) & inside[rows, columns]
     if outline.sum() < 8:
@@ -255,21 +248,21 @@ def _whose(part: np.ndarray, look: _Sketch, base: _Sketch, rows: slice, columns:
         along = (sketch.gradient[rows, columns][outline] * normal[:, None]).sum(-1)
         return float(np.abs(along).max(-1).mean())
 
-    of_look, of_base = edge(look), edge(base)
-    return 1 if of_look > _CLEARER * of_base else -1 if of_base > _CLEARER * of_look else 2
+    of_frame, of_base = edge(frame), edge(base)
+    return 1 if of_frame > _CLEARER * of_base else -1 if of_base > _CLEARER * of_frame else 2
 
 
-def _enlarge(looks: U8, tones: np.ndarray, near: np.ndarray, known: np.ndarray) -> Backdrop:
-    """The median of the looks where they show the backdrop, at their own size."""
-    height, width = looks.shape[1:3]
+def _enlarge(frames: U8, tones: np.ndarray, near: np.ndarray, known: np.ndarray) -> Backdrop:
+    """The median of the frames where they show the backdrop, at their own size."""
+    height, width = frames.shape[1:3]
     shows = [cv2.resize(n.astype(np.float32), (width, height)) > 0.99 for n in near]
     picture = np.empty((height, width, 3), np.uint8)
     number = np.empty((height, width), np.uint8)
     for top in range(0, height, _STRIP):
         rows = slice(top, top + _STRIP)
-        stack = np.full(looks[:, rows].shape, 32767, np.int16)
-        for i, look in enumerate(looks):
-            stack[i][shows[i][rows]] = cv2.LUT(look[rows], tones[i][None])[shows[i][rows]]
+        stack = np.full(frames[:, rows].shape, 32767, np.int16)
+        for i, frame in enumerate(frames):
+            stack[i][shows[i][rows]] = cv2.LUT(frame[rows], tones[i][None])[shows[i][rows]]
         picture[rows], number[rows], _ = median_and_spread(stack)
     sure = cv2.resize(known.astype(np.float32), (width, height)) > 0.99
     same = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, -1)

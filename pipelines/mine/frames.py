@@ -1,4 +1,4 @@
-"""Cheap looks at thumbnails, before anything is decoded at size: black bars, fades, emptiness."""
+"""What thumbnails show before anything is decoded at size: black bars, fades, empty frames."""
 
 from __future__ import annotations
 

@@ -1,92 +1,123 @@
-"""The layers of one window of video: matte, clean background, straight foreground, and scores."""
+"""Steps that make a window's layers: matte, clean plate, straight foreground, and their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
-from layerflow.clip import U8
-from pipelines.matting import Backdrop, Matte, Matter
-from pipelines.mine.backdrop import fit_backdrop, shared_with
+from layerflow.media.cells import MediaError
+from pipelines.inputs.listing import matte_beside
+from pipelines.matting import ALPHA, BACKDROP, Backdrop, with_alpha
+from pipelines.mine.backdrop import find_backdrop, fit_backdrop, is_still, shared_with
 from pipelines.mine.prune import without_background
-from pipelines.mine.score import Flows, score_clip
-from pipelines.mine.traces import Traces, find_traces
+from pipelines.mine.score import score_clip
+from pipelines.mine.traces import find_traces
+from pipelines.mine.window import Window
+from pipelines.readers.stills import OPAQUE, grey_of
 from pipelines.vision.colour import straight_foreground
-from pipelines.vision.inpaint import Inpainter
-from pipelines.vision.plate import Plate, clean_plate
+from pipelines.vision.plate import clean_plate
 
 SHARED = 0.08  # of a matte that may be backdrop, else the subject became part of it
 
 
-@dataclass(frozen=True)
-class Mined:
-    """One window's layers (LayeredClip fields) and scores, and what they were made with."""
+def read_given_matte(window: Window) -> None:
+    """Read the matte that comes with the video, if the backend needs it.
 
-    layers: dict[str, Any]
-    scores: dict[str, float]
-    plate: Plate
-    traces: Traces
-
-
-def make_layers(
-    frames: U8,
-    matter: Matter,
-    fps: float,
-    flows: Flows,
-    early: Mapping[str, float],
-    inpainter: Inpainter | None = None,
-    backdrop: Backdrop | None = None,
-) -> Mined:
-    """Layers and scores of one window uint8 ``[T, H, W, 3]``.
-
-    flows: of ``neighbour_flows``; early: scores that are known already; inpainter: by default
-    OpenCV's; backdrop: of the shot, if it has one.
+    From the video beside it, or its own alpha channel; one that is opaque all over is none.
     """
-    matte, alpha, backdrop = _matted(frames, matter, backdrop)
-    plate = clean_plate(frames, alpha, inpainter=inpainter, backdrop=backdrop)
-    alpha, pruned = without_background(frames, alpha, plate)
+    video, span = window.video, window.video.span
+    if ALPHA not in video.backend.needs:
+        return
+    beside = None if span.remote else matte_beside(Path(span.location), Path(span.root))
+    if beside is None and not video.decoder.probe(video.path).has_alpha:
+        raise MediaError("no alpha channel, and no film of the matte beside it (NAME.mask.*)")
+    window.given_matte = window.fetch(beside or video.path, "matte")
+    if window.given_matte.min() >= OPAQUE:
+        if beside is None:
+            raise MediaError("its alpha channel is opaque all over: there is no matte in it")
+        window.given_matte = np.stack([grey_of(frame) for frame in window.fetch(beside)])
+
+
+def take_backdrop(window: Window) -> None:
+    """Take the backdrop of the shot, in the light of each frame, if the camera stands still.
+
+    It is found once a shot.
+    """
+    video, shot = window.video, window.place.shot
+    if not video.findings.shots[shot] or not is_still(window.frames):
+        return
+    if video.latest_backdrop[0] != shot:
+        video.latest_backdrop = shot, _backdrop_of_shot(window)
+    backdrop = video.latest_backdrop[1]
+    window.backdrop = None if backdrop is None else fit_backdrop(backdrop, window.frames)
+
+
+def _backdrop_of_shot(window: Window) -> Backdrop | None:
+    video, place = window.video, window.place
+    times = video.findings.shots[place.shot]
+    try:
+        seen = video.decoder.fetch(video.path, times, *video.options.size, box=place.box)
+    except MediaError:  # a window that needs a broken frame will say so itself
+        return None
+    return find_backdrop(seen)
+
+
+def matte_frames(window: Window) -> None:
+    """Matte the frames with the backend, which gets what it needs."""
+    backend, frames = window.video.backend, window.frames
+    if window.given_matte is not None:
+        frames = with_alpha(frames, window.given_matte)
+    matte = backend(frames, window.backdrop if BACKDROP in backend.needs else None)
+    window.alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
+    window.confidence = matte.confidence
+
+
+def doubt_backdrop(window: Window) -> None:
+    """Drop a backdrop that the subject became part of: too much of the matte equals it."""
+    backdrop = window.backdrop
+    if backdrop is not None and shared_with(backdrop, window.frames, window.alpha) > SHARED:
+        window.backdrop = None
+        if BACKDROP in window.video.backend.needs:
+            matte_frames(window)
+
+
+def make_plate(window: Window) -> None:
+    """Make the clean plate, and again if parts of the matte turn out to be nothing but plate."""
+    frames, inpainter, backdrop = window.frames, window.video.inpainter, window.backdrop
+    window.plate = clean_plate(frames, window.alpha, inpainter=inpainter, backdrop=backdrop)
+    window.alpha, pruned = without_background(frames, window.alpha, window.plate)
     if pruned:
-        plate = clean_plate(frames, alpha, inpainter=inpainter, backdrop=backdrop)
-    foreground = straight_foreground(frames, alpha, plate.background)
-    scores = score_clip(
-        frames, foreground, alpha, plate, matte.confidence, flows=flows, frame_scores=early
+        window.plate = clean_plate(frames, window.alpha, inpainter=inpainter, backdrop=backdrop)
+
+
+def solve_foreground(window: Window) -> None:
+    """Solve for the straight colour of the subject."""
+    window.foreground = straight_foreground(window.frames, window.alpha, window.plate.background)
+
+
+def score_layers(window: Window) -> None:
+    """Score the layers without ground truth."""
+    window.scores = score_clip(
+        window.frames,
+        window.foreground,
+        window.alpha,
+        window.plate,
+        window.confidence,
+        flows=window.flows,
+        frame_scores=window.scores,
     )
-    traces = find_traces(frames, alpha, plate)
-    scores["shadow_fraction"] = traces.shadow_fraction
-    scores["leftover_fraction"] = traces.leftover_fraction
+
+
+def score_traces(window: Window) -> None:
+    """Find and score what the subject leaves beside its matte: a shadow, missed parts."""
+    traces = window.traces = find_traces(window.frames, window.alpha, window.plate)
+    window.scores["shadow_fraction"] = traces.shadow_fraction
+    window.scores["leftover_fraction"] = traces.leftover_fraction
     if traces.bystander_fraction is not None:
-        scores["bystander_fraction"] = traces.bystander_fraction
-    layers = {
-        "foreground": foreground,
-        "alpha": alpha,
-        "background": plate.background,
-        "blended": frames,
-        "fps": fps,
-        "kind": "mined",
-        "alpha_kind": "soft",
-        "background_kind": plate.kind,
-    }
-    return Mined(layers, scores, plate, traces)
+        window.scores["bystander_fraction"] = traces.bystander_fraction
 
 
-def _matted(
-    frames: U8, matter: Matter, backdrop: Backdrop | None
-) -> tuple[Matte, U8, Backdrop | None]:
-    """The matte, its alpha uint8 ``[T, H, W]``, and the backdrop if it is of use for this clip."""
-    fitted = None if backdrop is None else fit_backdrop(backdrop, frames)
-    uses = fitted is not None and getattr(matter, "uses_backdrop", False)
-    matte = matter(frames, fitted) if uses else matter(frames)
-    alpha = _levels(matte)
-    if fitted is not None and shared_with(fitted, frames, alpha) > SHARED:
-        fitted = None
-        if uses:
-            matte = matter(frames)
-            alpha = _levels(matte)
-    return matte, alpha, fitted
-
-
-def _levels(matte: Matte) -> U8:
-    return np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
+def judge_layers(window: Window) -> None:
+    """Refuse a clip whose scores fail the quality gate."""
+    window.refuse_by_gate("gate")

@@ -15,7 +15,7 @@ import numpy as np
 
 from layerflow.corpus.scores import names_of
 from pipelines.mine.text import text_share
-from pipelines.vision.numerics import dilate, single_thread
+from pipelines.vision.numerics import dilate, single_thread, work_size
 from pipelines.vision.plate import Plate
 
 Flows = list[tuple[np.ndarray, np.ndarray]]
@@ -102,9 +102,7 @@ def score_frames(frames: np.ndarray, flows: Flows | None = None) -> dict[str, fl
 
 def neighbour_flows(frames: np.ndarray) -> Flows:
     """Small optical flow of neighbours: (t -> t-1, t-1 -> t) for t = 1.., float32 [h, w, 2]."""
-    height, width = frames.shape[1:3]
-    factor = min(1.0, (_FLOW_AREA / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
+    size = work_size(frames, _FLOW_AREA)
     gray = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
     small = [cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in gray]
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)

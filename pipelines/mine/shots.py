@@ -15,8 +15,8 @@ MIN_SHOT_FRAMES = 4
 
 
 @dataclass(frozen=True)
-class Window:
-    """The times (seconds) of the frames of one clip, all inside one shot.
+class Place:
+    """Where a clip lies in its video: the times (seconds) of its frames, all inside one shot.
 
     box: the part of the frame inside black bars; None without bars.
     """
@@ -62,14 +62,14 @@ def find_shots(thumbs: U8, fps: float, splices: Sequence[int] = ()) -> list[tupl
 
 def cut_windows(
     times: F64, shot: tuple[int, int], frames: int, fps: float, box: Box | None = None
-) -> list[Window]:
+) -> list[Place]:
     """Windows of ``frames`` distinct frames at ``fps`` that start at the shot's first frame.
 
     They do not overlap. Frame k is the one nearest to ``start + k / fps``; a window whose
     nearest frames are not distinct, or lie more than half a period away, is not made.
     """
     inside = times[shot[0] : shot[1]]
-    windows: list[Window] = []
+    windows: list[Place] = []
     first = 0
     while first < len(inside):
         ideal = inside[first] + np.arange(frames) / fps
@@ -78,7 +78,7 @@ def cut_windows(
         places = _nearest(inside, ideal)
         near = np.abs(inside[places] - ideal) <= 0.5 / fps + 1e-6
         if near.all() and (np.diff(places) > 0).all():
-            windows.append(Window(tuple(float(t) for t in inside[places]), box))
+            windows.append(Place(tuple(float(t) for t in inside[places]), box))
         following = np.searchsorted(inside, inside[first] + frames / fps - 0.25 / fps)
         first = max(int(places[-1]) + 1, int(following))
     return windows

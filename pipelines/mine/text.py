@@ -7,10 +7,10 @@ import numpy as np
 
 from layerflow.clip import U8
 
-LINES = 360  # height at which strokes are looked for
+LINES = 360  # height at which strokes are searched
 STROKE = 9  # pixels: wider marks are no letters
 CONTRAST = 40.0  # levels of a stroke against its surroundings
-LOOKS = 5  # frames of a clip
+SAMPLED = 5  # frames of a clip
 STEADY = 10.0  # levels by which a burnt-in pixel may change
 GAP = 13  # pixels between letters that join into a line
 MIN_HEIGHT, MAX_HEIGHT = 6, 60
@@ -29,7 +29,7 @@ def text_share(frames: U8) -> float:
     height, width = frames.shape[1:3]
     factor = LINES / height
     size = (max(16, round(width * factor)), LINES)
-    places = np.unique(np.linspace(0, len(frames) - 1, LOOKS).round().astype(int))
+    places = np.unique(np.linspace(0, len(frames) - 1, SAMPLED).round().astype(int))
     gray = [
         cv2.resize(cv2.cvtColor(frames[t], cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
         for t in places

@@ -3,9 +3,8 @@
 A mined background is the video itself outside the dilated matte, so a shadow on the floor stays in
 it and moves there without its owner. It is found where the camera motion is known and other frames
 show the same place without it: a change of the registered picture that touches the subject. Darker
-in the same colour is a shadow. Anything else is a leftover, a reflection or, more often, an arm or
-a foot that the matte misses. The backdrop of a still camera tells more: legs that stand still in
-the clip are not part of it.
+in the same colour is a shadow. Anything else is a leftover: a reflection or, more often, an arm or
+a foot that the matte misses. Where the shot has a backdrop, parts that stand still are found too.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 
 from pipelines.matting import Backdrop
 from pipelines.vision.evidence import median_and_spread
-from pipelines.vision.numerics import dilate, single_thread
+from pipelines.vision.numerics import dilate, single_thread, work_size
 from pipelines.vision.plate import Plate
 from pipelines.vision.registration import Registration, warp
 
@@ -25,7 +24,7 @@ FOUND = 0.05  # share of the matte's area from which there is something
 
 _WORK_AREA = 216 * 144
 _SOURCES = 12  # frames that show a place without the shadow
-_LEAST_LOOKS = 3
+_LEAST_SHOWN = 3  # frames that must show a place without the subject
 _LEAST_CHANGE = 7.0  # levels
 _DARKEST, _LIGHTEST = 0.3, 0.96  # of a shadow, times the background
 _ROUGH = 5.0  # levels of structure that a shadow may add
@@ -56,8 +55,7 @@ def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
     them. What neither other frames nor the backdrop show free of the subject is not judged.
     """
     count, height, width = alpha.shape
-    factor = min(1.0, (_WORK_AREA / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
+    size = work_size(frames, _WORK_AREA)
     with single_thread():
         small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
         hole = np.stack([_shrunk(m, size) for m in plate.hole])
@@ -99,15 +97,16 @@ def _traces_of(
     """
     shadow, other = np.zeros((2, *hole.shape[1:]), bool)
     window = _around(hole[t], area)
-    clear, looks, spread = _without_subject(frames, hole, registration, t, window)
+    clear, shown, spread = _without_subject(frames, hole, registration, t, window)
     if behind is not None:
         known = behind[1][window] > 0
         clear = np.where(known[..., None], behind[0][window], clear)
-        looks = np.where(known, behind[1][window], looks)
+        shown = np.where(known, behind[1][window], shown)
         spread = np.where(known, 0, spread)
     now = frames[t][window].astype(np.float32)
     darker = _darker(now, clear)
-    for part in _parts(now, hole[t][window], clear, looks, spread, area):
+    changed = _changed(now, hole[t][window], clear, shown, spread)
+    for part in _components(changed, dilate(hole[t][window], 2), area, touching=True):
         layer = shadow if darker[part].mean() > 0.6 else other
         layer[window] |= part
     return shadow, other
@@ -132,12 +131,12 @@ def _roughness(image: np.ndarray) -> np.ndarray:
 
 
 def _bystanders(
-    frame: np.ndarray, hole: np.ndarray, clear: np.ndarray, looks: np.ndarray, area: float
+    frame: np.ndarray, hole: np.ndarray, clear: np.ndarray, shown: np.ndarray, area: float
 ) -> int:
     """Pixels of what stands before the backdrop, away from the subject and no shadow."""
     now = frame.astype(np.float32)
     darker = _darker(now, clear)
-    changed = _changed(now, hole, clear, looks, np.zeros(hole.shape, np.float32))
+    changed = _changed(now, hole, clear, shown, np.zeros(hole.shape, np.float32))
     apart = _components(changed, dilate(hole, 2), area, touching=False)
     return sum(int(part.sum()) for part in apart if darker[part].mean() <= 0.6)
 
@@ -153,30 +152,17 @@ def _around(hole: np.ndarray, area: float) -> tuple[slice, slice]:
 def _of_backdrop(
     backdrop: Backdrop, size: tuple[int, int], t: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The backdrop at work size: picture float32 [h, w, 3], looks and spread [h, w]."""
+    """The backdrop at work size: picture float32 [h, w, 3], number and spread [h, w]."""
     picture = cv2.resize(backdrop.at(t), size, interpolation=cv2.INTER_AREA).astype(np.float32)
     known = ~_shrunk(~backdrop.known, size)
-    return picture, np.where(known, _LEAST_LOOKS, 0), np.zeros(known.shape, np.float32)
-
-
-def _parts(
-    now: np.ndarray,
-    hole: np.ndarray,
-    clear: np.ndarray,
-    looks: np.ndarray,
-    spread: np.ndarray,
-    area: float,
-) -> list[np.ndarray]:
-    """Connected parts that differ from the clear picture and touch the hole, bool [h, w] each."""
-    changed = _changed(now, hole, clear, looks, spread)
-    return _components(changed, dilate(hole, 2), area, touching=True)
+    return picture, np.where(known, _LEAST_SHOWN, 0), np.zeros(known.shape, np.float32)
 
 
 def _changed(
-    now: np.ndarray, hole: np.ndarray, clear: np.ndarray, looks: np.ndarray, spread: np.ndarray
+    now: np.ndarray, hole: np.ndarray, clear: np.ndarray, shown: np.ndarray, spread: np.ndarray
 ) -> np.ndarray:
     change = np.abs(now - clear).max(-1)
-    known = (looks >= _LEAST_LOOKS) & ~hole
+    known = (shown >= _LEAST_SHOWN) & ~hole
     usual = float(np.median(change[known])) if known.any() else 0.0
     limit = max(_LEAST_CHANGE, 4.5 * usual) + spread
     changed: np.ndarray = (cv2.blur(change, (3, 3)) > limit) & known
@@ -190,7 +176,7 @@ def _without_subject(
     t: int,
     window: tuple[slice, slice],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A window of frame t as others show it: median float32 [h, w, 3], looks and spread [h, w]."""
+    """A window of frame t as others show it: median float32 [h, w, 3], number and spread [h, w]."""
     rows, columns = window
     size = (columns.stop - columns.start, rows.stop - rows.start)
     shift = np.array([[1, 0, -columns.start], [0, 1, -rows.start], [0, 0, 1.0]])
@@ -199,11 +185,11 @@ def _without_subject(
     stack = np.full((len(pick), size[1], size[0], 3), 32767, np.int16)
     for i, s in enumerate(others[int(k)] for k in pick):
         matrix = shift @ registration.between(s, t)
-        look = warp(frames[s], matrix, size=size)
+        moved = warp(frames[s], matrix, size=size)
         clean = warp(~hole[s] * np.uint8(255), matrix, size=size) == 255
-        stack[i][clean] = look[clean]
-    clear, looks, spread = median_and_spread(stack)
-    return clear.astype(np.float32), looks, spread
+        stack[i][clean] = moved[clean]
+    clear, shown, spread = median_and_spread(stack)
+    return clear.astype(np.float32), shown, spread
 
 
 def _components(

@@ -110,7 +110,7 @@ def make_backgrounds(
     """Write ``count`` backgrounds: stills ``out/back-NNNN.png``, or, for ``frames`` > 1, videos.
 
     Videos are ``.mp4``; every other one pans slowly. ``chroma`` and ``detail`` as in
-    ``procedural_art.background``.
+    ``pipelines.procedural.art.background``.
     """
     paths = []
     for index in range(count):

@@ -150,3 +150,13 @@ def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
     """0 below ``low``, 1 above ``high``, a cubic in between."""
     ramp = np.clip((value - low) / (high - low), 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
+
+
+def work_size(frames: np.ndarray, area: int, enlarge: float = 1.0) -> tuple[int, int]:
+    """Width and height, at least 16, at which frames [T, H, W, ...] have about ``area`` pixels.
+
+    They are enlarged at most this many times.
+    """
+    height, width = frames.shape[1:3]
+    factor = min(enlarge, (area / (height * width)) ** 0.5)
+    return max(16, round(width * factor)), max(16, round(height * factor))

@@ -29,7 +29,7 @@ from pipelines.inputs.layouts import group_files
 from pipelines.inputs.listing import list_sources, matte_beside
 from pipelines.inputs.prompts import MAX_SIDECAR_BYTES, read_prompt_table
 from pipelines.inputs.sources import list_foregrounds, prompt_of
-from pipelines.mine.job import plan_units
+from pipelines.mine.plan import plan_units
 
 SECRET = "the password is swordfish"
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\n{0}\n#EXT-X-ENDLIST\n"

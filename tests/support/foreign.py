@@ -46,6 +46,7 @@ ANSWERS = {"only the subject": "A striped disc rolls on.", "the place: what": "A
 
 class GreenMatter:
     name, version, licence = "acme-green", "1.2", "MIT"
+    needs = frozenset()
 
     def __init__(self, device="cpu"):
         self.device = device

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import Backdrop, Matte, check_frames
+from pipelines.matting import BACKDROP, Backdrop, Matte, check_frames
 from pipelines.matting.motion.decide import ColourModel, contrast_weights, cut, fill_holes, seeds
 from pipelines.matting.motion.graph import Graph, build_graph
 from pipelines.matting.motion.subject import (
@@ -36,7 +36,7 @@ from pipelines.vision.evidence import (
     prefer,
     residual_motion,
 )
-from pipelines.vision.numerics import dilate, guided_affine, single_thread
+from pipelines.vision.numerics import dilate, guided_affine, single_thread, work_size
 from pipelines.vision.registration import Registration, Tracks, register, track
 
 _STATIC = 0.7  # share of frame pairs without camera motion that makes a camera static
@@ -85,7 +85,7 @@ class _Pass:
     first: PlateEvidence
 
 
-class MotionMatter:
+class MotionMatting:
     """Mattes the salient mover of a clip without any network weights.
 
     ``work_area``: the clip is worked on at about this many pixels a frame (never more than twice
@@ -96,7 +96,7 @@ class MotionMatter:
     name = "motion"
     version = "3"
     licence = "Apache-2.0"
-    uses_backdrop = True
+    needs = frozenset({BACKDROP})
 
     def __init__(
         self,
@@ -162,10 +162,8 @@ class MotionMatter:
 
 
 def _prepare(frames: np.ndarray, work_area: int, segments: int, backdrop: Backdrop | None) -> _Clip:
-    height, width = frames.shape[1:3]
-    factor = min(2.0, (work_area / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
-    mode = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    size = work_size(frames, work_area, enlarge=2.0)
+    mode = cv2.INTER_AREA if work_area < frames[0, ..., 0].size else cv2.INTER_CUBIC
     rgb = np.stack([cv2.resize(f, size, interpolation=mode) for f in frames])
     gray = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in rgb])
     lab8 = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2LAB) for f in rgb])

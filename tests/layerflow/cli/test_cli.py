@@ -21,7 +21,7 @@ def layerflow(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
-def test_the_commands_of_the_design_are_there() -> None:
+def test_the_commands_of_the_contracts_page_are_there() -> None:
     from layerflow.cli.main import build_app
 
     app = build_app()

@@ -9,8 +9,9 @@ import pytest
 
 from manifests.mine import MineOptions
 from pipelines.engine import cluster, workers
+from pipelines.engine.jobs import Unit
 from pipelines.engine.staging import InfrastructureError
-from pipelines.matting import make_matter, onnx_session
+from pipelines.matting import make_backend, onnx_session
 from pipelines.mine import job as mine
 from tests.support.tiny_networks import make_onnx
 
@@ -58,7 +59,7 @@ def test_tasks_take_the_share_of_a_gpu_that_was_asked_for(
             return iter(())
 
     asked: list[Any] = []
-    units = [mine.Unit("a", 0, {})]
+    units = [Unit("a", 0, {})]
     monkeypatch.setattr(ray.data, "from_items", lambda *items, **how: Source())
     resources["GPU"] = 1.0
     for gpus in (0.25, 0.0):
@@ -70,7 +71,7 @@ def test_weights_are_tried_on_the_cpu_of_a_head_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: dict[str, float]
 ) -> None:
     tried: list[str] = []
-    monkeypatch.setattr(mine, "_matter", lambda name, weights, device: tried.append(device))
+    monkeypatch.setattr(mine, "matting_backend", lambda name, weights, device: tried.append(device))
     monkeypatch.setattr(mine, "run_job", lambda *units, **how: how["gpus"])
     resources["GPU"] = 2.0
     said = options(tmp_path, device="cuda")
@@ -85,7 +86,7 @@ def test_weights_are_tried_on_the_cpu_of_a_head_without_a_gpu(
 def test_rembg_does_not_fall_back_to_the_cpu(tmp_path: Path) -> None:
     weights = make_onnx(tmp_path / "made.onnx")
     with pytest.raises(ValueError, match="onnxruntime cannot use the GPU here"):
-        make_matter("rembg", weights=weights, device="cuda")
+        make_backend("rembg", weights=weights, device="cuda")
     assert onnx_session.require_device(None, "cpu") is None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
 from pipelines.mine import job
 from pipelines.mine.job import run_mine
+from pipelines.mine.window import Window
 from pipelines.pack.job import run_pack
 from pipelines.retry import run_retry
 from tests.support.corpora import make_rejected, make_rows, write_corpus
@@ -115,17 +115,15 @@ def test_a_duplicate_beside_a_window_that_failed_stays_out(
     videos.mkdir()
     for seed in (0, 2):
         green_screen(videos / f"v{seed}.mp4", seed)
-    make_layers = job.make_layers
     calls = count()
 
-    def fails_later(*given: Any) -> Any:
+    def fails_later(window: Window) -> None:
         if next(calls) == 2:
             raise ValueError("no memory left")
-        return make_layers(*given)
 
     few = options(videos, tmp_path / "c", thresholds={"duplicate_distance": (1.5, 9)}, **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.mine.job.make_layers", fails_later)
+        patch.setattr(job, "STEPS", (*job.STEPS, fails_later))
         assert run_mine(few, workers=0, quiet=True).kept == 2
     stages = [(row["uri"], row["stage"]) for row in Corpus.open(tmp_path / "c").rejected()]
     assert stages == [("v2.mp4", "layers"), ("v2.mp4", "duplicates")]

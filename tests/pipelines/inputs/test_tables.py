@@ -21,7 +21,7 @@ from pipelines.inputs.listing import list_sources
 from pipelines.inputs.numbering import even_runs, sequences
 from pipelines.inputs.prompts import check_matches, read_prompt_table, sidecar
 from pipelines.inputs.sources import list_foregrounds, rights_of
-from pipelines.mine.job import plan_units
+from pipelines.mine.plan import plan_units
 from pipelines.pack.job import run_pack
 from pipelines.publish.licences import (
     all_of,

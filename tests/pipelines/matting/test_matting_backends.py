@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.matting import Matter, make_matter
-from pipelines.matting.alpha import with_mask
+from pipelines.matting import (
+    BACKENDS,
+    NEEDS,
+    Backdrop,
+    Matte,
+    MattingBackend,
+    make_backend,
+    with_alpha,
+)
 from pipelines.matting.chroma import parse_colour
 from tests.support.tiny_networks import bright_disc, make_onnx
 
@@ -23,61 +31,87 @@ def test_unknown_backend_lists_the_choices() -> None:
     with pytest.raises(
         ValueError, match=r"motion.*rembg.*onnx.*transparent-background.*alpha.*chroma"
     ):
-        make_matter("magic")
+        make_backend("magic")
 
 
 @pytest.mark.parametrize("name", ["motion", "alpha", "chroma"])
 def test_weights_are_refused_where_there_are_none(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no weights"):
-        make_matter(name, weights=tmp_path / "x.onnx")
+        make_backend(name, weights=tmp_path / "x.onnx")
 
 
 @pytest.mark.parametrize("name", ["motion", "alpha", "chroma"])
 def test_backends_say_who_they_are(name: str) -> None:
-    matter = make_matter(name)
-    assert isinstance(matter, Matter)
-    assert matter.name == name and matter.version and matter.licence
+    backend = make_backend(name)
+    assert isinstance(backend, MattingBackend)
+    assert backend.name == name and backend.version and backend.licence
     with pytest.raises(ValueError, match="uint8"):
-        matter(np.zeros((2, 32, 32, 3), np.float32))
-    with pytest.raises(ValueError, match="colour_of_the_sky"):
-        make_matter(name, colour_of_the_sky="blue")
+        backend(np.zeros((2, 32, 32, 3), np.float32))
+    with pytest.raises(ValueError, match="has no colour_of_the_sky"):
+        make_backend(name, colour_of_the_sky="blue")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_declares_what_it_needs(name: str) -> None:
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend = getattr(importlib.import_module(module), attribute)
+    assert backend.name == name and backend.needs <= NEEDS
+
+
+class Negative:
+    """A backend of one's own: whatever is dark, by a threshold or by the model's name."""
+
+    name, version, licence, needs = "negative", "1", "CC0-1.0", frozenset[str]()
+
+    def __init__(self, model: str = "127") -> None:
+        self.level = int(model)
+
+    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
+        return Matte((frames.mean(-1) < self.level).astype(np.float32))
+
+
+def test_one_line_registers_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "negative", f"{__name__}:Negative")
+    frames = np.full((2, 16, 16, 3), 90, np.uint8)
+    assert make_backend("negative")(frames).alpha.all()
+    assert not make_backend("negative:80")(frames).alpha.any()
+    with pytest.raises(ValueError, match="has no weights"):
+        make_backend("negative", weights="x")
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in ("rembg", "onnx", "transparent-background"):
         with pytest.raises(ValueError, match=r'pip install "layerflow-toolkit\[matting\]"'):
-            make_matter(name, weights="x")
+            make_backend(name, weights="x")
 
 
 def test_weights_are_needed_and_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing is downloaded"):
-        make_matter("transparent-background")
+        make_backend("transparent-background")
     for name in ("rembg", "onnx", "transparent-background"):
         with pytest.raises(ValueError, match="not found"):
-            make_matter(name, weights=tmp_path / "absent.onnx")
+            make_backend(name, weights=tmp_path / "absent.onnx")
 
 
-def test_alpha_takes_the_fourth_channel_or_a_mask() -> None:
+def test_alpha_takes_the_fourth_channel() -> None:
     frames, mask = bright_disc()
     eight = mask.astype(np.uint8) * 255
-    expected = mask.astype(np.float32)
-    assert np.array_equal(make_matter("alpha")(with_mask(frames, eight)).alpha, expected)
-    assert np.array_equal(make_matter("alpha", mask=eight)(frames).alpha, expected)
-    half = eight[:, ::2, ::2]
-    assert iou(make_matter("alpha", mask=half)(frames).alpha, mask) > 0.9
-    with pytest.raises(ValueError, match="neither"):
-        make_matter("alpha")(frames)
+    alpha = make_backend("alpha")
+    assert np.array_equal(alpha(with_alpha(frames, eight)).alpha, mask.astype(np.float32))
+    assert iou(alpha(with_alpha(frames, eight[:, ::2, ::2])).alpha, mask) > 0.9
+    with pytest.raises(ValueError, match=r"uint8 \[T, H, W, 4\]"):
+        alpha(frames)
     with pytest.raises(ValueError, match="3 frames, its video 4"):
-        make_matter("alpha", mask=eight[:3])(frames)
+        with_alpha(frames, eight[:3])
 
 
 def test_chroma_finds_its_key_and_takes_a_given_one() -> None:
     frames, mask = bright_disc()
     frames[~mask] = (20, 200, 40)
     frames[mask] = (180, 60, 90)
-    for matter in (make_matter("chroma"), make_matter("chroma", key="#14c828")):
-        matte = matter(frames)
+    for backend in (make_backend("chroma"), make_backend("chroma", key="#14c828")):
+        matte = backend(frames)
         assert iou(matte.alpha, mask) == 1.0
         assert matte.confidence["matte_confidence"] > 0.95
     assert parse_colour("#0000ff") == (0, 0, 255)
@@ -89,8 +123,8 @@ def test_chroma_finds_its_key_and_takes_a_given_one() -> None:
 def test_rembg_runs_made_weights_and_leaves_an_empty_frame_empty(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     frames, mask = bright_disc(empty=2)
-    matter = make_matter("rembg", weights=make_onnx(tmp_path / "made.onnx"))
-    matte = matter(frames)
+    backend = make_backend("rembg", weights=make_onnx(tmp_path / "made.onnx"))
+    matte = backend(frames)
     assert matte.alpha.shape == mask.shape and matte.alpha.dtype == np.float32
     assert matte.alpha.min() >= 0 and matte.alpha.max() <= 1
     assert iou(matte.alpha[[0, 1, 3]], mask[[0, 1, 3]]) > 0.9
@@ -101,12 +135,12 @@ def test_rembg_runs_made_weights_and_leaves_an_empty_frame_empty(tmp_path: Path)
 def test_rembg_refuses_remote_models_junk_and_silent_downloads(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(ValueError, match="not on the list"):
-        make_matter("rembg", model="atlascloud")
+        make_backend("rembg", model="atlascloud")
     with pytest.raises(ValueError, match="u2net_custom"):
-        make_matter("rembg", weights=make_onnx(tmp_path / "made.onnx"), model="u2net")
+        make_backend("rembg", weights=make_onnx(tmp_path / "made.onnx"), model="u2net")
     (tmp_path / "junk.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match=r"junk\.onnx is not an ONNX model"):
-        make_matter("rembg", weights=tmp_path / "junk.onnx")
+        make_backend("rembg", weights=tmp_path / "junk.onnx")
 
 
 def test_rembg_names_the_folder_of_an_absent_model(
@@ -115,7 +149,7 @@ def test_rembg_names_the_folder_of_an_absent_model(
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="nothing is downloaded unless asked"):
-        make_matter("rembg", model="u2netp")
+        make_backend("rembg", model="u2netp")
 
 
 @pytest.mark.slow
@@ -135,12 +169,12 @@ def test_transparent_background_runs_made_weights(tmp_path: Path) -> None:
                 module.weight *= 1e-12
     torch.save(net.state_dict(), tmp_path / "made.pth")
     frames, mask = bright_disc(count=2)
-    matter = make_matter("transparent-background", weights=tmp_path / "made.pth")
-    raw = matter._predict(frames[0])  # type: ignore[attr-defined]
+    backend = make_backend("transparent-background", weights=tmp_path / "made.pth")
+    raw = backend._predict(frames[0])  # type: ignore[attr-defined]
     # The package stretches even this to 0..1; undone, it spans far less.
     assert raw.shape == mask.shape[1:] and 0 < raw.max() - raw.min() < 0.9
-    matte = matter(frames)
+    matte = backend(frames)
     assert matte.alpha.shape == mask.shape and 0 <= matte.alpha.min() <= matte.alpha.max() <= 1
     (tmp_path / "junk.pth").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="does not load"):
-        make_matter("transparent-background", weights=tmp_path / "junk.pth")
+        make_backend("transparent-background", weights=tmp_path / "junk.pth")

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.matting import make_matter
-from pipelines.matting.motion.backend import MotionMatter
+from pipelines.matting import make_backend
+from pipelines.matting.motion.backend import MotionMatting
 from pipelines.matting.motion.decide import cut
 from pipelines.matting.stabilise import stabilise, unstretch
 from pipelines.vision.numerics import guided_filter, push_pull, sort_first_axis
@@ -109,7 +109,7 @@ def test_the_sorting_network_sorts() -> None:
 @pytest.mark.parametrize(("pan", "speed"), [(3.0, 5.0), (0.0, 5.0), (0.0, 0.7)])
 def test_a_moving_disc_is_found(pan: float, speed: float) -> None:
     clip = moving_disc(pan=pan, speed=speed)
-    matte = make_matter("motion")(clip.frames)
+    matte = make_backend("motion")(clip.frames)
     assert matte.alpha.shape == clip.alpha.shape and matte.alpha.dtype == np.float32
     assert matte.alpha.min() >= 0 and matte.alpha.max() <= 1
     assert mean_iou(matte.alpha, clip.alpha) > 0.95
@@ -120,12 +120,12 @@ def test_a_moving_disc_is_found(pan: float, speed: float) -> None:
 
 def test_a_blank_wall_does_not_come_along() -> None:
     clip = star_before_a_wall()
-    assert mean_iou(make_matter("motion")(clip.frames).alpha, clip.alpha) > 0.9
+    assert mean_iou(make_backend("motion")(clip.frames).alpha, clip.alpha) > 0.9
 
 
 def test_small_frames_work() -> None:
     clip = moving_disc(count=8, size=(96, 96), pan=2.0, speed=3.0)
-    assert mean_iou(make_matter("motion")(clip.frames).alpha, clip.alpha) > 0.9
+    assert mean_iou(make_backend("motion")(clip.frames).alpha, clip.alpha) > 0.9
 
 
 @pytest.mark.parametrize("pan", [0.0, 3.0])
@@ -133,26 +133,26 @@ def test_a_scene_without_a_mover_gives_an_empty_matte(pan: float) -> None:
     clip = moving_disc(count=6, pan=pan, speed=0.0, radius=0.5)
     scene = np.stack([f.copy() for f in clip.background])
     scene = (scene + np.random.default_rng(0).normal(0, 2, scene.shape)).clip(0, 255)
-    matte = make_matter("motion")(scene.astype(np.uint8))
+    matte = make_backend("motion")(scene.astype(np.uint8))
     assert not matte.alpha.any()
     assert matte.confidence == {"matte_confidence": 0.0}
 
 
 def test_impossible_clips_give_an_empty_matte() -> None:
     for shape in ((1, 64, 64, 3), (5, 8, 8, 3), (4, 64, 64, 3)):
-        matte = make_matter("motion")(np.zeros(shape, np.uint8))
+        matte = make_backend("motion")(np.zeros(shape, np.uint8))
         assert matte.alpha.shape == shape[:3] and not matte.alpha.any()
 
 
 def test_the_same_clip_gives_the_same_matte() -> None:
     clip = moving_disc(count=5)
-    first, second = (MotionMatter()(clip.frames).alpha for _ in range(2))
+    first, second = (MotionMatting()(clip.frames).alpha for _ in range(2))
     assert np.array_equal(first, second)
 
 
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="passes >= 1"):
-        make_matter("motion", passes=0)
+        make_backend("motion", passes=0)
 
 
 def test_stabilise_removes_flicker_and_leaves_no_ghost() -> None:
@@ -191,4 +191,4 @@ def test_annotated_video(shared: Path, name: str) -> None:
 
     folder = shared / "media" / "davis"
     frames, mask = read(folder / f"{name}.mp4", "rgb24"), read(folder / f"{name}.mask.mkv", "gray")
-    assert mean_iou(make_matter("motion")(frames).alpha, mask / 255) > 0.78
+    assert mean_iou(make_backend("motion")(frames).alpha, mask / 255) > 0.78

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.matting import make_matter
-from pipelines.matting.onnx_session import PRESETS, OnnxMatter
+from pipelines.matting import make_backend
+from pipelines.matting.onnx_session import PRESETS, OnnxMatting
 from tests.support.matting_clips import moving_disc
 
 onnx = pytest.importorskip("onnx")
@@ -71,10 +71,10 @@ def test_predictions_are_those_of_rembg(
     pytest.importorskip("rembg")
     frames = moving_disc(2, size, radius=60).frames
     weights = make_model(tmp_path / "made.onnx", side=side)
-    theirs = make_matter(f"rembg:{rembg_model}", weights=weights)
+    theirs = make_backend(f"rembg:{rembg_model}", weights=weights)
     theirs._brightest = float(frames.max())  # type: ignore[attr-defined]
     expected = np.stack([theirs._predict(f) for f in frames])  # type: ignore[attr-defined]
-    found = OnnxMatter(weights, model=preset).predict(frames)
+    found = OnnxMatting(weights, model=preset).predict(frames)
     assert found.shape == expected.shape and found.dtype == np.float32
     assert np.ptp(expected) > 0.3  # the network says something
     assert 255 * np.abs(found - expected).mean() < 1.0
@@ -86,7 +86,7 @@ def test_the_matte_is_that_of_rembg_and_an_empty_frame_is_empty(tmp_path: Path) 
 
     frames, mask = bright_disc(empty=2)
     weights = make_onnx(tmp_path / "made.onnx")
-    ours, theirs = make_matter("onnx", weights=weights), make_matter("rembg", weights=weights)
+    ours, theirs = make_backend("onnx", weights=weights), make_backend("rembg", weights=weights)
     a, b = ours(frames), theirs(frames)
     assert 255 * np.abs(a.alpha - b.alpha).mean() < 1.0
     assert not a.alpha[2].any() and a.alpha[0][mask[0]].mean() > 0.9
@@ -99,25 +99,25 @@ def test_the_matte_is_that_of_rembg_and_an_empty_frame_is_empty(tmp_path: Path) 
 def test_any_batching_gives_the_same(tmp_path: Path) -> None:
     frames = moving_disc(5, (120, 160)).frames
     free = make_model(tmp_path / "free.onnx", side=64)
-    expected = OnnxMatter(free, batch=1).predict(frames)
+    expected = OnnxMatting(free, batch=1).predict(frames)
     for weights, batch in (
         (free, 2),
         (free, None),
         (make_model(tmp_path / "two.onnx", side=64, count=2), None),
         (make_model(tmp_path / "flat.onnx", side=64, squeezed=True), 3),
     ):
-        assert np.abs(OnnxMatter(weights, batch=batch).predict(frames) - expected).max() < 1e-5
-    half = OnnxMatter(make_model(tmp_path / "half.onnx", side=64, half=True)).predict(frames)
+        assert np.abs(OnnxMatting(weights, batch=batch).predict(frames) - expected).max() < 1e-5
+    half = OnnxMatting(make_model(tmp_path / "half.onnx", side=64, half=True)).predict(frames)
     assert np.abs(half - expected).max() < 0.02
-    logits = OnnxMatter(make_model(tmp_path / "l.onnx", side=64, logits=True)).predict(frames)
+    logits = OnnxMatting(make_model(tmp_path / "l.onnx", side=64, logits=True)).predict(frames)
     assert np.abs(logits - expected).max() < 1e-5  # seen by their range
 
 
 def test_size_and_preset_come_from_the_file_where_it_says_them(tmp_path: Path) -> None:
-    named = OnnxMatter(make_model(tmp_path / "my-isnet-v2.onnx", side="s"))
+    named = OnnxMatting(make_model(tmp_path / "my-isnet-v2.onnx", side="s"))
     assert named.preset is PRESETS["isnet"] and named._size == (1024, 1024)
-    asked = make_matter("onnx:birefnet", weights=make_model(tmp_path / "x.onnx", side=96))
-    assert isinstance(asked, OnnxMatter)
+    asked = make_backend("onnx:birefnet", weights=make_model(tmp_path / "x.onnx", side=96))
+    assert isinstance(asked, OnnxMatting)
     assert asked.preset is PRESETS["birefnet"] and asked._size == (96, 96)
     inside = asked.predict(moving_disc(2, (60, 80)).frames)
     assert inside.min() >= 0.5 and inside.max() <= 0.75  # sigmoid of this model's 0..1 outputs
@@ -128,15 +128,15 @@ def test_what_cannot_run_is_refused_by_name(tmp_path: Path) -> None:
     good = make_model(tmp_path / "good.onnx", side=32)
     four = make_model(tmp_path / "four.onnx", side=32, channels=4)
     with pytest.raises(ValueError, match=r"junk\.onnx is not an ONNX model"):
-        make_matter("onnx", weights=tmp_path / "junk.onnx")
+        make_backend("onnx", weights=tmp_path / "junk.onnx")
     with pytest.raises(ValueError, match="not found"):
-        make_matter("onnx")
+        make_backend("onnx")
     with pytest.raises(ValueError, match="does not have 3 channels"):
-        make_matter("onnx", weights=four)
+        make_backend("onnx", weights=four)
     with pytest.raises(ValueError, match=r"presets u2net, isnet, dis, birefnet, not 'sam'"):
-        make_matter("onnx:sam", weights=good)
-    with pytest.raises(ValueError, match="no models to choose"):
-        make_matter("motion:fast")
+        make_backend("onnx:sam", weights=good)
+    with pytest.raises(ValueError, match="has no model"):
+        make_backend("motion:fast")
 
 
 def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -145,4 +145,4 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(ValueError, match="cannot use the GPU"):
-        make_matter("onnx", weights=make_model(tmp_path / "m.onnx", side=32), device="cuda")
+        make_backend("onnx", weights=make_model(tmp_path / "m.onnx", side=32), device="cuda")

@@ -11,20 +11,19 @@ import numpy as np
 from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
 from pipelines.inputs.listing import list_sources
-from pipelines.matting import Matte
-from pipelines.matting.motion.backend import MotionMatter
+from pipelines.matting.motion.backend import MotionMatting
 from pipelines.mine.backdrop import (
-    MAX_LOOKS,
+    MAX_FRAMES,
+    backdrop_times,
     find_backdrop,
     fit_backdrop,
-    look_times,
     shared_with,
 )
-from pipelines.mine.job import plan_units, run_mine
-from pipelines.mine.layers import make_layers
-from pipelines.mine.score import neighbour_flows
+from pipelines.mine.job import run_mine
+from pipelines.mine.plan import plan_units
 from pipelines.mine.survey import survey_unit
 from tests.support.matting_clips import backdrop_of, mean_iou, texture
+from tests.support.mined import with_layers
 
 Colour = tuple[int, int, int]
 HEIGHT, WIDTH = 144, 216
@@ -63,7 +62,7 @@ def noisy(frames: list[np.ndarray], seed: int = 0) -> np.ndarray:
     return np.clip(np.rint(stack), 0, 255).astype(np.uint8)
 
 
-def looks() -> np.ndarray:
+def shot() -> np.ndarray:
     """Three people at the same place one after the other, and an empty room in between."""
     coats = [(40, 60, 120)] * 6 + [(30, 30, 34)] * 6 + [(150, 60, 60)] * 5
     people = [scene(110 + i % 3, coat, arm=0.2 * i) for i, coat in enumerate(coats)]
@@ -75,18 +74,18 @@ def error(picture: np.ndarray, where: np.ndarray) -> float:
 
 
 def test_the_empty_room_is_found_though_it_is_rare() -> None:
-    film = looks()
-    found = find_backdrop(film)
+    frames = shot()
+    found = find_backdrop(frames)
     assert found is not None and found.known.mean() > 0.97
     _, hidden = person(110, (0, 0, 0))
-    assert error(np.median(film, axis=0), hidden) > 30
+    assert error(np.median(frames, axis=0), hidden) > 30
     assert error(found.picture, hidden) < 3 and error(found.picture, ~hidden) < 2
 
 
 def test_a_camera_that_adapts_its_exposure_is_followed() -> None:
-    film = looks()
-    curve = np.linspace(0.75, 1.1, len(film))
-    lit = np.stack([255 * (f / 255.0) ** g for f, g in zip(film, curve, strict=True)])
+    frames = shot()
+    curve = np.linspace(0.75, 1.1, len(frames))
+    lit = np.stack([255 * (f / 255.0) ** g for f, g in zip(frames, curve, strict=True)])
     found = find_backdrop(np.rint(lit).astype(np.uint8))
     assert found is not None and found.known.mean() > 0.95
     clip = np.rint(255 * (noisy([scene(60, arm=0.3)] * 3) / 255.0) ** 0.7).astype(np.uint8)
@@ -98,7 +97,7 @@ def test_a_camera_that_adapts_its_exposure_is_followed() -> None:
 
 
 def test_another_view_has_no_use_for_it() -> None:
-    found = find_backdrop(looks())
+    found = find_backdrop(shot())
     assert found is not None
     assert fit_backdrop(found, np.roll(noisy([scene(None)] * 2), 25, axis=2)) is None
     assert fit_backdrop(found, np.zeros((2, 64, 64, 3), np.uint8)) is None
@@ -108,15 +107,15 @@ def test_a_camera_that_pans_has_none() -> None:
     wide = texture(HEIGHT, 4 * WIDTH, 3, (120, 120, 120))
     pan = [np.ascontiguousarray(wide[:, x : x + WIDTH]) for x in range(0, 3 * WIDTH, 40)]
     assert find_backdrop(np.stack(pan)) is None
-    assert find_backdrop(looks()[:3]) is None
+    assert find_backdrop(shot()[:3]) is None
 
 
-def test_looks_are_spread_over_the_shot() -> None:
+def test_its_frames_are_spread_over_the_shot() -> None:
     times = np.arange(0, 60, 1 / 25)
-    chosen = look_times(times)
-    assert len(chosen) == MAX_LOOKS and chosen[0] == 0 and chosen[-1] == times[-1]
+    chosen = backdrop_times(times)
+    assert len(chosen) == MAX_FRAMES and chosen[0] == 0 and chosen[-1] == times[-1]
     assert set(chosen) <= set(times) and list(chosen) == sorted(set(chosen))
-    assert look_times(times[:26]) == () and look_times(np.zeros(0)) == ()
+    assert backdrop_times(times[:26]) == () and backdrop_times(np.zeros(0)) == ()
 
 
 def waving(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -128,8 +127,8 @@ def waving(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 def test_who_stands_still_is_matted_whole() -> None:
     frames, truth = waving()
-    plain = MotionMatter()(frames).alpha
-    helped = MotionMatter()(frames, backdrop_of(room(), len(frames))).alpha
+    plain = MotionMatting()(frames).alpha
+    helped = MotionMatting()(frames, backdrop_of(room(), len(frames))).alpha
     assert mean_iou(helped, truth) > 0.9 > mean_iou(plain, truth) + 0.2
 
 
@@ -140,7 +139,7 @@ def test_a_shadow_on_the_floor_is_no_part_of_him() -> None:
     shade = cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 2)[..., None]
     dark = np.rint(frames * (1 - 0.45 * shade)).astype(np.uint8)
     frames = np.where(truth[..., None], frames, dark)
-    alpha = MotionMatter()(frames, backdrop_of(room(), len(frames))).alpha
+    alpha = MotionMatting()(frames, backdrop_of(room(), len(frames))).alpha
     assert mean_iou(alpha, truth) > 0.85
     around = (shadow > 0) & ~cv2.dilate(truth.any(0).astype(np.uint8), np.ones((9, 9))).astype(bool)
     assert alpha[:, around].mean() < 0.1
@@ -154,28 +153,20 @@ def test_a_subject_that_never_leaves_its_place_is_not_its_own_backdrop() -> None
     fitted = fit_backdrop(behind, frames)
     assert fitted is not None and shared_with(fitted, frames, alpha) > 0.4
     assert shared_with(backdrop_of(room(), len(frames)), frames, alpha) < 0.05
-    found = make_layers(
-        frames,
-        lambda *_: Matte(truth.astype(np.float32), {}),
-        8.0,
-        neighbour_flows(frames),
-        {"motion": 1.0},
-        None,
-        behind,
-    )
-    assert found.plate.backdrop is None and found.scores["unseen_fraction"] > 0.5
+    window = with_layers(frames, truth.astype(np.float32), fitted)
+    assert window.plate.backdrop is None and window.scores["unseen_fraction"] > 0.5
 
 
-def write(path: Path, film: list[np.ndarray]) -> None:
+def write(path: Path, pictures: list[np.ndarray]) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8, options={"crf": "10"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for frame in noisy(film):
+        for frame in noisy(pictures):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
 
-def test_looks_stay_inside_their_shot(tmp_path: Path) -> None:
+def test_its_frames_stay_inside_their_shot(tmp_path: Path) -> None:
     other = texture(HEIGHT, WIDTH, 9, (60, 120, 150))
     write(tmp_path / "two.mp4", [scene(None)] * 24 + [other] * 32)
     options = MineOptions(
@@ -188,13 +179,13 @@ def test_looks_stay_inside_their_shot(tmp_path: Path) -> None:
     assert [window["shot"] for window in survey["windows"]] == [0, 0, 0, 1, 1, 1, 1]
 
 
-def test_a_mined_film_keeps_whoever_stands_in_an_empty_room(tmp_path: Path) -> None:
-    film = [scene(None)] * 4
+def test_a_mined_video_keeps_whoever_stands_in_an_empty_room(tmp_path: Path) -> None:
+    pictures = [scene(None)] * 4
     for k in range(12):
-        film.append(scene(round(110 + 120 * max(0.0, 1 - k / 10)), arm=0.8))
-    film += [scene(110, arm=0.8 + 0.9 * np.sin(k / 3)) for k in range(16)]
+        pictures.append(scene(round(110 + 120 * max(0.0, 1 - k / 10)), arm=0.8))
+    pictures += [scene(110, arm=0.8 + 0.9 * np.sin(k / 3)) for k in range(16)]
     (tmp_path / "videos").mkdir()
-    write(tmp_path / "videos" / "room.mp4", film)
+    write(tmp_path / "videos" / "room.mp4", pictures)
     options = MineOptions(
         inputs=[str(tmp_path / "videos")],
         out=str(tmp_path / "mined"),

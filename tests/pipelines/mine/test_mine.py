@@ -10,7 +10,7 @@ import pytest
 
 from layerflow.corpus.table import Corpus
 from pipelines.mine.job import run_mine
-from tests.support.mined import film, green_screen, options
+from tests.support.mined import green_screen, options, write_video
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_every_bad_file_is_a_rejected_row_and_the_job_goes_on(videos: Path, tmp_
 def test_cheap_filters_come_before_matting(tmp_path: Path) -> None:
     still = tmp_path / "still"
     still.mkdir()
-    film(still / "s.mp4", [np.full((96, 128, 3), (20, 200, 40), np.uint8)] * 16)
+    write_video(still / "s.mp4", [np.full((96, 128, 3), (20, 200, 40), np.uint8)] * 16)
     summary = run_mine(options(still, tmp_path / "c", gate="standard"), workers=0, quiet=True)
     assert summary.kept == 0
     rows = Corpus.open(tmp_path / "c").rejected()
@@ -97,10 +97,10 @@ def test_of_near_duplicates_the_first_stays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texture = cv2.resize(rng.integers(0, 255, (12, 40, 3), np.uint8), (426, 128))
     pan = [np.ascontiguousarray(texture[16:112, 9 * t : 9 * t + 128]) for t in range(10)]
-    film(folder / "a.mp4", pan)
+    write_video(folder / "a.mp4", pan)
     softer = [cv2.resize(np.clip(p * 0.95 + 12, 0, 255).astype(np.uint8), (192, 144)) for p in pan]
-    film(folder / "twin.mp4", softer, crf=30)
-    film(folder / "reverse.mp4", pan[::-1])
+    write_video(folder / "twin.mp4", softer, crf=30)
+    write_video(folder / "reverse.mp4", pan[::-1])
     for gate in ("off", "loose"):
         out = tmp_path / gate
         loose = {"thresholds": {"matte_confidence": [0, 1], "area_min": [0, 1]}, "gate": gate}

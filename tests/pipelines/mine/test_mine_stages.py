@@ -18,8 +18,8 @@ from pipelines.inputs.prompts import (
     read_prompt_table,
     sidecar,
 )
+from pipelines.mine.plan import time_spans
 from pipelines.mine.shots import cut_windows, find_shots, why_no_window
-from pipelines.mine.spans import time_spans
 
 
 def test_listing_is_sorted_relative_and_stays_inside(tmp_path: Path) -> None:

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 
 from layerflow.media.cells import decode_color
-from manifests.mine import MineOptions
-from pipelines.matting import Matte
-from pipelines.mine.job import shadow_cells
-from pipelines.mine.layers import make_layers
-from pipelines.mine.score import neighbour_flows
+from pipelines.mine.record import shadow_cells
 from pipelines.mine.traces import find_traces
 from pipelines.vision.plate import clean_plate
 from tests.support.matting_clips import Truth, backdrop_of, moving_disc
+from tests.support.mined import with_layers
 
 
 def beside(clip: Truth, *, shade: float | None, glow: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -108,18 +105,15 @@ def test_an_empty_or_full_matte_has_no_traces() -> None:
 
 
 def test_a_mined_row_says_who_owns_the_shadow_and_has_the_background_without_it() -> None:
-    options = MineOptions(inputs=["a"], out="c", size="160x240", crf=2)
     clip = moving_disc(pan=0.0, speed=7.0)
     frames, shadow = beside(clip, shade=0.6)
-    for film, owner in ((frames, "background"), (clip.frames, "none")):
-        found = make_layers(
-            film, lambda _: Matte(clip.alpha, {}), 8.0, neighbour_flows(film), {"motion": 1.0}
-        )
-        cells = shadow_cells(found, None, options)
+    for video, owner in ((frames, "background"), (clip.frames, "none")):
+        window = with_layers(video, clip.alpha)
+        cells = shadow_cells(window)
         assert cells["shadow"] == owner and (cells["plate"] is None) == (owner == "none")
         if owner == "background":
             plate = decode_color(cells["plate"]).astype(int)
-            visible = shadow & ~found.plate.hole
+            visible = shadow & ~window.plate.hole
             error = np.abs(plate[visible] - clip.background[visible]).mean()
-            kept = np.abs(film[visible].astype(int) - clip.background[visible]).mean()
+            kept = np.abs(video[visible].astype(int) - clip.background[visible]).mean()
             assert error < 0.4 * kept

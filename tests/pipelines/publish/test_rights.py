@@ -23,7 +23,7 @@ from pipelines.inputs.listing import list_sources, matte_beside
 from pipelines.inputs.metadata import said_of
 from pipelines.inputs.prompts import merged, read_prompt_table, sidecar
 from pipelines.inputs.sources import list_foregrounds, prompt_of, rights_of
-from pipelines.mine.job import plan_units
+from pipelines.mine.plan import plan_units
 from pipelines.pack.job import make_plan, run_pack
 from pipelines.pack.layers import clip_rights
 from pipelines.pack.rows import Plan

@@ -1,0 +1,101 @@
+"""What the steps of mining know: of a video, and of one window of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from layerflow.clip import U8
+from layerflow.media.decode import Decoder
+from manifests.mine import MineOptions
+from pipelines.engine.steps import Refused
+from pipelines.gates import Gate, judge, resolve_gate
+from pipelines.matting import Backdrop, MattingBackend, make_backend
+from pipelines.mine.plan import Twin, VideoSpan
+from pipelines.mine.score import Flows
+from pipelines.mine.survey import Candidate, Findings
+from pipelines.mine.traces import Traces
+from pipelines.vision.inpaint import Inpainter, make_inpainter
+from pipelines.vision.plate import Plate
+
+
+@dataclass
+class Video:
+    """What the windows of one video share. path: the local file; recipe: the job's hash."""
+
+    options: MineOptions
+    recipe: str
+    span: VideoSpan
+    findings: Findings
+    path: Path
+    decoder: Decoder
+    latest_backdrop: tuple[int, Backdrop | None] = (-1, None)  # of a shot, by its index
+
+    @cached_property
+    def gate(self) -> Gate:
+        return resolve_gate(self.options.gate, self.options.thresholds)
+
+    @cached_property
+    def backend(self) -> MattingBackend:
+        return matting_backend(self.options.matting, self.options.weights, self.options.device)
+
+    @cached_property
+    def inpainter(self) -> Inpainter:
+        options = self.options
+        return make_inpainter(options.inpaint, options.inpaint_weights, options.device)
+
+
+@lru_cache(maxsize=1)
+def matting_backend(name: str, weights: str | None, device: str) -> MattingBackend:
+    """One backend a process: weights are loaded once, not once a unit."""
+    return make_backend(name, weights=weights, device=device)
+
+
+@dataclass(eq=False, repr=False)
+class Window:
+    """What is known of one window. Its steps fill it from top to bottom.
+
+    twin: the earlier window that it resembles; frames, foreground: uint8 ``[T, H, W, 3]``;
+    given_matte (the one that comes with the video, for a backend that needs it), alpha: uint8
+    ``[T, H, W]``; backdrop: in the light of each frame, if the shot has one; confidence: the
+    backend's own scores; row: of the corpus.
+    """
+
+    video: Video
+    place: Candidate
+    twin: Twin | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    frames: U8 = field(init=False)
+    flows: Flows = field(init=False)
+    given_matte: U8 | None = None
+    backdrop: Backdrop | None = None
+    alpha: U8 = field(init=False)
+    confidence: dict[str, float] = field(default_factory=dict)
+    plate: Plate = field(init=False)
+    foreground: U8 = field(init=False)
+    traces: Traces = field(init=False)
+    prompts: dict[str, str] = field(init=False)
+    row: dict[str, Any] = field(init=False)
+
+    @property
+    def layers(self) -> dict[str, U8]:
+        """The layers by the names of ``LayeredClip``."""
+        return {
+            "foreground": self.foreground,
+            "alpha": self.alpha,
+            "background": self.plate.background,
+            "blended": self.frames,
+        }
+
+    def fetch(self, path: Path, op: Literal["fetch", "matte"] = "fetch") -> U8:
+        """The window's frames (or their mattes) from a video of the same times, at clip size."""
+        video, place = self.video, self.place
+        return video.decoder.fetch(path, place.times, *video.options.size, box=place.box, op=op)
+
+    def refuse_by_gate(self, step: str) -> None:
+        """Raise ``Refused`` in the name of a step if a score fails the quality gate."""
+        verdict = judge(self.scores, self.video.gate)
+        if verdict is not None:
+            raise Refused(step, verdict)
