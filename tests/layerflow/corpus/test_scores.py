@@ -13,7 +13,6 @@ from layerflow.corpus.table import EXTENDED_SCHEMA, REJECTED_SCHEMA
 from pipelines.gates import GATES, judge
 from tests.support import ROOT
 
-
 LAST = ("draw", "text_alignment")  # column, score
 
 
