@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,20 @@ from layerflow.media.cells import decode_color, encode_color, encode_png
 from layerflow.media.video import read_frames
 from layerflow.seeds import generator
 from manifests.paste import PasteOptions
-from pipelines.engine.jobs import Outcome
-from pipelines.inputs.sources import list_backgrounds, list_foregrounds
-from pipelines.paste.job import Plan, load_draw, make_row, make_scene, plan_units, run_paste
+from pipelines.engine.steps import Refused, run_steps
+from pipelines.paste.draw import (
+    choose_sources,
+    load_background,
+    load_foregrounds,
+    mirror_background,
+)
+from pipelines.paste.job import run_paste
 from pipelines.paste.load import Loader
-from pipelines.paste.scene import Draw, render_scene
-from pipelines.paste.scores import check_rules, score_layers
+from pipelines.paste.plan import PastePlan, make_plan, plan_units
+from pipelines.paste.rows import encode
+from pipelines.paste.sample import PasteContext, Sample
+from pipelines.paste.scene import cast_shadow, compose_layers, match_appearance, place_objects
+from pipelines.paste.scores import check, score
 from pipelines.vision.numerics import single_thread
 
 PLAIN = {
@@ -47,6 +54,8 @@ PLAIN = {
     "shadow": "none",
     "follow_camera": False,
 }
+LOAD = (choose_sources, load_foregrounds, load_background, mirror_background)
+RENDER = (place_objects, match_appearance, cast_shadow, compose_layers)
 PAIRS = 5
 RAY_PAIRS = 3
 RAY_UNITS = 2  # of a worker
@@ -155,29 +164,25 @@ def plain_options(root: Path, size: str, frames: int, clips: int) -> dict[str, A
     }
 
 
-def plan_of(options: PasteOptions) -> Plan:
-    return Plan(
-        tuple(list_foregrounds(options.foregrounds, options.gate)),
-        tuple(list_backgrounds(options.backgrounds)),
-    )
-
-
 def bench(root: Path, size: str, frames: int, clips: int) -> None:
     base = plain_options(root, size, frames, clips)
     full, plain = PasteOptions(**base), PasteOptions(**{**base, **PLAIN})
-    plan, (height, width) = plan_of(full), full.size
+    plan, (height, width) = make_plan(full), full.size
     loader = Loader(full.size, frames, full.fps, 60.0)
     still = loader.foreground(plan.foregrounds[0], np.random.default_rng(0))
     behind = loader.background(plan.backgrounds[0], generator(0, 0, "b"), (0.004, 0.004), 0.0)
-    draw = Draw(0, 0, (still,), behind)
-    scene = make_scene(draw, full)
-    row = make_row(draw, scene, full, "bench")
+    draws = []
+    for options in (plain, full):
+        sample = Sample(PasteContext(plan, options, "bench"), loader, 0, 0, [])
+        sample.objects, sample.background = (still,), behind
+        draws.append(sample)
+    run_steps((*RENDER, score, encode), sample)
     kernels = {
-        "layers, warp alone": cpu(lambda: render_scene(draw, plain)),
-        "layers, everything on": cpu(lambda: render_scene(draw, full)),
-        "scores": cpu(lambda: score_layers(scene.layers)),
-        "encode a clip": cpu(lambda: make_row(draw, scene, full, "bench"), 2),
-        "decode a clip": cpu(lambda: decode_row(row), 2),
+        "layers, warp alone": cpu(lambda: run_steps(RENDER, draws[0])),
+        "layers, everything on": cpu(lambda: run_steps(RENDER, draws[1])),
+        "scores": cpu(lambda: score(sample)),
+        "encode a clip": cpu(lambda: encode(sample), 2),
+        "decode a clip": cpu(lambda: decode_row(sample.row), 2),
     }
     poses = np.zeros((frames, 4))
     poses[:, 0] = np.linspace(width * 0.4, width * 0.5, frames)
@@ -189,18 +194,16 @@ def bench(root: Path, size: str, frames: int, clips: int) -> None:
     print(f"{frames} frames of {size}, one core")
     for name, seconds in kernels.items():
         print(f"  {name:32s} {seconds * 1e3:8.0f} ms a clip {frames / seconds:8.1f} frames/s")
-    for name, options in (("warp alone", plain), ("everything on", full)):
-        ratios = [
-            cpu(other, 1) / cpu(partial(render_scene, draw, options), 1) for _ in range(PAIRS)
-        ]
+    for name, draw in zip(("warp alone", "everything on"), draws, strict=True):
+        ratios = [cpu(other, 1) / cpu(partial(run_steps, RENDER, draw), 1) for _ in range(PAIRS)]
         print(
             f"  {name}: {np.median(ratios):.1f} times the plain compositor's speed ({PAIRS} pairs)"
         )
-    print(f"  {sum(len(row[layer]) for layer in scene.layers) / 1e6:.2f} MB a clip")
+    print(f"  {sum(len(sample.row[layer]) for layer in sample.layers) / 1e6:.2f} MB a clip")
     whole(PasteOptions(**{**base, "encoded_check": 1, "shadow": "none"}), plan)
 
 
-def whole(options: PasteOptions, plan: Plan) -> None:
+def whole(options: PasteOptions, plan: PastePlan) -> None:
     """The job against the sum of its kernels for the same draws, and the share of coding in it."""
     ratios, shares = [], []
     for turn in range(PAIRS):
@@ -230,7 +233,7 @@ def under_ray(root: Path, size: str, frames: int, workers: int) -> None:
     base = plain_options(root, size, frames, 1) | {"encoded_check": 1, "shadow": "none"}
     each = len_of_unit(PasteOptions(**base))
     options = PasteOptions(**base | {"count": each * RAY_UNITS * workers})
-    plan, walls, spent = plan_of(options), [], []
+    plan, walls, spent = make_plan(options), [], []
     ranges = [range(u.payload["start"], u.payload["stop"]) for u in plan_units(plan, options)]
     run_paste(options.model_copy(update={"count": each * workers}), workers=workers, quiet=True)
     context = multiprocessing.get_context("spawn")
@@ -258,11 +261,11 @@ def under_ray(root: Path, size: str, frames: int, workers: int) -> None:
 
 def len_of_unit(options: PasteOptions) -> int:
     """Clips of a unit of a job that is long enough to fill one."""
-    unit = plan_units(plan_of(options), options.model_copy(update={"count": 1000}))[0]
+    unit = plan_units(make_plan(options), options.model_copy(update={"count": 1000}))[0]
     return int(unit.payload["stop"])
 
 
-def kernels_alone(indices: Sequence[int], plan: Plan, options: PasteOptions) -> float:
+def kernels_alone(indices: Sequence[int], plan: PastePlan, options: PasteOptions) -> float:
     """CPU seconds of the kernels of some draws, in this process."""
     spent: dict[str, float] = {}
     loader = kept_loader(options.size, options.frames, options.fps)
@@ -288,7 +291,7 @@ def cpu_of_all() -> float:
 
 
 def kernels_of(
-    index: int, plan: Plan, options: PasteOptions, loader: Loader, spent: dict[str, float]
+    index: int, plan: PastePlan, options: PasteOptions, loader: Loader, spent: dict[str, float]
 ) -> None:
     """CPU seconds of one draw's kernels, added to ``spent``; draws until one passes the rules."""
 
@@ -298,15 +301,17 @@ def kernels_of(
         spent[name] = spent.get(name, 0.0) + time.process_time() - start
         return result
 
+    stages = (("load", LOAD), ("render", RENDER), ("score", (score,)))
     for attempt in range(options.attempts):
-        given = (index, attempt, plan, options, loader, Outcome(), "bench")
-        draw = timed("load", partial(load_draw, *given))
-        scene = timed("render", partial(render_scene, draw, options))
-        scores = timed("score", partial(score_layers, scene.layers))
-        scene = replace(scene, scores=scores | scene.scores)
-        if check_rules(scene.scores, scene.facts, options) is None:
-            timed("code", partial(make_row, draw, scene, options, "bench"))
-            return
+        sample = Sample(PasteContext(plan, options, "bench"), loader, index, attempt, [])
+        for name, steps in stages:
+            timed(name, partial(run_steps, steps, sample))
+        try:
+            check(sample)
+        except Refused:
+            continue
+        timed("code", partial(encode, sample))
+        return
 
 
 def codec_table(videos: list[Path]) -> None:

@@ -185,17 +185,15 @@ def _pack(
 ) -> Path:
     from manifests.common import check
     from manifests.pack import PackOptions
-    from pipelines.pack.job import make_plan, run_pack
+    from pipelines.pack.job import run_pack
+    from pipelines.pack.plan import make_plan, uris_of
 
     checked = check({**options, "out": str(out)}, PackOptions, "the recorded job")
     uris = {row["uri"] for row in rows}
-    groups = make_plan(checked).groups
+    plan = make_plan(checked)
 
     def wanted(unit: Unit) -> bool:
-        if "start" in unit.payload and "stop" in unit.payload:
-            some = groups[unit.payload["start"] : unit.payload["stop"]]
-            return any(group.uri in uris for group in some)
-        return unit.payload["uri"] in uris
+        return not uris.isdisjoint(uris_of(unit.payload, plan))
 
     return run_pack(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
 

@@ -96,7 +96,7 @@ def test_help_and_errors_list_what_is_installed(site: Path) -> None:
         assert name in shown
     wrong = layerflow(site, "pack", site, "--out", "x", "--layout", "acme-card")
     assert wrong.returncode == 2
-    assert "did you mean 'acme-cards'? choose one of layerflow-images, mulan" in wrong.stderr
+    assert "did you mean 'acme-cards'? choose one of auto, layerflow-images" in wrong.stderr
 
 
 def test_only_what_is_chosen_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

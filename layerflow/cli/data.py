@@ -124,7 +124,7 @@ def paste(
 def pack(
     inputs: Annotated[list[str], typer.Argument(help="folders of layered stills")],
     out: Out,
-    layout: Annotated[str, typer.Option(help="auto, {layerflow.importers}")] = "auto",
+    layout: Annotated[str, typer.Option(help="{layerflow.importers}")] = "auto",
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH; default: as is")] = None,
     seed: Annotated[int, typer.Option(help="draws of backgrounds follow from it")] = 0,
     frames: Annotated[int | None, typer.Option(help="frames of a clip of a layered film")] = None,

@@ -1,198 +1,108 @@
-"""The importers of layered sets: which layouts there are, how each is recognised and listed.
+"""Importers of layered sets: what one is, and the table of those that are built in.
 
-All of them answer one protocol. Most sets follow the naming conventions of
-``pipelines.inputs.layouts``; naming their layout adds a check that nothing is missing.
+An importer lists what a folder holds and reads its stills, in a file of its own; to add one takes
+that file and a line of ``IMPORTERS``. Most sets follow the naming conventions of
+``pipelines.inputs.layouts``, whose importers are in ``pipelines.inputs.grouped``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Protocol, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerflow.plugins import Plugins
-from pipelines.inputs import mulan, tables
-from pipelines.inputs.layouts import Film, Group, files_below, group_files, split_films
-from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES
-from pipelines.inputs.metadata import index_of, layered_images
-from pipelines.inputs.twins import Twins
-from pipelines.readers.photoshop import SUFFIXES as DOCUMENT_SUFFIXES
+from pipelines.inputs.layouts import Group
+from pipelines.readers.layered_stills import StillLayers, read_layers
+
+if TYPE_CHECKING:
+    from pipelines.inputs.tables import TablePart
 
 IMPORTERS: dict[str, str] = {
-    "layerflow-images": "pipelines.inputs.importers:LAYERFLOW_IMAGES",
-    "mulan": "pipelines.inputs.importers:MULAN",
-    "dataset": "pipelines.inputs.importers:DATASET",
-    "rgba": "pipelines.inputs.importers:RGBA",
-    "pairs": "pipelines.inputs.importers:PAIRS",
-    "matting": "pipelines.inputs.importers:MATTING",
-    "triplets": "pipelines.inputs.importers:TRIPLETS",
-    "davis": "pipelines.inputs.importers:DAVIS",
-    "layerflow": "pipelines.inputs.importers:LAYERFLOW",
-    "vidlayer": "pipelines.inputs.importers:VIDLAYER",
-    "psd": "pipelines.inputs.importers:PSD",
-    "stills": "pipelines.inputs.importers:STILLS",
-    "films": "pipelines.inputs.importers:FILMS",
+    "auto": "pipelines.inputs.grouped:ANY",
+    "layerflow-images": "pipelines.inputs.index_files:LAYERED_IMAGES",
+    "mulan": "pipelines.inputs.mulan:MULAN",
+    "dataset": "pipelines.inputs.tables:DATASET",
+    "rgba": "pipelines.inputs.grouped:RGBA",
+    "pairs": "pipelines.inputs.grouped:PAIRS",
+    "matting": "pipelines.inputs.grouped:MATTING",
+    "triplets": "pipelines.inputs.grouped:TRIPLETS",
+    "davis": "pipelines.inputs.grouped:DAVIS",
+    "layerflow": "pipelines.inputs.grouped:LAYERFLOW",
+    "vidlayer": "pipelines.inputs.grouped:VIDLAYER",
+    "psd": "pipelines.inputs.grouped:PSD",
+    "stills": "pipelines.inputs.grouped:STILLS",
+    "films": "pipelines.inputs.grouped:VIDEOS",
 }
 """``--layout`` -> ``module:object``, in the order in which ``auto`` asks them."""
 LAYOUTS = Plugins(
-    "layerflow.importers", "layout", IMPORTERS, ("name", "recognises", "list", "lacks")
+    "layerflow.importers", "layout", IMPORTERS, ("name", "recognises", "list", "read")
 )
 """``Importer`` objects: ours, and those of installed packages. ``auto`` asks ours only, so that
 what is installed does not change what a folder is taken for."""
 
-Roles = frozenset[str]
-
 
 @dataclass
 class Listing:
-    """What a folder holds: stills, films, files of tables, prompts by uri."""
+    """What a folder holds: stills, videos, files of tables, prompts by uri.
+
+    The layers of a video are files by the roles of ``layouts.ROLE_WORDS``; those of a still are
+    what its importer reads.
+    """
 
     stills: list[Group] = field(default_factory=list)
-    films: list[Film] = field(default_factory=list)
-    parts: list[tables.Part] = field(default_factory=list)
+    videos: list[Group] = field(default_factory=list)
+    tables: list[TablePart] = field(default_factory=list)
     prompts: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
+    def __iadd__(self, other: Listing) -> Listing:
+        self.stills += other.stills
+        self.videos += other.videos
+        self.tables += other.tables
+        self.prompts |= other.prompts
+        return self
 
-class Importer(Protocol):
-    """One layout. ``lacks`` says what a still or film with some roles misses, or None."""
 
-    @property
-    def name(self) -> str: ...
+class Importer:
+    """One layout; what it has of its own beside ``list`` it overrides."""
+
+    name: str
 
     def recognises(self, root: Path) -> bool:
         """Whether a folder is certainly of this layout (``--layout auto``)."""
+        return False
 
     def list(self, root: Path) -> Listing:
-        """Everything in a folder, sorted. Raises ValueError when its index is broken."""
+        """Everything in a folder, sorted; ``problem`` says what an entry misses.
 
-    def lacks(self, roles: Iterable[str]) -> str | None: ...
+        Raises ValueError when its index is broken.
+        """
+        raise NotImplementedError
 
-
-@dataclass(frozen=True)
-class Grouped:
-    """Files that belong together by their names. needs: sets of roles of which one must be there;
-    films, stills: what is taken."""
-
-    name: str
-    needs: tuple[Roles, ...] = ()
-    films: bool = True
-    stills: bool = True
-    suffixes: frozenset[str] = STILL_SUFFIXES | VIDEO_SUFFIXES | DOCUMENT_SUFFIXES
-
-    def recognises(self, root: Path) -> bool:
-        return False  # ``auto`` reads all of these alike
-
-    def list(self, root: Path) -> Listing:
-        groups = group_files(root, self.suffixes, Twins(asked=self.name == "pairs"))
-        films, stills = split_films(groups) if self.films else ([], groups)
-        return Listing(stills if self.stills else [], films, prompts=dict(index_of(root)))
-
-    def lacks(self, roles: Iterable[str]) -> str | None:
-        found = set(roles)
-        if not self.needs or any(need <= found for need in self.needs):
-            return None
-        wanted = " or ".join(" + ".join(sorted(need)) for need in self.needs)
-        return f"layout {self.name} needs {wanted}; here is {' + '.join(sorted(found))}"
+    def read(self, files: Mapping[str, Path]) -> StillLayers:
+        """The layers of a listed still, by its files. Raises MediaError or ValueError."""
+        return read_layers(files)
 
 
-@dataclass(frozen=True)
-class LayeredImages:
-    """LayerFlow's layered images: a ``meta.json`` that names the files."""
-
-    name: str = "layerflow-images"
-
-    def recognises(self, root: Path) -> bool:
-        return layered_images(root) is not None
-
-    def list(self, root: Path) -> Listing:
-        listed = layered_images(root)
-        if listed is None:
-            raise ValueError(f"{root.name}: no meta.json with images_fg in it")
-        return Listing(stills=listed[0], prompts=dict(listed[1]))
-
-    def lacks(self, roles: Iterable[str]) -> str | None:
-        return None
-
-
-@dataclass(frozen=True)
-class Mulan:
-    """MuLAn's annotations, each with its base image of the same name below the same folder."""
-
-    name: str = "mulan"
-
-    def recognises(self, root: Path) -> bool:
-        return any(self._annotations(root))
-
-    def _annotations(self, root: Path) -> Iterator[tuple[Path, PurePosixPath]]:
-        for path, relative in files_below(root, {".zl"}):
-            if path.name.lower().endswith(mulan.SUFFIX):
-                yield path, relative
-
-    def list(self, root: Path) -> Listing:
-        bases: dict[str, Path] = {}
-        for path, _ in files_below(root, STILL_SUFFIXES):
-            bases.setdefault(path.stem, path)
-        stills = []
-        for path, relative in self._annotations(root):
-            stem = path.name[: -len(mulan.SUFFIX)]
-            base = bases.get(stem)
-            files = [("annotation", path), *([("blended", base)] if base is not None else [])]
-            stills.append(Group(relative.as_posix(), stem, tuple(files)))
-        return Listing(stills=stills)
-
-    def lacks(self, roles: Iterable[str]) -> str | None:
-        if "blended" in set(roles):
-            return None
-        return "its base image is missing: put the picture of the same name below the same folder"
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Parquet or Arrow tables, as on the Hub, by a column mapping."""
-
-    name: str = "dataset"
-
-    def recognises(self, root: Path) -> bool:
-        if next(files_below(root, tables.SUFFIXES), None) is None:
-            return False
-        return next(files_below(root, STILL_SUFFIXES | VIDEO_SUFFIXES), None) is None
-
-    def list(self, root: Path) -> Listing:
-        return Listing(parts=tables.list_parts(str(root)))
-
-    def lacks(self, roles: Iterable[str]) -> str | None:
-        return None
-
-
-def _needs(*choices: Sequence[str]) -> tuple[Roles, ...]:
-    return tuple(frozenset(choice) for choice in choices)
-
-
-_ALL = ("foreground", "alpha", "background", "blended")
-LAYERFLOW_IMAGES, MULAN, DATASET = LayeredImages(), Mulan(), Dataset()
-RGBA = Grouped("rgba", _needs(["file"], ["foreground"]), films=False, suffixes=STILL_SUFFIXES)
-PAIRS = Grouped("pairs", _needs(["blended", "alpha"], ["foreground", "alpha"]), films=False)
-MATTING = Grouped("matting", _needs(["foreground", "alpha"]))
-TRIPLETS = Grouped("triplets", _needs(["blended", "alpha", "background"]))
-DAVIS = Grouped("davis", _needs(["blended", "alpha"]), stills=False)
-LAYERFLOW = Grouped("layerflow", _needs(["blended", "background", "alpha"], _ALL), stills=False)
-VIDLAYER = Grouped("vidlayer", _needs(["blended", "background", "alpha"]), stills=False)
-PSD = Grouped("psd", suffixes=DOCUMENT_SUFFIXES, films=False)
-STILLS = Grouped("stills", films=False, suffixes=STILL_SUFFIXES)
-FILMS = Grouped("films", stills=False, suffixes=STILL_SUFFIXES | VIDEO_SUFFIXES)
-AUTO = Grouped("auto")
+def load_importer(layout: str) -> Importer:
+    """The importer of a name, of ``LAYOUTS``. ValueError for another name."""
+    importer: Importer = LAYOUTS.checked(layout, LAYOUTS.load(layout))
+    return importer
 
 
 def importer_of(layout: str, root: Path) -> Importer:
-    """The importer that ``--layout`` names; for ``auto`` the one that recognises the folder.
-
-    Raises ValueError for a name that nobody offers.
-    """
+    """The importer that ``--layout`` names; for ``auto`` the one that recognises the folder."""
     if layout != "auto":
-        return cast(Importer, LAYOUTS.checked(layout, LAYOUTS.load(layout)))
-    for name in IMPORTERS:
-        importer = cast(Importer, LAYOUTS.load(name))
-        if importer.recognises(root):
-            return importer
-    return AUTO
+        return load_importer(layout)
+    found = (name for name in IMPORTERS if load_importer(name).recognises(root))
+    return load_importer(next(found, "auto"))
+
+
+def list_folder(layout: str, root: Path) -> Listing:
+    """What a folder holds by its layout; every still knows its importer."""
+    importer = importer_of(layout, root)
+    found = importer.list(root)
+    name = importer.name if layout == "auto" else layout
+    found.stills = [replace(still, importer=name) for still in found.stills]
+    return found

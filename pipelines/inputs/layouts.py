@@ -8,14 +8,14 @@ Four conventions cover nearly every set of cut-outs, matting data and layered st
 - a folder for each clip, files named by role: ``x/full_video.mp4`` + ``x/mask.mp4``;
 - one folder, no roles at all, ``x.jpg`` + ``x.png``: see ``pipelines.inputs.twins``.
 
-Numbered frames of one folder (``x/bl/0000.png`` ... + ``x/mask/0000.png`` ...) make a film.
+Numbered frames of one folder (``x/bl/0000.png`` ... + ``x/mask/0000.png`` ...) make a video.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from layerflow.locations import escape_name
@@ -37,20 +37,25 @@ ROLE_WORDS = {
 ROLE_OF = {word: role for role, words in ROLE_WORDS.items() for word in words}
 # At the end of a file name, words such as "full" or "image" are more often part of the name.
 _SUFFIX_WORDS = frozenset(ROLE_OF) - {"full", "rgb", "original", "merged", "img", "gt"}
-MIN_FILM = 4  # numbered files of one role that are frames of a film rather than stills
+MIN_FRAMES = 4  # numbered files of one role that are frames of a video rather than stills
 
 
 @dataclass(frozen=True)
 class Group:
-    """Files that belong together: role -> path.
+    """The files of a still or video: (role, path), of numbered frames one after the other.
 
     uri: the first file's place below the root. key: the place without role words and suffix,
     which the files share. Roles are those of ``ROLE_WORDS``, and ``file`` for one that is alone.
+    importer: of ``pipelines.inputs.importers``, which reads a still. problem: why it is not to be
+    used.
     """
 
     uri: str
     key: str
     files: tuple[tuple[str, Path], ...]
+    moving: bool = False
+    importer: str = "auto"
+    problem: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +63,16 @@ class Group:
 
     @property
     def roles(self) -> dict[str, Path]:
-        return dict(self.files)
+        """role -> its file, or its first frame."""
+        return dict(reversed(self.files))
+
+    @property
+    def layers(self) -> dict[str, list[Path]]:
+        """role -> its file, or the frames in order."""
+        found: dict[str, list[Path]] = {}
+        for role, path in self.files:
+            found.setdefault(role, []).append(path)
+        return found
 
 
 def files_below(
@@ -203,59 +217,33 @@ def _group(key: str, slot: Mapping[str, tuple[Path, PurePosixPath]]) -> Group | 
     return Group(first.as_posix(), key, tuple(sorted(files.items())))
 
 
-Layers = tuple[tuple[str, tuple[Path, ...]], ...]
-
-
-@dataclass(frozen=True)
-class Film:
-    """Layers that move: role -> a video file, or the frames in order."""
-
-    uri: str
-    key: str
-    layers: Layers
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.key).name
-
-    @property
-    def roles(self) -> dict[str, tuple[Path, ...]]:
-        return dict(self.layers)
-
-    @property
-    def files(self) -> tuple[tuple[str, Path], ...]:
-        """(role, file or frame), in order."""
-        return tuple((role, path) for role, paths in self.layers for path in paths)
-
-
-def split_films(
+def split_videos(
     groups: Iterable[Group],
     size_of: Callable[[Path], object] = still_size,
     alike: Alike = look_alike,
-) -> tuple[list[Film], list[Group]]:
-    """Films (videos, numbered frames of a folder) and what remains: single pictures.
+) -> tuple[list[Group], list[Group]]:
+    """Videos (files, numbered frames of a folder) and what remains: single pictures.
 
     size_of: of a still, to see whether numbered ones are all alike. alike: whether neighbours of
     files in order show the same thing, asked where the names or the numbers leave a doubt.
     """
-    films, stills = [], []
+    videos, stills = [], []
     numbered: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
     for group in groups:
         roles = tuple(role for role, _ in group.files)
         folder = PurePosixPath(group.key).parent.as_posix()
         if any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in group.files):
-            single: Layers = tuple((role, (path,)) for role, path in group.files)
-            films.append(Film(group.uri, group.key, single))
+            videos.append(replace(group, moving=True))
         elif folder != "." and roles != ("background",):
             numbered.setdefault((folder, roles), []).append(group)
         else:
             stills.append(group)
     for (folder, roles), pictures in numbered.items():
         found = _frames(folder, pictures, roles, size_of, alike)
-        films += found
-        taken = {path for film in found for _, paths in film.layers for path in paths}
+        videos += found
+        taken = {path for video in found for _, path in video.files}
         stills += [group for group in pictures if group.files[0][1] not in taken]
-    return sorted(films, key=lambda film: film.uri), sorted(stills, key=lambda group: group.uri)
+    return sorted(videos, key=lambda video: video.uri), sorted(stills, key=lambda group: group.uri)
 
 
 def _frames(
@@ -264,10 +252,10 @@ def _frames(
     roles: tuple[str, ...],
     size_of: Callable[[Path], object],
     alike: Alike,
-) -> list[Film]:
-    """The films among the pictures of one folder: frames whose numbers rise evenly.
+) -> list[Group]:
+    """The videos among the pictures of one folder: frames whose numbers rise evenly.
 
-    A gap in the numbers ends a film. A lone film has the name of its folder.
+    A gap in the numbers ends a video. A lone video has the name of its folder.
     """
     found: list[tuple[str, list[Group], bool]] = []
     for names in sequences([group.name for group in pictures]):
@@ -275,29 +263,27 @@ def _frames(
         runs = even_runs(names.numbers)
         for run in runs:
             sure = len(runs) == 1 and all(frame.name.isdecimal() for frame in frames)
-            if _is_film(frames[run], roles, size_of):
+            if _is_video(frames[run], roles, size_of):
                 paths = [frame.files[0][1] for frame in frames[run]]
                 if sure or len(roles) > 1 or alike(paths):
                     found.append((names.label, frames[run], len(runs) > 1))
-    films = []
+    videos = []
     for label, frames, gaps in found:
-        key = (
-            folder
-            if len({name for name, _, _ in found}) == 1 or not label
-            else (f"{folder}/{label}")
-        )
-        layers: Layers = tuple((r, tuple(frame.roles[r] for frame in frames)) for r in roles)
+        alone = len({name for name, _, _ in found}) == 1 or not label
+        key = folder if alone else f"{folder}/{label}"
+        files = tuple((role, frame.roles[role]) for role in roles for frame in frames)
         uri = PurePosixPath(frames[0].uri)
         own = uri.parent if key == folder else uri.parent / label
-        films.append(Film((own / uri.stem if gaps else own).as_posix(), key, layers))
-    return films
+        own = own / uri.stem if gaps else own
+        videos.append(Group(own.as_posix(), key, files, moving=True))
+    return videos
 
 
-def _is_film(
+def _is_video(
     frames: list[Group], roles: tuple[str, ...], size_of: Callable[[Path], object]
 ) -> bool:
     """All of one size; a lone role may be cut-outs and needs twice as many."""
-    if len(frames) < (MIN_FILM if len(roles) > 1 else 2 * MIN_FILM):
+    if len(frames) < (MIN_FRAMES if len(roles) > 1 else 2 * MIN_FRAMES):
         return False
     probes = (frames[0], frames[len(frames) // 2], frames[-1])
     return len({size_of(frame.files[0][1]) for frame in probes}) == 1

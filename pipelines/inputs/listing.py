@@ -43,7 +43,7 @@ MATTE_MARKS = frozenset({".mask", ".alpha"})
 
 
 @dataclass(frozen=True)
-class Source:
+class InputVideo:
     """One input file.
 
     location: a local path or a URL that fsspec opens. uri: the name under which the corpus records
@@ -147,7 +147,9 @@ def _is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def list_sources(inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES) -> list[Source]:
+def list_sources(
+    inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES
+) -> list[InputVideo]:
     """Input files in sorted order, each once.
 
     An input is a file, a folder (everything below it), a glob pattern, a URL that fsspec knows
@@ -161,7 +163,7 @@ def list_sources(inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES
     not, or when nothing is found.
     """
     allowed = frozenset(suffixes)
-    found: dict[str, Source] = {}
+    found: dict[str, InputVideo] = {}
     for item in inputs:
         left = LeftOut()
         for source in _listed(item, allowed, left):
@@ -175,7 +177,7 @@ def list_sources(inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES
     return sorted(found.values(), key=lambda source: (source.uri, source.location))
 
 
-def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
+def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
     if "://" in item:
         return _remote(item, suffixes, left)
     root = Path(item)
@@ -183,7 +185,7 @@ def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Sour
         inner = Path(root.stem).suffix.lower() if root.suffix.lower() in COMPRESSED else root.suffix
         if inner.lower() in TABLE_SUFFIXES:
             return _tabled(root)
-        return [Source(str(root), escape_name(root.name), root=str(root.parent))]
+        return [InputVideo(str(root), escape_name(root.name), root=str(root.parent))]
     if root.is_dir():
         return _below(root, suffixes, left)
     if glob.has_magic(item):
@@ -191,13 +193,13 @@ def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Sour
     raise ValueError(f"{item}: no such file or folder")
 
 
-def _below(root: Path, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
+def _below(root: Path, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
     for path, relative in walk(root, left):
         if _wanted(path, suffixes, left):
-            yield Source(str(path), escape_name(str(relative)), root=str(root))
+            yield InputVideo(str(path), escape_name(str(relative)), root=str(root))
 
 
-def _matched(pattern: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
+def _matched(pattern: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
     """The files of a pattern; its root is the folder before the first part with a wildcard."""
     parts = Path(pattern).parts
     fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
@@ -205,7 +207,7 @@ def _matched(pattern: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
         if path.is_file() and _wanted(path, suffixes, left):
             if is_inside(path, root):
-                yield Source(str(path), escape_name(path.name), root=str(root))
+                yield InputVideo(str(path), escape_name(path.name), root=str(root))
             else:
                 left.links.append(escape_name(path.name))
 
@@ -219,7 +221,7 @@ def _wanted(path: Path, suffixes: frozenset[str], left: LeftOut) -> bool:
 
 
 def matte_beside(path: Path, root: Path | None = None) -> Path | None:
-    """The film of a local video's matte: ``clip.mask.mkv`` or ``clip.alpha.mp4`` beside it.
+    """The file of a local video's matte: ``clip.mask.mkv`` or ``clip.alpha.mp4`` beside it.
 
     Raises ValueError for a link that leads out of ``root`` (by default its own folder).
     """
@@ -257,14 +259,20 @@ def is_local_url(location: str) -> bool:
     return location.rpartition("://")[0].rpartition("::")[2].lower() in LOCAL_SCHEMES
 
 
-def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Source]:
+def find_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
+    """The file system of a URL that fsspec opens, the root there, and all files below it: name ->
+    details. Raises ValueError when it cannot be listed."""
     from fsspec.core import url_to_fs
 
     try:
         system, root = url_to_fs(url)
-        names = system.find(root)
+        return system, root, system.find(root, detail=True)
     except Exception as error:
         raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
+
+
+def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+    system, root, names = find_remote(url)
     if not names:
         raise ValueError(f"{clean_uri(url)}: no such file or folder")
     known = {n for n in names if not is_local_url(url) or is_inside(Path(n), Path(root))}
@@ -277,12 +285,12 @@ def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Sourc
         elif name == root or suffix_of(location).lower() in suffixes:
             sidecars = (f"{folder}{other}" for other in sidecar_names(PurePosixPath(name).name))
             beside = tuple(system.unstrip_protocol(n) for n in sidecars if n in known)
-            yield Source(location, uri_of(location, top), beside=beside)
+            yield InputVideo(location, uri_of(location, top), beside=beside)
         else:
             left.count(Path(f"remote{suffix_of(location)}"))
 
 
-def _tabled(table: Path) -> Iterable[Source]:
+def _tabled(table: Path) -> Iterable[InputVideo]:
     for number, row in enumerate(read_rows(table, is_known_column).rows, 1):
         video = video_of(row, f"{table}: row {number}")
         try:
@@ -295,7 +303,7 @@ def _tabled(table: Path) -> Iterable[Source]:
             said, problem = {}, f"{table.name} row {number}: {error}"
         remote = "://" in location
         uri = clean_uri(location) if remote else below(Path(location), table.parent)
-        yield Source(location, uri, said, "" if remote else str(table.parent), problem)
+        yield InputVideo(location, uri, said, "" if remote else str(table.parent), problem)
 
 
 @contextmanager

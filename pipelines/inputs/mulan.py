@@ -8,9 +8,8 @@ listed back to front. The structure is that of the set's card (mulan-dataset/v1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,34 +18,64 @@ from numpy.typing import NDArray
 from layerflow.clip import U8
 from layerflow.media.cells import MAX_STILL_PIXELS, MediaError
 from layerflow.media.isolate import isolated
+from pipelines.inputs.importers import Importer, Listing
+from pipelines.inputs.layouts import Group, files_below
+from pipelines.inputs.listing import STILL_SUFFIXES
 from pipelines.inputs.safepickle import read_pickle
-from pipelines.readers.stills import read_still
+from pipelines.readers.layered_stills import StillLayers
+from pipelines.readers.stills import check_alpha, read_still
 
 SUFFIX = ".p.zl"
 MAX_INSTANCES = 64
+NO_BASE = "its base image is missing: put the picture of the same name below the same folder"
 
 
-@dataclass(frozen=True)
-class Decomposed:
-    """background uint8 ``[H, W, 3]``; instances straight uint8 ``[H, W, 4]``, back to front, each
-    with its caption; prompts by layer."""
+class Mulan(Importer):
+    """MuLAn's annotations, each with its base image of the same name below the same folder."""
 
-    background: U8
-    instances: tuple[U8, ...]
-    captions: tuple[str, ...]
-    prompts: dict[str, str]
+    name = "mulan"
+
+    def recognises(self, root: Path) -> bool:
+        return any(self._annotations(root))
+
+    def _annotations(self, root: Path) -> Iterator[tuple[Path, PurePosixPath]]:
+        for path, relative in files_below(root, {".zl"}):
+            if path.name.lower().endswith(SUFFIX):
+                yield path, relative
+
+    def list(self, root: Path) -> Listing:
+        bases: dict[str, Path] = {}
+        for path, _ in files_below(root, STILL_SUFFIXES):
+            bases.setdefault(path.stem, path)
+        stills = []
+        for path, relative in self._annotations(root):
+            stem = path.name[: -len(SUFFIX)]
+            base = [("blended", bases[stem])] if stem in bases else []
+            files = (("annotation", path), *base)
+            problem = None if base else NO_BASE
+            stills.append(Group(relative.as_posix(), stem, files, problem=problem))
+        return Listing(stills=stills)
+
+    def read(self, files: Mapping[str, Path]) -> StillLayers:
+        """One annotated still. Raises MediaError for what is damaged, unsafe or does not fit."""
+        background, instances, captions, prompts = _decomposed(
+            files["annotation"], files["blended"]
+        )
+        rgba = instances[0] if len(instances) == 1 else merged(instances)
+        check_alpha(rgba[..., 3])
+        objects = tuple(zip(captions, instances, strict=True))
+        return StillLayers(rgba, background, "inpainted", objects, prompts)
 
 
-def read_decomposed(annotation: Path, base: Path) -> Decomposed:
-    """One annotated still. Raises MediaError for what is damaged, unsafe or does not fit."""
-    return Decomposed(*_decomposed(annotation, base))
+MULAN = Mulan()
 
 
 @isolated
 def _decomposed(
     annotation: Path, base: Path
 ) -> tuple[U8, tuple[U8, ...], tuple[str, ...], dict[str, str]]:
-    """What a ``Decomposed`` holds."""
+    """Background uint8 ``[H, W, 3]``; instances straight uint8 ``[H, W, 4]``, back to front;
+    their captions; prompts by layer."""
     try:
         content = read_pickle(annotation, ("background", "instances"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What is said of a film or still: prompts and rights, from tables, sidecars and other tools' JSON.
+"""What is said of a video or still: prompts and rights of tables, sidecars, other tools' JSON.
 
 Something said is a mapping of some of ``foreground``, ``background``, ``blended`` (prompts) and
 ``licence``, ``attribution``. Keys of other tools are known; whatever else a JSON file holds is no

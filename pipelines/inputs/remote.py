@@ -5,26 +5,27 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from layerflow.locations import clean_uri, is_inside, suffix_of, without_secrets
+from layerflow.locations import clean_uri, is_inside, suffix_of
 from layerflow.media.cells import MediaError
 from layerflow.media.video import Limits
 from pipelines.inputs.listing import (
     STILL_SUFFIXES,
     VIDEO_SUFFIXES,
+    find_remote,
     is_local_url,
     local_copy,
 )
 from pipelines.inputs.prompts import MAX_SIDECAR_BYTES, Said, sidecar, sidecar_names
-from pipelines.inputs.twins import Look, look_at
-from pipelines.readers.stills import still_size
 
 if TYPE_CHECKING:
-    from pipelines.inputs.sources import Source
+    from pipelines.inputs.sources import PasteSource
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,17 @@ class Bucket:
         beside = (path.with_name(name) for path in paths for name in sidecar_names(path.name))
         return tuple(dict.fromkeys(self.url(path) for path in beside if path in self.sizes))
 
-    def still_size(self, path: Path) -> tuple[int, int] | None:
-        """Width and height of a still, which is fetched for it; None for what cannot be read."""
-        try:
-            with local_copy(self.url(path), Limits().max_bytes) as copy:
-                return still_size(copy)
-        except ValueError:
-            return None
+    def reading(self, read: Callable[[Path], T | None]) -> Callable[[Path], T | None]:
+        """Reads a still, which is fetched for it; gives None for what cannot be read."""
 
-    def look(self, path: Path) -> Look | None:
-        """What a still looks like, which is fetched for it; None for what cannot be read."""
-        try:
-            with local_copy(self.url(path), Limits().max_bytes) as copy:
-                return look_at(copy)
-        except ValueError:
-            return None
+        def fetched(path: Path) -> T | None:
+            try:
+                with local_copy(self.url(path), Limits().max_bytes) as copy:
+                    return read(copy)
+            except ValueError:
+                return None
+
+        return fetched
 
 
 def list_bucket(url: str) -> Bucket:
@@ -74,18 +71,10 @@ def list_bucket(url: str) -> Bucket:
 
     Raises ValueError when it cannot be listed, or is empty.
     """
-    from fsspec.core import url_to_fs
-
-    try:
-        system, root = url_to_fs(url)
-        found = system.find(root, detail=True)
-    except Exception as error:
-        raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
+    system, root, found = find_remote(url)
     if root in found:  # a file, which has neighbours that are nobody's business
-        name = PurePosixPath(root)
-        return Bucket(
-            system.unstrip_protocol(str(name.parent)), {Path(name.name): _size(found[root])}
-        )
+        folder, _, name = root.rpartition("/")
+        return Bucket(system.unstrip_protocol(folder), {Path(name): _size(found[root])})
     sizes = {}
     local = is_local_url(system.unstrip_protocol(root))
     for name, info in found.items():
@@ -112,9 +101,9 @@ class Fetcher:
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._held: dict[str, Source | str] = {}
+        self._held: dict[str, PasteSource | str] = {}
 
-    def local(self, source: Source) -> Source:
+    def local(self, source: PasteSource) -> PasteSource:
         """The source with local files. MediaError, then and later, when one cannot be fetched."""
         if not any("://" in path for _, path in source.files):
             return source
@@ -128,7 +117,7 @@ class Fetcher:
             raise MediaError(held)
         return held
 
-    def _fetched(self, source: Source) -> Source:
+    def _fetched(self, source: PasteSource) -> PasteSource:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="layerflow-")
         name = hashlib.sha256(source.stamp.encode()).hexdigest()[:16]

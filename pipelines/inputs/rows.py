@@ -265,7 +265,7 @@ def _check_count(rows: list[dict[str, Any]]) -> None:
 
 
 def video_of(row: Mapping[str, Any], place: str) -> str:
-    """The film that a row names. Raises ValueError when it names none."""
+    """The video that a row names. Raises ValueError when it names none."""
     video = next((row[name] for name in VIDEO_COLUMNS if row.get(name) is not None), None)
     if not isinstance(video, str) or not video.strip():
         raise ValueError(f"{place} has no video column: {' or '.join(VIDEO_COLUMNS)}")

@@ -7,8 +7,8 @@ Listing opens no media. A source that turns out to be unusable raises MediaError
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,26 +19,21 @@ from layerflow.clip import U8
 from layerflow.corpus.table import Corpus
 from layerflow.locations import clean_uri, escape_name, root_of, without_secrets
 from pipelines.gates import judge
-from pipelines.inputs.layouts import (
-    Film,
-    Group,
-    group_files,
-    group_listed,
-    split_films,
-    words_of,
-)
+from pipelines.inputs.index_files import index_of
+from pipelines.inputs.layouts import Group, group_files, group_listed, split_videos, words_of
 from pipelines.inputs.listing import uri_of
-from pipelines.inputs.metadata import index_of, said_of
+from pipelines.inputs.metadata import said_of
 from pipelines.inputs.prompts import RIGHTS, Table, entry_for, sidecar
 from pipelines.inputs.remote import list_bucket
-from pipelines.inputs.twins import Twins
+from pipelines.inputs.twins import Twins, traits_of
+from pipelines.readers.stills import still_size
 
 F64 = NDArray[np.float64]
 _ROW_COLUMNS = ("id", "kind", "num_frames", "origin", "quality")
 
 
 @dataclass(frozen=True)
-class Source:
+class PasteSource:
     """One foreground or background before it is loaded; plain values.
 
     kind: ``still``, ``video`` or ``row`` (of a corpus). files: role -> path or URL, for a row the
@@ -114,7 +109,7 @@ class Background:
     record: dict[str, Any]
 
 
-def list_foregrounds(inputs: Sequence[str], gate: str) -> list[Source]:
+def list_foregrounds(inputs: Sequence[str], gate: str) -> list[PasteSource]:
     """Sources with alpha in sorted order: corpus rows that pass ``gate``, groups of a folder.
 
     Raises ValueError when an input does not exist or nothing is found.
@@ -124,20 +119,22 @@ def list_foregrounds(inputs: Sequence[str], gate: str) -> list[Source]:
     return _checked(found, "foreground", inputs, hint)
 
 
-def list_backgrounds(inputs: Sequence[str]) -> list[Source]:
+def list_backgrounds(inputs: Sequence[str]) -> list[PasteSource]:
     """Sources without alpha, in sorted order: corpus rows (their clean background) and files."""
     found = [source for item in inputs for source in _listed(item, None)]
     return _checked(found, "background", inputs)
 
 
-def _checked(found: list[Source], what: str, inputs: Sequence[str], hint: str = "") -> list[Source]:
+def _checked(
+    found: list[PasteSource], what: str, inputs: Sequence[str], hint: str = ""
+) -> list[PasteSource]:
     unique = {source.stamp: source for source in found}
     if not unique:
         raise ValueError(without_secrets(f"no {what} in {', '.join(inputs)}{hint}"))
     return sorted(unique.values(), key=lambda source: (source.uri, source.stamp))
 
 
-def _listed(item: str, gate: str | None) -> list[Source]:
+def _listed(item: str, gate: str | None) -> list[PasteSource]:
     root = Path(item)
     if "://" in item:
         return _of_bucket(item, gate)
@@ -150,12 +147,9 @@ def _listed(item: str, gate: str | None) -> list[Source]:
         groups = [Group(str(name), name.stem, (("file", root),))]
     else:
         raise ValueError(f"{without_secrets(item)}: no such corpus, folder or file")
-    films, stills = split_films(groups)
+    videos, stills = split_videos(groups)
     index = index_of(root) if root.is_dir() else {}
-    return [
-        *(_source("video", film, index) for film in films),
-        *(_source("still", still, index) for still in stills),
-    ]
+    return [_source(found, index=index) for found in (*videos, *stills)]
 
 
 def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
@@ -164,28 +158,17 @@ def _chosen(groups: list[Group], gate: str | None) -> list[Group]:
     return [group for group in groups if set(group.roles) != {"background"}]
 
 
-def _of_bucket(url: str, gate: str | None) -> list[Source]:
+def _of_bucket(url: str, gate: str | None) -> list[PasteSource]:
     bucket = list_bucket(url)
-    films, stills = split_films(
-        _chosen(group_listed(bucket.listed, Twins(bucket.look)), gate),
-        bucket.still_size,
-        lambda _: True,
-    )
+    groups = _chosen(group_listed(bucket.listed, Twins(bucket.reading(traits_of))), gate)
+    videos, stills = split_videos(groups, bucket.reading(still_size), lambda _: True)
     sources = []
-    everything: list[Film | Group] = [*films, *stills]
-    for found in everything:
-        files = found.files
-        stamp = "+".join(str(bucket.sizes[path]) for _, path in files)
-        sources.append(
-            Source(
-                "video" if isinstance(found, Film) else "still",
-                uri_of(bucket.url(found.uri), bucket.root),
-                found.name,
-                tuple((role, bucket.url(path)) for role, path in files),
-                f"{bucket.url(found.uri)}:{stamp}",
-                beside=bucket.captions([path for _, path in files]),
-            )
+    for found in (*videos, *stills):
+        source = _source(
+            replace(found, uri=bucket.url(found.uri)), bucket.url, lambda path: bucket.sizes[path]
         )
+        beside = bucket.captions([path for _, path in found.files])
+        sources.append(replace(source, uri=uri_of(source.uri, bucket.root), beside=beside))
     return sources
 
 
@@ -198,25 +181,35 @@ def _background_files(group: Group) -> list[Group]:
     return [Group(group.uri, group.key, (("file", chosen),))] if chosen else []
 
 
-def _source(kind: str, found: Group | Film, index: Table) -> Source:
-    absolute = tuple((role, os.path.abspath(path)) for role, path in found.files)
-    sizes = "+".join(str(path.stat().st_size) for _, path in found.files)
-    told = tuple(sorted(entry_for(found.uri, index, found.name).items()))
-    return Source(kind, found.uri, found.name, absolute, f"{found.uri}:{sizes}", told=told)
+def _source(
+    found: Group,
+    location: Callable[[Path], str] = os.path.abspath,
+    size: Callable[[Path], int] = lambda path: path.stat().st_size,
+    index: Table | None = None,
+) -> PasteSource:
+    """location, size: of a file."""
+    return PasteSource(
+        "video" if found.moving else "still",
+        found.uri,
+        found.name,
+        tuple((role, location(path)) for role, path in found.files),
+        f"{found.uri}:{'+'.join(str(size(path)) for _, path in found.files)}",
+        told=tuple(sorted(entry_for(found.uri, index, found.name).items())),
+    )
 
 
-def _rows(root: Path, gate: str | None) -> list[Source]:
+def _rows(root: Path, gate: str | None) -> list[PasteSource]:
     corpus, sources = Corpus.open(root), []
     files = (("corpus", str(root.resolve())),)
     for index, row in enumerate(corpus.rows(_ROW_COLUMNS)):
         if gate is not None and row["kind"] == "mined" and judge(row["quality"] or {}, gate):
             continue
         uri = clean_uri(row["origin"]["uri"]) + f"#{row['id']}"
-        sources.append(Source("row", uri, row["id"], files, row["id"], index))
+        sources.append(PasteSource("row", uri, row["id"], files, row["id"], index))
     return sources
 
 
-def prompt_of(source: Source, layer: str) -> str:
+def prompt_of(source: PasteSource, layer: str) -> str:
     """A caption of a file source: from its sidecar, else from its name. ValueError if broken."""
     paths = [Path(path) for _, path in source.files]
     beside = (sidecar(path, root_of(path, source.uri)) for path in paths)
@@ -227,26 +220,8 @@ def prompt_of(source: Source, layer: str) -> str:
     return words_of(source.name) or ("an object" if layer == "foreground" else "a scene")
 
 
-def rights_of(source: Source) -> dict[str, str | None]:
+def rights_of(source: PasteSource) -> dict[str, str | None]:
     """Licence and attribution of a file source: all that states any. ValueError if broken."""
     paths = [Path(path) for _, path in source.files]
     said = said_of(source.uri, source.name, paths, dict(source.told))
     return {name: said.get(name) for name in RIGHTS}
-
-
-def record_of(
-    source: Source,
-    sha256: str,
-    *,
-    rights: Mapping[str, Any],
-    start: float = 0.0,
-    end: float = 0.0,
-) -> dict[str, Any]:
-    """What a row's ``origin`` needs to know of a source; rights: ``licence``, ``attribution``."""
-    return {
-        "uri": source.uri,
-        "sha256": sha256,
-        **{name: rights[name] for name in RIGHTS},
-        "start": start,
-        "end": end,
-    }

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS, PROMPTED
-from layerflow.locations import clean_uri, locate, without_secrets
+from layerflow.locations import clean_uri, locate, root_of, without_secrets
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
+from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.layouts import ROLE_OF, files_below
-from pipelines.inputs.listing import uri_of
-from pipelines.inputs.prompts import KEYS
+from pipelines.inputs.listing import STILL_SUFFIXES, VIDEO_SUFFIXES, find_remote, uri_of
+from pipelines.inputs.metadata import folders_say
+from pipelines.inputs.prompts import KEYS, Said, clean_text, merged, said_in
 from pipelines.inputs.rows import rights_columns
 
 SUFFIXES = frozenset({".parquet", ".arrow"})
@@ -30,7 +32,7 @@ MAX_CELL_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Part:
+class TablePart:
     """One file of a table: where, its name on record, its rows, its columns' names, and those of
     columns that state rights."""
 
@@ -45,43 +47,46 @@ class Part:
         return "://" in self.location
 
 
-def list_parts(item: str) -> list[Part]:
+class Dataset(Importer):
+    """Parquet or Arrow tables, as on the Hub, by a column mapping."""
+
+    name = "dataset"
+
+    def recognises(self, root: Path) -> bool:
+        if next(files_below(root, SUFFIXES), None) is None:
+            return False
+        return next(files_below(root, STILL_SUFFIXES | VIDEO_SUFFIXES), None) is None
+
+    def list(self, root: Path) -> Listing:
+        return Listing(tables=list_parts(str(root)))
+
+
+DATASET = Dataset()
+
+
+def list_parts(item: str) -> list[TablePart]:
     """The table files of a folder or URL, in order. Raises ValueError when one cannot be read."""
     found: list[tuple[str, str]] = []
     if "://" in item:
-        from fsspec.core import url_to_fs
-
-        try:
-            system, root = url_to_fs(item)
-            names = sorted(n for n in system.find(root) if n.endswith(".parquet"))
-        except Exception as error:
-            raise ValueError(without_secrets(f"{item}: cannot be listed: {error}")) from error
-        places = [system.unstrip_protocol(name) for name in names]
+        system, root, names = find_remote(item)
+        places = [system.unstrip_protocol(n) for n in sorted(names) if n.endswith(".parquet")]
         found = [(place, uri_of(place, system.unstrip_protocol(root))) for place in places]
     else:
         found = [(str(path), rel.as_posix()) for path, rel in files_below(Path(item), SUFFIXES)]
     parts = []
     for location, uri in found:
         try:
-            rows, columns, rights = _size(location)
+            count = _counted if "://" in location else isolated(_counted)
+            rows, columns, rights = count(location)
         except (OSError, pa.ArrowInvalid, ValueError) as error:
             text = f"{uri}: is no table that can be read: {error}"
             raise ValueError(without_secrets(text)) from error
-        parts.append(Part(location, uri, rows, tuple(columns), tuple(rights)))
+        parts.append(TablePart(location, uri, rows, columns, rights))
     return parts
 
 
-def _size(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    """Rows, columns, and those of the columns that state rights."""
-    return _counted(location) if "://" in location else _isolated_count(location)
-
-
-@isolated
-def _isolated_count(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    return _counted(location)
-
-
 def _counted(location: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Rows, columns, and those of the columns that state rights."""
     if location.endswith(".parquet"):
         with _open(location) as source:
             file = pq.ParquetFile(source)
@@ -142,7 +147,7 @@ def mapping_of(columns: tuple[str, ...], said: Mapping[str, str]) -> dict[str, s
 
 
 def read_cells(
-    part: Part, mapping: Mapping[str, str], start: int, stop: int
+    part: TablePart, mapping: Mapping[str, str], start: int, stop: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, layer or prompt -> cell) of rows ``start`` to ``stop``; columns of rights are
     there under their own names."""
@@ -164,7 +169,7 @@ def read_cells(
 
 
 @isolated
-def _check_range(part: Part, columns: list[str], start: int, stop: int) -> None:
+def _check_range(part: TablePart, columns: list[str], start: int, stop: int) -> None:
     """Raises MediaError when rows do not unpack within a child's memory, or Arrow finds offsets,
     lengths or texts in them that are wrong."""
     for _, batch in _batches(part, columns, start, stop):
@@ -174,7 +179,7 @@ def _check_range(part: Part, columns: list[str], start: int, stop: int) -> None:
 
 
 def _batches(
-    part: Part, columns: list[str], start: int, stop: int
+    part: TablePart, columns: list[str], start: int, stop: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Batches that overlap the range, each with the number of its first row."""
     first = 0
@@ -196,7 +201,7 @@ def _batches(
         first += batch.num_rows
 
 
-def picture_bytes(cell: Any, part: Part) -> bytes:
+def picture_bytes(cell: Any, part: TablePart) -> bytes:
     """The file that a cell holds or names. Raises MediaError."""
     name = cell
     if isinstance(cell, Mapping):
@@ -221,3 +226,29 @@ def picture_bytes(cell: Any, part: Part) -> bytes:
     if not path.is_file() or path.stat().st_size > MAX_CELL_BYTES:
         raise MediaError(f"{name[:80]!r} is no file, or over the limit")
     return path.read_bytes()
+
+
+def write_cells(
+    part: TablePart, cells: Mapping[str, Any], folder: Path
+) -> tuple[tuple[str, Path], ...]:
+    """The pictures of a row as files: (role, path). Raises MediaError."""
+    files = []
+    for role in LAYERS:
+        if cells.get(role) is not None:
+            path = folder / f"{role}.png"
+            path.write_bytes(picture_bytes(cells[role], part))
+            files.append((role, path))
+    return tuple(sorted(files))
+
+
+def said_by(part: TablePart, cells: Mapping[str, Any]) -> Said:
+    """Prompts and rights of a row, and rights that the folders of its table state.
+
+    Raises ValueError for rights that cannot be read.
+    """
+    texts = {k.removesuffix("_prompt"): v for k, v in cells.items() if k in TEXTS}
+    prompts = {k: clean_text(v) for k, v in texts.items() if isinstance(v, str)}
+    rest = {k: v for k, v in cells.items() if k not in (*LAYERS, *TEXTS)}
+    location = Path(part.location)
+    root = None if part.remote else root_of(location, part.uri)
+    return merged(prompts, said_in(rest), *folders_say([location], root))

@@ -28,7 +28,7 @@ SIDE = 256  # pixels, about
 
 
 @dataclass(frozen=True)
-class Look:
+class StillTraits:
     """What a still looks like. ends: the share of its pixels that are black or white."""
 
     grey: bool
@@ -44,18 +44,18 @@ class Look:
         return 1.0 if self.labels else max(self.ends, 0.01) if self.grey else 0.0
 
 
-def look_at(path: Path) -> Look | None:
+def traits_of(path: Path) -> StillTraits | None:
     """None for what cannot be read, and for animations."""
     try:
-        seen = _look(path)
+        seen = _measured(path)
     except MediaError:
         return None
-    return None if seen is None else Look(*seen)
+    return None if seen is None else StillTraits(*seen)
 
 
 @isolated
-def _look(path: Path) -> tuple[bool, float, bool, bool] | None:
-    """What a ``Look`` says."""
+def _measured(path: Path) -> tuple[bool, float, bool, bool] | None:
+    """What a ``StillTraits`` says."""
     try:
         with open_still(path) as image, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -77,15 +77,16 @@ def _look(path: Path) -> tuple[bool, float, bool, bool] | None:
     return grey, float(ends.mean()), bool(few and tinted.any()), cutout
 
 
-Looking = Callable[[Path], Look | None]
+ReadTraits = Callable[[Path], StillTraits | None]
 
 
 class Twins:
-    """Finds mattes among stills of one stem. look: at a file; asked: pairs were asked for, so that
-    a grey picture beside a coloured one is a matte even if it is soft all over."""
+    """Finds mattes among stills of one stem. read: gives the traits of a file; asked: pairs were
+    asked for, so that a grey picture beside a coloured one is a matte even if it is soft all over.
+    """
 
-    def __init__(self, look: Looking = look_at, *, asked: bool = False) -> None:
-        self._look, self._asked = look, asked
+    def __init__(self, read: ReadTraits = traits_of, *, asked: bool = False) -> None:
+        self._traits_of, self._asked = read, asked
         self._seen: dict[tuple[str, ...], list[str | None]] = {}
 
     def matte(self, paths: Sequence[Path]) -> Path | None:
@@ -102,19 +103,19 @@ class Twins:
         return found
 
     def _found(self, paths: Sequence[Path]) -> Path | None:
-        looks = {path: look for path in paths if (look := self._look(path)) is not None}
-        if len(looks) < 2:
+        traits = {path: found for path in paths if (found := self._traits_of(path)) is not None}
+        if len(traits) < 2:
             return None
-        ranked = sorted(_readable(looks), key=lambda path: looks[path].matte_like, reverse=True)
-        best = looks[ranked[0]]
-        others = [looks[path] for path in ranked[1:]]
-        least = 0.0 if self._asked and not all(look.grey for look in others) else MATTE
-        pictures = [look for look in others if not look.cutout]
+        ranked = sorted(_readable(traits), key=lambda path: traits[path].matte_like, reverse=True)
+        best = traits[ranked[0]]
+        others = [traits[path] for path in ranked[1:]]
+        least = 0.0 if self._asked and not all(other.grey for other in others) else MATTE
+        pictures = [other for other in others if not other.cutout]
         if best.matte_like <= least or not pictures:
             return None
         return ranked[0]
 
 
-def _readable(looks: Iterable[Path]) -> list[Path]:
+def _readable(paths: Iterable[Path]) -> list[Path]:
     """In an order in which lossless files come first: of two equals they are the matte."""
-    return sorted(looks, key=lambda path: (path.suffix.lower() in (".jpg", ".jpeg"), path))
+    return sorted(paths, key=lambda path: (path.suffix.lower() in (".jpg", ".jpeg"), path))

@@ -14,7 +14,7 @@ from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
 from pipelines.engine.jobs import Unit, unit_key
-from pipelines.inputs.listing import Source, tell
+from pipelines.inputs.listing import InputVideo, tell
 from pipelines.inputs.metadata import folders_say
 from pipelines.inputs.prompts import (
     Table,
@@ -61,7 +61,7 @@ class VideoSpan:
 
 
 def plan_units(
-    sources: Sequence[Source], options: MineOptions, table: Table | None = None
+    sources: Sequence[InputVideo], options: MineOptions, table: Table | None = None
 ) -> list[Unit]:
     """One unit per time span of each local video, one per remote video.
 
@@ -132,7 +132,7 @@ def _durations(paths: Sequence[Path], deadline: float) -> list[float | str]:
 
 
 def _with_what_is_said(
-    video: VideoSpan, source: Source, table: Table | None, options: MineOptions
+    video: VideoSpan, source: InputVideo, table: Table | None, options: MineOptions
 ) -> VideoSpan:
     """The video with its prompts, licence and attribution.
 

@@ -1,1 +1,1 @@
-"""``pack``: layered stills and films -> clips."""
+"""``pack``: layered stills and videos -> clips."""

@@ -130,8 +130,11 @@ def make_grain(
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the appearance match did: stored with the clip."""
+class AppearanceChange:
+    """What is done to a foreground to match its background: stored with the clip.
+
+    sigma: of the blur, pixels; grain: standard deviation of the noise, levels.
+    """
 
     curve: Curve | None
     strength: float
@@ -139,7 +142,7 @@ class Look:
     grain: float
 
 
-def background_look(background: U8) -> tuple[float, float]:
+def _noise_and_softness(background: U8) -> tuple[float, float]:
     """Noise of the middle frame and softness of the edges of three frames of ``[T, H, W, 3]``."""
     count = len(background)
     greys = {
@@ -151,7 +154,7 @@ def background_look(background: U8) -> tuple[float, float]:
     return noise, softness(list(greys.values()), [ones] * len(greys), noise) or 0.0
 
 
-def match_look(
+def appearance_change(
     rgba: U8,
     scale: float,
     background: U8,
@@ -160,7 +163,7 @@ def match_look(
     strength: float,
     blur: bool,
     grain: bool,
-) -> Look:
+) -> AppearanceChange:
     """What to do to a foreground (straight uint8 ``[h, w, 4]``, pasted at ``scale``).
 
     background: uint8 ``[T, H, W, 3]``; near: y0, y1, x0, x1 around the object at mid-clip.
@@ -180,7 +183,7 @@ def match_look(
         curve = match_curve(lab_statistics(shown, weight), around, strength)
     sigma = level = 0.0
     if blur or grain:
-        noise, soft = background_look(background)
+        noise, soft = _noise_and_softness(background)
         mean = (colour * weight[..., None]).sum((0, 1)) / max(float(weight.sum()), 1e-6)
         filled = colour * weight[..., None] + mean * (1 - weight[..., None])
         grey = cv2.cvtColor(filled.astype(np.float32), cv2.COLOR_RGB2GRAY)
@@ -189,4 +192,4 @@ def match_look(
         if grain:
             own = 0.0 if sigma > 0.5 else grain_level(grey, weight)
             level = float(np.sqrt(max(0.0, min(noise, MAX_GRAIN) ** 2 - own**2)))
-    return Look(curve, strength, sigma, level if level >= 0.5 else 0.0)
+    return AppearanceChange(curve, strength, sigma, level if level >= 0.5 else 0.0)

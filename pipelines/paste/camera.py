@@ -14,7 +14,6 @@ from pipelines.vision.registration import register
 F64 = NDArray[np.float64]
 TRACKING_WIDTH = 400  # pixels; larger frames are tracked at this width
 MAX_SLACK = 0.35  # a made-up camera crops at most this share beyond the clip's size
-STILL_SHIFT = 0.02  # pixels a frame below which a measured camera counts as still
 
 
 def measure_camera(frames: U8, size: tuple[int, int]) -> tuple[F64, float, float]:
@@ -39,7 +38,7 @@ def measure_camera(frames: U8, size: tuple[int, int]) -> tuple[F64, float, float
     return camera, found.static, found.residual * (fx + fy) / 2
 
 
-def film_still(
+def pan_over_still(
     still: U8, size: tuple[int, int], frames: int, speed: float, rng: np.random.Generator
 ) -> tuple[U8, F64]:
     """A camera that pans and zooms over a still uint8 ``[h, w, 3]``.
@@ -69,11 +68,11 @@ def film_still(
     matrices[:, 0, 0] = matrices[:, 1, 1] = scales
     matrices[:, :2, 2] = scales[:, None] / 2 - 0.5 - corners
     matrices[:, 2, 2] = 1
-    film = _filmed(still, matrices, size, still_camera=speed == 0)
-    return film, matrices @ np.linalg.inv(matrices[0])
+    video = _warped(still, matrices, size, still_camera=speed == 0)
+    return video, matrices @ np.linalg.inv(matrices[0])
 
 
-def _filmed(still: U8, matrices: F64, size: tuple[int, int], *, still_camera: bool) -> U8:
+def _warped(still: U8, matrices: F64, size: tuple[int, int], *, still_camera: bool) -> U8:
     """Warp once per frame from a still that is prefiltered to about twice the clip's scale."""
     height, width = size
     factor = min(1.0, 2.0 * float(matrices[:, 0, 0].max()))
@@ -86,9 +85,9 @@ def _filmed(still: U8, matrices: F64, size: tuple[int, int], *, still_camera: bo
     if sigma > 0.3:
         source = cv2.GaussianBlur(source, (0, 0), sigma)
     unfit = np.array([[1 / fx, 0, 0.5 / fx - 0.5], [0, 1 / fy, 0.5 / fy - 0.5], [0, 0, 1]])
-    film = np.empty((len(matrices), height, width, 3), np.uint8)
+    video = np.empty((len(matrices), height, width, 3), np.uint8)
     for t in range(1 if still_camera else len(matrices)):
-        film[t] = cv2.warpAffine(
+        video[t] = cv2.warpAffine(
             source,
             (matrices[t] @ unfit)[:2],
             (width, height),
@@ -96,5 +95,5 @@ def _filmed(still: U8, matrices: F64, size: tuple[int, int], *, still_camera: bo
             borderMode=cv2.BORDER_REPLICATE,
         )
     if still_camera:
-        film[1:] = film[0]
-    return film
+        video[1:] = video[0]
+    return video

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layerflow.clip import U8
 from layerflow.media.cells import MediaError
 from pipelines.inputs.sources import Foreground
-from pipelines.readers.films import Reel
-from pipelines.readers.footage import parts_of
+from pipelines.readers.frame_reader import parts_of
+from pipelines.readers.stills import alpha_kind
+from pipelines.readers.videos import LayeredVideoReader
 from pipelines.vision.composite import shrink_straight
 
+SIDES = ("top", "left", "bottom", "right")
 VISIBLE = 12  # alpha from which a pixel counts for the crop
 ENOUGH = 2.4  # times the clip's longer side: nothing is ever drawn larger than the clip
-LOOK = 480  # pixels, the longer side at which the object is found in a long film
+SEARCH_SIDE = 480  # pixels, the longer side at which the object is found in a long video
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where an object is in its picture, with room around it; it may reach over the border."""
+    """Where an object is in its picture, with room around it; it may reach over the border.
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    corners: top, left, bottom, right. cut: the sides at which the border cuts the object off.
+    """
+
+    corners: NDArray[np.int64]
     cut: frozenset[str]
+
+    def held(self, size: Sequence[int]) -> Box:
+        """The box, ending at the picture's border where that cuts the object off."""
+        border = np.array([0, 0, *size])
+        return Box(np.where([side in self.cut for side in SIDES], border, self.corners), self.cut)
 
 
 def cropped(rgba: U8, fps: float, longest: int, prompt: str, record: dict[str, Any]) -> Foreground:
@@ -45,76 +52,59 @@ def cropped(rgba: U8, fps: float, longest: int, prompt: str, record: dict[str, A
 
 
 def cropped_window(
-    reel: Reel, chosen: Sequence[int], fps: float, longest: int, prompt: str, record: dict[str, Any]
+    reader: LayeredVideoReader,
+    chosen: Sequence[int],
+    fps: float,
+    longest: int,
+    prompt: str,
+    record: dict[str, Any],
 ) -> Foreground | None:
-    """Frames of a long film by number as ``cropped`` gives them; None where nothing is visible.
+    """Frames of a long video by number as ``cropped`` gives them; None where nothing is visible.
 
     fps: of the chosen frames. The object is looked for in small mattes, and cut out part by part.
     """
-    shrink = min(1.0, LOOK / max(reel.size))
-    small = (max(2, round(reel.size[0] * shrink)), max(2, round(reel.size[1] * shrink)))
-    found = box_of(reel.mattes(chosen, small))
+    shrink = min(1.0, SEARCH_SIDE / max(reader.size))
+    small = (max(2, round(reader.size[0] * shrink)), max(2, round(reader.size[1] * shrink)))
+    found = box_of(reader.mattes(chosen, small))
     if found is None:
         return None
-    box = _enlarged(found, small, reel.size)
+    box = _enlarged(found, small, reader.size)
     crops, factor = [], 1.0
-    for part in parts_of(chosen, reel.size):
-        crop, factor = _reduced(_inside(reel.cutout(part), box), longest)
+    for part in parts_of(chosen, reader.size):
+        crop, factor = _reduced(_inside(reader.cutout(part), box), longest)
         crops.append(crop)
     rgba = np.concatenate(crops)
-    return _placed(rgba, box, reel.size, factor, fps, prompt, record, chosen)
+    return _placed(rgba, box, reader.size, factor, fps, prompt, record, chosen)
 
 
 def box_of(alpha: U8) -> Box | None:
     """Where the object is in uint8 ``[T, H, W]``; None where nothing of it is visible."""
-    height, width = alpha.shape[1:3]
     seen = alpha.max(axis=0) >= VISIBLE
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     if len(rows) < 2 or len(columns) < 2:
         return None
     # Room for blur all around, but not where the picture's border cuts the object off.
-    room = 2 + round(0.04 * max(rows[-1] - rows[0], columns[-1] - columns[0]))
-    box = Box(
-        int(rows[0]) - room,
-        int(rows[-1]) + 1 + room,
-        int(columns[0]) - room,
-        int(columns[-1]) + 1 + room,
-        cut_sides(alpha),
-    )
-    return _held(box, (height, width))
-
-
-def _held(box: Box, size: Sequence[int]) -> Box:
-    """The box, ending at the picture's border where that cuts the object off."""
-    return Box(
-        0 if "top" in box.cut else box.top,
-        size[0] if "bottom" in box.cut else box.bottom,
-        0 if "left" in box.cut else box.left,
-        size[1] if "right" in box.cut else box.right,
-        box.cut,
+    low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]])
+    room = 2 + round(0.04 * max(high - low))
+    return Box(np.array([*(low - room), *(high + 1 + room)]), cut_sides(alpha)).held(
+        alpha.shape[1:3]
     )
 
 
 def _enlarged(box: Box, small: Sequence[int], size: Sequence[int]) -> Box:
-    tall, wide = size[0] / small[0], size[1] / small[1]
-    grown = Box(
-        math.floor((box.top - 1) * tall),
-        math.ceil((box.bottom + 1) * tall),
-        math.floor((box.left - 1) * wide),
-        math.ceil((box.right + 1) * wide),
-        box.cut,
-    )
-    return _held(grown, size)
+    factor = np.array(size) / np.array(small)
+    low = np.floor((box.corners[:2] - 1) * factor)
+    high = np.ceil((box.corners[2:] + 1) * factor)
+    return Box(np.concatenate([low, high]).astype(np.int64), box.cut).held(size)
 
 
 def _inside(rgba: U8, box: Box) -> U8:
     """A crop that may reach over the border, where it is transparent."""
-    height, width = rgba.shape[1:3]
-    inner = rgba[
-        :, max(0, box.top) : min(height, box.bottom), max(0, box.left) : min(width, box.right)
-    ]
-    rows = max(0, -box.top), max(0, box.bottom - height)
-    columns = max(0, -box.left), max(0, box.right - width)
+    size = np.array(rgba.shape[1:3])
+    low, high = box.corners[:2], box.corners[2:]
+    (top, left), (bottom, right) = np.maximum(low, 0), np.minimum(high, size)
+    rows, columns = np.stack([np.maximum(-low, 0), np.maximum(high - size, 0)], axis=1)
+    inner = rgba[:, top:bottom, left:right]
     return np.ascontiguousarray(np.pad(inner, ((0, 0), rows, columns, (0, 0))))
 
 
@@ -139,13 +129,13 @@ def _placed(
     return Foreground(
         rgba=crop,
         frame=(size[0] * factor, size[1] * factor),
-        corner=(box.top * factor, box.left * factor),
+        corner=(float(box.corners[0]) * factor, float(box.corners[1]) * factor),
         scale=factor,
         cut=box.cut,
         fps=fps,
         prompt=prompt,
         record=record,
-        alpha_kind="binary" if np.isin(crop[..., 3], (0, 255)).all() else "soft",
+        alpha_kind=alpha_kind(crop[..., 3]),
         numbers=tuple(numbers),
     )
 

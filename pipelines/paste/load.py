@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from layerflow.corpus.table import Corpus, file_sha256
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
 from layerflow.seeds import choose_frames, frames_needed
+from pipelines.engine.steps import Refused
 from pipelines.inputs.listing import VIDEO_SUFFIXES
+from pipelines.inputs.prompts import RIGHTS
 from pipelines.inputs.remote import Fetcher
-from pipelines.inputs.sources import Background, Foreground, Source, prompt_of, record_of, rights_of
+from pipelines.inputs.sources import F64, Background, Foreground, PasteSource, prompt_of, rights_of
 from pipelines.mine.shots import cut_windows, find_shots
-from pipelines.paste.camera import film_still, measure_camera
+from pipelines.paste.camera import measure_camera, pan_over_still
 from pipelines.paste.crops import cropped, cropped_window
 from pipelines.readers.animations import SUFFIXES as ANIMATED
 from pipelines.readers.animations import is_animation
-from pipelines.readers.films import Reel
-from pipelines.readers.footage import Footage
+from pipelines.readers.frame_reader import FrameReader
 from pipelines.readers.stills import (
+    NO_CUTOUT,
     OPAQUE,
     check_alpha,
     load_cutout,
@@ -35,14 +37,12 @@ from pipelines.readers.stills import (
     load_pair,
     smooth_outline,
 )
+from pipelines.readers.videos import LayeredVideoReader
 
 TRANSPARENT = "has transparent parts: it cannot be a background"
 CACHE_BYTES = 192 << 20
+SMALL = 1024  # bytes that an entry without frames counts
 Generator = np.random.Generator
-
-
-class UnluckyDrawError(ValueError):
-    """This draw gives no clip, another one may; not the fault of a source."""
 
 
 class Loader:
@@ -69,13 +69,20 @@ class Loader:
         for key in [key for key in self._cache if key[0] == "opened"]:
             del self._cache[key]
 
-    def _cached(self, key: tuple[Any, ...], make: Callable[[], tuple[int, Any]]) -> Any:
-        """``make`` gives (bytes, value); a MediaError is remembered too."""
+    def _cached(
+        self, what: str, source: PasteSource, make: Callable[[], tuple[int, Any]], *more: object
+    ) -> Any:
+        """What was made of a source. make: gives (bytes, value); a MediaError is remembered too.
+
+        more: what else tells it from other things of the same source.
+        """
+        # Sources of other jobs of this process may have the same names.
+        key = (what, source.files, source.row, source.stamp, *more)
         if key not in self._cache:
             try:
                 self._cache[key] = make()
             except MediaError as error:
-                self._cache[key] = (1024, error)
+                self._cache[key] = (SMALL, error)
             while len(self._cache) > 1 and sum(b for b, _ in self._cache.values()) > CACHE_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
@@ -84,14 +91,30 @@ class Loader:
             raise MediaError(str(value))
         return value
 
-    def foreground(self, source: Source, rng: Generator) -> Foreground:
-        """A foreground, every frame of it; of a long film a drawn window.
+    def _kind(self, source: PasteSource) -> str:
+        """``source.kind`` by what its file holds: a picture may move, and a GIF may stand still."""
+        if source.kind == "row" or len({role for role, _ in source.files}) < len(source.files):
+            return source.kind
+        if not source.files[0][1].lower().endswith(tuple(ANIMATED)):
+            return source.kind
 
-        Raises MediaError for an unusable source, UnluckyDrawError for a window without an object.
+        def probe() -> tuple[int, str]:
+            path = Path(self._fetcher.local(source).files[0][1])
+            return SMALL, "video" if is_animation(path) else "still"
+
+        found: str = self._cached("kind", source, probe)
+        return found
+
+    # Foregrounds.
+
+    def foreground(self, source: PasteSource, rng: Generator) -> Foreground:
+        """A foreground, every frame of it; of a long video a drawn window.
+
+        Raises MediaError for an unusable source, Refused for a window without an object.
         """
         kind = self._kind(source)
         if kind == "video":
-            return self._film(source, rng)
+            return self._video_foreground(source, rng)
 
         def make() -> tuple[int, Foreground]:
             load = self._still if kind == "still" else self._row
@@ -100,34 +123,83 @@ class Loader:
                 frames_needed(len(rgba), fps, self._frames, self._fps)
             return rgba.nbytes, cropped(rgba, fps, max(self._size), prompt, record)
 
-        value: Foreground = self._cached(("foreground", _identity(source)), make)
+        value: Foreground = self._cached("foreground", source, make)
         return value
 
-    def _kind(self, source: Source) -> str:
-        """``source.kind`` by what its file holds: a picture may move, and a GIF may stand still."""
-        if source.kind == "row" or len({role for role, _ in source.files}) < len(source.files):
-            return source.kind
-        first = source.files[0][1].lower()
-        if not first.endswith(tuple(ANIMATED)):
-            return source.kind
+    def _still(self, source: PasteSource) -> tuple[U8, float, str, dict[str, Any]]:
+        """Straight uint8 ``[1, h, w, 4]``, fps, prompt, record."""
+        own, picture, alpha = (source.path(r) for r in ("foreground", "blended", "alpha"))
+        if alpha is not None and (own or picture) is not None:
+            rgba = load_pair(own, picture, alpha)
+        else:
+            path = source.path("file", "foreground")
+            if path is None:
+                raise MediaError(NO_CUTOUT)
+            rgba = smooth_outline(load_cutout(path))
+        return rgba[None], 0.0, *_described(source, "foreground")
 
-        def look() -> tuple[int, str]:
-            path = Path(self._fetcher.local(source).files[0][1])
-            return 1024, "video" if is_animation(path) else "still"
+    def _row(self, source: PasteSource) -> tuple[U8, float, str, dict[str, Any]]:
+        """Straight uint8 ``[T, h, w, 4]``, fps, prompt, record."""
+        row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
+        layers = read_cells(row, ("foreground", "alpha"))
+        alpha = layers["alpha"]
+        check_alpha(alpha)
+        rgba = np.concatenate([layers["foreground"], alpha[..., None]], axis=3)
+        fps = row["fps"] if row["num_frames"] > 1 else 0.0
+        return rgba, fps, row["foreground_prompt"], _row_record(source, row)
 
-        found: str = self._cached(("kind", _identity(source)), look)
+    def _video_foreground(self, source: PasteSource, rng: Generator) -> Foreground:
+        """All of a video that is small enough, else as many frames as a clip takes from a place
+        that is drawn."""
+        longest = max(self._size)
+
+        def opened() -> tuple[int, tuple[LayeredVideoReader, str, dict[str, Any]]]:
+            here = self._fetcher.local(source)
+            reader = LayeredVideoReader(here.layers, self._decoder)
+            if reader.count > 1:
+                frames_needed(reader.count, reader.fps or self._fps, self._frames, self._fps)
+            return SMALL, (reader, *_described(here, "foreground"))
+
+        def whole() -> tuple[int, Foreground | None]:
+            size, (reader, prompt, record) = found = opened()
+            if not reader.short:
+                self._cached("opened", source, lambda: found, "foreground")
+                return size, None
+            rgba = reader.cutout(range(reader.count))
+            return rgba.nbytes, cropped(rgba, reader.fps or self._fps, longest, prompt, record)
+
+        loaded: Foreground | None = self._cached("foreground", source, whole)
+        if loaded is not None:
+            return loaded
+        reader, prompt, record = self._cached("opened", source, opened, "foreground")
+        fps = reader.fps or self._fps
+        need = frames_needed(reader.count, fps, self._frames, self._fps)
+        step = max(1, need // 2)
+        start = step * int(rng.integers((reader.count - need) // step + 1))
+        chosen = [start + round(k * fps / self._fps) for k in range(self._frames)]
+        record = record | {"start": start / fps, "end": (chosen[-1] + 1) / fps}
+
+        def window() -> tuple[int, Foreground | None]:
+            found = cropped_window(reader, chosen, self._fps, longest, prompt, record)
+            return (SMALL if found is None else found.rgba.nbytes), found
+
+        found: Foreground | None = self._cached("window", source, window, "foreground", start)
+        if found is None:
+            raise Refused("draw", "nothing of the object is visible in the drawn window")
         return found
+
+    # Backgrounds.
 
     def background(
         self,
-        source: Source,
+        source: PasteSource,
         rng: Generator,
         camera_speed: tuple[float, float],
         still_camera: float,
     ) -> Background:
         """A background as drawn: a window of a video, a camera over a still.
 
-        Raises MediaError for an unusable source, UnluckyDrawError for a window that is none.
+        Raises MediaError for an unusable source, Refused for a window that is none.
         """
         if self._kind(source) == "video":
             if source.files[0][1].lower().endswith(tuple(VIDEO_SUFFIXES)):
@@ -137,89 +209,16 @@ class Loader:
         if len(frames) > 1:
             chosen = choose_frames(len(frames), fps, self._frames, self._fps, rng)
             picked = frames[chosen]
-            key = ("camera", _identity(source), chosen[0])
-            motion = self._cached(key, lambda: (1024, measure_camera(picked, self._size)))
+            motion = self._cached(
+                "camera", source, lambda: (SMALL, measure_camera(picked, self._size)), chosen[0]
+            )
             shown = resize_cover(picked, *self._size)
-            camera, static, residual = motion
-            return Background(shown, camera, static, residual, prompt, kind, record)
+            return _with_motion(shown, motion, prompt, kind, record)
         speed = 0.0 if rng.random() < still_camera else rng.uniform(*camera_speed)
-        film, camera = film_still(frames[0], self._size, self._frames, speed, rng)
-        static = 1.0 if speed == 0 else 0.0
-        return Background(film, camera, static, 0.0, prompt, kind, record)
+        shown, camera = pan_over_still(frames[0], self._size, self._frames, speed, rng)
+        return Background(shown, camera, float(speed == 0), 0.0, prompt, kind, record)
 
-    # Foregrounds: (rgba uint8 [T, h, w, 4], fps, prompt, record).
-
-    def _still(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        own, picture, alpha = (source.path(r) for r in ("foreground", "blended", "alpha"))
-        if alpha is not None and (own or picture) is not None:
-            rgba = load_pair(own, picture, alpha)
-        else:
-            path = source.path("file", "foreground")
-            if path is None:
-                raise MediaError(
-                    "has no picture with an alpha channel and no pair of picture and matte"
-                )
-            rgba = smooth_outline(load_cutout(path))
-        prompt, held = _said(source, "foreground")
-        return rgba[None], 0.0, prompt, record_of(source, _sha256(source), rights=held)
-
-    def _film(self, source: Source, rng: Generator) -> Foreground:
-        """All of a film that is small enough, else as many frames as a clip takes from a place
-        that is drawn."""
-        longest = max(self._size)
-
-        opened: tuple[Reel, str, dict[str, Any]] | None = None
-
-        def whole() -> tuple[int, Foreground | None]:
-            nonlocal opened
-            opened = reel, prompt, record = self._open_film(source)
-            if not reel.short:
-                return 1024, None
-            rgba = reel.cutout(range(reel.count))
-            return rgba.nbytes, cropped(rgba, reel.fps or self._fps, longest, prompt, record)
-
-        loaded: Foreground | None = self._cached(("foreground", _identity(source)), whole)
-        if loaded is not None:
-            return loaded
-        reel, prompt, record = self._cached(
-            ("opened", _identity(source)), lambda: (1024, opened or self._open_film(source))
-        )
-        fps = reel.fps or self._fps
-        need = frames_needed(reel.count, fps, self._frames, self._fps)
-        step = max(1, need // 2)
-        start = step * int(rng.integers((reel.count - need) // step + 1))
-        chosen = [start + round(k * fps / self._fps) for k in range(self._frames)]
-        record = record | {"start": start / fps, "end": (chosen[-1] + 1) / fps}
-
-        def window() -> tuple[int, Foreground | None]:
-            found = cropped_window(reel, chosen, self._fps, longest, prompt, record)
-            return (1024 if found is None else found.rgba.nbytes), found
-
-        found: Foreground | None = self._cached(("film", _identity(source), start), window)
-        if found is None:
-            raise UnluckyDrawError("nothing of the object is visible in the drawn window")
-        return found
-
-    def _open_film(self, source: Source) -> tuple[Reel, str, dict[str, Any]]:
-        here = self._fetcher.local(source)
-        reel = Reel(here.layers, self._decoder)
-        if reel.count > 1:
-            frames_needed(reel.count, reel.fps or self._fps, self._frames, self._fps)
-        prompt, held = _said(here, "foreground")
-        return reel, prompt, record_of(here, _sha256(here), rights=held)
-
-    def _row(self, source: Source) -> tuple[U8, float, str, dict[str, Any]]:
-        row = self._read_row(source, ("foreground", "alpha", "foreground_prompt"))
-        layers = read_cells(row, ("foreground", "alpha"))
-        alpha = layers["alpha"]
-        check_alpha(alpha)
-        rgba = np.concatenate([layers["foreground"], alpha[..., None]], axis=3)
-        fps = row["fps"] if row["num_frames"] > 1 else 0.0
-        return rgba, fps, row["foreground_prompt"], _row_record(source, row)
-
-    # Backgrounds.
-
-    def _frames_behind(self, source: Source) -> tuple[U8, str, dict[str, Any], str, float]:
+    def _frames_behind(self, source: PasteSource) -> tuple[U8, str, dict[str, Any], str, float]:
         """Frames (still: one, a little larger than the clip), prompt, record, kind, fps."""
 
         def make() -> tuple[int, Any]:
@@ -227,49 +226,19 @@ class Loader:
                 columns = ("background", "background_prompt", "background_kind")
                 row = self._read_row(source, columns)
                 frames = read_cells(row, ("background",))["background"]
-                record = _row_record(source, row)
-                kind, fps, prompt = row["background_kind"], row["fps"], row["background_prompt"]
+                prompt, record = row["background_prompt"], _row_record(source, row)
+                kind, fps = row["background_kind"], row["fps"]
             else:
                 here = self._fetcher.local(source)
                 frames, kind, fps = load_opaque(_file_of(here))[None], "real", self._fps
-                prompt, held = _said(here, "background")
-                record = record_of(here, _sha256(here), rights=held)
+                prompt, record = _described(here, "background")
             if len(frames) == 1:
                 frames = self._reduced(frames)
             return frames.nbytes, (frames, prompt, record, kind, fps)
 
         value: tuple[U8, str, dict[str, Any], str, float]
-        value = self._cached(("background", _identity(source)), make)
+        value = self._cached("background", source, make)
         return value
-
-    def _numbered_background(self, source: Source, rng: Generator) -> Background:
-        """A window of numbered frames, or of an animated picture."""
-
-        def look() -> tuple[int, Any]:
-            here = self._fetcher.local(source)
-            footage = Footage(here.layers["file"], self._decoder)
-            if footage.uses_alpha:
-                raise MediaError(TRANSPARENT)
-            frames_needed(footage.count, footage.fps or self._fps, self._frames, self._fps)
-            prompt, held = _said(here, "background")
-            record = record_of(here, _sha256(here), rights=held)
-            return 1024, (footage, prompt, record)
-
-        footage, prompt, record = self._cached(("opened", _identity(source)), look)
-        fps = footage.fps or self._fps
-        chosen = choose_frames(footage.count, fps, self._frames, self._fps, rng)
-
-        def make() -> tuple[int, Any]:
-            large = len(chosen) * footage.size[0] * footage.size[1] * 3 > CACHE_BYTES
-            size = _tracking_size(self._size, footage.size) if large else None
-            frames = footage.frames(chosen, size)
-            motion = measure_camera(frames, self._size)
-            shown = resize_cover(frames, *self._size)
-            return shown.nbytes, (shown, motion)
-
-        shown, motion = self._cached(("window", _identity(source), chosen[0]), make)
-        camera, static, residual = motion
-        return Background(shown, camera, static, residual, prompt, "real", record)
 
     def _reduced(self, frames: U8) -> U8:
         height, width = frames.shape[1:3]
@@ -279,40 +248,62 @@ class Loader:
         size = (round(width * factor), round(height * factor))
         return cv2.resize(frames[0], size, interpolation=cv2.INTER_AREA)[None]
 
-    def _video_background(self, source: Source, rng: Generator) -> Background:
-        def look() -> tuple[int, Any]:
-            here = self._fetcher.local(source)
-            found = self._decoder.probe(_file_of(here))
-            return 1024, (found, _sha256(here), *_said(here, "background"))
+    def _numbered_background(self, source: PasteSource, rng: Generator) -> Background:
+        """A window of numbered frames, or of an animated picture."""
 
-        info, digest, prompt, held = self._cached(("info", _identity(source)), look)
+        def opened() -> tuple[int, Any]:
+            here = self._fetcher.local(source)
+            reader = FrameReader(here.layers["file"], self._decoder)
+            if reader.uses_alpha:
+                raise MediaError(TRANSPARENT)
+            frames_needed(reader.count, reader.fps or self._fps, self._frames, self._fps)
+            return SMALL, (reader, *_described(here, "background"))
+
+        reader, prompt, record = self._cached("opened", source, opened)
+        fps = reader.fps or self._fps
+        chosen = choose_frames(reader.count, fps, self._frames, self._fps, rng)
+
+        def window() -> tuple[int, Any]:
+            large = len(chosen) * reader.size[0] * reader.size[1] * 3 > CACHE_BYTES
+            frames = reader.frames(chosen, self._tracking_size(reader.size) if large else None)
+            shown = resize_cover(frames, *self._size)
+            return shown.nbytes, (shown, measure_camera(frames, self._size))
+
+        shown, motion = self._cached("window", source, window, chosen[0])
+        return _with_motion(shown, motion, prompt, "real", record)
+
+    def _video_background(self, source: PasteSource, rng: Generator) -> Background:
+        def probe() -> tuple[int, Any]:
+            here = self._fetcher.local(source)
+            return SMALL, (self._decoder.probe(_file_of(here)), *_described(here, "background"))
+
+        info, prompt, record = self._cached("info", source, probe)
         need, have = self._frames / self._fps, info.seconds + 1 / max(info.fps, 1e-3)
         if have + 0.5 / self._fps < need:
             raise MediaError(f"lasts {have:.2f} s; a clip needs {need:.2f} s")
         slots = int(max(0.0, have - need) / (need / 2)) + 1
         slot = int(rng.integers(slots))
 
-        def make() -> tuple[int, Any]:
+        def window() -> tuple[int, Any]:
             path = _file_of(self._fetcher.local(source))
-            window = self._window(path, slot * need / 2, need)
-            if window is None:
-                return 1024, None
-            height, width = _tracking_size(self._size, (info.height, info.width))
+            times = self._window(path, slot * need / 2, need)
+            if times is None:
+                return SMALL, None
+            height, width = self._tracking_size((info.height, info.width))
             if info.has_alpha:
-                matte = self._decoder.fetch(path, window, height, width, op="matte")
+                matte = self._decoder.fetch(path, times, height, width, op="matte")
                 if matte.min() < OPAQUE:
                     raise MediaError(TRANSPARENT)
-            frames = self._decoder.fetch(path, window, height, width)
-            motion = measure_camera(frames, self._size)
-            return frames.nbytes, (resize_cover(frames, *self._size), motion, window)
+            frames = self._decoder.fetch(path, times, height, width)
+            shown = resize_cover(frames, *self._size)
+            return frames.nbytes, (times, shown, measure_camera(frames, self._size))
 
-        loaded = self._cached(("window", _identity(source), slot), make)
+        loaded = self._cached("window", source, window, slot)
         if loaded is None:
-            raise UnluckyDrawError("the background has a cut or a gap in the drawn window")
-        frames, motion, window = loaded
-        record = record_of(source, digest, start=window[0], end=window[-1], rights=held)
-        camera, static, residual = motion
-        return Background(frames, camera, static, residual, prompt, "real", record)
+            raise Refused("draw", "the background has a cut or a gap in the drawn window")
+        times, shown, motion = loaded
+        record = record | {"start": times[0], "end": times[-1]}
+        return _with_motion(shown, motion, prompt, "real", record)
 
     def _window(self, path: Path, start: float, need: float) -> tuple[float, ...] | None:
         splices: list[float] = []
@@ -324,7 +315,14 @@ class Loader:
                 return window.times
         return None
 
-    def _read_row(self, source: Source, columns: tuple[str, ...]) -> dict[str, Any]:
+    def _tracking_size(self, source: tuple[int, int]) -> tuple[int, int]:
+        """The clip's size, or a multiple of it that is large enough to track features in."""
+        factor, size = 1, self._size
+        while min(size) * factor < 128 and size[0] * (factor + 1) <= source[0]:
+            factor += 1
+        return size[0] * factor, size[1] * factor
+
+    def _read_row(self, source: PasteSource, columns: tuple[str, ...]) -> dict[str, Any]:
         path = source.path("corpus")
         assert path is not None
         if path not in self._corpora:
@@ -333,46 +331,37 @@ class Loader:
         return self._corpora[path].row(source.row, (*known, *columns))
 
 
-def _tracking_size(size: tuple[int, int], source: tuple[int, int]) -> tuple[int, int]:
-    """The clip's size, or a multiple of it that is large enough to track features in."""
-    factor = 1
-    while min(size) * factor < 128 and size[0] * (factor + 1) <= source[0]:
-        factor += 1
-    return size[0] * factor, size[1] * factor
+def _with_motion(
+    frames: U8, motion: tuple[F64, float, float], prompt: str, kind: str, record: dict[str, Any]
+) -> Background:
+    """A background whose camera was measured."""
+    camera, static, residual = motion
+    return Background(frames, camera, static, residual, prompt, kind, record)
 
 
-def _identity(source: Source) -> tuple[Any, ...]:
-    """What tells a source from those of other jobs of this process, whose names may be the same."""
-    return source.files, source.row, source.stamp
-
-
-def _file_of(source: Source) -> Path:
+def _file_of(source: PasteSource) -> Path:
     path = source.path("file")
     assert path is not None
     return path
 
 
-def _sha256(source: Source) -> str:
+def _sha256(source: PasteSource) -> str:
     digests = [file_sha256(Path(path)) for _, path in source.files]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _said(source: Source, layer: str) -> tuple[str, Mapping[str, str | None]]:
-    """Caption, and licence and attribution, of a file source."""
+def _described(source: PasteSource, layer: str) -> tuple[str, dict[str, Any]]:
+    """Caption of a file source, and its record: what a row's ``origin`` needs to know of it."""
     try:
-        return prompt_of(source, layer), rights_of(source)
+        prompt, held = prompt_of(source, layer), rights_of(source)
     except ValueError as error:
         raise MediaError(str(error)) from error
+    known = {"uri": source.uri, "sha256": _sha256(source), "start": 0.0, "end": 0.0}
+    return prompt, known | held
 
 
-def _row_record(source: Source, row: dict[str, Any]) -> dict[str, Any]:
-    origin = row["origin"]
-    return record_of(
-        source,
-        origin["sha256"],
-        rights=origin,
-        start=origin["start"],
-        end=origin["end"],
-    ) | {"key": row["id"]}
+def _row_record(source: PasteSource, row: dict[str, Any]) -> dict[str, Any]:
+    known = {name: row["origin"][name] for name in ("sha256", "start", "end", *RIGHTS)}
+    return known | {"uri": source.uri, "key": row["id"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -11,22 +10,45 @@ import numpy as np
 
 from layerflow.clip import COLOUR_LAYERS, U8, LayeredClip
 from layerflow.corpus.table import decode_row, encode_row
+from pipelines.engine.steps import Refused
+from pipelines.vision.path import mean_step
 
 if TYPE_CHECKING:
     from manifests.paste import PasteOptions
+    from pipelines.paste.sample import Sample
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the rules need beside the scores.
+def score(sample: Sample) -> None:
+    """Score the layers before encoding, and the draw itself.
 
-    moving: whether something moves by itself. clipped: share of the object's pixels that the
-    colour match drives to 0 or 255. background: share of its pixels that are black or white.
+    Of the draw: ``visible_fraction`` (``Sample.least_visible``), ``path_speed`` (share of the
+    width per frame, without the camera), ``motion`` (pixels a frame, with it), ``scale`` (clip
+    pixels per source pixel), ``harmonise_strength``, and of the background ``camera_static`` and
+    ``registration_residual``.
     """
+    main = sample.placed[-1]
+    sample.scores = score_layers(sample.layers) | {
+        "visible_fraction": sample.least_visible,
+        "path_speed": main.path.way / sample.options.size[1],
+        "motion": mean_step(main.path),
+        "scale": float(main.path.poses[:, 2].mean()) * main.item.scale,
+        "harmonise_strength": max(placed.change.strength for placed in sample.placed),
+        "camera_static": sample.background.static,
+        "registration_residual": sample.background.residual,
+    }
 
-    moving: bool
-    clipped: float
-    background: float = 0.0
+
+def check(sample: Sample) -> None:
+    """Refuse a draw that breaks a rule."""
+    reason = broken_rule(
+        sample.scores,
+        sample.options,
+        moving=any(item.moving for item in sample.objects) or sample.background.static < 1,
+        clipped=max(placed.clipped for placed in sample.placed),
+        background=exposure(sample.layers["background"]),
+    )
+    if reason is not None:
+        raise Refused("draw", reason)
 
 
 def exposure(frames: U8) -> float:
@@ -90,19 +112,30 @@ def recomposition_error(clip: LayeredClip) -> float:
     return float(np.abs(clip.recomposed().astype(np.int16) - clip.blended).mean())
 
 
-def check_rules(scores: Mapping[str, float], facts: Facts, options: PasteOptions) -> str | None:
-    """Why a draw is refused, or None."""
+def broken_rule(
+    scores: Mapping[str, float],
+    options: PasteOptions,
+    *,
+    moving: bool,
+    clipped: float,
+    background: float,
+) -> str | None:
+    """Why a draw is refused, or None.
+
+    moving: whether something moves by itself. clipped: share of the object's pixels that the
+    colour match drives to 0 or 255. background: share of its pixels that are black or white.
+    """
     low, high = options.area_limits
     if not low <= scores["area_mean"] <= high:
         return f"area {scores['area_mean']:.3f} is outside {low:g}..{high:g}"
     if scores["visible_fraction"] < options.min_visible:
         return f"only {scores['visible_fraction']:.2f} of the object is visible in some frame"
-    if not facts.moving and scores["motion"] < options.min_motion:
+    if not moving and scores["motion"] < options.min_motion:
         return f"{scores['motion']:.2f} pixels a frame is nearly no motion"
-    if facts.clipped > options.max_clipped:
-        return f"matching colours would clip {facts.clipped:.2f} of the object"
+    if clipped > options.max_clipped:
+        return f"matching colours would clip {clipped:.2f} of the object"
     lost = {
-        "the background": facts.background,
+        "the background": background,
         "the object": scores["exposure_low"] + scores["exposure_high"],
     }
     for what, share in lost.items():

@@ -137,22 +137,10 @@ def draw_subject(rng: Generator, look: str, *, softness: float | None = None) ->
     )
 
 
-def _stripes(u: F32, v: F32, radius: F32) -> F32:
-    return np.sin(u)
-
-
-def _checks(u: F32, v: F32, radius: F32) -> F32:
-    return np.sin(u) * np.sin(v)
-
-
-def _rings(u: F32, v: F32, radius: F32) -> F32:
-    return np.sin(radius)
-
-
 _WAVES: dict[str, Callable[[F32, F32, F32], F32]] = {
-    "stripes": _stripes,
-    "checks": _checks,
-    "rings": _rings,
+    "stripes": lambda u, v, radius: np.sin(u),
+    "checks": lambda u, v, radius: np.sin(u) * np.sin(v),
+    "rings": lambda u, v, radius: np.sin(radius),
 }
 
 

@@ -60,11 +60,8 @@ def make_videos(
         blended, alpha, prompts = draw_video(
             rng, family, height, width, frames, pan=index % 2 == 1 and family != "still", look=look
         )
-        path = out / f"{family}-{index:03d}.mp4"
-        _write(path, encode_color(blended, fps))
-        _write(truth / f"{path.stem}.mkv", encode_alpha(alpha, fps))
-        _sidecar(path, prompts)
-        paths.append(path)
+        paths.append(_write(out / f"{family}-{index:03d}.mp4", encode_color(blended, fps), prompts))
+        _write(truth / f"{paths[-1].stem}.mkv", encode_alpha(alpha, fps))
     return paths
 
 
@@ -89,9 +86,7 @@ def make_stills(
         colour, alpha = art.cutout(subject, size, angle=float(rng.uniform(0, 2 * np.pi)))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
         path = out / f"{look}-{index:04d}.png"
-        _write(path, encode_png(rgba))
-        _sidecar(path, prompts_of(subject.name))
-        paths.append(path)
+        paths.append(_write(path, encode_png(rgba), prompts_of(subject.name)))
     return paths
 
 
@@ -117,15 +112,12 @@ def make_backgrounds(
         rng = np.random.default_rng([seed, index, 3])
         if frames == 1:
             picture = art.to_u8(art.background(rng, height, width, chroma=chroma, detail=detail))
-            path = out / f"back-{index:04d}.png"
-            _write(path, encode_png(picture))
+            path, data = out / f"back-{index:04d}.png", encode_png(picture)
         else:
             pan = _pan(rng, width) if index % 2 else (0.0, 0.0)
-            film = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
-            path = out / f"back-{index:04d}.mp4"
-            _write(path, encode_color(art.to_u8(film), fps))
-        _sidecar(path, {"background": BACKGROUND_WORD})
-        paths.append(path)
+            video = _panned(rng, height, width, frames, pan, chroma=chroma, detail=detail)
+            path, data = out / f"back-{index:04d}.mp4", encode_color(art.to_u8(video), fps)
+        paths.append(_write(path, data, {"background": BACKGROUND_WORD}))
     return paths
 
 
@@ -161,11 +153,9 @@ def make_layered_stills(
         name = f"{look}-{index:04d}.png"
         picture = art.to_u8(art.background(rng, size, size, chroma=chroma))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
-        path = out / "foreground" / name
-        _write(path, encode_png(rgba))
         _write(out / "background" / name, encode_png(picture))
-        _sidecar(path, prompts_of(subject.name))
-        paths.append(path)
+        path = out / "foreground" / name
+        paths.append(_write(path, encode_png(rgba), prompts_of(subject.name)))
     return paths
 
 
@@ -196,7 +186,7 @@ def draw_video(
         joined = [np.concatenate(pair) for pair in zip(first[:2], second[:2], strict=True)]
         return joined[0], joined[1], second[2]
     subject = art.draw_subject(rng, look)
-    film = _panned(
+    video = _panned(
         rng, height, width, frames, _pan(rng, width) if pan else (0.0, 0.0), chroma=0.5, detail=1.0
     )
     radius = min(height, width) * rng.uniform(0.38, 0.5) / 2
@@ -216,7 +206,7 @@ def draw_video(
             breath=float(np.sin(phase + 0.35 * t)) * moving,
         )
         alphas.append(alpha)
-        pictures.append(alpha[..., None] * colour + (1 - alpha[..., None]) * film[t])
+        pictures.append(alpha[..., None] * colour + (1 - alpha[..., None]) * video[t])
     return art.to_u8(np.stack(pictures)), art.to_u8(np.stack(alphas)), prompts_of(subject.name)
 
 
@@ -264,13 +254,13 @@ def _panned(
     extra = [int(np.ceil(w)) + 2 for w in way]
     canvas = art.background(rng, height + extra[0], width + extra[1], chroma=chroma, detail=detail)
     start = [w + 1 if p < 0 else 1.0 for w, p in zip(way, pan, strict=True)]
-    film = np.empty((frames, height, width, 3), np.float32)
+    video = np.empty((frames, height, width, 3), np.float32)
     for t in range(frames):
         shift = np.array(
             [[1, 0, -(start[1] + pan[1] * t)], [0, 1, -(start[0] + pan[0] * t)]], np.float32
         )
-        film[t] = cv2.warpAffine(canvas, shift, (width, height), flags=cv2.INTER_LINEAR)
-    return film
+        video[t] = cv2.warpAffine(canvas, shift, (width, height), flags=cv2.INTER_LINEAR)
+    return video
 
 
 def _check(height: int, width: int, frames: int, families: Sequence[str]) -> None:
@@ -281,10 +271,11 @@ def _check(height: int, width: int, frames: int, families: Sequence[str]) -> Non
         raise ValueError(f"cannot draw {frames} frames of {height}x{width}: too small")
 
 
-def _sidecar(path: Path, prompts: dict[str, str]) -> None:
-    path.with_suffix(".json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
-
-
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, prompts: dict[str, str] | None = None) -> Path:
+    """A file and, with prompts, its sidecar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+    if prompts is not None:
+        text = json.dumps(prompts, indent=1) + "\n"
+        path.with_suffix(".json").write_text(text, encoding="utf-8")
+    return path

@@ -1,1 +1,1 @@
-"""Foreign pictures and films -> layers' pixels."""
+"""Foreign pictures and videos -> layers' pixels."""

@@ -1,4 +1,4 @@
-"""Animated pictures (GIF, APNG, WebP, AVIF) as films: frames with alpha at an even rate.
+"""Animated pictures (GIF, APNG, WebP, AVIF) as videos: frames with alpha at an even rate.
 
 Every frame is composed by its offset, blending and disposal. Delays that differ become frames
 that are shown several times, so that time stays as it was drawn.

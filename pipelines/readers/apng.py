@@ -28,7 +28,7 @@ _OVER = 1  # blending
 
 
 @dataclass
-class Part:
+class StoredFrame:
     """One stored frame: where it lies on the canvas, what happens then, its compressed data."""
 
     width: int
@@ -41,7 +41,7 @@ class Part:
     data: list[bytes] = field(default_factory=list)
 
 
-def read_parts(path: Path) -> tuple[bytes, tuple[bytes, ...], list[Part]]:
+def read_parts(path: Path) -> tuple[bytes, tuple[bytes, ...], list[StoredFrame]]:
     """Header (IHDR), shared chunks and frames of an APNG. MediaError for a file that is damaged.
 
     A default picture that is no frame of the animation is left out.
@@ -91,15 +91,15 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         place += 12 + length
 
 
-def _part(body: bytes, header: bytes) -> Part:
+def _part(body: bytes, header: bytes) -> StoredFrame:
     _, width, height, x, y, top, bottom, disposal, blending = struct.unpack(">IIIIIHHBB", body)
     whole = struct.unpack(">II", header[:8]) if len(header) >= 8 else (0, 0)
     if not (0 < width <= whole[0] - x and 0 < height <= whole[1] - y):
         raise MediaError("a frame of the animation lies outside its canvas")
-    return Part(width, height, x, y, 1000 * top / (bottom or 100), disposal, blending)
+    return StoredFrame(width, height, x, y, 1000 * top / (bottom or 100), disposal, blending)
 
 
-def _decoded(header: bytes, shared: tuple[bytes, ...], part: Part) -> U8:
+def _decoded(header: bytes, shared: tuple[bytes, ...], part: StoredFrame) -> U8:
     own = struct.pack(">II", part.width, part.height) + header[8:]
     pieces = [_chunk(b"IHDR", own), *shared, _chunk(b"IDAT", b"".join(part.data))]
     data = _SIGNATURE + b"".join(pieces) + _chunk(b"IEND", b"")

@@ -1,7 +1,7 @@
 """Cut-outs that were put on one flat colour: is there such a ground, and the colour without it.
 
 A stored colour C = a F + (1 - a) K is not the object's own F. With K black it is premultiplied, as
-editing programs export films with alpha; matting networks write their foregrounds on green. The
+editing programs export videos with alpha; matting networks write their foregrounds on green. The
 ground is seen where alpha is 0, but a flat colour there says little (straight colour has one too):
 in addition soft pixels must lean towards it as alpha falls, by as much as the equation says.
 """
@@ -34,7 +34,7 @@ class Ground:
 
 CLEAR, SURE = 2, 250  # alpha up to which nothing is there, from which nothing shines through
 BANDS = (16, 60, 100, 140)  # of alpha, in which a ground shows most and can still be measured
-FLAT = 14  # levels by which coded films stray from a flat colour
+FLAT = 14  # levels by which coded videos stray from a flat colour
 LEAST_FLAT = 0.97  # of the clear pixels
 LEAST_HINTED = 0.9  # of the faint pixels
 LEAST_CLEAR, LEAST_SOFT = 100, 32  # pixels

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from layerflow.clip import U8
 
@@ -22,15 +22,6 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of profiles -> mode of a picture
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # the pages of a TIFF are no frames
 _ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -69,10 +60,13 @@ def read_pixels(image: Image.Image, again: Callable[[], Image.Image]) -> Pixels:
     found = _stored(image)
     if key is not None:
         found.rgba[..., 3] = np.where(key, 0, 255)
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    if turn is None:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation == 1:
         return found
-    return Pixels(np.array(Image.fromarray(found.rgba).transpose(turn)), found.profile)
+    turned = Image.fromarray(found.rgba)
+    turned.getexif()[_ORIENTATION] = orientation
+    ImageOps.exif_transpose(turned, in_place=True)
+    return Pixels(np.array(turned), found.profile)
 
 
 def _stored(image: Image.Image) -> Pixels:

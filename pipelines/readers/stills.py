@@ -21,6 +21,7 @@ from pipelines.readers.pixels import Pixels, frames_of, read_pixels, to_srgb
 
 BINARY_SHARE = 0.002  # soft pixels below which a matte counts as binary
 OPAQUE = 250  # alpha from which a pixel hides what is behind it
+NO_CUTOUT = "has no picture with an alpha channel and no pair of picture and matte"
 LEAST_ALPHA = 8  # a still whose alpha never exceeds it shows nothing
 
 
@@ -149,6 +150,11 @@ def check_alpha(alpha: U8) -> None:
         raise MediaError("is fully transparent")
     if alpha.min(initial=255) > 255 - LEAST_ALPHA:
         raise MediaError("is fully opaque: there is no alpha to cut out by")
+
+
+def alpha_kind(alpha: U8) -> str:
+    """``binary`` for a matte (any shape) of 0 and 255 alone, else ``soft``."""
+    return "binary" if np.isin(alpha, (0, 255)).all() else "soft"
 
 
 def grey_of(rgba: U8) -> U8:

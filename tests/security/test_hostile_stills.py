@@ -25,7 +25,7 @@ from manifests.yaml_file import read_yaml
 from pipelines.inputs.listing import list_sources
 from pipelines.inputs.prompts import read_prompt_table
 from pipelines.inputs.tables import list_parts, read_cells
-from pipelines.inputs.twins import look_at
+from pipelines.inputs.twins import traits_of
 from pipelines.readers.animations import is_animation
 from pipelines.readers.stills import load_cutout, read_still, still_size
 from tests.support.hostile_child import crashes, where
@@ -96,7 +96,7 @@ def test_attacks_by_pictures(
             read(path)
     with pytest.raises(ValueError, match="cannot be used"):
         read_file(path)
-    assert look_at(path) is None and not is_animation(path)
+    assert traits_of(path) is None and not is_animation(path)
 
 
 def test_no_picture_of_a_stranger_is_decoded_in_the_process_of_a_job(
@@ -111,7 +111,7 @@ def test_no_picture_of_a_stranger_is_decoded_in_the_process_of_a_job(
     monkeypatch.setattr(Image, "open", refused)
     assert (load_cutout(path)[..., 3] == RGBA[..., 3]).all()
     assert still_size(path) == (24, 16) and not is_animation(path)
-    assert look_at(path) is not None and read_file(path)[0].shape == (1, 16, 24, 4)
+    assert traits_of(path) is not None and read_file(path)[0].shape == (1, 16, 24, 4)
 
 
 @pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (9, "SIGKILL")])

@@ -37,7 +37,7 @@ py-modules = ["acme_layers", "acme_bases"]
 MODULE = """
 import numpy as np
 
-from pipelines.inputs.importers import Listing
+from pipelines.inputs.importers import Importer, Listing
 from pipelines.inputs.layouts import Group
 from pipelines.matting import Matte
 
@@ -81,11 +81,8 @@ class Pink:
         return pictures
 
 
-class Cards:
+class Cards(Importer):
     name = "acme-cards"
-
-    def recognises(self, root):
-        return True
 
     def list(self, root):
         found = []
@@ -94,9 +91,6 @@ class Cards:
             files = (("background", back), ("foreground", front))
             found.append(Group(front.name, front.stem, files))
         return Listing(stills=found)
-
-    def lacks(self, roles):
-        return None
 
 
 CARDS = Cards()

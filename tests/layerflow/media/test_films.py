@@ -22,9 +22,9 @@ from pipelines.inputs.sources import list_backgrounds, list_foregrounds
 from pipelines.pack.job import run_pack
 from pipelines.paste import load
 from pipelines.paste.load import Loader
-from pipelines.readers import films, footage
+from pipelines.readers import frame_reader, videos
 from pipelines.readers.animations import is_animation, open_animation, read_animation
-from pipelines.readers.films import Reel
+from pipelines.readers.videos import LayeredVideoReader
 
 SIZE = (48, 64)
 FPS = 8
@@ -100,7 +100,7 @@ def test_premultiplied_films_are_undone_and_straight_ones_left_alone(
     rgba = ball()
     stored = rgba if straight else premultiplied(rgba)
     path = film(tmp_path / name, stored, codec, pixels, **options)
-    found = Reel({"file": [path]}, decoder).cutout(range(len(rgba)))
+    found = LayeredVideoReader({"file": [path]}, decoder).cutout(range(len(rgba)))
     assert soft_error(found, rgba) < 10
     assert soft_error(premultiplied(rgba), rgba) > 50
 
@@ -117,7 +117,7 @@ def frames_to(folder: Path, frames: U8) -> list[Path]:
 def test_premultiplied_numbered_frames(tmp_path: Path, decoder: Local, straight: bool) -> None:
     rgba = ball(8)
     paths = frames_to(tmp_path, rgba if straight else premultiplied(rgba))
-    found = Reel({"file": paths}, decoder).cutout(range(8))
+    found = LayeredVideoReader({"file": paths}, decoder).cutout(range(8))
     assert soft_error(found, rgba) < 4
 
 
@@ -126,7 +126,7 @@ def test_a_reel_gives_the_same_layers_at_a_smaller_size(tmp_path: Path, decoder:
     rgba = ball(8)
     small = 24, 32
     for name, stored in (("straight", rgba), ("ink", premultiplied(rgba))):
-        reel = Reel({"file": frames_to(tmp_path / name, stored)}, decoder)
+        reel = LayeredVideoReader({"file": frames_to(tmp_path / name, stored)}, decoder)
         found = reel.read([0, 5], small)
         assert found.foreground is not None and found.alpha.shape == (2, *small)
         soft = (found.alpha > 30) & (found.alpha < 240)
@@ -154,26 +154,26 @@ def keyed(folder: Path, *, source: bool = False, flat: bool = False) -> dict[str
 
 
 def test_a_subject_on_green_gets_its_own_colour(tmp_path: Path, decoder: Local) -> None:
-    alone = Reel(keyed(tmp_path / "alone"), decoder)
-    beside = Reel(keyed(tmp_path / "beside", source=True), decoder)
+    alone = LayeredVideoReader(keyed(tmp_path / "alone"), decoder)
+    beside = LayeredVideoReader(keyed(tmp_path / "beside", source=True), decoder)
     assert soft_error(alone.cutout(range(12)), ball()) < 20
     assert soft_error(beside.cutout(range(12)), ball()) < 12
     assert not alone.shows_scene and beside.shows_scene
     assert beside.read([0]).foreground is None  # the plate will give it, from the source
-    plain = Reel(keyed(tmp_path / "plain", source=True, flat=True), decoder)
+    plain = LayeredVideoReader(keyed(tmp_path / "plain", source=True, flat=True), decoder)
     assert soft_error(plain.cutout(range(12)), ball()) < 12
 
 
 def test_a_composite_on_one_colour_shows_no_scene(tmp_path: Path, decoder: Local) -> None:
     roles = keyed(tmp_path / "com")
-    reel = Reel({"blended": roles["foreground"], "alpha": roles["alpha"]}, decoder)
+    reel = LayeredVideoReader({"blended": roles["foreground"], "alpha": roles["alpha"]}, decoder)
     assert not reel.shows_scene
     assert soft_error(reel.cutout(range(12)), ball()) < 20
 
 
 def test_a_long_film_is_read_by_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither packing nor pasting asks for more frames at once than a clip has."""
-    for module in (footage, films):
+    for module in (frame_reader, videos):
         monkeypatch.setattr(module, "WHOLE_BYTES", 10_000)
     rgba = ball(40, step=0.5)
     root = tmp_path / "in"
@@ -181,13 +181,14 @@ def test_a_long_film_is_read_by_windows(tmp_path: Path, monkeypatch: pytest.Monk
         (root / role).mkdir(parents=True)
         (root / role / "0001.mp4").write_bytes(encode_color(layer, FPS, crf=4))
     decoder = Local()
-    reel = Reel({r: [root / f / "0001.mp4"] for r, f in (("foreground", "fgr"), ("alpha", "pha"))},
-                decoder)  # fmt: skip
-    assert reel.count == 40 and decoder.largest <= footage.LOOKED_AT
+    folders = (("foreground", "fgr"), ("alpha", "pha"))
+    layers = {role: [root / folder / "0001.mp4"] for role, folder in folders}
+    reel = LayeredVideoReader(layers, decoder)
+    assert reel.count == 40 and decoder.largest <= frame_reader.PROBES
     found = reel.read([30, 31, 33], (24, 32))
     whole = rgba[[30, 31, 33], ..., 3].reshape(3, 24, 2, 32, 2).mean(axis=(2, 4))
     assert np.abs(found.alpha - whole).mean() < 2
-    assert decoder.largest <= footage.LOOKED_AT
+    assert decoder.largest <= frame_reader.PROBES
 
     out = tmp_path / "out"
     options = PackOptions(inputs=[str(root)], out=str(out), frames=8, fps=FPS, size=(24, 32))
@@ -208,8 +209,8 @@ def test_a_foreground_of_a_long_film_is_a_drawn_window(
     (source,) = list_foregrounds([str(tmp_path / "in")], "off")
     loader = Loader(SIZE, 8, FPS, 60.0)
     whole = loader.foreground(source, np.random.default_rng(0))
-    monkeypatch.setattr(films, "WHOLE_BYTES", 10_000)
-    monkeypatch.setattr(footage, "WHOLE_BYTES", 10_000)
+    monkeypatch.setattr(videos, "WHOLE_BYTES", 10_000)
+    monkeypatch.setattr(frame_reader, "WHOLE_BYTES", 10_000)
     fresh = Loader(SIZE, 8, FPS, 60.0)
     windows = [fresh.foreground(source, np.random.default_rng(seed)) for seed in range(4)]
     assert len({window.numbers[0] for window in windows}) > 1
@@ -350,10 +351,12 @@ def test_an_opaque_film_is_no_foreground_and_says_so(tmp_path: Path, decoder: Lo
     opaque[..., 3] = 255
     path = film(tmp_path / "a.mov", opaque, "png", "rgba")
     with pytest.raises(MediaError, match="fully opaque"):
-        Reel({"file": [path]}, decoder)
+        LayeredVideoReader({"file": [path]}, decoder)
     grey = np.repeat(ball(8)[..., 3:], 3, 3)
     matte = film(tmp_path / "m.mov", np.concatenate([grey, opaque[..., 3:]], 3), "png", "rgba")
-    reel = Reel({"foreground": [path], "alpha": [matte]}, decoder)  # brightness is the matte
+    reel = LayeredVideoReader(
+        {"foreground": [path], "alpha": [matte]}, decoder
+    )  # brightness is the matte
     assert np.array_equal(reel.mattes(range(8)), ball(8)[..., 3])
 
 

@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from PIL import Image
@@ -58,6 +60,21 @@ def test_a_repaired_still_is_gained(stills: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "cutouts", "stills"]
     with pytest.raises(ValueError, match="there is none to replay"):
         run_retry(out, tmp_path / "third", workers=0, quiet=True)
+
+
+def test_a_row_of_a_table_is_replayed(tmp_path: Path) -> None:
+    """The table names files, one of which is repaired."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    cutout(folder / "a.png", 40)
+    (folder / "b.png").write_bytes(b"no picture")
+    pq.write_table(pa.table({"foreground": ["a.png", "b.png"]}), folder / "t.parquet")
+    made = PackOptions(inputs=[str(folder)], out=str(tmp_path / "rows"), layout="dataset")
+    summary = run_pack(made, workers=0, quiet=True)
+    assert (summary.kept, summary.rejected) == (1, 1)
+    cutout(folder / "b.png", 120)
+    retried = run_retry(tmp_path / "rows", tmp_path / "again", workers=0, quiet=True)
+    assert (retried.replayed, retried.gained) == (1, 1)
 
 
 def command(*arguments: str) -> str:

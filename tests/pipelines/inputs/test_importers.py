@@ -6,8 +6,11 @@ import json
 import os
 import pickle
 import struct
+import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,12 @@ from layerflow.clip import composite
 from layerflow.corpus.columns import decode_objects
 from layerflow.corpus.validate import validate
 from layerflow.media.cells import decode_png, encode_png
-from pipelines.inputs.importers import IMPORTERS, importer_of
+from pipelines.inputs.importers import IMPORTERS, Importer, Listing, importer_of
+from pipelines.inputs.layouts import Group
 from pipelines.inputs.safepickle import read_pickle
 from pipelines.inputs.tables import list_parts, mapping_of, read_cells
+from pipelines.readers.layered_stills import StillLayers
+from pipelines.readers.stills import read_still
 from tests.support.packed import disc, only, run, slope, write
 
 
@@ -172,6 +178,17 @@ def test_tables_are_read_by_column(tmp_path: Path) -> None:
     assert np.array_equal(clip.background[0], slope()) and clip.background_kind == "real"
 
 
+def test_a_row_without_any_picture_is_rejected_and_the_others_are_packed(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    pictures = [None, {"bytes": encode_png(disc()), "path": None}]
+    pq.write_table(pa.table({"rgba": pictures}), root / "t.parquet")
+    corpus = run(tmp_path, root, layout="dataset", columns={"foreground": "rgba"})
+    assert [row["origin"]["uri"] for row in corpus.rows()] == ["t.parquet#1"]
+    (bad,) = corpus.rejected()
+    assert bad["uri"] == "t.parquet#0" and "no picture with an alpha channel" in bad["reason"]
+
+
 def test_arrow_datasets_and_known_column_names(tmp_path: Path) -> None:
     import datasets
 
@@ -229,12 +246,44 @@ def test_a_named_layout_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_every_layout_is_listed_once_and_found_by_name(tmp_path: Path) -> None:
-    assert len(IMPORTERS) == 13
     for name in IMPORTERS:
         assert importer_of(name, tmp_path).name == name
-    assert importer_of("auto", tmp_path).name == "auto"
     (tmp_path / "meta.json").write_text(json.dumps({"1": {"images_fg": "a.png"}}))
     assert importer_of("auto", tmp_path).name == "layerflow-images"
+
+
+class TopAndBottom(Importer):
+    """One file a still: the cut-out above, its background below."""
+
+    name = "top-and-bottom"
+
+    def recognises(self, root: Path) -> bool:
+        return (root / "halves").is_dir()
+
+    def list(self, root: Path) -> Listing:
+        paths = sorted((root / "halves").iterdir())
+        return Listing([Group(path.name, path.stem, (("both", path),)) for path in paths])
+
+    def read(self, files: Mapping[str, Path]) -> StillLayers:
+        both = read_still(files["both"])
+        half = len(both) // 2
+        return StillLayers(both[:half], both[half:, :, :3], "real")
+
+
+def test_an_importer_is_one_object_and_one_line_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("halves")
+    vars(module)["HALVES"] = TopAndBottom()
+    monkeypatch.setitem(sys.modules, "halves", module)
+    monkeypatch.setitem(IMPORTERS, "top-and-bottom", "halves:HALVES")
+    opaque = np.full((48, 48, 1), 255, np.uint8)
+    both = np.concatenate([disc(), np.dstack([slope(), opaque])])
+    write(tmp_path / "in/halves/a.png", both)
+    for layout in ("auto", "top-and-bottom"):
+        clip = only(run(tmp_path, tmp_path / "in", layout=layout, out=layout))
+        assert np.array_equal(clip.alpha[0], disc()[..., 3])
+        assert np.array_equal(clip.background[0], slope())
 
 
 def zip_bomb(path: Path, side: int) -> Path:

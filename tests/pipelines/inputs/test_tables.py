@@ -16,7 +16,7 @@ from layerflow.clip import U8
 from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
 from manifests.pack import PackOptions
-from pipelines.inputs.layouts import group_files, split_films
+from pipelines.inputs.layouts import group_files, split_videos
 from pipelines.inputs.listing import list_sources
 from pipelines.inputs.numbering import even_runs, sequences
 from pipelines.inputs.prompts import check_matches, read_prompt_table, sidecar
@@ -304,9 +304,9 @@ def test_frames_of_any_name_are_films_and_cut_outs_are_not(tmp_path: Path) -> No
         Image.fromarray(disc(16 + 3 * t)).save(tmp_path / f"gap/{t + 21}.png")
         colour = tuple(int(c) for c in rng.integers(0, 255, 3))
         Image.fromarray(disc(32, colour)).save(tmp_path / f"stock/thing_{t:02d}.png")  # type: ignore[arg-type]
-    films, stills = split_films(group_files(tmp_path))
+    films, stills = split_videos(group_files(tmp_path))
     assert [film.uri for film in films] == ["dancer", "gap/1", "gap/21", "two/a", "two/b"]
-    assert [path.name for path in films[0].roles["file"]][:3] == [
+    assert [path.name for path in films[0].layers["file"]][:3] == [
         *("frame (4).png", "frame (5).png", "frame (6).png"),
     ]
     assert {still.uri.split("/")[0] for still in stills} == {"stock"} and len(stills) == 9

@@ -14,7 +14,7 @@ from manifests.pack import PackOptions
 from pipelines.inputs.importers import importer_of
 from pipelines.inputs.layouts import group_files
 from pipelines.inputs.sources import list_backgrounds, list_foregrounds
-from pipelines.inputs.twins import ALIKE, Look, Twins
+from pipelines.inputs.twins import ALIKE, StillTraits, Twins
 from pipelines.pack.job import run_pack
 
 
@@ -113,9 +113,9 @@ def test_a_soft_matte_is_one_where_pairs_are_asked_for(tmp_path: Path) -> None:
 def test_a_large_folder_of_one_kind_is_not_looked_at_as_a_whole() -> None:
     seen: list[Path] = []
 
-    def look(path: Path) -> Look:
+    def look(path: Path) -> StillTraits:
         seen.append(path)
-        return Look(grey=path.suffix == ".png", ends=0.9)
+        return StillTraits(grey=path.suffix == ".png", ends=0.9)
 
     twins = Twins(look)
     pairs = [[Path(f"a/{k}.jpg"), Path(f"a/{k}.png")] for k in range(3 * ALIKE)]

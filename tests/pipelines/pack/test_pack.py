@@ -16,8 +16,11 @@ from layerflow.media.cells import encode_color, encode_png
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import make_recipe
 from pipelines.pack import job as pack
-from pipelines.pack.job import make_plan, pack_unit, plan_units
-from pipelines.pack.layers import fill_behind, made_up_background
+from pipelines.pack.job import pack_unit
+from pipelines.pack.plan import make_plan, plan_units
+from pipelines.pack.read import made_up_background
+from pipelines.pack.still import PackContext
+from pipelines.readers.layered_stills import fill_behind
 from tests.support.packed import disc, only, run, slope, write
 
 
@@ -160,10 +163,11 @@ def test_rows_do_not_depend_on_the_split_into_units(tmp_path: Path) -> None:
         write(tmp_path / f"in/ball{k}.png", disc(colour=(40 * k, 90, 10)))
     options = PackOptions(inputs=[str(tmp_path / "in")], out="unused")
     plan, recipe = make_plan(options), make_recipe("image", {}, pack.FORMAT_VERSION)
+    context = PackContext(plan, options, recipe.hash)
 
     def rows(size: int) -> list[Any]:
         units = plan_units(plan, size)
-        outcomes = [pack_unit(u.payload, plan=plan, options=options, recipe=recipe) for u in units]
+        outcomes = [pack_unit(unit.payload, context=context) for unit in units]
         return [row for outcome in outcomes for row in outcome.rows]
 
     assert len(rows(32)) == 5

@@ -24,8 +24,10 @@ from layerflow.media.cells import (
     write_vp9_alpha,
 )
 from pipelines.engine.jobs import Outcome, make_recipe
-from pipelines.inputs.sources import list_backgrounds, list_foregrounds
-from pipelines.paste.job import Plan, paste_unit, plan_units, run_paste
+from pipelines.inputs.sources import list_foregrounds
+from pipelines.paste.job import paste_unit, run_paste
+from pipelines.paste.plan import PastePlan, make_plan, plan_units
+from pipelines.paste.sample import PasteContext
 from tests.support.pasted import FRAMES, SIZE, backdrops, disc, options, run, scenery, stills, write
 
 
@@ -97,7 +99,7 @@ def digest(outcomes: list[Outcome]) -> list[Any]:
 
 def test_a_million_clips_are_planned_in_little_memory(tmp_path: Path) -> None:
     said = options(tmp_path, tmp_path, tmp_path, count=1_000_000)
-    units = plan_units(Plan((), ()), said)
+    units = plan_units(PastePlan((), ()), said)
     assert len(units) <= 5000
     covered = [(unit.payload["start"], unit.payload["stop"]) for unit in units]
     assert covered[0][0] == 0 and covered[-1][1] == 1_000_000
@@ -106,11 +108,8 @@ def test_a_million_clips_are_planned_in_little_memory(tmp_path: Path) -> None:
 
 def test_rows_do_not_depend_on_the_split_into_units(tmp_path: Path) -> None:
     said = options(tmp_path, stills(tmp_path / "fg"), backdrops(tmp_path / "bg"), objects=(1, 2))
-    plan = Plan(
-        tuple(list_foregrounds(said.foregrounds, said.gate)),
-        tuple(list_backgrounds(said.backgrounds)),
-    )
-    work = partial(paste_unit, plan=plan, options=said, recipe=make_recipe("pasted", {}, 1))
+    plan = make_plan(said)
+    work = partial(paste_unit, context=PasteContext(plan, said, make_recipe("pasted", {}, 1).hash))
     whole = digest([work(unit.payload) for unit in plan_units(plan, said)])
     units = plan_units(plan, said, size=1)
     single = digest([work(unit.payload) for unit in reversed(units)][::-1])

@@ -20,7 +20,7 @@ from layerflow.corpus.validate import validate
 from layerflow.media.cells import decode_alpha, decode_color, encode_png
 from manifests.paste import PasteOptions
 from pipelines.paste.repeats import Repeats, signature
-from pipelines.paste.scores import Facts, check_rules, encode_checked
+from pipelines.paste.scores import broken_rule, encode_checked
 from pipelines.paste.shadow import Shadow, shade
 from pipelines.vision.composite import Sprite, prefilter
 from pipelines.vision.path import Path as Track
@@ -170,12 +170,15 @@ def test_clipped_histograms_are_refused() -> None:
     said = PasteOptions.model_validate(PLAIN)
     scores = {"area_mean": 0.2, "visible_fraction": 1.0, "motion": 3.0}
     fine = scores | {"exposure_low": 0.1, "exposure_high": 0.1}
-    assert check_rules(fine, Facts(False, 0.0, 0.1), said) is None
     black = scores | {"exposure_low": 0.5, "exposure_high": 0.2}
-    assert "0.70 of the object is pure" in str(check_rules(black, Facts(False, 0.0, 0.0), said))
-    reason = check_rules(fine, Facts(False, 0.0, 0.8), said)
-    assert "0.80 of the background is pure" in str(reason)
-    assert "would clip" in str(check_rules(fine, Facts(False, 0.2, 0.0), said))
+
+    def reason(scores: dict[str, float], clipped: float, background: float) -> str | None:
+        return broken_rule(scores, said, moving=False, clipped=clipped, background=background)
+
+    assert reason(fine, 0.0, 0.1) is None
+    assert "0.70 of the object is pure" in str(reason(black, 0.0, 0.0))
+    assert "0.80 of the background is pure" in str(reason(fine, 0.0, 0.8))
+    assert "would clip" in str(reason(fine, 0.2, 0.0))
 
 
 def test_a_clip_that_codes_badly_is_coded_again_finer() -> None:

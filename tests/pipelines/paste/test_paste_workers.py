@@ -21,13 +21,14 @@ from tests.support.pasted import backdrops, options, stills
 SCRIPT = """
 import sys
 from pathlib import Path
-import pipelines.paste.job as job
+import pipelines.paste.plan as plan
 from manifests.paste import PasteOptions
+from pipelines.paste.job import run_paste
 from tests.support import ROOT
 
-job.MAX_UNIT = 2
+plan.MAX_UNIT = 2
 said = PasteOptions.model_validate_json(sys.stdin.read())
-job.run_paste(said, workers=int(sys.argv[1]), quiet=True)
+run_paste(said, workers=int(sys.argv[1]), quiet=True)
 """
 
 
@@ -62,7 +63,7 @@ def many(tmp_path: Path, name: str) -> PasteOptions:
 def test_killed_and_started_again_equals_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.paste.job.MAX_UNIT", 2)
+    monkeypatch.setattr("pipelines.paste.plan.MAX_UNIT", 2)
     stills(tmp_path / "fg"), backdrops(tmp_path / "bg")
     whole, killed = many(tmp_path, "whole"), many(tmp_path, "killed")
     run_paste(whole, workers=0, quiet=True)
@@ -78,7 +79,7 @@ def test_one_two_and_four_workers_and_kill_9_give_equal_bytes(
 ) -> None:
     from pipelines.engine.cluster import stop_ray
 
-    monkeypatch.setattr("pipelines.paste.job.MAX_UNIT", 2)
+    monkeypatch.setattr("pipelines.paste.plan.MAX_UNIT", 2)
     stills(tmp_path / "fg"), backdrops(tmp_path / "bg")
     seen = {}
     try:

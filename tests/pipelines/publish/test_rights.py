@@ -24,9 +24,9 @@ from pipelines.inputs.metadata import said_of
 from pipelines.inputs.prompts import merged, read_prompt_table, sidecar
 from pipelines.inputs.sources import list_foregrounds, prompt_of, rights_of
 from pipelines.mine.plan import plan_units
-from pipelines.pack.job import make_plan, run_pack
-from pipelines.pack.layers import clip_rights
-from pipelines.pack.rows import Plan
+from pipelines.pack.describe import clip_rights
+from pipelines.pack.job import run_pack
+from pipelines.pack.plan import PackPlan, make_plan
 from pipelines.publish.licences import (
     forbids,
     is_licence_column,
@@ -60,11 +60,11 @@ def said_by_mine(*inputs: str, **more: Any) -> dict[str, dict[str, Any]]:
     return {unit.payload["uri"].rpartition("/")[2]: unit.payload for unit in units}
 
 
-def packed(folder: Path, **more: Any) -> tuple[Plan, dict[str, str | None]]:
+def packed(folder: Path, **more: Any) -> tuple[PackPlan, dict[str, str | None]]:
     """A plan of pack, and the licence of everything in it by uri."""
     plan = make_plan(PackOptions(inputs=[str(folder)], out="x", **more))
-    found = [*plan.groups, *plan.films]
-    return plan, {e.uri: clip_rights([e], plan.table, FREE)["licence"] for e in found}
+    found = [*plan.stills, *plan.videos]
+    return plan, {e.uri: clip_rights([e], plan.said, FREE)["licence"] for e in found}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_index_and_table_both_hold_for_pack_and_the_index_for_paste(tmp_path: Pa
     for key in ("i.png", "i", "7"):
         (tmp_path / "t.csv").write_text(f"video,foreground,license\n{key},one,MIT\n")
         plan, held = packed(folder, prompts=str(tmp_path / "t.csv"))
-        assert held == {"i.png": f"MIT; {ND}"} and plan.table["i.png"]["foreground"] == "one"
+        assert held == {"i.png": f"MIT; {ND}"} and plan.said["i.png"]["foreground"] == "one"
     (source,) = list_foregrounds([str(folder)], "off")
     assert rights_of(source)["licence"] == ND and prompt_of(source, "foreground") == "a disc"
 

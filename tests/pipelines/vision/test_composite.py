@@ -8,13 +8,13 @@ import pytest
 
 from layerflow.clip import U8, composite
 from pipelines.paste.appearance import (
+    appearance_change,
     apply_curve,
     clipped,
     grain_level,
     lab_statistics,
     make_grain,
     match_curve,
-    match_look,
 )
 from pipelines.vision.composite import (
     Sprite,
@@ -237,8 +237,8 @@ def test_looks_say_what_they_do() -> None:
     rgba[..., :3] = picture(4)[..., None]
     near = (0, 96, 0, 96)
     film8 = film.astype(np.uint8)
-    look = match_look(rgba, 1.0, film8, near, strength=0.5, blur=True, grain=True)
+    look = appearance_change(rgba, 1.0, film8, near, strength=0.5, blur=True, grain=True)
     assert look.curve is not None and look.strength == 0.5
     assert 1.0 < look.grain < 6.0
-    off = match_look(rgba, 1.0, film8, near, strength=0.0, blur=False, grain=False)
+    off = appearance_change(rgba, 1.0, film8, near, strength=0.0, blur=False, grain=False)
     assert off.curve is None and off.sigma == 0.0 and off.grain == 0.0

@@ -18,7 +18,7 @@ from layerflow.seeds import (
 )
 from manifests.paste import PasteOptions
 from pipelines.inputs.sources import Foreground
-from pipelines.paste.camera import film_still, measure_camera
+from pipelines.paste.camera import measure_camera, pan_over_still
 from pipelines.paste.crops import cut_sides
 from pipelines.vision.path import draw_path, ease, follow, keep_cuts_outside, matrices
 
@@ -180,7 +180,9 @@ def textured(height: int, width: int) -> np.ndarray:
 
 
 def test_the_camera_over_a_still_moves_as_its_homographies_say() -> None:
-    film, camera = film_still(textured(300, 400), (120, 160), 8, 0.01, generator(2, 0, "camera"))
+    film, camera = pan_over_still(
+        textured(300, 400), (120, 160), 8, 0.01, generator(2, 0, "camera")
+    )
     moved = cv2.warpPerspective(film[0], camera[7], (160, 120))
     inside = np.s_[25:-25, 25:-25]
     difference = np.abs(moved[inside].astype(int) - film[7][inside]).mean()
@@ -189,13 +191,13 @@ def test_the_camera_over_a_still_moves_as_its_homographies_say() -> None:
 
 
 def test_a_still_camera_gives_equal_frames() -> None:
-    film, camera = film_still(textured(90, 200), (120, 160), 4, 0.0, generator(2, 1, "camera"))
+    film, camera = pan_over_still(textured(90, 200), (120, 160), 4, 0.0, generator(2, 1, "camera"))
     assert (film == film[0]).all()
     assert np.allclose(camera, np.eye(3))
 
 
 def test_the_camera_of_frames_is_measured_in_the_clips_pixels() -> None:
-    film, truth = film_still(textured(600, 800), (240, 320), 6, 0.01, generator(4, 0, "camera"))
+    film, truth = pan_over_still(textured(600, 800), (240, 320), 6, 0.01, generator(4, 0, "camera"))
     found, static, residual = measure_camera(film, (120, 160))
     half = np.diag([0.5, 0.5, 1.0])
     half[:2, 2] = -0.25

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from layerflow.clip import F32, U8
-from pipelines.paste.appearance import match_look
+from pipelines.paste.appearance import appearance_change
 from pipelines.vision.composite import LENS, Sprite, compose, prefilter, reduced
 from pipelines.vision.path import Path
 from pipelines.vision.sharpness import SOFTEST, defocus, softness
@@ -61,7 +61,7 @@ def cutout() -> U8:
 def pasted(behind: U8) -> tuple[float, float, float]:
     """Blur that was chosen, 10-90 % widths of the step inside the object and of its outline."""
     rgba, scale = cutout(), 0.5
-    look = match_look(
+    look = appearance_change(
         rgba, scale, behind, (0, HEIGHT, 0, WIDTH), strength=0.0, blur=True, grain=False
     )
     poses = np.tile([WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5, scale, 0.0], (len(behind), 1))

@@ -1,9 +1,9 @@
-"""Layered films: videos, animations or numbered frames of several layers -> moving clips."""
+"""Layered videos: files, animations or numbered frames of several layers -> moving clips."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,16 @@ from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
 from layerflow.media.video import cover
 from layerflow.seeds import frames_needed
-from pipelines.readers.footage import NEAR_FRAMES, WHOLE_BYTES, Footage, Paths, Size, parts_of
+from pipelines.readers.frame_reader import (
+    NEAR_FRAMES,
+    WHOLE_BYTES,
+    FrameReader,
+    Paths,
+    Size,
+    parts_of,
+)
 from pipelines.readers.ground import Ground, find_ground, flat_colour, lift, thinned, understood
-from pipelines.readers.stills import check_alpha
+from pipelines.readers.stills import NO_CUTOUT, alpha_kind, check_alpha
 from pipelines.vision.composite import continued
 from pipelines.vision.plate import clean_plate
 
@@ -24,8 +31,8 @@ EVEN = 4  # levels by which a whole picture strays around its object when it sho
 
 
 @dataclass(frozen=True)
-class FilmLayers:
-    """All layers of some frames; background and blended are None where the film has none.
+class VideoLayers:
+    """All layers of some frames; background and blended are None where the video has none.
 
     foreground: straight colour, None where it has to be solved for from the whole picture.
     """
@@ -36,14 +43,14 @@ class FilmLayers:
     blended: U8 | None
 
 
-class Reel:
-    """The layers of a film, opened and understood: what they show and how they are mixed.
+class LayeredVideoReader:
+    """The layers of a video, opened and understood: what they show and how they are mixed.
 
     layers: role -> paths. Raises MediaError for what cannot be read or does not fit together.
     """
 
     def __init__(self, layers: Mapping[str, Paths], decoder: Decoder) -> None:
-        opened = {role: Footage(paths, decoder) for role, paths in layers.items()}
+        opened = {role: FrameReader(paths, decoder) for role, paths in layers.items()}
         self._matte = opened.get("alpha")
         self._colour = opened.get("foreground")
         self._picture = opened.get("blended")
@@ -53,9 +60,7 @@ class Reel:
             self._picture = None if self._colour is self._picture else self._picture
         main = self._matte or self._colour
         if main is None or (self._colour is None and self._picture is None):
-            raise MediaError(
-                "has no picture with an alpha channel and no pair of picture and matte"
-            )
+            raise MediaError(NO_CUTOUT)
         if self._matte is None and not main.uses_alpha:
             raise MediaError("is fully opaque: there is no alpha to cut out by")
         self.count, self.size = main.count, main.size
@@ -72,7 +77,7 @@ class Reel:
 
     @property
     def shows_scene(self) -> bool:
-        """Whether the film shows what is behind the object."""
+        """Whether the video shows what is behind the object."""
         return self._background is not None or self._picture is not None
 
     def _check_sizes(self) -> None:
@@ -123,15 +128,15 @@ class Reel:
                 levels += [matte.min(), matte.max()]
             check_alpha(np.asarray(levels, np.uint8))
 
-    def _some(self, layer: Footage) -> tuple[U8, U8]:
+    def _some(self, layer: FrameReader) -> tuple[U8, U8]:
         """Colour and alpha of some frames, every n-th pixel of large ones."""
         parts = []
-        for part in layer.looked_at():
+        for part in layer.probes():
             parts.append(thinned(self._stored(layer, part)))
         rgba = np.concatenate(parts)
         return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
 
-    def _stored(self, layer: Footage, chosen: Sequence[int]) -> U8:
+    def _stored(self, layer: FrameReader, chosen: Sequence[int]) -> U8:
         frames = layer.frames(chosen)
         if self._matte is None:
             return frames
@@ -170,7 +175,7 @@ class Reel:
         assert layer is not None
         return layer.mattes(chosen, size)
 
-    def read(self, chosen: Sequence[int], size: Size | None = None) -> FilmLayers:
+    def read(self, chosen: Sequence[int], size: Size | None = None) -> VideoLayers:
         """All layers of some frames, covered and cropped to size."""
         foreground = None
         if self._colour is not None:
@@ -182,7 +187,7 @@ class Reel:
             None if layer is None else np.ascontiguousarray(layer.frames(chosen, size)[..., :3])
             for layer in (self._background, self._picture)
         )
-        return FilmLayers(foreground, alpha, behind, picture)
+        return VideoLayers(foreground, alpha, behind, picture)
 
 
 def windows(count: int, source_fps: float, frames: int, fps: float) -> Iterator[list[int]]:
@@ -198,30 +203,31 @@ def windows(count: int, source_fps: float, frames: int, fps: float) -> Iterator[
         start += max(needed, round(frames * step))
 
 
-def make_film_clip(
-    film: FilmLayers,
+def make_video_clip(
+    video: VideoLayers,
     *,
     fps: float,
-    made_up: U8,
+    made_up: U8 | None,
     prompts: Mapping[str, str],
     size: tuple[int, int] | None,
 ) -> LayeredClip:
-    """One clip of a film's frames.
+    """One clip of a video's frames.
 
     What is missing is made: the foreground's colour from the whole picture, the background from
-    the clip's other frames, or ``made_up`` (uint8 ``[H, W, 3]``) where the film shows no
+    the clip's other frames, or ``made_up`` (uint8 ``[H, W, 3]``) where the video shows no
     background at all. A blended layer that is not the composite of its layers is a real video:
     the clip is ``mined`` and keeps it; else it is ``pasted`` and exact.
     """
-    alpha, blended, background = film.alpha, film.blended, film.background
+    alpha, blended, background = video.alpha, video.blended, video.background
     behind = None
     if background is None and blended is not None:
         plate = clean_plate(blended, alpha)
         background, behind = plate.background, plate.kind
     elif background is None:
+        assert made_up is not None
         still = resize_cover(made_up[None], *alpha.shape[1:])
         background, behind = np.broadcast_to(still, (*alpha.shape, 3)).copy(), "filled"
-    foreground = film.foreground
+    foreground = video.foreground
     if foreground is None:
         from pipelines.vision.colour import straight_foreground
 
@@ -238,13 +244,16 @@ def make_film_clip(
         prompts=dict(prompts),
         fps=fps,
         kind="mined" if real else "pasted",
-        alpha_kind="binary" if np.isin(alpha, (0, 255)).all() else "soft",
+        alpha_kind=alpha_kind(alpha),
         background_kind=behind or ("inpainted" if real else "real"),
     )
+    return resized(clip, size, exact=not real)
+
+
+def resized(clip: LayeredClip, size: tuple[int, int] | None, *, exact: bool = True) -> LayeredClip:
+    """The clip at a size, if one is asked for. exact: its layers are to give ``blended``."""
     if size is None or tuple(size) == clip.size:
         return clip
     small = resize_clip(clip, *size)
-    if not real:
-        small = LayeredClip(**{**vars(small), "blended": small.recomposed()})
-    soft = not np.isin(small.alpha, (0, 255)).all()
-    return LayeredClip(**{**vars(small), "alpha_kind": "soft" if soft else "binary"})
+    blended = small.recomposed() if exact else small.blended
+    return replace(small, blended=blended, alpha_kind=alpha_kind(small.alpha))

@@ -1,6 +1,6 @@
-"""One layer of a film, read in parts: a video, numbered frames, or an animated picture.
+"""One layer of a video, read in parts: a video, numbered frames, or an animated picture.
 
-A long film is never in memory as a whole: frames are read by number, at the size that is wanted.
+A long video is never in memory as a whole: frames are read by number, at the size that is wanted.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -24,10 +23,10 @@ Size = tuple[int, int]
 WHOLE_BYTES = 256 << 20  # of a video's decoded frames, up to which it is decoded once
 CHUNK_BYTES = 192 << 20  # of frames that are read at once: every time a video is sought in
 NEAR_FRAMES = 2000  # of a video, which is decoded in one go to look at a few of its frames
-LOOKED_AT = 9
+PROBES = 9  # frames that are read to see what a layer holds
 
 
-class _Reader(Protocol):
+class _FrameSource:
     """count, fps (0: unknown) and size (height, width) of what ``read`` gives."""
 
     count: int
@@ -36,19 +35,21 @@ class _Reader(Protocol):
 
     def read(self, chosen: Sequence[int], size: Size | None) -> U8:
         """Frames by number, uint8 ``[N, h, w, 3 or 4]``, colour and alpha as stored."""
+        raise NotImplementedError
 
     def mattes(self, chosen: Sequence[int], size: Size | None) -> U8 | None:
         """The same as mattes where they are stored as such, else None."""
+        return None
 
 
-class Footage:
+class FrameReader:
     """Frames of one layer by number. Raises MediaError for what cannot be read.
 
     paths: one video or animated picture, or the frames in order.
     """
 
     def __init__(self, paths: Paths, decoder: Decoder) -> None:
-        reader: _Reader
+        reader: _FrameSource
         if len(paths) == 1 and is_animation(paths[0]):
             reader = _Animated(paths[0])
         elif paths[0].suffix.lower() in VIDEO_SUFFIXES:
@@ -77,16 +78,16 @@ class Footage:
             return np.ascontiguousarray(found[..., 3])
         return np.stack([grey_of(frame) for frame in found])
 
-    def looked_at(self) -> Iterator[list[int]]:
+    def probes(self) -> Iterator[list[int]]:
         """Numbers of some frames all over the layer, in parts to be read at once."""
-        spread = np.linspace(0, self.count - 1, min(self.count, LOOKED_AT))
+        spread = np.linspace(0, self.count - 1, min(self.count, PROBES))
         some = [int(place) for place in np.unique(spread.round())]
         return parts_of(some, self.size, together=self.count <= NEAR_FRAMES)
 
     @cached_property
     def uses_alpha(self) -> bool:
         """Whether any pixel is not opaque: a file may have an alpha channel and not use it."""
-        return any(_translucent(self._reader.read(part, None)) for part in self.looked_at())
+        return any(_translucent(self._reader.read(part, None)) for part in self.probes())
 
 
 def parts_of(chosen: Sequence[int], size: Size, *, together: bool = True) -> Iterator[list[int]]:
@@ -100,7 +101,7 @@ def _translucent(frames: U8) -> bool:
     return frames.shape[-1] == 4 and bool(frames[..., 3].min(initial=255) < OPAQUE)
 
 
-class _Video:
+class _Video(_FrameSource):
     """A short one is decoded once: what then is there, is all there is."""
 
     def __init__(self, path: Path, decoder: Decoder) -> None:
@@ -121,11 +122,8 @@ class _Video:
         times = [float(self._times[index]) for index in chosen]
         return self._decoder.read_frames(self._path, times=times, size=size)[0]
 
-    def mattes(self, chosen: Sequence[int], size: Size | None) -> U8 | None:
-        return None
 
-
-class _Numbered:
+class _Numbered(_FrameSource):
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         first = read_still(paths[0])
@@ -148,7 +146,7 @@ class _Numbered:
         return np.stack(frames)
 
 
-class _Animated:
+class _Animated(_FrameSource):
     def __init__(self, path: Path) -> None:
         self._animation = open_animation(path)
         self.count, self.fps = len(self._animation.places), self._animation.fps
@@ -159,9 +157,6 @@ class _Animated:
         return np.concatenate(
             [_resized(read_animation(self._animation, part), size) for part in parts]
         )
-
-    def mattes(self, chosen: Sequence[int], size: Size | None) -> U8 | None:
-        return None
 
 
 def _resized(frames: U8, size: Size | None) -> U8:

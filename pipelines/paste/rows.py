@@ -1,0 +1,124 @@
+"""The last step of a pasted clip: its corpus row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from layerflow.clip import LayeredClip
+from layerflow.corpus.columns import SingleObject, encode_objects
+from layerflow.corpus.table import clip_id, encode_row, origin
+from layerflow.locations import clean_uri
+from layerflow.media.cells import encode_color
+from manifests.paste import PasteOptions
+from pipelines.paste.repeats import signature
+from pipelines.paste.sample import PlacedObject, Sample
+from pipelines.paste.scores import encode_checked
+from pipelines.publish.licences import all_of
+
+
+def encode(sample: Sample) -> None:
+    """Encode the layers: prompts, origin with all parents, scores after encoding where asked."""
+    options, background = sample.options, sample.background
+    main, front_to_back = sample.objects[-1], sample.objects[::-1]
+    subject = ", ".join(dict.fromkeys(item.prompt for item in front_to_back))
+    clip = LayeredClip(
+        **sample.layers,
+        prompts={
+            "foreground": subject,
+            "background": background.prompt,
+            "blended": f"{subject}, {background.prompt}",
+        },
+        fps=options.fps,
+        kind="pasted",
+        alpha_kind=main.alpha_kind if len(sample.objects) == 1 else "soft",
+        background_kind=background.kind,
+    )
+    records = [*(item.record for item in front_to_back), background.record]
+    keys = [record.get("key") or record["sha256"] for record in records]
+    parts: dict[str, Any] = {
+        "id": clip_id("pasted", keys, [sample.index], sample.context.recipe),
+        "origin": _origin(records[0], options)
+        | {
+            "licence": all_of([r["licence"] or options.licence for r in records]),
+            "attribution": all_of(
+                [r["attribution"] or options.attribution for r in records], "attribution"
+            ),
+            "parents": [clean_uri(record["uri"]) for record in records],
+        },
+        "quality": sample.scores,
+        "recipe": sample.context.recipe,
+        "crf": options.crf,
+    }
+    if options.encoded_check and sample.index % options.encoded_check == 0:
+        row = encode_checked(clip, min_psnr=options.min_psnr, **parts)
+    else:
+        row = encode_row(clip, **parts)
+    sample.row = row | _extra_cells(sample)
+
+
+def _extra_cells(sample: Sample) -> dict[str, Any]:
+    """The columns beyond those of every corpus: see ``layerflow.corpus.columns``."""
+    options, plate = sample.options, sample.plate
+    singles = [
+        SingleObject(order, item.prompt, visible, amodal, _origin(item.record, options))
+        for order, (item, visible, amodal) in enumerate(
+            zip(sample.objects, sample.visible, sample.amodal, strict=False)
+        )
+    ]
+    return {
+        "shadow": "none" if plate is None else "background",
+        "plate": None if plate is None else encode_color(plate, options.fps, crf=options.crf),
+        "objects": encode_objects(singles, options.fps) or None,
+        "draw": json.dumps(_short(_notes(sample)), separators=(",", ":")),
+    }
+
+
+def _origin(record: Mapping[str, Any], options: PasteOptions) -> dict[str, Any]:
+    return origin(
+        record["uri"].split("#")[0],
+        record["sha256"],
+        start=record["start"],
+        end=record["end"],
+        licence=record["licence"] or options.licence,
+        attribution=record["attribution"] or options.attribution,
+    )
+
+
+def _notes(sample: Sample) -> dict[str, Any]:
+    """What was drawn and measured: enough to say why a clip looks as it does."""
+    return {
+        "index": sample.index,
+        "attempt": sample.attempt,
+        "background_mirrored": sample.mirrored,
+        "objects": [_notes_of(placed) for placed in sample.placed],
+        "shadow": None if sample.shadow is None else asdict(sample.shadow),
+        "signature": signature(sample.layers["alpha"], sample.layers["blended"]),
+    }
+
+
+def _notes_of(placed: PlacedObject) -> dict[str, Any]:
+    item, path, change = placed.item, placed.path, placed.change
+    curve = {k: v.tolist() for k, v in vars(change.curve).items()} if change.curve else None
+    return {
+        "uri": item.record["uri"],
+        "placement": path.mode,
+        "mirrored": path.mirrored,
+        "frames": [item.numbers[k] for k in placed.picked] if item.numbers else placed.picked,
+        "poses": path.poses.tolist(),
+        "harmonise": change.strength,
+        "curve": curve,
+        "blur": change.sigma,
+        "grain": change.grain,
+    }
+
+
+def _short(value: Any) -> Any:
+    """Plain values with numbers of five significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {name: _short(item) for name, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, list) else value
