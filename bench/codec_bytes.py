@@ -1,7 +1,7 @@
 """Do equal frames give equal bytes? Every encoder between random allocations; x264's settings.
 
     python -m bench.codec_bytes                        # distinct results of 50 encodes
-    python -m bench.codec_bytes --films FOLDER         # also time, size and PSNR of x264 settings
+    python -m bench.codec_bytes --videos FOLDER         # also time, size and PSNR of x264 settings
 
 With AVX-512 and default settings x264 reads memory that nobody wrote, so its bytes depend on what
 the heap held before. ``layerflow.media.cells`` sets ``cpu-independent``; the table shows why.
@@ -36,16 +36,16 @@ def scraps() -> list[U8]:
 
 def drawn(height: int, width: int, frames: int = 5) -> U8:
     random, ramp = np.random.default_rng(1), np.linspace(0, 255, width)
-    film = np.empty((frames, height, width, 3))
+    video = np.empty((frames, height, width, 3))
     for t in range(frames):
-        film[t] = np.stack([np.roll(ramp, 3 * t), ramp[::-1], np.full(width, 10 * t)], axis=-1)
-    return (film + random.normal(0, 6, film.shape)).clip(0, 255).astype(np.uint8)
+        video[t] = np.stack([np.roll(ramp, 3 * t), ramp[::-1], np.full(width, 10 * t)], axis=-1)
+    return (video + random.normal(0, 6, video.shape)).clip(0, 255).astype(np.uint8)
 
 
 def in_file(write: Callable[[Path, U8, float], None], suffix: str) -> Callable[[U8], bytes]:
     def encode(frames: U8) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"film{suffix}"
+            path = Path(folder) / f"video{suffix}"
             write(path, np.concatenate([frames, frames[..., :1]], axis=-1), 8)
             return path.read_bytes()
 
@@ -114,11 +114,11 @@ def settings(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=50)
-    parser.add_argument("--films", type=Path)
+    parser.add_argument("--videos", type=Path)
     options = parser.parse_args()
     distinct(options.repeat)
-    if options.films is not None:
-        settings(options.films)
+    if options.videos is not None:
+        settings(options.videos)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ SIZES = {
 def write_checkpoint(folder: Path, task: str) -> Path:
     """The states file; one tensor at a time is float32."""
     sys.path.insert(0, str(ROOT))
-    from tests import official_reference as reference
+    from tests.support import official_reference as reference
 
     for name, value in SIZES.items():
         setattr(reference, name, value)

@@ -17,9 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import psutil
 
+from layerflow.cli.demo.memory import PeakMemory
 from layerflow.clip import U8
 from layerflow.corpus.table import Corpus
 from layerflow.media.decode import Decoder
@@ -47,7 +48,6 @@ from pipelines.mine.window import Video, Window
 from pipelines.vision.numerics import single_thread
 
 FRAMES, FPS = 8, 8.0
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def make_video(path: Path, seed: int, height: int, width: int) -> None:
@@ -100,53 +100,29 @@ def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
     return time.process_time() - start
 
 
-@dataclass
 class Tree:
-    """CPU seconds and memory of a process and all that it starts, sampled from /proc."""
+    """CPU seconds and memory of a process and all that it starts, sampled."""
 
-    root: int
-    cpu: dict[int, float] = field(default_factory=dict)
-    peak: int = 0
-    stop: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, root: int) -> None:
+        self._root = psutil.Process(root)
+        self._known = {root: self._root}
+        self._cpu: dict[int, float] = {}
 
-    def watch(self) -> None:
-        while not self.stop.wait(1.0):
-            self.sample()
+    @property
+    def cpu(self) -> float:
+        return sum(self._cpu.values())
 
-    def sample(self) -> None:
-        parents: dict[int, int] = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-            if self.mine(int(entry.name), parents) or int(entry.name) in self.cpu:
-                self.cpu[int(entry.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+    def memory(self) -> int:
+        """Bytes that all hold now (shared memory counts once); also notes their CPU time."""
         total = 0
-        for process in parents:
-            if process in self.cpu:
-                total += proportional_set(process)
-        self.peak = max(self.peak, total)
-
-    def mine(self, process: int, parents: dict[int, int]) -> bool:
-        """Parents come before children in /proc but for wrapped ids; these wait a sample."""
-        while process > 1:
-            if process == self.root or process in self.cpu:
-                return True
-            process = parents.get(process, 0)
-        return False
-
-
-def proportional_set(process: int) -> int:
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    line = next((line for line in text.splitlines() if line.startswith("Pss:")), "Pss: 0")
-    return int(line.split()[1]) * 1024
+        with suppress(psutil.Error):
+            self._known |= {p.pid: p for p in self._root.children(recursive=True)}
+        for process in self._known.values():  # also of those whose parent has ended
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                self._cpu[process.pid] = times.user + times.system
+                total += process.memory_full_info().pss
+        return total
 
 
 def run_job(folder: Path, out: Path, matting: str, size: str) -> tuple[float, float, int]:
@@ -159,15 +135,12 @@ def run_job(folder: Path, out: Path, matting: str, size: str) -> tuple[float, fl
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     tree = Tree(child.pid)
-    watcher = threading.Thread(target=tree.watch)
-    watcher.start()
-    code = child.wait()
-    wall = time.perf_counter() - start
-    tree.stop.set()
-    watcher.join()
+    with PeakMemory(tree.memory) as sampled:
+        code = child.wait()
+        wall = time.perf_counter() - start
     if code:
         raise SystemExit(f"the job ended with status {code}")
-    return wall, sum(tree.cpu.values()), tree.peak
+    return wall, tree.cpu, sampled.peak
 
 
 def run_kernels(folder: Path, matting: str, size: tuple[int, int]) -> tuple[float, float]:

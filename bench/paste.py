@@ -317,15 +317,15 @@ def kernels_of(
 def codec_table(videos: list[Path]) -> None:
     """Size, PSNR and CPU time of the media cells' settings on real frames."""
     for path in videos:
-        film, _ = read_frames(path, max_frames=100_000)
-        film = resize_cover(film[:16, ..., :3], 480, 720)
-        print(f"{path.name}: {len(film)} frames of 480x720")
+        video, _ = read_frames(path, max_frames=100_000)
+        video = resize_cover(video[:16, ..., :3], 480, 720)
+        print(f"{path.name}: {len(video)} frames of 480x720")
         for pix_fmt in ("yuv444p", "yuv420p"):
             for crf in (8, 10, 12, 14, 18):
-                data = encode_color(film, 8, crf=crf, pix_fmt=pix_fmt)
-                error = film.astype(np.int16) - decode_color(data)
+                data = encode_color(video, 8, crf=crf, pix_fmt=pix_fmt)
+                error = video.astype(np.int16) - decode_color(data)
                 psnr = 10 * np.log10(255**2 / np.square(error, dtype=np.int32).mean())
-                spent = cpu(partial(encode_color, film, 8, crf=crf, pix_fmt=pix_fmt), 1)
+                spent = cpu(partial(encode_color, video, 8, crf=crf, pix_fmt=pix_fmt), 1)
                 read = cpu(partial(decode_color, data), 1)
                 print(
                     f"  H.264 {pix_fmt} crf {crf:2d} {len(data) / 1e6:6.2f} MB {psnr:5.1f} dB "

@@ -2,7 +2,7 @@
 
     python bench/publish.py [--megabytes 600] [--folder DIR]
 
-Media cells are films of realistic sizes, most of it padding (conversion does not decode). Both the
+Media cells are videos of realistic sizes, most of it padding (conversion does not decode). Both the
 copy and the
 conversion read from the page cache and end with an fsync; they run in pairs, and the ratio is the
 median of the pairs' ratios. Peak memory (anonymous: mapped corpus pages belong to the page cache)
@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from layerflow.cli.demo.memory import PeakMemory
 from layerflow.corpus.table import SCHEMA, origin, quality_cell
 from layerflow.corpus.writer import write_table
 from layerflow.media.cells import encode_alpha, encode_color
 from pipelines.publish.card import ConfigInfo
-from pipelines.publish.files import Plan, PublishOptions, data_files, make_plan
+from pipelines.publish.files import PublishOptions, PublishPlan, data_files, make_plan
 from pipelines.publish.tables import features_of
 
 CELL_BYTES = {"foreground": 900_000, "alpha": 160_000, "background": 900_000, "blended": 900_000}
@@ -39,17 +39,17 @@ def make_corpus(path: Path, megabytes: int) -> int:
     """A corpus of about so many megabytes; returns the bytes of its shards."""
     rng = np.random.default_rng(0)
     grey = np.full((16, 480, 720), 90, np.uint8)
-    films = {layer: encode_color(grey[..., None].repeat(3, 3), 8.0) for layer in CELL_BYTES}
-    films["alpha"] = encode_alpha(grey, 8.0)
+    videos = {layer: encode_color(grey[..., None].repeat(3, 3), 8.0) for layer in CELL_BYTES}
+    videos["alpha"] = encode_alpha(grey, 8.0)
 
     def padded(layer: str, size: int) -> bytes:
-        """The film with random bytes behind it, in a box that says to skip them."""
-        more = max(0, size - len(films[layer]) - 9)
+        """The video with random bytes behind it, in a box that says to skip them."""
+        more = max(0, size - len(videos[layer]) - 9)
         if layer == "alpha":
             head = b"\xec\x01" + more.to_bytes(7, "big")
         else:
             head = (more + 8).to_bytes(4, "big") + b"free"
-        return films[layer] + head + rng.bytes(more)
+        return videos[layer] + head + rng.bytes(more)
 
     def rows() -> Iterator[dict[str, Any]]:
         for index in range(max(1, megabytes * 1_000_000 // sum(CELL_BYTES.values()))):
@@ -68,13 +68,13 @@ def make_corpus(path: Path, megabytes: int) -> int:
     return sum(file.stat().st_size for file in path.glob("*.arrow"))
 
 
-def convert(plan: Plan, out: Path) -> None:
+def convert(plan: PublishPlan, out: Path) -> None:
     config = ConfigInfo("default", "data", features_of({"mined"}), {})
     for name, _ in data_files(plan, out, config):
         flush(out / name)
 
 
-def copy(plan: Plan, out: Path) -> None:
+def copy(plan: PublishPlan, out: Path) -> None:
     for file in sorted(plan.corpus.path.glob("*.arrow")):
         with file.open("rb") as source, (out / file.name).open("wb") as target:
             while block := source.read(1 << 20):
@@ -87,41 +87,21 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def planned(corpus: Path) -> Plan:
+def planned(corpus: Path) -> PublishPlan:
     return make_plan(corpus, PublishOptions("bench/bench"), workers=0)
 
 
-def timed(work: Callable[[Plan, Path], None], plan: Plan, folder: Path) -> float:
+def timed(work: Callable[[PublishPlan, Path], None], plan: PublishPlan, folder: Path) -> float:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         started = time.perf_counter()
         work(plan, Path(out))
         return time.perf_counter() - started
 
 
-class PeakMemory:
-    """Greatest anonymous resident memory of this process while the block runs, in megabytes."""
-
-    def __init__(self) -> None:
-        self.megabytes = 0.0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._end.wait(0.002):
-            self.megabytes = max(self.megabytes, anonymous_memory())
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-
-def anonymous_memory() -> float:
+def anonymous_memory() -> int:
+    """Anonymous resident memory of this process, bytes."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
 def peak_memory(corpus: Path, folder: Path) -> list[float]:
@@ -135,9 +115,9 @@ def print_memory(corpus: Path, folder: Path) -> None:
     plan = planned(corpus)
     features_of({"mined"})  # imports datasets
     before = anonymous_memory()
-    with PeakMemory() as peak:
+    with PeakMemory(anonymous_memory, every=0.002) as memory:
         timed(convert, plan, folder)
-    print(before, peak.megabytes)
+    print(before / 2**20, memory.peak / 2**20)
 
 
 def main() -> None:

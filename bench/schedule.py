@@ -34,13 +34,13 @@ from layerflow.clip import LAYERS, PROMPTED, LayeredClip
 from layerflow.corpus.fingerprint import model_fingerprint
 from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row
 from layerflow.evaluation import metrics
+from layerflow.files import write_json
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.model import adapters, frames
 from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
 from layerflow.model.pipeline import LayerFlowPipeline
 from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, load, parse
-from trainer.checkpoint import write_json
 from trainer.distributed.launch import launch
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "schedule-check.yaml"

@@ -1,6 +1,6 @@
 """How well softness is measured on real frames that were blurred by a known amount.
 
-Run: ``python bench/sharpness.py VIDEO ... --cutout STILL``. The middle frame of each film, at
+Run: ``python bench/sharpness.py VIDEO ... --cutout STILL``. The middle frame of each video, at
 480x720, is blurred, or made small, coded and enlarged; an object pasted before the same treatment
 tells the truth: the blur that gives it the energy of gradients that it has afterwards.
 """
@@ -36,8 +36,8 @@ def enlarged(rgb: U8, factor: int, crf: int) -> U8:
     """Made ``factor`` times smaller, coded as four equal frames, made large again."""
     size = tuple(side // factor // 2 * 2 for side in (rgb.shape[1], rgb.shape[0]))
     small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    film = decode_color(encode_color(np.repeat(small[None], 4, 0), 8, crf=crf, pix_fmt="yuv420p"))
-    return cv2.resize(film[2], (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_LINEAR)
+    video = decode_color(encode_color(np.repeat(small[None], 4, 0), 8, crf=crf, pix_fmt="yuv420p"))
+    return cv2.resize(video[2], (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_LINEAR)
 
 
 TREATMENTS: dict[str, Treatment] = {
@@ -81,8 +81,8 @@ def main() -> None:
     with Image.open(said.cutout) as image:
         cutout = np.asarray(image.convert("RGBA"))
     for path in said.videos:
-        film, _ = read_frames(path, max_frames=100_000)
-        frame = resize_cover(film[len(film) // 2][None, ..., :3], *SIZE)[0]
+        video, _ = read_frames(path, max_frames=100_000)
+        frame = resize_cover(video[len(video) // 2][None, ..., :3], *SIZE)[0]
         print(path.name)
         for name, treatment in TREATMENTS.items():
             rgb = treatment(frame)

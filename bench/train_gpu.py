@@ -211,16 +211,7 @@ def training_step(
     def step() -> None:
         trained.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, manifest.precision == "bf16"):
-            losses = layer_loss(
-                transformer,
-                scheduler,
-                batch.latents,
-                batch.prompt_embeds,
-                batch.given,
-                batch.timesteps,
-                batch.noise,
-                batch.motion_gate,
-            )
+            losses = layer_loss(transformer, scheduler, **vars(batch))
         losses.mean().backward()
         norm = trained.clip(clip)
         optimizer.found_inf = (~norm.isfinite()).float()

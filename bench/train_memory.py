@@ -84,12 +84,9 @@ def count_flops(
     if checkpointing == "full":
         transformer.enable_gradient_checkpointing()
     adapters.set_trainable(transformer, trainable_names(transformer, stage))
-    values = [value.to("meta") for value in vars(batch).values()]
-    latents, noise, text, given, timesteps, gate = values
+    values = {name: value.to("meta") for name, value in vars(batch).items()}
     with FlopCounterMode(display=False) as counter:
-        losses = layer_loss(
-            transformer, make_scheduler("ddim"), latents, text, given, timesteps, noise, gate
-        )
+        losses = layer_loss(transformer, make_scheduler("ddim"), **values)
         forward = counter.get_total_flops()
         losses.mean().backward()
         return forward, counter.get_total_flops() - forward
@@ -101,10 +98,7 @@ def count_bytes(
     """The most bytes that live at once in a step after the first one."""
     transformer = network(stage, config)
     with FakeTensorMode(), Live() as live, norms_in_fp32(manifest.precision == "bf16"):
-        for module in transformer.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = torch.nn.Parameter(torch.empty(parameter.shape))
+        fill(transformer)
         prepare(transformer, manifest)
         step = training_step(transformer, manifest, stage, shape, CPU)
         step()
@@ -112,6 +106,16 @@ def count_bytes(
         live.most = live.now
         step()
         return live.most
+
+
+def fill(transformer: Any, trained: set[str] | None = None) -> None:
+    """Give the parameters memory. trained: those with gradients; None: all."""
+    for path, module in transformer.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                trains = trained is None or f"{path}.{name}".lstrip(".") in trained
+                full = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=trains)
+                module._parameters[name] = full
 
 
 def count_forward_bytes(
@@ -122,25 +126,11 @@ def count_forward_bytes(
     names = set(trainable_names(transformer, stage))
     half = manifest.precision == "bf16"
     with FakeTensorMode(), Live() as live, norms_in_fp32(half), torch.no_grad():
-        for path, module in transformer.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    trains = f"{path}.{name}".lstrip(".") in names
-                    full = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=trains)
-                    module._parameters[name] = full
+        fill(transformer, names)
         batch, scheduler = random_batch(transformer.config, shape), make_scheduler("ddim")
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(
-                transformer,
-                scheduler,
-                batch.latents,
-                batch.prompt_embeds,
-                batch.given,
-                batch.timesteps,
-                batch.noise,
-                batch.motion_gate,
-            )
+            layer_loss(transformer, scheduler, **vars(batch))
         return live.most - before
 
 

@@ -180,16 +180,7 @@ def bare_step(manifest: TrainManifest, batch: Batch) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        losses = layer_loss(
-            model,
-            scheduler,
-            batch.latents,
-            batch.prompt_embeds,
-            batch.given,
-            batch.timesteps,
-            batch.noise,
-            batch.motion_gate,
-        )
+        losses = layer_loss(model, scheduler, **vars(batch))
         losses.mean().backward()
         optimizer.step()
 

@@ -1,147 +1,179 @@
 """The front door for Python: every command as a function with the command's options.
 
-Each does what the command of its name does, and returns what was made instead of printing it. All
-heavy imports happen inside the functions, those of the jobs and of the trainer too.
+Each does what the command of its name does, and returns what was made instead of printing it. The
+text beside a parameter's type is also the command's help. All heavy imports happen inside the
+functions, those of the jobs and of the trainer too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
+    from manifests.mine import MineOptions
+    from manifests.pack import PackOptions
+    from manifests.paste import PasteOptions
     from pipelines.encode.job import EncodeSummary
     from pipelines.engine.jobs import Summary
 
 PathLike = str | Path
+PathLikes = PathLike | Sequence[PathLike]
 Size = str | tuple[int, int]
 """Height and width in pixels: ``(480, 720)`` or ``"480x720"``."""
+
+CorpusOut = Annotated[PathLike, "corpus folder to make"]
+ClipSize = Annotated[Size, "HEIGHTxWIDTH, such as 480x720"]
+ClipFrames = Annotated[int, "frames of a clip"]
+ClipFps = Annotated[float, "frames a second of a clip"]
+Prompts = Annotated[PathLike | None, "CSV, JSONL or Parquet of prompts"]
+Crf = Annotated[int | None, "H.264 quality of colour layers, default 10"]
+MinPsnr = Annotated[float | None, "dB below which a clip is encoded again, finer"]
+Deadline = Annotated[float | None, "seconds that decoding a source may take"]
+Licence = Annotated[str | None, "licence of the inputs"]
+Attribution = Annotated[str | None, "whom to name"]
+Workers = Annotated[int | None, "tasks at a time; default: all CPUs; 0: no Ray, this process"]
+AcceptLost = Annotated[bool, "go on if most units fail alike: each becomes a rejected row"]
+ModelSize = Annotated[Size | None, "HEIGHTxWIDTH; default: the model's"]
+ModelFrames = Annotated[int | None, "default: the model's"]
+Steps = Annotated[int | None, "default: the model's, or 50"]
+Guidance = Annotated[float | None, "default: the model's, or 6"]
+Quiet = Annotated[bool, "no progress bar"]
+
 RUNTIME = ("workers", "accept_lost", "quiet")
+PATHS = ("corpus", "out", "model", "predictions", "clip", "aesthetic")
+"""Arguments that requests hold as ``Path``."""
 
 
 def mine(
-    inputs: PathLike | Sequence[PathLike],
-    out: PathLike,
-    size: Size,
+    inputs: Annotated[PathLikes, "video files and folders"],
+    out: CorpusOut,
+    size: ClipSize,
     *,
-    frames: int = 16,
-    fps: float = 8.0,
-    matting: str = "motion",
-    weights: PathLike | None = None,
-    gate: str = "standard",
-    device: str = "cpu",
-    inpaint: str = "opencv",
-    inpaint_weights: PathLike | None = None,
-    prompts: PathLike | None = None,
-    caption_model: str | None = None,
-    captioner: str | None = None,
-    caption_url: str | None = None,
-    caption_key_env: str | None = None,
-    licence: str | None = None,
-    attribution: str | None = None,
-    workers: int | None = None,
-    accept_lost: bool = False,
-    quiet: bool = True,
+    frames: ClipFrames = 16,
+    fps: ClipFps = 8.0,
+    matting: Annotated[str, "backend: {layerflow.matting}"] = "motion",
+    weights: Annotated[PathLike | None, "the backend's weights, a path"] = None,
+    gate: Annotated[str, "quality gate: off, loose, standard, strict"] = "standard",
+    device: Annotated[str, "cpu or cuda: of backend and inpainter"] = "cpu",
+    inpaint: Annotated[str, "fills unseen background: {layerflow.inpainters}"] = "opencv",
+    inpaint_weights: Annotated[PathLike | None, "lama: a TorchScript file"] = None,
+    prompts: Prompts = None,
+    caption_model: Annotated[
+        str | None, "vision-language model: a folder, or its name at the url"
+    ] = None,
+    captioner: Annotated[str | None, "one of {layerflow.captioners}; default: by the url"] = None,
+    caption_url: Annotated[str | None, "OpenAI-compatible endpoint, http(s)://.../v1"] = None,
+    caption_key_env: Annotated[str | None, "environment variable with the endpoint's key"] = None,
+    licence: Licence = None,
+    attribution: Attribution = None,
+    workers: Workers = None,
+    accept_lost: AcceptLost = False,
+    quiet: Quiet = True,
 ) -> Summary:
     """Real video -> mined clips in the corpus ``out``: matte, foreground, background, scores.
 
-    workers: Ray tasks at a time; None: all CPUs; 0: this process, without Ray. The other options
-    are those of ``layerflow mine``. Raises ValueError for a request that cannot work.
+    Raises ValueError for a request that cannot work.
     """
-    content = _manifest(locals(), many=("inputs",))
-    names = {"caption_model": "model", "caption_url": "url", "caption_key_env": "key_env"}
-    names["captioner"] = "captioner"
-    captions = {names[key]: content.pop(key) for key in names if key in content}
+    content = _manifest(locals())
+    captions = {
+        key.removeprefix("caption_"): content.pop(key)
+        for key in ("caption_model", "captioner", "caption_url", "caption_key_env")
+        if key in content
+    }
     from manifests.common import check
     from manifests.mine import MineOptions
-    from pipelines.mine.job import run_mine
 
     content |= {"captions": captions} if captions else {}
     options = check(content, MineOptions, "layerflow mine")
-    return run_mine(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def paste(
-    foregrounds: PathLike | Sequence[PathLike],
-    backgrounds: PathLike | Sequence[PathLike],
-    out: PathLike,
-    count: int,
+    foregrounds: Annotated[PathLikes, "corpus or folder; may be repeated"],
+    backgrounds: Annotated[PathLikes, "corpus or folder; may be repeated"],
+    out: CorpusOut,
+    count: Annotated[int, "clips to make"],
     *,
-    seed: int = 0,
-    size: Size = "480x720",
-    frames: int = 16,
-    fps: float = 8.0,
-    placement: str | None = None,
-    shadow: str | None = None,
-    gate: str | None = None,
-    crf: int | None = None,
-    min_psnr: float | None = None,
-    deadline: float | None = None,
-    licence: str | None = None,
-    attribution: str | None = None,
-    more: Mapping[str, Any] | None = None,
-    workers: int | None = None,
-    accept_lost: bool = False,
-    quiet: bool = True,
+    seed: Annotated[int, "every draw follows from it"] = 0,
+    size: ClipSize = "480x720",
+    frames: ClipFrames = 16,
+    fps: ClipFps = 8.0,
+    placement: Annotated[str | None, "where it stands: auto, ground, source, free"] = None,
+    shadow: Annotated[str | None, "who owns the contact shadow: none, background"] = None,
+    gate: Annotated[str | None, "quality gate on foregrounds of mined corpora"] = None,
+    crf: Crf = None,
+    min_psnr: MinPsnr = None,
+    deadline: Deadline = None,
+    licence: Licence = None,
+    attribution: Attribution = None,
+    more: Annotated[
+        Mapping[str, Any] | None, "any other key of the manifest: objects=1,2 shutter=0"
+    ] = None,
+    workers: Workers = None,
+    accept_lost: AcceptLost = False,
+    quiet: Quiet = True,
 ) -> Summary:
     """Matted foregrounds over other backgrounds -> pasted clips, exact by construction.
 
-    more: any other key of the manifest, such as ``{"objects": [1, 2]}``. Otherwise as ``mine``.
+    more: any other key of the manifest, such as ``{"objects": [1, 2]}``. Errors as of ``mine``.
     """
-    content = _manifest(locals(), many=("foregrounds", "backgrounds"))
+    content = _manifest(locals())
     content |= content.pop("more", {})
     from manifests.common import check
     from manifests.paste import PasteOptions
-    from pipelines.paste.job import run_paste
 
     options = check(content, PasteOptions, "layerflow paste")
-    return run_paste(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def pack(
-    inputs: PathLike | Sequence[PathLike],
-    out: PathLike,
+    inputs: Annotated[PathLikes, "folders of layered stills"],
+    out: CorpusOut,
     *,
-    layout: str = "auto",
-    size: Size | None = None,
-    seed: int = 0,
-    frames: int | None = None,
-    fps: float | None = None,
-    fill: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    prompts: PathLike | None = None,
-    crf: int | None = None,
-    min_psnr: float | None = None,
-    deadline: float | None = None,
-    licence: str | None = None,
-    attribution: str | None = None,
-    workers: int | None = None,
-    accept_lost: bool = False,
-    quiet: bool = True,
+    layout: Annotated[str, "{layerflow.importers}"] = "auto",
+    size: Annotated[Size | None, "HEIGHTxWIDTH; default: as is"] = None,
+    seed: Annotated[int, "draws of backgrounds follow from it"] = 0,
+    frames: Annotated[int | None, "frames of a clip of a layered video"] = None,
+    fps: Annotated[float | None, "rate of clips of layered videos"] = None,
+    fill: Annotated[str | None, "background of a still without one: blurred, plain"] = None,
+    columns: Annotated[
+        Mapping[str, str] | None,
+        "a table's column: foreground=rgba (or alpha, background, blended, ...)",
+    ] = None,
+    prompts: Prompts = None,
+    crf: Crf = None,
+    min_psnr: MinPsnr = None,
+    deadline: Deadline = None,
+    licence: Licence = None,
+    attribution: Attribution = None,
+    workers: Workers = None,
+    accept_lost: AcceptLost = False,
+    quiet: Quiet = True,
 ) -> Summary:
-    """Layered stills -> image clips, layered films -> moving clips. Otherwise as ``mine``.
+    """Layered stills -> image clips, layered videos -> moving clips. Errors as of ``mine``.
 
     columns: of a table, ``{"foreground": "rgba"}``.
     """
-    content = _manifest(locals(), many=("inputs",))
+    content = _manifest(locals())
     from manifests.common import check
     from manifests.pack import PackOptions
-    from pipelines.pack.job import run_pack
 
     options = check(content, PackOptions, "layerflow pack")
-    return run_pack(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def init(
-    directory: PathLike,
-    preset: str,
+    directory: Annotated[PathLike, "folder to make"],
+    preset: Annotated[str, "{layerflow.bases}"],
     *,
-    base: PathLike | None = None,
-    size: Size | None = None,
-    frames: int | None = None,
-    positions: str | None = None,
-    seed: int | None = None,
+    base: Annotated[PathLike | None, "model folder or Hub id that the preset starts from"] = None,
+    size: Annotated[Size | None, "HEIGHTxWIDTH, such as 480x720"] = None,
+    frames: Annotated[int | None, "frames of one layer"] = None,
+    positions: Annotated[str | None, "shared or continuous"] = None,
+    seed: Annotated[int | None, "of everything random in it"] = None,
 ) -> Path:
     """A model folder to start from. preset: tiny, cogvideox-2b or cogvideox-5b, of a ``base``, or
     one that an installed package adds."""
@@ -161,27 +193,27 @@ def init(
 
 
 def encode(
-    corpora: PathLike | Sequence[PathLike],
-    model: PathLike,
-    out: PathLike,
+    corpora: Annotated[PathLikes, "corpus folders, or hf://datasets/NAMESPACE/NAME"],
+    model: Annotated[PathLike, "model folder, made by init"],
+    out: Annotated[PathLike, "latents folder to make or bring up to date"],
     *,
-    size: Size | None = None,
-    frames: int | None = None,
-    flip: bool = False,
-    reverse: bool = False,
-    crops: int = 0,
-    freeze: int = 0,
-    dtype: str = "float32",
-    workers: int | None = None,
-    accept_lost: bool = False,
-    quiet: bool = True,
+    size: Annotated[Size | None, "HEIGHTxWIDTH to encode at; default: as the clips are"] = None,
+    frames: Annotated[int | None, "frames to take of each clip, evenly; default: all"] = None,
+    flip: Annotated[bool, "also each clip mirrored"] = False,
+    reverse: Annotated[bool, "also each clip backwards"] = False,
+    crops: Annotated[int, "also this many windows of each clip"] = 0,
+    freeze: Annotated[int, "instead of moving clips: this many frames of each, as stills"] = 0,
+    dtype: Annotated[str, "float32 or float16"] = "float32",
+    workers: Workers = None,
+    accept_lost: Annotated[bool, "go on if most units fail alike: reject their clips"] = False,
+    quiet: Quiet = True,
 ) -> EncodeSummary:
     """Corpora -> latents and prompt embeddings in the folder ``out``; does only what is missing."""
     from pipelines.encode.clip_latents import Augment
     from pipelines.encode.job import run_encode
 
     return run_encode(
-        [str(corpus) for corpus in _many(corpora)],
+        _many(corpora),
         model=str(model),
         out=str(out),
         size=_size(size),
@@ -195,13 +227,13 @@ def encode(
 
 
 def train(
-    manifest: PathLike,
+    manifest: Annotated[PathLike, "a train manifest (YAML)"],
     *,
-    out: PathLike | None = None,
-    stage: str | None = None,
-    workers: int | None = None,
-    fresh: bool = False,
-    quiet: bool = True,
+    out: Annotated[PathLike | None, "run folder; default: the manifest's"] = None,
+    stage: Annotated[str | None, "train this stage only"] = None,
+    workers: Annotated[int | None, "1: this process; more: through Ray Train"] = None,
+    fresh: Annotated[bool, "start over; default: go on"] = False,
+    quiet: Annotated[bool, "no lines while training"] = True,
 ) -> Path | None:
     """The schedule of a manifest; goes on where an earlier run stopped.
 
@@ -216,135 +248,135 @@ def train(
 
 
 def sample(
-    model: PathLike,
-    out: PathLike,
+    model: Annotated[PathLike, "model folder"],
+    out: Annotated[PathLike, "folder for the results"],
     *,
-    given: Mapping[str, PathLike] | None = None,
-    prompt: Mapping[str, str] | None = None,
-    negative_prompt: Mapping[str, str] | None = None,
-    seed: int = 0,
-    count: int = 1,
-    id: str | None = None,
-    size: Size | None = None,
-    frames: int | None = None,
-    fps: float | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    dynamic_cfg: bool = False,
-    official_sampler: bool = False,
-    exact_given: bool = False,
-    png: bool = False,
-    dtype: str | None = None,
-    quiet: bool = True,
+    given: Annotated[
+        Mapping[str, PathLike] | None,
+        "LAYER=FILE, a video or picture of a layer that is given; repeatable",
+    ] = None,
+    prompt: Annotated[
+        Mapping[str, str] | None, "LAYER=TEXT; layers: foreground, background, blended"
+    ] = None,
+    negative_prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT"] = None,
+    seed: Annotated[int, "of the first sample; then one more each"] = 0,
+    count: Annotated[int, "samples to make"] = 1,
+    id: Annotated[str | None, "name of the result; default: seed-S"] = None,
+    size: ModelSize = None,
+    frames: ModelFrames = None,
+    fps: Annotated[float | None, "default: the given file's, or 8"] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    dynamic_cfg: Annotated[bool, "vary the guidance as released"] = False,
+    official_sampler: Annotated[bool, "the released sampler"] = False,
+    exact_given: Annotated[bool, "copy given layers instead of decoding their latents"] = False,
+    png: Annotated[bool, "also write every frame as PNG"] = False,
+    dtype: Annotated[str | None, "float32, bfloat16 or float16"] = None,
+    quiet: Quiet = True,
 ) -> list[Path]:
     """Sample layers into folders below ``out``, which are returned: all of them, or those that are
     not given. given: layer -> video or picture; prompt: layer -> text."""
+    arguments = locals()
     from layerflow.model.sample import SampleRequest, run_sample
 
-    height, width = _size(size) or (None, None)
-    request = SampleRequest(
-        model=Path(model),
-        out=Path(out),
+    request = _request(
+        SampleRequest,
+        arguments,
         given={layer: Path(path) for layer, path in (given or {}).items()},
         prompt=prompt or {},
         negative_prompt=negative_prompt or {},
-        seed=seed,
-        count=count,
-        id=id,
-        height=height,
-        width=width,
         num_frames=frames,
-        fps=fps,
-        steps=steps,
-        guidance=guidance,
-        dynamic_cfg=dynamic_cfg,
-        official_sampler=official_sampler,
-        exact_given=exact_given,
-        png=png,
-        dtype=dtype,
     )
     return run_sample(request, quiet=quiet)
 
 
 def publish(
-    corpus: PathLike,
-    repo_id: str,
+    corpus: Annotated[PathLike, "a corpus folder"],
+    repo_id: Annotated[str, "NAMESPACE/NAME on the Hub"],
     *,
-    dry_run: PathLike | None = None,
-    private: bool = True,
-    config: str = "default",
-    split: str = "train",
-    seed: int = 0,
-    revision: str | None = None,
-    licence: str | None = None,
-    acknowledge_licences: bool = False,
-    with_rejected: bool = False,
-    workers: int | None = None,
-    quiet: bool = True,
+    dry_run: Annotated[
+        PathLike | None, "write the repository into this folder, upload nothing"
+    ] = None,
+    private: Annotated[bool, "who may see it"] = True,
+    config: Annotated[str, "name of the configuration"] = "default",
+    split: Annotated[str, "one name, or shares such as train=0.9,test=0.1"] = "train",
+    seed: Annotated[int, "the draw of the splits follows from it"] = 0,
+    revision: Annotated[str | None, "branch to commit to"] = None,
+    licence: Annotated[str | None, "licence of the whole repository, for its card"] = None,
+    acknowledge_licences: Annotated[
+        bool,
+        "the right to keep clips whose licence forbids redistribution is there "
+        "(with --private only)",
+    ] = False,
+    with_rejected: Annotated[bool, "also publish the rejected table"] = False,
+    workers: Annotated[
+        int | None, "processes for previews; default: all CPUs; 0: this process"
+    ] = None,
+    quiet: Quiet = True,
 ) -> list[str]:
     """A corpus to the Hugging Face Hub, or into the folder ``dry_run``; returns what was done."""
+    arguments = locals()
     from pipelines.publish.files import PublishOptions
     from pipelines.publish.job import run_publish
 
-    options = PublishOptions(
-        repo_id=repo_id,
-        private=private,
-        config=config,
-        split=split,
-        seed=seed,
-        revision=revision,
-        licence=licence,
-        acknowledge_licences=acknowledge_licences,
-        with_rejected=with_rejected,
-    )
+    options = _request(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
     return run_publish(Path(corpus), options, dry_run=folder, workers=workers, quiet=quiet)
 
 
 def evaluate(
-    corpus: PathLike,
-    out: PathLike = "evaluation",
+    corpus: Annotated[PathLike, "corpus with the true layers"],
+    out: Annotated[PathLike, "folder for tables, figures and pictures"] = Path("evaluation"),
     *,
-    model: PathLike | None = None,
-    predictions: PathLike | None = None,
-    task: Sequence[str] | None = None,
-    count: int | None = None,
-    seed: int = 0,
-    batch: int = 4,
-    size: Size | None = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    clip: PathLike | None = None,
-    aesthetic: PathLike | None = None,
-    quiet: bool = True,
+    model: Annotated[PathLike | None, "model folder to sample from"] = None,
+    predictions: Annotated[
+        PathLike | None, "instead: DIR/<id>/ as sample writes them, or a corpus"
+    ] = None,
+    task: Annotated[
+        Sequence[str] | None,
+        "generate, decompose, fg2bg, bg2fg or LAYER+LAYER given; repeatable",
+    ] = None,
+    count: Annotated[int | None, "clips at most; default: all"] = None,
+    seed: Annotated[int, "of the first clip; then one more each"] = 0,
+    batch: Annotated[int, "clips sampled at a time"] = 4,
+    size: ModelSize = None,
+    frames: ModelFrames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    clip: Annotated[
+        PathLike | None, "folder of a CLIP model: consistency and text alignment"
+    ] = None,
+    aesthetic: Annotated[PathLike | None, "safetensors file of a linear head on --clip"] = None,
+    quiet: Annotated[bool, "no line for each clip"] = True,
 ) -> dict[str, Any]:
     """Scores of a model's samples, or of ``predictions``, against the true layers of a corpus."""
+    arguments = locals()
     from layerflow.evaluation.run import EvaluateRequest, run_evaluate
 
-    height, width = _size(size) or (None, None)
-    request = EvaluateRequest(
-        corpus=Path(corpus),
-        out=Path(out),
-        model=None if model is None else Path(model),
-        predictions=None if predictions is None else Path(predictions),
-        tasks=tuple(task or ("decompose",)),
-        count=count,
-        seed=seed,
-        batch=batch,
-        height=height,
-        width=width,
-        frames=frames,
-        steps=steps,
-        guidance=guidance,
-        clip=None if clip is None else Path(clip),
-        aesthetic=None if aesthetic is None else Path(aesthetic),
-    )
+    request = _request(EvaluateRequest, arguments, tasks=tuple(task or ("decompose",)))
     return run_evaluate(request, say=(lambda line: None) if quiet else print)
 
 
-def _many(value: PathLike | Sequence[PathLike]) -> list[PathLike]:
-    return [value] if isinstance(value, str | Path) else list(value)
+def run_job(options: MineOptions | PasteOptions | PackOptions, **how: Any) -> Summary:
+    """Run one corpus job. how: values of ``RUNTIME``."""
+    from manifests.mine import MineOptions
+    from manifests.paste import PasteOptions
+
+    if isinstance(options, MineOptions):
+        from pipelines.mine.job import run_mine
+
+        return run_mine(options, **how)
+    if isinstance(options, PasteOptions):
+        from pipelines.paste.job import run_paste
+
+        return run_paste(options, **how)
+    from pipelines.pack.job import run_pack
+
+    return run_pack(options, **how)
+
+
+def _many(value: PathLikes) -> list[str]:
+    return [str(item) for item in ([value] if isinstance(value, str | Path) else value)]
 
 
 def _size(size: Size | None) -> tuple[int, int] | None:
@@ -355,14 +387,16 @@ def _size(size: Size | None) -> tuple[int, int] | None:
     return parse_size(size)
 
 
-def _manifest(arguments: dict[str, Any], *, many: tuple[str, ...]) -> dict[str, Any]:
+def _manifest(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as keys of a manifest: no run-time ones, none that was left out."""
     content = {k: v for k, v in arguments.items() if k not in RUNTIME and v is not None}
-    for key, value in content.items():
-        if key in many:
-            content[key] = [str(item) for item in _many(value)]
-        elif isinstance(value, Path):
-            content[key] = str(value)
-    if isinstance(content.get("size"), tuple):
-        content["size"] = "x".join(map(str, content["size"]))
-    return content
+    many = {k: _many(content[k]) for k in ("inputs", "foregrounds", "backgrounds") if k in content}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in content.items()} | many
+
+
+def _request(kind: Any, arguments: dict[str, Any], **values: Any) -> Any:
+    """A dataclass of the arguments that it has fields for, the size as ``height`` and ``width``."""
+    height, width = _size(arguments.get("size")) or (None, None)
+    known = {**arguments, "height": height, "width": width, **values}
+    known |= {name: Path(known[name]) for name in PATHS if known.get(name) is not None}
+    return kind(**{field.name: known[field.name] for field in fields(kind)})

@@ -1,4 +1,4 @@
-"""Where results may be written."""
+"""Where results may be written, and how a file is written whole."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def local_output(path: str | Path) -> Path:
             "them to a folder, then copy that there"
         )
     return Path(path)
+
+
+def free_output(path: str | Path) -> Path:
+    """``local_output`` of a folder. Raises ValueError when it exists and is not empty."""
+    out = local_output(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
+    return out

@@ -1,4 +1,8 @@
-"""Counter-based draws: every random number is a function of (seed, index, purpose, attempt)."""
+"""Counted randomness: every draw is a function of (seed, place, purpose), and of nothing before it.
+
+The one place that turns keys into generators. The three forms of a key give different streams;
+each keeps its form, since what has been drawn from it must not change.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,31 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from layerflow.media.cells import MediaError
-
 
 def generator(seed: int, index: int, purpose: str, attempt: int = 0) -> np.random.Generator:
-    """A generator of its own for one purpose; no state is carried between calls."""
-    digest = hashlib.sha256(f"{seed}/{index}/{purpose}/{attempt}".encode()).digest()
-    key = np.frombuffer(digest[:16], "<u8")
-    return np.random.Generator(np.random.Philox(key=key))
+    """What jobs draw from: a generator for one purpose of one clip."""
+    return generator_of(f"{seed}/{index}/{purpose}/{attempt}")
+
+
+def keyed(*key: object) -> np.random.Generator:
+    """What training and validation draw from: equal keys give equal streams."""
+    return generator_of(repr(key))
+
+
+def generator_of(text: str) -> np.random.Generator:
+    """A generator that follows from a text."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def numbered(*numbers: int) -> np.random.Generator:
+    """What procedural media are drawn from: a generator that follows from a few numbers."""
+    return np.random.default_rng(numbers)
+
+
+def torch_seed(*key: object) -> int:
+    """What to seed torch with, of a key as in ``keyed``."""
+    return int(keyed(*key).integers(2**63))
 
 
 @lru_cache(maxsize=4)
@@ -49,28 +70,3 @@ def in_turns(seed: int, index: int, size: int) -> int:
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """Between low and high, both positive, even on a log scale."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def frames_needed(available: int, source_fps: float, frames: int, fps: float) -> int:
-    """How many frames of a source a clip spans. MediaError when they are not there, or not
-    distinct.
-    """
-    step = source_fps / fps
-    if step < 0.98:
-        raise MediaError(f"{source_fps:g} frames/s gives no distinct frames at {fps:g} frames/s")
-    needed = round((frames - 1) * step) + 1
-    if needed > available:
-        raise MediaError(f"has {available} frames; a clip needs {needed}")
-    return needed
-
-
-def choose_frames(
-    available: int, source_fps: float, frames: int, fps: float, rng: np.random.Generator
-) -> list[int]:
-    """Indices of ``frames`` distinct frames at ``fps`` out of a source, from a drawn start.
-
-    Raises MediaError as ``frames_needed``.
-    """
-    needed = frames_needed(available, source_fps, frames, fps)
-    start = int(rng.integers(available - needed + 1))
-    return [start + round(k * source_fps / fps) for k in range(frames)]

@@ -32,11 +32,7 @@ def judge(scores: Mapping[str, float | None], gate: str | Gate) -> str | None:
     score that is absent or None is not judged: not every backend knows its own confidence.
     Raises ValueError for an unknown preset or score name.
     """
-    if isinstance(gate, str):
-        if gate not in GATES:
-            raise ValueError(f"unknown quality gate {gate!r}; choose one of {', '.join(GATES)}")
-        gate = GATES[gate]
-    for name, (low, high) in gate.items():
+    for name, (low, high) in (resolve_gate(gate) if isinstance(gate, str) else gate).items():
         if name not in QUALITY_FIELDS:
             raise ValueError(
                 f"quality gate names an unknown score {name!r}; known: {', '.join(QUALITY_FIELDS)}"

@@ -19,10 +19,15 @@ from layerflow.corpus.columns import joined_schema
 from layerflow.corpus.derive import Derived, recorded_jobs, write_derived
 from layerflow.corpus.table import Corpus, Table
 from layerflow.outputs import local_output
+from layerflow.seeds import in_blocks
+from manifests.common import check
 from pipelines.engine.jobs import Unit
 from pipelines.gates import judge, resolve_gate
 
 Rejected = Mapping[str, Any]
+Replay = tuple[Callable[..., Any], Any, Callable[[Unit], bool]]
+"""A job, its options, and which of its units are to be done again."""
+RECORDED = "the recorded job"
 LEFT_OUT = ("filter", "merge", "duplicates")  # on purpose, not for a fault of the input
 
 
@@ -57,7 +62,10 @@ def run_retry(
         options = dict(job["options"])
         if gate is not None and job["kind"] == "mined":
             options["gate"] = gate
-        again = RUNS[job["kind"]](options, rows, scratch / f"{recipe}-{gate}", workers, quiet)
+        again = scratch / f"{recipe}-{gate}"
+        run, checked, wanted = REPLAYS[job["kind"]]({**options, "out": str(again)}, rows)
+        # units that were lost before may all be lost again, in the new corpus
+        run(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True)
         if job["kind"] == "pasted" and Corpus.open(again).info["recipe"] != recipe:
             raise ValueError("pasted clips cannot be replayed by another version; paste them again")
         made.append((Corpus.open(again), rows))
@@ -77,7 +85,7 @@ def _replays(
         job = jobs.get(row["recipe"])
         if row["stage"] in LEFT_OUT and not _far_enough(row, job, gate):
             continue
-        if job is None or job["kind"] not in RUNS:
+        if job is None or job["kind"] not in REPLAYS:
             unknown += 1
         elif job["kind"] != "pasted" or row["stage"] == "draw":
             found.setdefault(row["recipe"], (job, []))[1].append(row)
@@ -155,13 +163,10 @@ def _clip_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (row["kind"], source["uri"], source["sha256"], *span)
 
 
-# ---- the three jobs: units that were lost before may all be lost again, in the new corpus --------
+# ---- the three jobs ------------------------------------------------------------------------------
 
 
-def _mine(
-    options: dict[str, Any], rows: Sequence[Rejected], out: Path, workers: int | None, quiet: bool
-) -> Path:
-    from manifests.common import check
+def _mine(options: dict[str, Any], rows: Sequence[Rejected]) -> Replay:
     from manifests.mine import MineOptions
     from pipelines.mine.job import run_mine
 
@@ -176,38 +181,30 @@ def _mine(
         start, end = unit.payload["start"], unit.payload["end"]
         return any(a < end and b > start for a, b in spans.get(unit.payload["uri"], ()))
 
-    checked = check({**options, "out": str(out)}, MineOptions, "the recorded job")
-    return run_mine(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
+    return run_mine, check(options, MineOptions, RECORDED), wanted
 
 
-def _pack(
-    options: dict[str, Any], rows: Sequence[Rejected], out: Path, workers: int | None, quiet: bool
-) -> Path:
-    from manifests.common import check
+def _pack(options: dict[str, Any], rows: Sequence[Rejected]) -> Replay:
     from manifests.pack import PackOptions
     from pipelines.pack.job import run_pack
     from pipelines.pack.plan import make_plan, uris_of
 
-    checked = check({**options, "out": str(out)}, PackOptions, "the recorded job")
+    checked = check(options, PackOptions, RECORDED)
     uris = {row["uri"] for row in rows}
     plan = make_plan(checked)
 
     def wanted(unit: Unit) -> bool:
         return not uris.isdisjoint(uris_of(unit.payload, plan))
 
-    return run_pack(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
+    return run_pack, checked, wanted
 
 
-def _paste(
-    options: dict[str, Any], rows: Sequence[Rejected], out: Path, workers: int | None, quiet: bool
-) -> Path:
-    from layerflow.seeds import in_blocks
-    from manifests.common import check
+def _paste(options: dict[str, Any], rows: Sequence[Rejected]) -> Replay:
     from manifests.paste import PasteOptions
     from pipelines.inputs.sources import list_foregrounds
     from pipelines.paste.job import run_paste
 
-    checked = check({**options, "out": str(out)}, PasteOptions, "the recorded job")
+    checked = check(options, PasteOptions, RECORDED)
     sources = list_foregrounds(checked.foregrounds, checked.gate)
     uris = {row["uri"] for row in rows}
 
@@ -216,7 +213,7 @@ def _paste(
         firsts = (in_blocks(checked.seed, i, checked.count, len(sources)) for i in draws)
         return any(sources[first].uri in uris for first in firsts)
 
-    return run_paste(checked, workers=workers, quiet=quiet, only=wanted, accept_lost=True).out
+    return run_paste, checked, wanted
 
 
-RUNS: dict[str, Callable[..., Path]] = {"mined": _mine, "image": _pack, "pasted": _paste}
+REPLAYS: dict[str, Callable[..., Replay]] = {"mined": _mine, "image": _pack, "pasted": _paste}

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "trainer": {"pipelines"},
 }
 DOORS = {("layerflow", "cli"), ("layerflow", "front.py")}
+RAY_START = Path("layerflow/ray_start.py")  # for jobs and runs alike; inside functions only
 
 
 def modules(package: str) -> list[Path]:
@@ -43,6 +44,8 @@ def test_packages_import_downwards_only(package: str) -> None:
             continue
         for name, line in imported(path):
             top = name.split(".")[0]
+            if top == "ray" and relative == RAY_START:
+                continue
             if top in FORBIDDEN[package]:
                 wrong.append(f"{relative}:{line} imports {name}")
             if top == "ray" and package == "trainer" and path.name != "launch.py":
@@ -50,6 +53,20 @@ def test_packages_import_downwards_only(package: str) -> None:
             if f"{name}.".startswith("layerflow.cli."):
                 wrong.append(f"{relative}:{line} imports the command line")
     assert wrong == []
+
+
+def test_ray_is_started_in_one_place_and_imported_inside_functions() -> None:
+    at_top, starts = [], []
+    for path in (path for package in FORBIDDEN for path in modules(package)):
+        tree, relative = ast.parse(path.read_text()), path.relative_to(ROOT)
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            at_top += [str(relative) for name in names if name.split(".")[0] == "ray"]
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        if "ray.init" in map(ast.unparse, calls):
+            starts.append(relative)
+    assert at_top == [] and starts == [RAY_START]
 
 
 def test_the_command_line_imports_lazily() -> None:

@@ -14,10 +14,10 @@ temporary name, synced, and renamed.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from layerflow.corpus.fingerprint import folder_hash, model_fingerprint
 from layerflow.documents import read_json
+from layerflow.files import building, new_folder, replacing, write_json
 from manifests.train import FREE_FIELDS, TrainManifest
 from trainer.data import open_latents
 from trainer.distributed.processes import ALONE, World
@@ -48,45 +49,6 @@ class Position:
     step: int = 0
     skipped: int = 0
     in_a_row: int = 0
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Move a finished folder to its place, replacing what is there, after syncing its files."""
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
-    parent = os.open(path.parent, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def staging(path: Path) -> Path:
-    """An empty folder beside `path`, to fill and then `publish`."""
-    temporary = staging_path(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
-
-
-def staging_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 # ---- whose run it is --------------------------------------------------------------------------
@@ -164,19 +126,18 @@ def save(
 ) -> Path:
     """Write a checkpoint and drop all but the stage's `keep` newest. Call on every worker."""
     path = out / "checkpoints" / f"{stage}-{position.step:08d}"
-    temporary, main = staging_path(path), world.rank == 0
+    main = world.rank == 0
+    with new_folder(path, replace=True) if main else nullcontext(building(path)) as temporary:
+        if isinstance(trained, Trained):
+            updates = save_flat(trained, optimizer, temporary) if main else 0
+        else:
+            world.wait()
+            updates = trained.save(temporary, optimizer)
+            world.wait()
+        if main:
+            about = {"stage": stage, **asdict(position), "updates": updates}
+            write_json(temporary / "position.json", about)
     if main:
-        staging(path)
-    if isinstance(trained, Trained):
-        updates = save_flat(trained, optimizer, temporary) if main else 0
-    else:
-        world.wait()
-        updates = trained.save(temporary, optimizer)
-        world.wait()
-    if main:
-        about = {"stage": stage, **asdict(position), "updates": updates}
-        write_json(temporary / "position.json", about)
-        publish(temporary, path)
         for old in checkpoints(out, stage)[:-keep]:
             shutil.rmtree(old)
     world.wait()
@@ -288,11 +249,8 @@ def save_stage(out: Path, stage: str, tensors: dict[str, torch.Tensor], steps: i
     """Keep what a finished stage trained (its average, if it has one), and mark it as done."""
     path = out / "stages" / stage
     path.mkdir(parents=True, exist_ok=True)
-    temporary = path / ".trained.tmp"
-    save_file(tensors, temporary)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(path / "trained.safetensors")
+    with replacing(path / "trained.safetensors") as temporary:
+        save_file(tensors, temporary)
     write_json(path / "stage.json", {"stage": stage, "steps": steps})  # last: it says "done"
 
 

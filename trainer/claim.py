@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from layerflow.documents import read_json
+from layerflow.files import sweep, write_json
 from manifests.train import TrainManifest
-from trainer.checkpoint import OWN, OWN_FILES, differences, identity, write_json
+from trainer.checkpoint import OWN, OWN_FILES, differences, identity
 from trainer.fetch import fetch
 
 
@@ -27,6 +28,7 @@ def claim(
     """
     new = identity(manifest)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     if fresh:
         for name in (*OWN, *OWN_FILES):
             path = out / name

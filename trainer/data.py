@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from layerflow.seeds import keyed
 from manifests.train import LAYERS, Component, Stage, TrainManifest, given_layers
-from trainer.order import Draw, Order, generator, share
+from trainer.order import Draw, Order, share
 
 NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample
 
@@ -220,7 +221,7 @@ class Batches:
         """Latents and noise, float32 [4, f, C, h, w], and prompt embeddings of one draw."""
         part = self.parts[draw.component]
         item = part.source.item(part.rows[draw.row])
-        rng = generator(self.order.seed, self.order.stage, "noise", draw.number)
+        rng = keyed(self.order.seed, self.order.stage, "noise", draw.number)
         latents = part.show(draw.row, draw_posterior(item["moments"], rng), draw.frame)
         noise = rng.standard_normal(latents.shape, np.float32)
         text = item["prompt_embeds"]

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from layerflow.files import new_folder, write_json
 from layerflow.model import adapters
 from layerflow.model.ship import ship_code
 from manifests.train import TrainManifest
 from trainer.card import write_card
-from trainer.checkpoint import fill, load_stage, publish, staging, write_json
+from trainer.checkpoint import fill, load_stage
 from trainer.stages import attach
 
 SCHEDULERS = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
@@ -73,26 +74,22 @@ def export(
     """
     source, best = Path(manifest.model), target is not None
     target = target or out / "export"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = staging(target)
-    copy_tree(source, temporary, leave={"transformer", "README.md", "training.json"})
-    transformer.save_pretrained(temporary / "transformer")
-    ship_code(temporary)
-    write_card(temporary, manifest, stage, adapters.adapter_names(transformer))
     training = {
         "stage": stage,
         "stages": [s.name for s in manifest.stages],
         "manifest": json.loads(manifest.model_dump_json()),
     }
-    (temporary / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n")
-    if best:
-        write_json(temporary / "best.json", about or {})
-    publish(temporary, target)
+    with new_folder(target, replace=True) as temporary:
+        copy_tree(source, temporary, leave={"transformer", "README.md", "training.json"})
+        transformer.save_pretrained(temporary / "transformer")
+        ship_code(temporary)
+        write_card(temporary, manifest, stage, adapters.adapter_names(transformer))
+        write_json(temporary / "training.json", training)
+        if best:
+            write_json(temporary / "best.json", about or {})
     if manifest.keep_exports and not best:
-        kept = out / "stages" / stage / "export"
-        temporary = staging(kept)
-        copy_tree(target, temporary)
-        publish(temporary, kept)
+        with new_folder(out / "stages" / stage / "export", replace=True) as temporary:
+            copy_tree(target, temporary)
     return target
 
 

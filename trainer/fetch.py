@@ -11,16 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from layerflow.files import new_folder, replacing
 from manifests.train import TrainManifest
-from trainer.checkpoint import (
-    OWN,
-    OWN_FILES,
-    checkpoints,
-    differences,
-    publish,
-    stage_steps,
-    staging,
-)
+from trainer.checkpoint import OWN, OWN_FILES, checkpoints, differences, stage_steps
 from trainer.upload import MARKER, open_copies
 
 
@@ -53,19 +46,19 @@ class Copies:
     def bring(self, folder: str, out: Path) -> None:
         """Copy a folder to its place below `out`: all of it, or nothing."""
         source, target = f"{self.base}/{folder}", out / folder
-        temporary = staging(target)
-        for path in self.files.find(source):
-            relative = PurePosixPath(path.removeprefix(source).lstrip("/"))
-            if ".." in relative.parts or relative.name == MARKER:
-                continue
-            place = temporary / relative
-            place.parent.mkdir(parents=True, exist_ok=True)
-            self.files.get_file(path, str(place))
-        publish(temporary, target)
+        with new_folder(target, replace=True) as temporary:
+            for path in self.files.find(source):
+                relative = PurePosixPath(path.removeprefix(source).lstrip("/"))
+                if ".." in relative.parts or relative.name == MARKER:
+                    continue
+                place = temporary / relative
+                place.parent.mkdir(parents=True, exist_ok=True)
+                self.files.get_file(path, str(place))
 
     def bring_file(self, name: str, out: Path) -> None:
         if self.files.exists(f"{self.base}/{name}"):
-            self.files.get_file(f"{self.base}/{name}", str(out / name))
+            with replacing(out / name) as temporary:
+                self.files.get_file(f"{self.base}/{name}", str(temporary))
 
     def remove(self) -> None:
         """Drop a run's copies, and nothing else that lies there."""

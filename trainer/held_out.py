@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from layerflow.model.objective import layer_loss
+from layerflow.seeds import keyed
 from manifests.train import (
     LAYERS,
     Component,
@@ -21,7 +22,6 @@ from manifests.train import (
 )
 from trainer.data import Batch, Part, draw_posterior, make_part, open_latents, select_rows
 from trainer.distributed.processes import ALONE, World
-from trainer.order import generator
 
 if TYPE_CHECKING:
     pass
@@ -47,7 +47,7 @@ class HeldOut:
                 {"latents": options.latents, "kinds": options.kinds, "freeze": freeze}
             )
             rows = select_rows(source, component)
-            order = generator("validation").permutation(len(rows))[: options.clips]
+            order = keyed("validation").permutation(len(rows))[: options.clips]
             return make_part(component, source, [rows[i] for i in sorted(order)], longest)
 
         self.parts = (chosen(source, False), chosen(still, True))
@@ -99,7 +99,7 @@ class HeldOut:
     def _clip(self, part: Part, index: int, task: str, gate: int) -> Batch:
         """One clip at all timesteps."""
         item = part.source.item(part.rows[index])
-        rng = generator("validation", item["id"])
+        rng = keyed("validation", item["id"])
         latents = draw_posterior(item["moments"], rng)
         latents = part.show(index, latents, frozen_moment(item["id"]))
         count = len(self.options.timesteps)
@@ -130,4 +130,4 @@ def held_out(manifest: TrainManifest) -> HeldOut | None:
 
 def frozen_moment(clip: str) -> float:
     """In [0, 1): which moment a clip shows that is to stand still."""
-    return float(generator("validation", clip, "frame").random())
+    return float(keyed("validation", clip, "frame").random())

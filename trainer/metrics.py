@@ -6,7 +6,6 @@ Loss and gradient norm stay on the device until `flush`, so that logging never m
 from __future__ import annotations
 
 import csv
-import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layerflow.files import replacing
 from trainer.data import Batch
 from trainer.planning.costs import Costs, peak_of, step_costs
 
@@ -176,15 +176,11 @@ def _text(value: Any) -> Any:
 def rewind(path: Path, columns: tuple[str, ...], step: int) -> None:
     """Leave a CSV file with its header and the rows up to `step`; a torn last row goes too."""
     rows = [row for row in read(path) if row["step"] <= step] if path.is_file() and step else []
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
             writer.writerow({name: _text(row.get(name)) for name in columns})
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ workers, sees what an unbroken one sees, and nothing but the step needs saving.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from layerflow.seeds import keyed
+
 BLOCK = 1024  # steps whose mixture counts are made at once
 PROMPTS = 3
-
-
-def generator(*key: object) -> np.random.Generator:
-    """A numpy generator for a purpose: equal keys give equal streams."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class Order:
     def step(self, step: int) -> list[Draw]:
         """All draws of one step, slot by slot."""
         batch = self.batch
-        rng = generator(self.seed, self.stage, "step", step)
+        rng = keyed(self.seed, self.stage, "step", step)
         parts = rng.permutation(self._components(step))
         tasks = rng.permutation(_systematic(list(self.tasks.values()), batch, rng.random()))
         strata = (rng.permutation(batch) + rng.random(batch)) / batch
@@ -103,7 +98,7 @@ class Order:
         return _systematic(self.weights, self.batch, self._offsets(step // BLOCK)[step % BLOCK])
 
     def _offsets(self, block: int) -> NDArray[np.float64]:
-        return generator(self.seed, self.stage, "mixture", block).random(BLOCK)
+        return keyed(self.seed, self.stage, "mixture", block).random(BLOCK)
 
     def _rows(self, step: int, parts: NDArray[np.int64]) -> list[int]:
         """Row of each slot: how often its component was drawn before says where in which epoch."""
@@ -131,7 +126,7 @@ class Order:
     def _epoch(self, component: int, epoch: int) -> NDArray[np.int64]:
         cache: dict[int, tuple[int, NDArray[np.int64]]] = self._epochs  # type: ignore[attr-defined]
         if cache.get(component, (-1,))[0] != epoch:
-            rng = generator(self.seed, self.stage, "epoch", component, epoch)
+            rng = keyed(self.seed, self.stage, "epoch", component, epoch)
             cache[component] = (epoch, rng.permutation(self.sizes[component]))
         return cache[component][1]
 

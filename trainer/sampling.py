@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from layerflow.clip import U8, LayeredClip
 from layerflow.documents import read_json
+from layerflow.files import replacing, write_json
 from layerflow.model import adapters
 from manifests.train import Stage, TrainManifest, given_layers, parse
-from trainer import checkpoint
 from trainer.export import model_after
 from trainer.held_out import frozen_moment, held_out
 from trainer.runtime import run_as_trained
@@ -57,7 +57,8 @@ def snapshot(
     """Put this step's trained weights aside for a job."""
     folder = out / "samples" / f"{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
     text = manifest.model_dump_json()
     return SampleJob(text, str(out), str(folder), stage.name, step, device.type)
 
@@ -102,7 +103,7 @@ def run_job(job: SampleJob) -> None:
         moving = np.concatenate([four_up(clip) for clip in made], axis=2)
         pictures[task] = read_picture(sheet), as_gif(moving, clips[0].fps)
     scores = summarise(rows)
-    checkpoint.write_json(folder / "metrics.json", {"step": job.step, "tasks": scores})
+    write_json(folder / "metrics.json", {"step": job.step, "tasks": scores})
     if manifest.tensorboard:
         to_tensorboard(Path(job.out) / "tensorboard" / "samples", job.step, pictures, scores)
     (folder / WEIGHTS).unlink()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layerflow.model import adapters
+from layerflow.seeds import torch_seed
 from manifests.train import Lora, Optimizer, Stage, block_indices
 from trainer.distributed.processes import World
 from trainer.optimizer import (
@@ -22,7 +23,6 @@ from trainer.optimizer import (
     eight_bit_optimizer,
     parameter_groups,
 )
-from trainer.order import generator
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
@@ -64,7 +64,7 @@ def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:
     blocks = block_indices(trains.blocks, num_blocks(transformer))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are the point
-        torch.manual_seed(int(generator(seed, stage.name, "adapter").integers(2**63)))
+        torch.manual_seed(torch_seed(seed, stage.name, "adapter"))
         adapters.add_adapter(
             transformer,
             trains.lora,

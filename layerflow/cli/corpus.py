@@ -1,4 +1,4 @@
-"""``layerflow validate | stats | view | filter | merge | split | retry``: care of a corpus."""
+"""``layerflow validate | stats | view | filter | merge | split | retry``: work on corpora."""
 
 from __future__ import annotations
 
@@ -17,17 +17,6 @@ CorpusPath = Annotated[
 ]
 OutPath = Annotated[Path, typer.Option(help="corpus folder to make; must not exist")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON only")]
-
-
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command()(validate)
-    app.command()(stats)
-    app.command()(view)
-    app.command("filter")(filter_)
-    app.command()(merge)
-    app.command()(split)
-    app.command()(retry)
 
 
 def validate(
@@ -291,3 +280,6 @@ def _show(derived: Derived) -> None:
     typer.echo(f"{derived.out}: {derived.rows} rows, {derived.left_out} in rejected/")
     for reason, count in derived.reasons.items():
         typer.echo(f"  {count} x {reason}")
+
+
+COMMANDS = (validate, stats, view, filter_, merge, split, retry)

@@ -1,4 +1,4 @@
-"""Entry point of the ``layerflow`` console script: mounts the command groups, shows errors."""
+"""Entry point of the ``layerflow`` console script: gathers the commands, shows errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import sys
 
 import typer
 
+from layerflow.cli.plugin_help import PluginCommand
+
 GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
 ERROR_WIDTH = 1000
 
 
 def build_app() -> typer.Typer:
-    """The Typer application with every command group mounted."""
+    """The Typer application with the ``COMMANDS`` of every group."""
     app = typer.Typer(
         name="layerflow",
         help="Layered video: build corpora, train LayerFlow, sample layers.",
@@ -23,7 +25,8 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for group in GROUPS:
-        importlib.import_module(f"layerflow.cli.{group}").register(app)
+        for command in importlib.import_module(f"layerflow.cli.{group}").COMMANDS:
+            app.command(command.__name__.rstrip("_"), cls=PluginCommand)(command)
     return app
 
 

@@ -9,32 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from layerflow import front
-from layerflow.cli.plugin_help import PluginCommand
+from layerflow.cli.options import with_options_of
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's commands."""
-    app.command(cls=PluginCommand)(init)
-    app.command()(info)
-    app.command()(convert)
-    app.command()(sample)
-
-
-def init(
-    directory: Annotated[Path, typer.Argument(help="folder to make")],
-    preset: Annotated[str, typer.Option(help="{layerflow.bases}")],
-    base: Annotated[
-        str | None, typer.Option(help="model folder or Hub id that the preset starts from")
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, such as 480x720")] = None,
-    frames: Annotated[int | None, typer.Option(help="frames of one layer")] = None,
-    positions: Annotated[str | None, typer.Option(help="shared or continuous")] = None,
-    seed: Annotated[int | None, typer.Option(help="of everything random in it")] = None,
-) -> None:
+@with_options_of(front.init, directory=typer.Argument())
+def init(preset: str, **options: Any) -> None:
     """A model directory to start from."""
-    arguments = locals()
-    _quiet_libraries()
-    folder = front.init(**arguments)
+    quiet_libraries()
+    folder = front.init(preset=preset, **options)
     typer.echo(f"{folder}: made from preset {preset}")
     _print_info(folder)
 
@@ -92,47 +74,31 @@ def convert(
         raise ValueError("convert needs CHECKPOINT and --out DIR, or --verify GOLDEN")
     from layerflow.official.convert import convert_checkpoint
 
-    _quiet_libraries()
+    quiet_libraries()
     folder = convert_checkpoint(checkpoint, out, task=task, base=base, dtype=dtype)
     typer.echo(f"{folder}: converted")
     _print_info(folder)
 
 
+@with_options_of(
+    front.sample,
+    count=typer.Option(min=1),
+    dynamic_cfg=typer.Option(),
+    official_sampler=typer.Option(),
+    exact_given=typer.Option(),
+)
 def sample(
-    model: Annotated[Path, typer.Option(help="model folder")],
-    out: Annotated[Path, typer.Option(help="folder for the results")],
-    given: Annotated[
-        list[str] | None,
-        typer.Option(help="LAYER=FILE, a video or picture of a layer that is given; repeatable"),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="LAYER=TEXT; layers: foreground, background, blended")
-    ] = None,
-    negative_prompt: Annotated[list[str] | None, typer.Option(help="LAYER=TEXT")] = None,
-    seed: Annotated[int, typer.Option(help="of the first sample; then one more each")] = 0,
-    count: Annotated[int, typer.Option(help="samples to make", min=1)] = 1,
-    id: Annotated[str | None, typer.Option(help="name of the result; default: seed-S")] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; default: the model's")] = None,
-    frames: Annotated[int | None, typer.Option(help="default: the model's")] = None,
-    fps: Annotated[float | None, typer.Option(help="default: the given file's, or 8")] = None,
-    steps: Annotated[int | None, typer.Option(help="default: the model's, or 50")] = None,
-    guidance: Annotated[float | None, typer.Option(help="default: the model's, or 6")] = None,
-    dynamic_cfg: Annotated[bool, typer.Option(help="vary the guidance as released")] = False,
-    official_sampler: Annotated[bool, typer.Option(help="the released sampler")] = False,
-    exact_given: Annotated[
-        bool, typer.Option(help="copy given layers instead of decoding their latents")
-    ] = False,
-    png: Annotated[bool, typer.Option("--png", help="also write every frame as PNG")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+    given: list[str] | None,
+    prompt: list[str] | None,
+    negative_prompt: list[str] | None,
+    **options: Any,
 ) -> None:
     """Sample layers: nothing given generates all of them, anything given is completed."""
-    arguments = locals()
-    arguments["given"] = pairs(given, "given")
-    arguments["prompt"] = pairs(prompt, "prompt")
-    arguments["negative_prompt"] = pairs(negative_prompt, "negative-prompt")
-    _quiet_libraries()
-    for folder in front.sample(**arguments):
+    options["given"] = pairs(given, "given")
+    options["prompt"] = pairs(prompt, "prompt")
+    options["negative_prompt"] = pairs(negative_prompt, "negative-prompt")
+    quiet_libraries()
+    for folder in front.sample(**options):
         typer.echo(str(folder))
 
 
@@ -149,7 +115,7 @@ def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
     return out
 
 
-def _quiet_libraries() -> Any:
+def quiet_libraries() -> None:
     """No progress bars and advice from the libraries that read and write model files."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -157,3 +123,6 @@ def _quiet_libraries() -> Any:
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
+
+
+COMMANDS = (init, info, convert, sample)

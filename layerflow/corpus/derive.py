@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 import operator
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +37,7 @@ from layerflow.corpus.table import (
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.corpus.writer import write_table
 from layerflow.documents import read_json
+from layerflow.files import new_folder, write_json
 from layerflow.media.opening import MediaError
 from layerflow.outputs import local_output
 
@@ -273,11 +272,11 @@ def _name(corpus: AnyCorpus) -> str:
     return str(corpus.path) if is_remote(corpus.path) else Path(corpus.path).resolve().name
 
 
-def _left_out(row: Mapping[str, Any], stage: str, reason: str) -> dict[str, Any]:
+def _left_out(row: Mapping[str, Any], step: str, reason: str) -> dict[str, Any]:
     source = row["origin"]
     scores = {name: value for name, value in row["quality"].items() if value is not None}
     return rejected_row(
-        source["uri"], stage, reason, kind=row["kind"], recipe=row["recipe"],
+        source["uri"], step, reason, kind=row["kind"], recipe=row["recipe"],
         start=source["start"], end=source["end"], quality=scores,
     )  # fmt: skip
 
@@ -317,35 +316,25 @@ def write_derived(
             reasons[general_reason(row["stage"], row["reason"])] += 1
             yield row
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
+    with new_folder(out) as building:
         kept = write_table(building, rows, schema)
         left_out = write_table(building / "rejected", counted(), REJECTED_SCHEMA)
-    except ValueError:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    info = {
-        "kind": kind,
-        "recipe": recipe,
-        "options": options,
-        "version": 1,
-        "format_version": FORMAT_VERSION,
-        "state": "complete",
-        "rows": kept,
-        "rejected": left_out,
-        "reasons": dict(reasons),
-        "made_from": [{"name": _name(c), **c.info} for c in corpora],
-    }
-    with (building / "corpus.json").open("w") as file:
-        json.dump(info, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    jobs = {k: job for c in reversed(corpora) for k, job in recorded_jobs(c.path).items()}
-    if jobs:
-        (building / RECORD).write_text(json.dumps(jobs, indent=2, sort_keys=True) + "\n")
-    building.rename(out)
+        info = {
+            "kind": kind,
+            "recipe": recipe,
+            "options": options,
+            "version": 1,
+            "format_version": FORMAT_VERSION,
+            "state": "complete",
+            "rows": kept,
+            "rejected": left_out,
+            "reasons": dict(reasons),
+            "made_from": [{"name": _name(c), **c.info} for c in corpora],
+        }
+        (building / "corpus.json").write_text(json.dumps(info, indent=2, sort_keys=True))
+        jobs = {k: job for c in reversed(corpora) for k, job in recorded_jobs(c.path).items()}
+        if jobs:
+            write_json(building / RECORD, jobs)
     return Derived(out, kept, left_out, dict(reasons))
 
 

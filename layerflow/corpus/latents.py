@@ -18,12 +18,10 @@ import bisect
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -32,13 +30,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS, PROMPTED
-from layerflow.corpus.streams import batched, open_stream
+from layerflow.corpus.shards import read_shard
+from layerflow.corpus.writer import SHARD_BYTES, write_shards
 from layerflow.documents import read_json
+from layerflow.files import new_folder, write_json
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
 NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
-SHARD_BYTES = 160 << 20
+BATCH_BYTES = 1 << 20  # a record batch of many small rows or of one large row
 DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 CLIPS = pa.schema(
@@ -141,19 +141,27 @@ class LatentsWriter:
             writer.prompts(rows)      # rows by prompt_row
 
     Rows may be generators: memory holds one record batch. Leaving the block by an exception
-    leaves whatever was at `path` as it was.
+    leaves whatever was at `path` as it was. What else is written into `folder` comes along.
     """
 
     def __init__(self, path: str | Path, fingerprint: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self._folder = self.path.with_name(f".{self.path.name}.writing")
+        self.path = self.folder = Path(path)
         self._fingerprint = dict(fingerprint)
         self._index: dict[str, list[str]] = {"clips": [], "prompts": []}
 
     def __enter__(self) -> LatentsWriter:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        return self
+        self._filling = self._fill()
+        return self._filling.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._filling.__exit__(*error)
+
+    @contextmanager
+    def _fill(self) -> Iterator[LatentsWriter]:
+        with new_folder(self.path, replace=True) as self.folder:
+            yield self
+            write_json(self.folder / INDEX, self._index)
+            write_json(self.folder / "fingerprint.json", self._fingerprint)
 
     def clips(self, rows: Iterable[Mapping[str, Any]]) -> int:
         return self._table("clips", rows, CLIPS)
@@ -162,44 +170,28 @@ class LatentsWriter:
         return self._table("prompts", rows, PROMPTS)
 
     def _table(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
-        folder = self._folder / name
-        folder.mkdir(exist_ok=True)
-        names, count, written = self._index[name], 0, SHARD_BYTES
-        writer: pa.RecordBatchStreamWriter | None = None
-        for batch in batched(rows, schema):
-            if writer is None or written >= SHARD_BYTES:
-                if writer is not None:
-                    writer.close()
-                names.append(f"{name}/data-{len(names):05d}.arrow")
-                writer, written = pa.ipc.new_stream(str(self._folder / names[-1]), schema), 0
-            writer.write_batch(batch)
-            written += batch.nbytes
-            count += batch.num_rows
-        if writer is not None:
-            writer.close()
+        (self.folder / name).mkdir(exist_ok=True)
+
+        def place(number: int) -> Path:
+            return self.folder / name / f"data-{number:05d}.arrow"
+
+        shards, count = write_shards(_batches(rows, schema), schema, place, SHARD_BYTES)
+        self._index[name] = [f"{name}/{place(number).name}" for number in range(shards)]
         return count
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            return
-        for name, content in (("index", self._index), ("fingerprint", self._fingerprint)):
-            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-            (self._folder / f"{name}.json").write_text(text)
-        for file in self._folder.rglob("*.*"):
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        old = self.path.with_name(f".{self.path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.path.exists():
-            self.path.rename(old)
-        self._folder.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+
+def _batches(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Rows as record batches of about `BATCH_BYTES`."""
+    waiting: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        waiting.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, bytes))
+        if size >= BATCH_BYTES:
+            yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+            waiting, size = [], 0
+    if waiting:
+        yield pa.RecordBatch.from_pylist(waiting, schema=schema)
 
 
 def _misfit(batch: pa.RecordBatch) -> int | None:
@@ -288,7 +280,10 @@ class Latents:
             if len(parts) < 2 or ".." in parts:  # no path leads out of the store
                 raise ValueError(f"{self.path}: {INDEX} names a shard {str(name)[:80]!r}")
             folder, file = parts
-            batches += open_stream(self.path / folder / file)
+            try:
+                batches += read_shard(self.path / folder / file)
+            except ValueError as error:
+                raise ValueError(f"{error}; encode again") from error
         for batch in batches:
             if batch.schema.names != schema.names or batch.schema.types != schema.types:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")

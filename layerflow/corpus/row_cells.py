@@ -10,21 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip
 from layerflow.corpus.row_check import check_unread
 from layerflow.corpus.table import decode_row
-from layerflow.media.cells import (
-    PNG_MAGIC,
-    Bounds,
-    MediaError,
-    decode_alpha,
-    decode_color,
-    frame_array,
-)
+from layerflow.media.cells import Bounds, MediaError, decode_layer
 from layerflow.media.isolate import isolated
-from layerflow.media.opening import cell_frames
 from layerflow.media.sandbox import Buffer
 
 
@@ -63,31 +54,6 @@ def read_cells(row: Mapping[str, Any], layers: Sequence[str]) -> dict[str, U8]:
         if frames.shape != shape:
             raise MediaError("the decoder gave other pictures than the row says")
     return found
-
-
-def read_cell(data: bytes, keep: Sequence[int] | None, bounds: Bounds, *, grey: bool) -> U8:
-    """The frames `keep` (None: all) of a media cell, decoded in this process.
-
-    Returns uint8 ``[T, H, W, 3]``, or ``[T, H, W]`` when grey. Only these frames are converted,
-    which is most of the work at small sizes. Raises MediaError.
-    """
-    pixel_format = "gray" if grey else "rgb24"
-    if data[:8] == PNG_MAGIC:
-        still = (decode_alpha if grey else decode_color)(data, bounds)
-        return still if keep is None else still[list(keep)]
-    wanted = None if keep is None else set(keep)
-    taken: dict[int, U8] = {}
-    converter = VideoReformatter()
-    for index, frame in enumerate(cell_frames(data, bounds)):
-        if wanted is None or index in wanted:
-            taken[index] = frame_array(frame, pixel_format, converter)
-    order = range(bounds.frames) if keep is None else keep
-    if set(taken) != set(order):
-        raise MediaError(f"a media cell has no frame {max(order)}")
-    frames = [taken[index] for index in order]
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise MediaError("the frame size changes inside the media cell")
-    return np.stack(frames)
 
 
 def pack_clips(clips: Sequence[LayeredClip]) -> list[Buffer]:
@@ -144,7 +110,7 @@ def _read_clip(row: dict[str, Any]) -> tuple[dict[str, U8], float, str]:
 @isolated
 def _read_cells(row: dict[str, Any], layers: tuple[str, ...]) -> tuple[U8, ...]:
     bounds = Bounds.of(row)
-    return tuple(read_cell(row[name] or b"", None, bounds, grey=name == "alpha") for name in layers)
+    return tuple(decode_layer(name, row[name] or b"", bounds) for name in layers)
 
 
 @isolated

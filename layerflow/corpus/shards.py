@@ -8,7 +8,7 @@ memory they take), views and run-length types (whose values repeat for free), ex
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,16 +38,17 @@ def table_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_shard(path: Path) -> Batches:
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> Batches:
     """The record batches of one stream, memory-mapped: columns that are not touched are not read.
 
-    Every batch is validated in full: offsets, lengths, validity and the encoding of texts. Raises
-    ValueError that names the file when it is damaged, cut off, gone, or of another make.
+    columns: only these. Every batch is validated in full: offsets, lengths, validity and the
+    encoding of texts. Raises ValueError that names the file when it is damaged, cut off, gone, or
+    of another make.
     """
     with _named(path), _opened(path) as reader:
         for batch in reader:
             batch.validate(full=True)
-            yield batch
+            yield batch if columns is None else batch.select(list(columns))
 
 
 def read_schema(path: Path) -> pa.Schema:

@@ -30,25 +30,14 @@ NO_LICENCE = "not stated"
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def arrow_files(table: Table) -> list[Path]:
-    """The Arrow shards of a table on disk, in order."""
-    return table.files()
-
-
-def arrow_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of one shard, with only the wanted columns; see ``read_shard``."""
-    for batch in read_shard(file):
-        yield batch if columns is None else batch.select(list(columns))
-
-
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
     """A table piece by piece: functions from column names (None: all) to a record batch, so that
     the small columns of a piece can be looked at before its media are read."""
     if isinstance(table, PublishedCorpus):
         yield from table.chunks()
         return
-    for file in arrow_files(table):
-        for batch in arrow_batches(file):
+    for file in table.files():
+        for batch in read_shard(file):
             yield partial(_columns, batch)
 
 
@@ -73,9 +62,9 @@ def small_rows(table: Table | PublishedCorpus) -> Iterator[dict[str, Any]]:
 _NUMBER = re.compile(r"(?<![A-Za-z]-)(?<![A-WYZa-wyz0-9])-?[0-9][0-9.]*")  # not that of UTF-8
 
 
-def general_reason(stage: str | None, reason: str | None) -> str:
-    """``stage: reason`` with numbers as N, so that like rejections count together."""
-    return f"{stage}: {_NUMBER.sub('N', reason or '')}"
+def general_reason(step: str | None, reason: str | None) -> str:
+    """``step: reason`` with numbers as N, so that like rejections count together."""
+    return f"{step}: {_NUMBER.sub('N', reason or '')}"
 
 
 def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:

@@ -26,8 +26,7 @@ from layerflow.corpus.shards import read_schema, read_shard, table_files
 from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media.cells import (
     Bounds,
-    decode_alpha,
-    decode_color,
+    decode_layer,
     encode_alpha,
     encode_color,
     encode_png,
@@ -134,19 +133,16 @@ def encode_row(
     }
 
 
-def decode_row(row: Mapping[str, Any]) -> LayeredClip:
+def decode_row(row: Mapping[str, Any], keep: Sequence[int] | None = None) -> LayeredClip:
     """The clip of a corpus row, decoded in this process: for rows that are trusted, and in the
-    child process of ``layerflow.corpus.row_cells``.
+    child process of ``layerflow.corpus.row_cells``. keep: which frames, in that order; None: all.
 
     Raises MediaError or ValueError for a damaged one, and for cells of another size or length
     than the row says.
     """
     bounds = Bounds.of(row)
     return LayeredClip(
-        **{
-            layer: (decode_alpha if layer == "alpha" else decode_color)(row[layer] or b"", bounds)
-            for layer in LAYERS
-        },
+        **{layer: decode_layer(layer, row[layer] or b"", bounds, keep) for layer in LAYERS},
         prompts={layer: row[f"{layer}_prompt"] for layer in PROMPTED},
         fps=row["fps"],
         kind=row["kind"],
@@ -157,7 +153,7 @@ def decode_row(row: Mapping[str, Any]) -> LayeredClip:
 
 def rejected_row(
     uri: str,
-    stage: str,
+    step: str,
     reason: str,
     *,
     kind: str,
@@ -166,14 +162,14 @@ def rejected_row(
     end: float | None = None,
     quality: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A row of the rejected table: what was not taken, at which stage, and why.
+    """A row of the rejected table: what was not taken, at which step, and why.
 
     URLs go on record without credentials and signatures.
     """
     return {
         "uri": clean_uri(uri),
         "kind": kind,
-        "stage": stage,
+        "stage": step,
         "reason": without_secrets(printable(reason)),
         "start": start,
         "end": end,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from layerflow.corpus.table import file_sha256
+from layerflow.files import publish_file
 
 ROWS_PER_BATCH = 4
 SHARD_BYTES = 160 << 20
@@ -35,50 +37,59 @@ def write_table(
     """Stream rows into shards that ``datasets.load_from_disk`` opens; returns the row count.
 
     Deterministic: equal rows give equal files. Writes into ``folder``, which the caller publishes
-    by rename. Memory holds one record batch.
+    when it is complete. Memory holds one record batch.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    batch: list[Mapping[str, Any]] = []
-    shards, total, written = 0, 0, 0
-    writer: pa.RecordBatchStreamWriter | None = None
+    source = iter(rows)
+    groups = iter(lambda: list(islice(source, ROWS_PER_BATCH)), [])
+    batches = (pa.RecordBatch.from_pylist(group, schema=schema) for group in groups)
 
-    def flush() -> None:
-        nonlocal writer, shards, written
-        if writer is None:
-            writer = pa.ipc.new_stream(str(folder / f"part-{shards:05d}"), schema)
-            shards, written = shards + 1, 0
-        if batch:
-            record = pa.RecordBatch.from_pylist(list(batch), schema=schema)
-            writer.write_batch(record)
-            written += record.nbytes
-            batch.clear()
-        if written >= shard_bytes:
-            writer.close()
-            writer = None
+    def part(number: int) -> Path:
+        return folder / f"part-{number:05d}"
 
-    for row in rows:
-        batch.append(row)
-        total += 1
-        if len(batch) >= ROWS_PER_BATCH:
-            flush()
-    if batch or shards == 0:
-        flush()
-    if writer is not None:
-        writer.close()
-    _write_sidecars(folder, schema, shards)
+    shards, total = write_shards(batches, schema, part, shard_bytes)
+    if not shards:
+        pa.ipc.new_stream(str(part(0)), schema).close()
+    names = [f"data-{i:05d}-of-{max(shards, 1):05d}.arrow" for i in range(max(shards, 1))]
+    digest = hashlib.sha256()
+    for number, name in enumerate(names):
+        digest.update(file_sha256(part(number)).encode())
+        publish_file(part(number), folder / name)
+    _write_sidecars(folder, schema, names, digest.hexdigest()[:16])
     return total
 
 
-def _write_sidecars(folder: Path, schema: pa.Schema, shards: int) -> None:
-    names = [f"data-{i:05d}-of-{shards:05d}.arrow" for i in range(shards)]
-    digest = hashlib.sha256()
-    for index, name in enumerate(names):
-        part = folder / f"part-{index:05d}"
-        digest.update(file_sha256(part).encode())
-        part.rename(folder / name)
+def write_shards(
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    place: Callable[[int], Path],
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[int, int]:
+    """Write batches as Arrow streams, a new one after every ``shard_bytes``.
+
+    place: number of a shard -> its path. Returns the number of shards, 0 without batches, and of
+    rows.
+    """
+    shards = rows = written = 0
+    writer: pa.RecordBatchStreamWriter | None = None
+    for batch in batches:
+        if writer is None:
+            writer, written = pa.ipc.new_stream(str(place(shards)), schema), 0
+            shards += 1
+        writer.write_batch(batch)
+        rows, written = rows + batch.num_rows, written + batch.nbytes
+        if written >= shard_bytes:
+            writer.close()
+            writer = None
+    if writer is not None:
+        writer.close()
+    return shards, rows
+
+
+def _write_sidecars(folder: Path, schema: pa.Schema, names: list[str], fingerprint: str) -> None:
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": digest.hexdigest()[:16],
+        "_fingerprint": fingerprint,
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
+TaskScores = Mapping[str, Mapping[str, Mapping[str, float]]]
 Column = tuple[str, str, int]  # measure, heading, decimals
 
 SHORT = (("foreground", "FG"), ("background", "BG"), ("blended", "BL"))
@@ -41,7 +41,7 @@ LAYERED: list[Column] = [
 ]
 
 
-def tables(summary: Summary) -> str:
+def tables(summary: TaskScores) -> str:
     """Markdown: one row a task, means over clips; columns that nobody has are left out."""
     parts = [
         ("Layers (paper, tables 1 and 3)", PAPER),
@@ -52,7 +52,7 @@ def tables(summary: Summary) -> str:
     return "\n".join(out)
 
 
-def table(title: str, columns: Sequence[Column], summary: Summary) -> str:
+def table(title: str, columns: Sequence[Column], summary: TaskScores) -> str:
     used = [c for c in columns if any(c[0] in measures for measures in summary.values())]
     if not used:
         return ""

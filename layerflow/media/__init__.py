@@ -1,1 +1,1 @@
-"""Films and media cells: opened, decoded and encoded, trusted or in a child process."""
+"""Videos and media cells: opened, decoded and encoded, trusted or in a child process."""

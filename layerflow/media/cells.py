@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -51,8 +52,7 @@ def encode_color(frames: U8, fps: float, *, crf: int = 10, pix_fmt: str = "yuv44
 
 def encode_preview(frames: U8, fps: float, *, crf: int = 22) -> bytes:
     """uint8 ``[T, H, W, 3]`` -> MP4 that browsers play: H.264 4:2:0, index in front, even size."""
-    pad = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
-    even = np.pad(frames, pad, mode="edge")
+    even = _even(frames)
     flags = {**BITEXACT, "movflags": "+faststart"}
     with tempfile.TemporaryDirectory() as folder:  # faststart rewrites the file: a real one
         path = Path(folder) / "preview.mp4"
@@ -121,40 +121,64 @@ def _write_stream(
     container.mux(stream.encode(None))
 
 
-def decode_color(data: bytes, bounds: Bounds | None = None) -> U8:
+def decode_layer(
+    layer: str, data: bytes, bounds: Bounds | None = None, keep: Sequence[int] | None = None
+) -> U8:
+    """The media cell of a layer: ``decode_alpha`` or ``decode_color``."""
+    return (decode_alpha if layer == "alpha" else decode_color)(data, bounds, keep)
+
+
+def decode_color(
+    data: bytes, bounds: Bounds | None = None, keep: Sequence[int] | None = None
+) -> U8:
     """A colour cell (MP4 or PNG) -> uint8 ``[T, H, W, 3]``.
 
-    bounds: what the row says of its layers. Raises MediaError for a cell that is damaged, of
-    another kind, or outside the bounds.
+    bounds: what the row says of its layers. keep: which frames, in that order; None: all. Only
+    these are converted, which is most of the work at small sizes. Raises MediaError for a cell that
+    is damaged, of another kind, or outside the bounds.
     """
     if data[:8] == PNG_MAGIC:
-        return decode_png(data, bounds)[None, ..., :3]
-    return _decode(data, "rgb24", bounds)
+        return _kept(decode_png(data, bounds)[None, ..., :3], keep)
+    return _decode(data, "rgb24", bounds, keep)
 
 
-def decode_alpha(data: bytes, bounds: Bounds | None = None) -> U8:
+def decode_alpha(
+    data: bytes, bounds: Bounds | None = None, keep: Sequence[int] | None = None
+) -> U8:
     """An alpha cell (FFV1 or PNG) -> uint8 ``[T, H, W]``, exactly as it was encoded.
 
-    bounds and errors as of ``decode_color``.
+    bounds, keep and errors as of ``decode_color``.
     """
     if data[:8] == PNG_MAGIC:
-        return decode_png(data, bounds)[None]
-    return _decode(data, "gray", bounds)
+        return _kept(decode_png(data, bounds)[None], keep)
+    return _decode(data, "gray", bounds, keep)
 
 
-def _decode(data: bytes, pixel_format: str, bounds: Bounds | None) -> U8:
-    frames: list[U8] = []
-    for frame in cell_frames(data, bounds):
-        converter = _converter(frame.height, pixel_format)
-        frames.append(frame_array(frame, pixel_format, converter))
-        if frames[-1].shape != frames[0].shape:
-            raise MediaError("the frame size changes inside the media cell")
-    if not frames:
+def _kept(still: U8, keep: Sequence[int] | None) -> U8:
+    return still if keep is None else still[list(keep)]
+
+
+def _decode(
+    data: bytes, pixel_format: str, bounds: Bounds | None, keep: Sequence[int] | None
+) -> U8:
+    wanted = None if keep is None else set(keep)
+    taken: dict[int, U8] = {}
+    count = 0
+    for index, frame in enumerate(cell_frames(data, bounds)):
+        count = index + 1
+        if wanted is None or index in wanted:
+            converter = _converter(frame.height, pixel_format)
+            taken[index] = frame_array(frame, pixel_format, converter)
+            if taken[index].shape != next(iter(taken.values())).shape:
+                raise MediaError("the frame size changes inside the media cell")
+    if not count:
         raise MediaError("media cell holds no frame")
-    if bounds is not None and bounds.height is not None and len(frames) != bounds.frames:
-        text = f"{len(frames)} frames, the row says {bounds.frames}"
+    if wanted is not None and len(taken) < len(wanted):
+        raise MediaError(f"a media cell has no frame {max(wanted)}")
+    if keep is None and bounds is not None and bounds.height is not None and count != bounds.frames:
+        text = f"{count} frames, the row says {bounds.frames}"
         raise MediaError(f"the media cell holds {text}")
-    return np.stack(frames)
+    return np.stack([taken[index] for index in (range(count) if keep is None else keep)])
 
 
 def _converter(*key: object) -> VideoReformatter:
@@ -215,14 +239,6 @@ def decode_png(data: bytes, bounds: Bounds | None = None) -> U8:
     return cv2.cvtColor(image, code)
 
 
-def decode_cell(data: bytes, bounds: Bounds | None = None) -> U8:
-    """A media cell of any layer: ``[T, H, W, 3]`` for colour, ``[T, H, W]`` for grey."""
-    if data[:8] == PNG_MAGIC:
-        return decode_png(data, bounds)[None]
-    grey = data[:4] == b"\x1a\x45\xdf\xa3"
-    return decode_alpha(data, bounds) if grey else decode_color(data, bounds)
-
-
 def write_prores4444(path: Path, rgba: U8, fps: float) -> None:
     """uint8 ``[T, H, W, 4]`` straight RGBA -> ProRes 4444 ``.mov`` with alpha, for editors."""
     options = {"profile": "4", "threads": "1", "vendor": "apl0"}
@@ -231,10 +247,14 @@ def write_prores4444(path: Path, rgba: U8, fps: float) -> None:
 
 def write_vp9_alpha(path: Path, rgba: U8, fps: float) -> None:
     """uint8 ``[T, H, W, 4]`` straight RGBA -> VP9 ``.webm`` with alpha, for browsers."""
-    pad = ((0, 0), (0, rgba.shape[1] % 2), (0, rgba.shape[2] % 2), (0, 0))
     options = {"crf": "18", "b": "0", "threads": "1", "auto-alt-ref": "0"}
-    even = np.pad(rgba, pad, mode="edge")
-    _write_file(path, even, "webm", "libvpx-vp9", "yuva420p", fps, options)
+    _write_file(path, _even(rgba), "webm", "libvpx-vp9", "yuva420p", fps, options)
+
+
+def _even(frames: U8) -> U8:
+    """Frames ``[T, H, W, C]`` with the last row and column repeated where their number is odd."""
+    pad = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
+    return np.pad(frames, pad, mode="edge")
 
 
 def _write_file(

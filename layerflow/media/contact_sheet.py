@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from layerflow.clip import PROMPTED, U8, LayeredClip, checkerboard, composite
+from layerflow.files import write_bytes
 from layerflow.locations import one_line
 from layerflow.media.cells import encode_png
 
@@ -88,13 +88,9 @@ def save_sheet(
     height: int = 120,
 ) -> Path:
     """Write ``contact_sheet`` as a PNG file, atomically; returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(clips, labels, columns_per_layer=columns_per_layer, height=height)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(encode_png(sheet))
-    temporary.replace(path)
-    return path
+    write_bytes(path, encode_png(sheet))
+    return Path(path)
 
 
 def fit(image: U8, height: int, width: int) -> U8:

@@ -1,8 +1,7 @@
-"""Opening a film: the container, within limits, and which of its streams is the film."""
+"""Opening a video: the container, within limits, and which of its streams is shown."""
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import av
 
-from layerflow.media.opening import MediaError, open_film
+from layerflow.media.opening import MediaError, check_file, open_video
 from layerflow.media.upright import aspect_of
 
 
@@ -25,17 +24,10 @@ class Limits:
 
 
 def open_container(path: Path, limits: Limits) -> Any:
-    """A film, open for reading, by ``opening.open_film``. MediaError when that cannot be."""
+    """A video, open for reading, by ``opening.open_video``. MediaError when that cannot be."""
+    check_file(path, limits.max_bytes)
     try:
-        size = os.path.getsize(path)
-    except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
-    if size == 0:
-        raise MediaError("the file is empty (zero bytes)")
-    if size > limits.max_bytes:
-        raise MediaError(f"{size} bytes is over the limit of {limits.max_bytes}")
-    try:
-        return open_film(path)
+        return open_video(path)
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"not a readable video: {reason_of(error)}") from error
 
@@ -46,20 +38,20 @@ def reason_of(error: BaseException) -> str:
 
 
 def best_stream(container: Any, limits: Limits) -> Any:
-    """The video stream that is the film; MediaError when there is none, or it is over ``limits``.
+    """The stream that is meant to be shown; MediaError when there is none, or over ``limits``.
 
     Cover pictures, thumbnails and previews are left out: by their marks, with a tenth of the
-    longest's duration or a single frame, with half of the largest's pixels. Among films the default
+    longest's duration or a single frame, with half of the largest's pixels. Of the rest the default
     one is taken, then the largest, then the longest.
     """
-    no_film = (
+    not_shown = (
         av.stream.Disposition.attached_pic
         | av.stream.Disposition.timed_thumbnails
         | av.stream.Disposition.still_image
         | av.stream.Disposition.dependent
     )
     readable = [s for s in container.streams.video if s.codec_context is not None]
-    streams = [s for s in readable if not s.disposition & no_film]
+    streams = [s for s in readable if not s.disposition & not_shown]
     if not streams:
         raise MediaError("there is no video stream in the file")
     longest = max(_seconds(s) for s in streams)

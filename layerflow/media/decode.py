@@ -1,12 +1,11 @@
 """Decode untrusted video in a child process: a crash or a hang becomes a MediaError.
 
-``Decoder`` asks a child of ``layerflow.media.sandbox``: JSON in, a JSON line and raw bytes out. A
-child that dies or hangs is replaced at the next request.
+``Decoder`` calls the functions of ``layerflow.media.video`` in a child of
+``layerflow.media.isolate``. A child that dies or hangs is replaced at the next call.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from layerflow.clip import U8
-from layerflow.media.cells import MediaError
+from layerflow.media.isolate import call, caller
 from layerflow.media.mattes import fetch_matte
-from layerflow.media.sandbox import Buffer, Contained, Work
+from layerflow.media.sandbox import ANSWER_SECONDS, CHILD_MEMORY, Contained
 from layerflow.media.video import (
     F64,
     Box,
@@ -31,8 +30,7 @@ from layerflow.media.video import (
     scan,
 )
 
-DEADLINE_SECONDS = 180.0
-MEMORY_BYTES = 8 << 30
+MAX_NOTES = 1000  # lines about damage that a child hands over
 
 
 class Decoder:
@@ -45,12 +43,12 @@ class Decoder:
         self,
         limits: Limits | None = None,
         *,
-        deadline: float = DEADLINE_SECONDS,
-        memory: int = MEMORY_BYTES,
+        deadline: float = ANSWER_SECONDS,
+        memory: int = CHILD_MEMORY,
     ) -> None:
         self._limits = limits or Limits()
         self.deadline = deadline
-        self._child = Contained(film_reader, Path(), seconds=deadline, memory=memory, writes=False)
+        self._child = Contained(caller, Path(), seconds=deadline, memory=memory, writes=False)
 
     def __enter__(self) -> Decoder:
         return self
@@ -64,30 +62,28 @@ class Decoder:
 
     def probe(self, path: Path) -> VideoInfo:
         """See ``layerflow.media.video.probe``."""
-        head, _ = self._ask({"op": "probe", "path": str(path)})
-        return VideoInfo(**head["info"])
+        return VideoInfo(**call(self._child, _probe, path, self._limits))
 
     def duration(self, path: Path) -> float:
         """See ``layerflow.media.video.duration``."""
-        head, _ = self._ask({"op": "duration", "path": str(path)})
-        return float(head["seconds"])
+        return call(self._child, duration, path, self._limits)
 
     def scan(
         self,
         path: Path,
         start: float = 0.0,
-        end: float = 1e12,
+        end: float = np.inf,
         *,
         damage: list[str] | None = None,
         splices: list[float] | None = None,
     ) -> tuple[F64, U8]:
         """See ``layerflow.media.video.scan``."""
-        head, body = self._ask({"op": "scan", "path": str(path), "start": start, "end": end})
+        found = call(self._child, _scan, path, start, end, self._limits)
         if damage is not None:
-            damage += head["damage"]
+            damage += found["damage"]
         if splices is not None:
-            splices += head["splices"]
-        return np.asarray(head["times"]), _frames(head, body)
+            splices += found["splices"]
+        return np.asarray(found["times"], np.float64), found["thumbs"]
 
     def fetch(
         self,
@@ -100,14 +96,12 @@ class Decoder:
         op: Literal["fetch", "matte"] = "fetch",
     ) -> U8:
         """See ``video.fetch``; with ``op`` "matte" ``mattes.fetch_matte``."""
-        request = {"op": op, "path": str(path), "height": height, "width": width, "box": box}
-        head, body = self._ask({**request, "times": [float(t) for t in times]})
-        return _frames(head, body)
+        read = fetch if op == "fetch" else fetch_matte
+        return call(self._child, read, path, times, height, width, self._limits, box=box)
 
     def frame_times(self, path: Path) -> F64:
         """See ``layerflow.media.video.frame_times``."""
-        head, _ = self._ask({"op": "times", "path": str(path)})
-        return np.asarray(head["times"])
+        return np.asarray(call(self._child, _frame_times, path, self._limits), np.float64)
 
     def read_frames(
         self,
@@ -118,17 +112,8 @@ class Decoder:
         times: Sequence[float] | None = None,
     ) -> tuple[U8, float]:
         """See ``layerflow.media.video.read_frames``."""
-        request = {"op": "read", "path": str(path), "max_frames": max_frames, "size": size}
-        chosen = None if times is None else [float(t) for t in times]
-        head, body = self._ask({**request, "times": chosen})
-        return _frames(head, body), float(head["fps"])
-
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
-        message = json.dumps({**request, "limits": asdict(self._limits)})
-        answer = self._child.call(message.encode())
-        assert isinstance(answer, bytearray)  # nothing is shared with this child
-        end = answer.index(b"\n")
-        return json.loads(answer[:end]), memoryview(answer)[end + 1 :]
+        how: dict[str, Any] = {"max_frames": max_frames, "size": size, "times": times}
+        return call(self._child, read_frames, path, limits=self._limits, **how)
 
 
 _shared: Decoder | None = None
@@ -147,52 +132,20 @@ def shared_decoder(deadline: float) -> Decoder:
     return _shared
 
 
-def _frames(head: dict[str, Any], body: memoryview) -> U8:
-    return np.frombuffer(body, np.uint8).reshape(head["shape"])
+# ---- in the child: what is no plain value as one ----------------------------------------------
 
 
-def _handle(request: dict[str, Any]) -> tuple[dict[str, Any], U8 | None]:
-    path, limits = Path(request["path"]), Limits(**request["limits"])
-    if request["op"] == "probe":
-        return {"info": asdict(probe(path, limits))}, None
-    if request["op"] == "duration":
-        return {"seconds": duration(path, limits)}, None
-    if request["op"] == "scan":
-        damage: list[str] = []
-        splices: list[float] = []
-        span = request["start"], request["end"]
-        times, thumbs = scan(path, *span, limits, damage=damage, splices=splices)
-        head = {"times": times.tolist(), "damage": damage[:1000], "splices": splices}
-        return head, thumbs
-    if request["op"] == "fetch":
-        size = request["height"], request["width"]
-        return {}, fetch(path, request["times"], *size, limits, box=request["box"])
-    if request["op"] == "matte":
-        size = request["height"], request["width"]
-        return {}, fetch_matte(path, request["times"], *size, limits, box=request["box"])
-    if request["op"] == "read":
-        size = request["size"] and tuple(request["size"])
-        frames, fps = read_frames(
-            path,
-            max_frames=request["max_frames"],
-            limits=limits,
-            size=size,
-            times=request["times"],
-        )
-        return {"fps": fps}, frames
-    if request["op"] == "times":
-        return {"times": frame_times(path, limits).tolist()}, None
-    raise MediaError(f"unknown request {request['op']!r}")
+def _probe(path: Path, limits: Limits) -> dict[str, Any]:
+    return asdict(probe(path, limits))
 
 
-def film_reader(path: Path) -> Work:
-    """The handler of ``Decoder``, for ``layerflow.media.sandbox``."""
+def _scan(path: Path, start: float, end: float, limits: Limits) -> dict[str, Any]:
+    damage: list[str] = []
+    splices: list[float] = []
+    times, thumbs = scan(path, start, end, limits, damage=damage, splices=splices)
+    notes = {"damage": damage[:MAX_NOTES], "splices": splices}
+    return {"times": times.tolist(), "thumbs": thumbs, **notes}
 
-    def answer(request: bytes) -> Sequence[Buffer]:
-        head, frames = _handle(json.loads(request))
-        if frames is None:
-            return [json.dumps(head).encode() + b"\n"]
-        head |= {"shape": frames.shape}
-        return [json.dumps(head).encode() + b"\n", np.ascontiguousarray(frames).data]
 
-    return answer
+def _frame_times(path: Path, limits: Limits) -> list[float]:
+    return frame_times(path, limits).tolist()

@@ -1,4 +1,4 @@
-"""Mattes that come with a video: its alpha channel, or a film of the matte beside it."""
+"""Mattes that come with a video: its alpha channel, or a video of the matte beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8
-from layerflow.media.film import kept_film
+from layerflow.media.reader import kept_reader
 from layerflow.media.upright import upright
 from layerflow.media.video import NEAR, Box, Limits, fit, probe, shown_at
 
@@ -32,8 +32,8 @@ def fetch_matte(
     pixels = "rgba" if probe(path, limits).has_alpha else "gray"
     out = np.zeros((len(times), height, width), np.uint8)
     converter = VideoReformatter()
-    with kept_film(path, limits, alpha=pixels == "rgba") as film:
-        for here, shown in shown_at(film, times, NEAR, "mattes are missing"):
+    with kept_reader(path, limits, alpha=pixels == "rgba") as reader:
+        for here, shown in shown_at(reader, times, NEAR, "mattes are missing"):
             matte = np.atleast_3d(upright(shown.frame, pixels, converter, shown.view))[..., -1:]
             out[here] = fit(matte.repeat(3, axis=-1), height, width, box)[..., 0]
     return out

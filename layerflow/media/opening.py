@@ -1,4 +1,4 @@
-"""The one place where a film or a media cell is opened.
+"""The one place where a video or a media cell is opened.
 
 What it is follows from its first bytes alone. Only the demuxer of that kind gets it, through a file
 object: no name, playlist, reference or network address inside it is ever followed. Playlists
@@ -123,8 +123,21 @@ class Bounds:
             raise MediaError("the media cell takes more than 4 GiB when it is decoded")
 
 
+def check_file(path: Path, limit: int) -> os.stat_result:
+    """A file's status. Raises MediaError for one that is absent, empty or over ``limit`` bytes."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise MediaError(f"cannot be opened: {error.strerror}") from error
+    if status.st_size == 0:
+        raise MediaError("the file is empty (zero bytes)")
+    if status.st_size > limit:
+        raise MediaError(f"{status.st_size} bytes is over the limit of {limit}")
+    return status
+
+
 def sniff(head: bytes) -> str | None:
-    """FFmpeg's name of the demuxer for a film that starts with ``head``; None: it is no film."""
+    """FFmpeg's name of the demuxer for a video that starts with ``head``; None: it is no video."""
     if head[4:8] in BOXES:
         return "mov"
     for place, value, kind in KINDS:
@@ -142,12 +155,12 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
-def _no_film(head: bytes) -> str:
+def _why_not(head: bytes) -> str:
     if PLAYLISTS.search(head):
         return "a playlist or script that names other files"
     if head and _is_text(head):
         return "it is a text file"
-    return "its first bytes are of no known kind of film"
+    return "its first bytes are of no known kind of video"
 
 
 def _is_text(head: bytes) -> bool:
@@ -163,17 +176,17 @@ def _packets(head: bytes, size: int) -> bool:
     )
 
 
-def open_film(path: Path) -> Any:
-    """A local film as PyAV's container; the file is closed with it.
+def open_video(path: Path) -> Any:
+    """A local video as PyAV's container; the file is closed with it.
 
-    Nothing beside the file is read. Raises MediaError for what is no film by its first bytes,
-    FFmpegError for a film that is damaged, OSError when it cannot be read.
+    Nothing beside the file is read. Raises MediaError for what is no video by its first bytes,
+    FFmpegError for a video that is damaged, OSError when it cannot be read.
     """
-    file = _File(path)
+    file = _RegularFile(path)
     head = file.read(HEAD_BYTES)
     kind = sniff(head)
     if kind is None:
-        raise MediaError(f"not a readable video: {_no_film(head)}")
+        raise MediaError(f"not a readable video: {_why_not(head)}")
     file.seek(0)
     return _open(file, kind, {})
 
@@ -253,10 +266,10 @@ def _names(kind: str) -> str:
 
 
 def _refused(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
-    raise PermissionError("a film names another file, which is not opened")
+    raise PermissionError("a video names another file, which is not opened")
 
 
-class _File:
+class _RegularFile:
     """A regular file for PyAV, closed when nothing holds it any more."""
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The packets of a film: when each frame is shown, and where decoding may start.
+"""The packets of a video: when each frame is shown, and where decoding may start.
 
 A seek is only as good as the container's index, and its time stamps may jump. So every packet is
 looked at once, in order; from then on a packet is known by its place in the file, and a frame by

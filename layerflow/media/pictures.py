@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from layerflow.clip import U8
 from layerflow.media.cells import MAX_STILL_PIXELS, MediaError
 from layerflow.media.isolate import isolated
+from layerflow.media.opening import check_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 MAX_STILL_BYTES = 512 << 20
@@ -18,14 +19,7 @@ MAX_STILL_BYTES = 512 << 20
 
 def open_still(path: Path) -> Image.Image:
     """A picture file whose header was read and found within the limits. Raises MediaError."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
-    if size == 0:
-        raise MediaError("the file is empty (zero bytes)")
-    if size > MAX_STILL_BYTES:
-        raise MediaError(f"{size} bytes is over the limit of {MAX_STILL_BYTES}")
+    check_file(path, MAX_STILL_BYTES)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from layerflow.clip import U8, resize_cover
 from layerflow.media.cells import MediaError
 from layerflow.media.container import Limits, best_stream, has_alpha, may_jump, open_container
-from layerflow.media.film import Film, Shown, facts, kept_film
 from layerflow.media.packets import F64, I64
+from layerflow.media.reader import Shown, VideoReader, facts, kept_reader
 from layerflow.media.upright import cover, upright
 
 Box = tuple[float, float, float, float]
@@ -29,7 +29,6 @@ Box = tuple[float, float, float, float]
 THUMB_WIDTH = 128
 LEAST_BYTES_A_SECOND = 2000  # below it a header is not believed
 EXACT = 1e-3  # seconds by which a time may differ from the frame's that it was taken from
-SAME = 1.0  # mean levels by which two decoders may convert a picture's colours differently
 NEAR = 0.02  # seconds by which a frame may miss the time that is asked for: containers round
 
 
@@ -124,7 +123,7 @@ def scan(
     """Times and thumbnails of every decodable frame in a time span, for shot detection.
 
     Returns times float64 ``[N]`` (seconds, strictly increasing) and uint8 ``[N, h, 128, 3]``; both
-    are empty for a span in which the film shows no new frame.
+    are empty for a span in which the video shows no new frame.
     damage: gets a line for everything that could not be decoded.
     splices: gets the times of frames that do not go on with what was before: recordings were
     joined, time stamps jump, or the picture's size changes.
@@ -134,14 +133,14 @@ def scan(
     thumbs: list[U8] = []
     take, size = -1, (0, 0)
     converter = VideoReformatter()
-    with Film(path, limits or Limits(), damage=notes) as film:
-        places = film.between(start, end)
-        for shown in film.pictures(places):
+    with VideoReader(path, limits or Limits(), damage=notes) as reader:
+        places = reader.between(start, end)
+        for shown in reader.pictures(places):
             if times and shown.time <= times[-1]:
                 notes.append("a frame has the time of the one before")
                 continue
             image = upright(shown.frame, "rgb24", converter, shown.view)
-            number = int(film.packets.take[film.packets.order[shown.place]])
+            number = int(reader.packets.take[reader.packets.order[shown.place]])
             if times and splices is not None and (number, image.shape[:2]) != (take, size):
                 splices.append(shown.time)
             take, size = number, image.shape[:2]
@@ -170,23 +169,11 @@ def fetch(
 
     box: only this part of the frame. Returns uint8 ``[len(times), height, width, 3]``;
     MediaError when one cannot be decoded.
-    PyAV decodes; decord is slower on films of every kind, and its frames are often others.
     """
-    return _fetch_av(path, times, height, width, limits or Limits(), box)
-
-
-def _fetch_av(
-    path: Path,
-    times: Sequence[float],
-    height: int,
-    width: int,
-    limits: Limits,
-    box: Box | None = None,
-) -> U8:
     out = np.empty((len(times), height, width, 3), np.uint8)
     converter = VideoReformatter()
-    with kept_film(path, limits) as film:
-        for here, shown in shown_at(film, times, EXACT, "frames could not be decoded"):
+    with kept_reader(path, limits or Limits()) as reader:
+        for here, shown in shown_at(reader, times, EXACT, "frames could not be decoded"):
             out[here] = fit(
                 upright(shown.frame, "rgb24", converter, shown.view), height, width, box
             )
@@ -194,45 +181,24 @@ def _fetch_av(
 
 
 def shown_at(
-    film: Film, times: Sequence[float], near: float, lost: str
+    reader: VideoReader, times: Sequence[float], near: float, lost: str
 ) -> Iterator[tuple[NDArray[np.bool_], Shown]]:
-    """The frames of an open film nearest to some seconds, each once, with the times that it is for
+    """The frames of an open video nearest to some seconds, each once, with the times that it is for
     as bool ``[len(times)]``.
 
     near: seconds that a frame may be away. Raises MediaError at the end, with the words ``lost``,
     when one is not there or cannot be decoded.
     """
     wanted = np.asarray(times, np.float64)
-    places = nearest(film.packets.times, wanted)
+    places = nearest(reader.packets.times, wanted)
     missing = np.ones(len(wanted), bool)
-    due = np.abs(film.packets.times[places] - wanted) <= near
-    for shown in film.pictures(np.unique(places[due]).tolist()):
+    due = np.abs(reader.packets.times[places] - wanted) <= near
+    for shown in reader.pictures(np.unique(places[due]).tolist()):
         here = due & (places == shown.place)
         missing &= ~here
         yield here, shown
     if missing.any():
         raise MediaError(f"{int(missing.sum())} of {len(wanted)} {lost}")
-
-
-def _fetch_decord(path: Path, times: Sequence[float], height: int, width: int) -> U8 | None:
-    """decord's frames at these times if each was seen to be PyAV's picture, else None.
-
-    A witness: ``bench/decoders.py`` and the tests hold the two decoders against each other.
-    """
-    import decord
-
-    try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
-        order = np.argsort(stamps, kind="stable")
-        places = nearest(stamps[order] - stamps.min(), np.asarray(times, np.float64))
-        frames = np.stack(
-            [fit(reader[int(order[k])].asnumpy(), height, width, None) for k in places]
-        )
-    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
-        return None
-    far = np.abs(frames.astype(np.int16) - fetch(path, times, height, width)).mean((1, 2, 3))
-    return frames if far.max() <= SAME else None
 
 
 def nearest(times: F64, wanted: F64) -> I64:
@@ -260,7 +226,7 @@ def read_frames(
     """Frames of a local video, upright, alpha kept: uint8 ``[T, H, W, 3 or 4]`` and fps.
 
     size: height and width that the frames are covered and cropped to, one by one, so that a long
-    film is never in memory at its own size; colour under alpha is premultiplied meanwhile.
+    video is never in memory at its own size; colour under alpha is premultiplied meanwhile.
     times: only the frames nearest to these seconds (see ``frame_times``), at most ``NEAR`` away;
     any order, repeats allowed. Raises MediaError when one is missing, or for more than
     ``max_frames`` frames or 2 GiB.
@@ -276,14 +242,14 @@ def read_frames(
         raise MediaError("the decoded frames would take more than 2 GiB")
     frames: dict[int, U8] = {}
     converter = VideoReformatter()
-    with kept_film(path, limits, alpha=info.has_alpha) as film:
-        known = film.packets.times
-        places = np.arange(film.facts.first, len(known))
+    with kept_reader(path, limits, alpha=info.has_alpha) as reader:
+        known = reader.packets.times
+        places = np.arange(reader.facts.first, len(known))
         if times is not None:
             places = nearest(known, np.asarray(times, np.float64))
             if (far := np.abs(known[places] - np.asarray(times)) > NEAR).any():
                 raise MediaError(f"{int(far.sum())} of {count} frames are missing")
-        for shown in film.pictures(np.unique(places).tolist()):
+        for shown in reader.pictures(np.unique(places).tolist()):
             pixels = "rgba" if info.has_alpha else "rgb24"
             image = upright(shown.frame, pixels, converter, shown.view)
             if size is None and frames and image.shape != next(iter(frames.values())).shape:

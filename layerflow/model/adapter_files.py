@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from layerflow.documents import read_json
+from layerflow.files import replacing, write_json
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 GATED_WEIGHTS = "model.safetensors"
@@ -72,7 +73,7 @@ def name_adapters(transformer: str | Path, names: Sequence[str]) -> None:
     said.pop(_NAMES, None)
     if names:
         said[_NAMES] = list(names)
-    path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+    write_json(path, said)
 
 
 def check_adapters(transformer: str | Path, found: Mapping[str, Path]) -> None:
@@ -88,9 +89,8 @@ def check_adapters(transformer: str | Path, found: Mapping[str, Path]) -> None:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({key: value.cpu() for key, value in tensors.items()}, temporary, metadata=header)
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        save_file({key: value.cpu() for key, value in tensors.items()}, temporary, metadata=header)
 
 
 def read_adapter(directory: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

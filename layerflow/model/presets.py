@@ -8,7 +8,6 @@ official LayerFlow model that ``layerflow convert`` wrote.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,11 @@ import torch
 from torch import nn
 
 from layerflow.documents import read_json
+from layerflow.files import new_folder
 from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.from_base import make_scheduler, mark_layers, write_from_base
 from layerflow.model.transformer import LayerFlowTransformer3DModel
-from layerflow.outputs import local_output
+from layerflow.outputs import free_output
 from layerflow.plugins import BASES
 
 MAX_TINY_TEXT_TOKENS = 32
@@ -103,30 +103,11 @@ def init_directory(
     if not chosen.needs_base and base is not None:
         raise ValueError(f"preset {preset} is made from nothing: it takes no base")
     options = {**chosen.options, **overrides}
-    writing = new_folder(folder)
-    chosen.write(writing, base or "", options, overrides)
-    if (package := BASES.package(preset)) is not None:
-        _record(writing, {"preset": preset, "package": package})
-    publish_folder(writing, folder)
+    with new_folder(free_output(folder)) as writing:
+        chosen.write(writing, base or "", options, overrides)
+        if (package := BASES.package(preset)) is not None:
+            _record(writing, {"preset": preset, "package": package})
     return folder
-
-
-def new_folder(out: str | Path) -> Path:
-    """An empty folder to write in, beside ``out``, which must be absent or empty (ValueError)."""
-    out = local_output(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
-    folder = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def publish_folder(written: Path, out: str | Path) -> None:
-    """Move a folder that ``new_folder`` made to its place."""
-    if Path(out).is_dir():
-        Path(out).rmdir()
-    written.rename(out)
 
 
 def _record(folder: Path, made_by: Mapping[str, str]) -> None:

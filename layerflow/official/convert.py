@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerflow.files import new_folder
 from layerflow.model import adapters
 from layerflow.model.adapter_files import write_adapter
 from layerflow.model.from_base import copy_components, finish_folder, resolve_base
 from layerflow.model.layers import OFFICIAL, OfficialTask, official_task
-from layerflow.model.presets import new_folder, publish_folder
 from layerflow.official import names as official
 from layerflow.official.torchfile import StoredTensor, read_torch_file
-from layerflow.outputs import local_output
+from layerflow.outputs import free_output
 
 STATES = "mp_rank_00_model_states.pt"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,23 +53,22 @@ def convert_checkpoint(
     ValueError naming the file or key for anything truncated, missing, unexpected or misshapen;
     then nothing is left at ``out``.
     """
-    out = local_output(out)
+    out = free_output(out)
     path = find_states(Path(checkpoint))
     source = read_source(path)
     chosen = official_task(task) if task else detect_task(source, path, latent_size)
     kind = None if dtype is None else parse_dtype(dtype)
-    folder = new_folder(out)
     origin = None if base is None else resolve_base(base)
-    write_network(folder / "transformer", source, chosen, latent_size, kind)
-    copied = copy_components(origin, folder)
-    finish_folder(folder, copied, scheduler="dpm")
     settings = {
         "converted": {"task": chosen.name, "file": path.name},
         "sampling": {"num_inference_steps": 50, "guidance_scale": 6.0},
     }
-    (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
-    publish_folder(folder, out)
-    return Path(out)
+    with new_folder(out) as folder:
+        write_network(folder / "transformer", source, chosen, latent_size, kind)
+        copied = copy_components(origin, folder)
+        finish_folder(folder, copied, scheduler="dpm")
+        (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return out
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -184,7 +183,7 @@ def _write_adapter(
 def write_safetensors(
     path: Path,
     source: official.Source,
-    targets: Sequence[official.Target],
+    targets: Sequence[official.ModelTensor],
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype | None,
 ) -> None:

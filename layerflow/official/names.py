@@ -21,6 +21,7 @@ from layerflow.model.layers import OFFICIAL, OfficialTask
 TOKENS_PER_PROMPT = 226
 LORA_ALPHA = 1
 LATENT_SIZE = (60, 90)
+PATCH = 2  # latents of a token, along each side
 PREFIX = "model.diffusion_model."
 DROPPED = ("conditioner.", "first_stage_model.", "denoiser.", "loss_fn.", "model_ema.")
 POSITIONS = "mixins.pos_embed.pos_embedding"
@@ -62,7 +63,7 @@ Source = Mapping[str, Lazy]
 
 
 @dataclass(frozen=True)
-class Target:
+class ModelTensor:
     """One tensor of ours: its name, the source keys that it is made of, and how."""
 
     name: str
@@ -115,15 +116,15 @@ def strip_prefix(module: Mapping[str, Any]) -> dict[str, Lazy]:
     return out
 
 
-def base_targets(source: Source, task: OfficialTask) -> list[Target]:
+def base_targets(source: Source, task: OfficialTask) -> list[ModelTensor]:
     """All tensors of the network without LoRA. ValueError naming a key without a rule."""
-    targets: list[Target] = []
+    targets: list[ModelTensor] = []
     for key in source:
         if not _LORA.fullmatch(key) and not key.startswith(EMBEDDER):
             targets += _targets_of(key, task)
     if task.layer_embedding:
         parts = [f"{EMBEDDER}.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")]
-        targets.append(Target("layer_embedding.text", tuple(parts), _fold_embedder(task)))
+        targets.append(ModelTensor("layer_embedding.text", tuple(parts), _fold_embedder(task)))
     consumed = {key for target in targets for key in target.sources}
     for key in source:
         if key not in consumed and not _LORA.fullmatch(key):
@@ -137,24 +138,24 @@ def base_targets(source: Source, task: OfficialTask) -> list[Target]:
     return targets
 
 
-def _targets_of(key: str, task: OfficialTask) -> list[Target]:
+def _targets_of(key: str, task: OfficialTask) -> list[ModelTensor]:
     if key == POSITIONS:
-        text = Target("position_tables.text", (key,), lambda t: _text_positions(t[0], task))
-        video = Target("position_tables.video", (key,), lambda t: _video_positions(t[0], task))
+        text = ModelTensor("position_tables.text", (key,), lambda t: _text_positions(t[0], task))
+        video = ModelTensor("position_tables.video", (key,), lambda t: _video_positions(t[0], task))
         return [text, video]
     stem, _, kind = key.rpartition(".")
     if kind in ("weight", "bias"):
         if stem in _PLAIN:
-            return [Target(f"{_PLAIN[stem]}.{kind}", (key,), _same)]
+            return [ModelTensor(f"{_PLAIN[stem]}.{kind}", (key,), _same)]
         if match := _QKV.fullmatch(stem):
             block = f"transformer_blocks.{match[1]}.attn1"
             return [
-                Target(f"{block}.{part}.{kind}", (key,), _pick(3, (i,)))
+                ModelTensor(f"{block}.{part}.{kind}", (key,), _pick(3, (i,)))
                 for i, part in enumerate(("to_q", "to_k", "to_v"))
             ]
         if match := _MODULATION.fullmatch(stem):
             return [
-                Target(
+                ModelTensor(
                     f"transformer_blocks.{match[1]}.norm{i + 1}.linear.{kind}",
                     (key,),
                     _pick(12, chosen),
@@ -163,7 +164,7 @@ def _targets_of(key: str, task: OfficialTask) -> list[Target]:
             ]
         for pattern, name in _BLOCK.items():
             if match := re.fullmatch(pattern, stem):
-                return [Target(f"transformer_blocks.{match[1]}.{name}.{kind}", (key,), _same)]
+                return [ModelTensor(f"transformer_blocks.{match[1]}.{name}.{kind}", (key,), _same)]
     raise ValueError(f"unexpected key {key}: no part of a LayerFlow network")
 
 
@@ -280,13 +281,13 @@ def network_config(
     }
 
 
-def possible_tasks(source: Source, latent_size: tuple[int, int], patch: int = 2) -> list[str]:
+def possible_tasks(source: Source, latent_size: tuple[int, int]) -> list[str]:
     """Released configurations whose position table and layer embedding look like these."""
     if POSITIONS not in source:
         raise ValueError(f"missing key {POSITIONS}")
     rows = source[POSITIONS].shape[1]
     embedded = f"{EMBEDDER}.0.weight" in source
-    tokens = (latent_size[0] // patch) * (latent_size[1] // patch)
+    tokens = (latent_size[0] // PATCH) * (latent_size[1] // PATCH)
 
     def fits(task: OfficialTask) -> bool:
         text = len(task.layout.prompts) * TOKENS_PER_PROMPT
@@ -313,7 +314,7 @@ def guess_from_name(name: str, candidates: Sequence[str]) -> list[str]:
     ]
 
 
-def iterate(source: Source, targets: Sequence[Target]) -> Iterator[tuple[str, Tensor]]:
+def iterate(source: Source, targets: Sequence[ModelTensor]) -> Iterator[tuple[str, Tensor]]:
     """Load and make the targets one after another."""
     for target in targets:
         yield target.name, target.load(source)

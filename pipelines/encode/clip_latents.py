@@ -16,11 +16,13 @@ import numpy as np
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip, resize_clip
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
-from layerflow.corpus.row_cells import pack_clips, read_cell, unpack_clips
+from layerflow.corpus.row_cells import pack_clips, unpack_clips
 from layerflow.corpus.row_check import check_equation, check_unread
+from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
-from layerflow.media.cells import Bounds, MediaError
+from layerflow.media.cells import MediaError
 from layerflow.media.sandbox import Buffer, Contained, Work
+from layerflow.seeds import generator_of
 from pipelines.engine.cluster import torch_device
 
 MAX_FRAMES = 10_000  # of one clip
@@ -270,26 +272,16 @@ def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
 
 def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
     """Which frames of a clip to show frozen: random ones that follow from its id."""
-    rng = _random(f"{row['id']}-frozen")
+    rng = generator_of(f"{row['id']}-frozen")
     return [int(frame) for frame in rng.integers(0, max(1, row["num_frames"]), wanted)]
-
-
-def _random(key: str) -> np.random.Generator:
-    digest = hashlib.sha256(key.encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
     """The clip of a corpus row with the frames `keep`, in that order."""
-    bounds = Bounds.of(row)
-    return LayeredClip(
-        **{layer: read_cell(row[layer], keep, bounds, grey=layer == "alpha") for layer in LAYERS},
-        prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
-        fps=row["fps"] * len(keep) / max(1, row["num_frames"]),
-        kind=row["kind"],
-        alpha_kind=row["alpha_kind"],
-        background_kind=row["background_kind"],
-    )
+    clip = decode_row(row, keep)
+    fps = row["fps"] * len(keep) / max(1, row["num_frames"])
+    prompts = {layer: text or "" for layer, text in clip.prompts.items()}
+    return replace(clip, fps=fps, prompts=prompts)
 
 
 def vary(
@@ -299,7 +291,7 @@ def vary(
     if variant.frame:
         clip = clip.take([variant.frame - 1])
     if variant.crop:
-        chance = _random(f"{id_}-{variant.crop}").random(3).tolist()
+        chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
         top, left, height, width = crop_window(clip.size, size, min_crop, chance)
         window = (slice(None), slice(top, top + height), slice(left, left + width))
         clip = _each(clip, lambda frames: frames[window])

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,8 +35,10 @@ from layerflow.corpus.table import Corpus
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.outputs import local_output
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
-from pipelines.engine.staging import Parts, Staging, json_part, locked, stream_part
-from pipelines.engine.workers import run_staged
+from pipelines.engine.jobs import unit_key
+from pipelines.engine.runner import Place, run_units
+from pipelines.engine.staging import Parts, Staging, json_part, stream_part
+from pipelines.engine.workers import Pool, Unit
 
 UNIT_ROWS = 32
 UNIT_PROMPTS = 64
@@ -108,40 +109,33 @@ def run_encode(
         return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
 
     Encoder(options).check()
-    folder = out.with_name(f".{out.name}.staging")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock")
-    with locked(lock, f"{out}: another job is writing these latents"):
-        staging = Staging.begin(folder, _roots(rows, options))
-        tag = _key(fingerprint, asdict(augment))
-        clip_units = [_clip_unit(tag, chunk) for chunk in _chunks(missing, UNIT_ROWS)]
-        text_units = [_text_unit(tag, chunk) for chunk in _chunks(new_texts, UNIT_PROMPTS)]
-        lost = run_staged(
-            text_units + clip_units,
-            partial(encode_unit, options=options),
-            staging,
-            workers=workers,
-            quiet=quiet,
-            gpus=1.0,
-            hold=True,
-            accept_lost=accept_lost,
-        )
-        reasons = [lost[unit.key] for unit in text_units if unit.key in lost]
-        if reasons:
-            raise ValueError(f"the text encoder of {model} cannot run: {reasons[0]}")
+    tag = unit_key(fingerprint, asdict(augment))
+    text_units = [_text_unit(tag, chunk) for chunk in _chunks(new_texts, UNIT_PROMPTS)]
+    clip_units = [_clip_unit(tag, chunk) for chunk in _chunks(missing, UNIT_ROWS)]
+
+    def compact(staging: Staging, _: int) -> EncodeSummary:
         rejected: list[tuple[str, str]] = []
         with LatentsWriter(out, fingerprint) as writer:
-            clips = writer.clips(_merged(rows, have, known, clip_units, staging, lost, rejected))
+            clips = writer.clips(_merged(rows, have, known, clip_units, staging, rejected))
             if clips == 0:
                 raise ValueError(f"nothing could be encoded; the first reason: {rejected[0][1]}")
             prompts = writer.prompts(_merged_prompts(texts, have, text_units, staging))
-        if rejected:
-            lines = [json.dumps({"id": id_, "reason": reason}) for id_, reason in rejected]
-            (out / "rejected.jsonl").write_text("\n".join(lines) + "\n")
-        shutil.rmtree(staging.folder)
-        lock.unlink()
-    done = len(missing) - len({id_ for id_, _ in rejected})
-    return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
+            if rejected:
+                lines = [json.dumps({"id": id_, "reason": reason}) for id_, reason in rejected]
+                (writer.folder / "rejected.jsonl").write_text("\n".join(lines) + "\n")
+        done = len(missing) - len({id_ for id_, _ in rejected})
+        return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
+
+    folder = out.with_name(f".{out.name}.staging")
+    busy = f"{out}: another job is writing these latents"
+    return run_units(
+        [*text_units, *clip_units],
+        Place(folder, folder / "lock", busy, _roots(rows, options)),
+        partial(encode_unit, options=options),
+        Pool(workers, quiet, gpus=1.0, hold=True, accept_lost=accept_lost),
+        settle=partial(_settled, str(model)),
+        compact=compact,
+    )
 
 
 def _roots(rows: Sequence[_Row], options: Options) -> list[str]:
@@ -212,30 +206,27 @@ def _outputs(rows: Sequence[_Row]) -> set[str]:
     return {output for row in rows for output in row.outputs}
 
 
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
-
-
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """What `run_staged` wants of a unit."""
-
-    key: str
-    payload: dict[str, Any]
-
-
-def _clip_unit(tag: str, rows: Sequence[_Row]) -> _Unit:
+def _clip_unit(tag: str, rows: Sequence[_Row]) -> Unit:
     contents = [(row.id, row.content) for row in rows]
     payload = {"kind": "clips", "rows": [asdict(row) for row in rows]}
-    return _Unit(_key(tag, contents), payload)
+    return Unit(unit_key(tag, contents), 0, payload)
 
 
-def _text_unit(tag: str, texts: Sequence[str]) -> _Unit:
-    return _Unit(_key(tag, list(texts)), {"kind": "prompts", "texts": list(texts)})
+def _text_unit(tag: str, texts: Sequence[str]) -> Unit:
+    return Unit(unit_key(tag, list(texts)), 0, {"kind": "prompts", "texts": list(texts)})
+
+
+def _settled(model: str, unit: Unit, reason: str) -> Parts:
+    """What a unit commits that was given up: a reason for each of its clips. ValueError for one of
+    prompts, which every clip needs."""
+    if unit.payload["kind"] == "prompts":
+        raise ValueError(f"the text encoder of {model} cannot run: {reason}")
+    reasons = {row["id"]: reason for row in unit.payload["rows"]}
+    return {ROWS: stream_part([], CLIPS), REASONS: json_part(reasons)}
 
 
 # ---- one unit ---------------------------------------------------------------------------------
@@ -275,9 +266,8 @@ def _merged(
     rows: Sequence[_Row],
     have: Latents | None,
     known: Mapping[str, str],
-    units: Sequence[_Unit],
+    units: Sequence[Unit],
     staging: Staging,
-    lost: Mapping[str, str],
     rejected: list[tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """Rows of `clips/` in the corpora's order: kept ones, and new ones from the staged units."""
@@ -289,9 +279,6 @@ def _merged(
         if key is None:
             assert have is not None
             yield from (have.raw(places[output]) for output in row.outputs)
-            continue
-        if key in lost:
-            rejected.append((row.id, lost[key]))
             continue
         if key != current:
             current = key
@@ -306,7 +293,7 @@ def _merged(
 def _merged_prompts(
     texts: Mapping[str, None],
     have: Latents | None,
-    units: Sequence[_Unit],
+    units: Sequence[Unit],
     staging: Staging,
 ) -> Iterator[dict[str, Any]]:
     """Rows of `prompts/`: those kept that are still in use, then the new ones."""

@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster, or start a small local one that reports nothing to anybody."""
+"""The Ray of the corpus jobs, and the GPUs that it has."""
 
 from __future__ import annotations
 
@@ -8,28 +8,21 @@ import socket
 import sys
 from typing import Any
 
+from layerflow import ray_start
+from layerflow.ray_start import stop_ray
 from pipelines.engine.staging import InfrastructureError
+
+__all__ = ["require_gpus", "start_ray", "stop_ray", "torch_device"]
 
 OBJECT_STORE_BYTES = 512 << 20
 
 
 def start_ray(workers: int | None = None) -> None:
-    """``ray.init`` once: the cluster of ``RAY_ADDRESS``, else a local one with ``workers`` CPUs."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    """Ray for Ray Data: a cluster, or a local one with ``workers`` CPUs; once."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    ray_start.start_ray(workers or 0, OBJECT_STORE_BYTES)
     import ray
 
-    if not ray.is_initialized():
-        options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not os.environ.get("RAY_ADDRESS"):
-            options |= {
-                "address": "local",  # never somebody else's cluster that happens to run here
-                "num_cpus": max(workers or 0, os.cpu_count() or 1),
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-            }
-        ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # lost units are found by their missing staging folder
@@ -71,12 +64,3 @@ def torch_device() -> str:
             f"{socket.gethostname()}: check the node's driver and that torch was built for it"
         )
     return "cpu"
-
-
-def stop_ray() -> None:
-    """Shut the local Ray down, if one runs, so that its processes and memory go."""
-    if "ray" in sys.modules:
-        import ray
-
-        if ray.is_initialized():
-            ray.shutdown()

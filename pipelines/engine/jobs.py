@@ -1,21 +1,19 @@
-"""The harness of the corpus jobs: units of work on Ray Data, staged atomically, compacted once.
+"""The corpus jobs: units that make rows, put together into a corpus.
 
-Every unit commits its own folder under ``OUT/staging`` by rename, so a job that is killed and
-started again does only what is missing. The last step streams all units, in their order, into
-the corpus' shards; the final bytes depend on the rows alone, not on workers or order of arrival.
+The rows of all units are streamed, in their order, into the corpus' shards; the final bytes depend
+on the rows alone, not on workers or order of arrival. How units run: ``engine.runner``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,19 +23,12 @@ from layerflow.corpus.stats import general_reason
 from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, SCHEMA, Table, rejected_row
 from layerflow.corpus.writer import write_table
 from layerflow.documents import read_json
+from layerflow.files import publish_file, publish_folder, remove, write_json
 from layerflow.outputs import local_output
 from pipelines.engine.replay import remember, roots
-from pipelines.engine.staging import Parts, Staging, json_part, locked, stream_part, write_json
-from pipelines.engine.workers import require_packages, run_staged
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One piece of work. ``payload`` holds plain values; ``order`` places its rows."""
-
-    key: str
-    order: int
-    payload: dict[str, Any]
+from pipelines.engine.runner import Place, Survey, run_units
+from pipelines.engine.staging import Parts, Staging, stream_part
+from pipelines.engine.workers import Pool, Unit, require_packages
 
 
 @dataclass
@@ -49,19 +40,6 @@ class Outcome:
 
     rows: Iterable[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class FirstPass:
-    """A cheap look at every unit before any of them does its work.
-
-    look: payload -> JSON-able findings, run like the work itself. plan: sees all findings in the
-    order of the units, one at a time, and returns what to add to the payloads of some units, by
-    key. Every payload also gets ``look``: the path of the unit's own findings.
-    """
-
-    look: Callable[[dict[str, Any]], dict[str, Any]]
-    plan: Callable[[Iterable[tuple[Unit, dict[str, Any]]]], Mapping[str, dict[str, Any]]]
 
 
 Work = Callable[[dict[str, Any]], Outcome]
@@ -124,7 +102,7 @@ def unit_key(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job did. ``reasons`` counts rejected rows by stage and reason, numbers as N."""
+    """What a job did. ``reasons`` counts rejected rows by step and reason, numbers as N."""
 
     out: Path
     kept: int
@@ -144,7 +122,7 @@ def run_job(
     quiet: bool = False,
     schema: pa.Schema = SCHEMA,
     refuse: Refuse | None = None,
-    first_pass: FirstPass | None = None,
+    survey: Survey | None = None,
     gpus: float = 0.0,
     only: Choose | None = None,
     accept_lost: bool = False,
@@ -153,7 +131,7 @@ def run_job(
 
     workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
     corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
-    one is left out as a near-duplicate. first_pass: before the work. gpus: share of a GPU that
+    one is left out as a near-duplicate. survey: before the work. gpus: share of a GPU that
     one task of the work takes. only: whether a unit is wanted; without it all are. accept_lost: any
     number of units may fail for one reason, as rejected rows.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
@@ -163,33 +141,21 @@ def run_job(
     started = time.monotonic()
     out = local_output(out)
     units = [unit for unit in units if only is None or only(unit)]
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock", f"{out}: another job is writing this corpus"):
-        plan = unit_key([unit.key for unit in units])
-        done = _claim(out, recipe, plan)
-        if done is not None:
-            return done
-        remember(out, recipe.kind, recipe.hash, recipe.given)
-        inputs = roots(recipe.given)
-        staging = Staging.begin(out / "staging", inputs)
-        resumed = sum(staging.is_done(unit.key) for unit in units)
-        run = partial(run_staged, workers=workers, quiet=quiet, gpus=gpus, accept_lost=accept_lost)
-        prepare = _looking_first(units, first_pass, staging, run) if first_pass else _as_they_are
-        make = partial(_parts, work, schema, recipe.options.get("packages", {}))
-        lost = run(units, make, staging, prepare=prepare)
-        for unit in units:
-            if unit.key in lost:
-                rejected = [_lost(unit, lost[unit.key], recipe)]
-                staging.commit(unit.key, _as_parts(Outcome(rejected=rejected), schema))
-        try:
-            summary = _compact(out, units, recipe, plan, schema, refuse, staging)
-        except OSError:
-            shutil.rmtree(out / ".building", ignore_errors=True)
-            raise
-        return replace(summary, seconds=time.monotonic() - started, resumed=resumed)
+    plan = unit_key([unit.key for unit in units])
+    busy = f"{out}: another job is writing this corpus"
+    return run_units(
+        units,
+        Place(out / "staging", out / ".lock", busy, roots(recipe.given)),
+        partial(_parts, work, schema, recipe.options.get("packages", {})),
+        Pool(workers, quiet, gpus, accept_lost=accept_lost),
+        settle=partial(_lost, recipe, schema),
+        compact=partial(_compact, started, out, units, recipe, plan, schema, refuse),
+        claim=partial(_begin, out, recipe, plan),
+        survey=survey,
+    )
 
 
-ROWS, REJECTED, LOOK = "rows.arrow", "rejected.arrow", "look.json"
+ROWS, REJECTED = "rows.arrow", "rejected.arrow"
 
 
 def _parts(
@@ -207,13 +173,18 @@ def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
     }
 
 
-def _as_they_are(units: Sequence[Unit]) -> Sequence[Unit]:
-    return units
-
-
-def _lost(unit: Unit, reason: str, recipe: Recipe) -> dict[str, Any]:
+def _lost(recipe: Recipe, schema: pa.Schema, unit: Unit, reason: str) -> Parts:
+    """What a unit commits that was given up: one rejected row."""
     uri = str(unit.payload.get("uri", unit.key))
-    return rejected_row(uri, "worker", reason, kind=recipe.kind, recipe=recipe.hash)
+    row = rejected_row(uri, "worker", reason, kind=recipe.kind, recipe=recipe.hash)
+    return _as_parts(Outcome(rejected=[row]), schema)
+
+
+def _begin(out: Path, recipe: Recipe, plan: str) -> Summary | None:
+    done = _claim(out, recipe, plan)
+    if done is None:
+        remember(out, recipe.kind, recipe.hash, recipe.given)
+    return done
 
 
 def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
@@ -240,7 +211,6 @@ def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
             raise ValueError(
                 f"{out} is complete, but was made from other inputs; choose another --out"
             )
-        shutil.rmtree(out / "staging", ignore_errors=True)  # killed when it was all but done
         reasons = info["reasons"]
         return Summary(out, info["rows"], info["rejected"], reasons, 0.0, info["units"])
     return None
@@ -284,42 +254,8 @@ def _difference(info: dict[str, Any], recipe: Recipe) -> str:
     return "\n".join(lines) or "  (only the format version differs)"
 
 
-def _looking_first(
-    units: Sequence[Unit], first_pass: FirstPass, staging: Staging, run: Callable[..., Any]
-) -> Callable[[Sequence[Unit]], Sequence[Unit]]:
-    """What completes the payloads of units that will run: looks at all of them, once."""
-
-    @cache
-    def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
-        looks = Staging.begin(staging.folder / "looks", staging.inputs)
-        lost = run(units, partial(_look_parts, first_pass.look), looks, gpus=0.0)
-        seen = [unit for unit in units if unit.key not in lost]
-        found = ((u, json.loads(looks.path(u.key, LOOK).read_text())) for u in seen)
-        return looks, first_pass.plan(found), lost
-
-    def prepare(missing: Sequence[Unit]) -> Sequence[Unit]:
-        looks, plan, lost = looked()
-        return [
-            replace(
-                unit,
-                payload={
-                    **unit.payload,
-                    **plan.get(unit.key, {}),
-                    "look": None if unit.key in lost else str(looks.path(unit.key, LOOK)),
-                    "lost": lost.get(unit.key),
-                },
-            )
-            for unit in missing
-        ]
-
-    return prepare
-
-
-def _look_parts(look: Callable[[dict[str, Any]], Any], payload: dict[str, Any]) -> Parts:
-    return {LOOK: json_part(look(payload))}
-
-
 def _compact(
+    started: float,
     out: Path,
     units: Sequence[Unit],
     recipe: Recipe,
@@ -327,10 +263,9 @@ def _compact(
     schema: pa.Schema,
     refuse: Refuse | None,
     staging: Staging,
+    resumed: int,
 ) -> Summary:
-    """Stream staged rows, in unit order, into shards; publish them; drop the staging files."""
-    building = out / ".building"
-    shutil.rmtree(building, ignore_errors=True)
+    """Stream staged rows, in unit order, into shards, and publish them."""
     ordered = sorted(units, key=lambda unit: unit.order)
     reasons: Counter[str] = Counter()
     duplicates: list[dict[str, Any]] = []
@@ -361,13 +296,17 @@ def _compact(
             reasons[general_reason(row["stage"], row["reason"])] += 1
             yield row
 
-    kept = write_table(building, rows(), schema)
-    refused = write_table(building / "rejected", counted(rejected()), REJECTED_SCHEMA)
-    _publish(building, out, schema)
+    building = out / ".building"
+    remove(building)
+    try:
+        kept = write_table(building, rows(), schema)
+        refused = write_table(building / "rejected", counted(rejected()), REJECTED_SCHEMA)
+        _publish(building, out, schema)
+    finally:
+        remove(building)
     counts = {"rows": kept, "rejected": refused, "reasons": dict(reasons), "units": len(units)}
     write_json(out / "corpus.json", _info(recipe, plan, "complete", **counts))
-    shutil.rmtree(staging.folder)
-    return Summary(out, kept, refused, dict(reasons), 0.0)
+    return Summary(out, kept, refused, dict(reasons), time.monotonic() - started, resumed)
 
 
 def _duplicate(row: dict[str, Any], reason: str, recipe: Recipe) -> dict[str, Any]:
@@ -380,9 +319,7 @@ def _duplicate(row: dict[str, Any], reason: str, recipe: Recipe) -> dict[str, An
 
 def _publish(building: Path, out: Path, schema: pa.Schema) -> None:
     """Move finished files into place, the one that makes them a corpus last."""
-    shutil.rmtree(out / "rejected", ignore_errors=True)
-    (building / "rejected").rename(out / "rejected")
+    publish_folder(building / "rejected", out / "rejected", replace=True)
     for path in sorted(building.iterdir(), key=lambda p: p.name == "state.json"):
-        path.replace(out / path.name)
-    building.rmdir()
+        publish_file(path, out / path.name)
     assert Table(out).schema.equals(schema)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerflow.corpus.derive import RECORD, recorded_jobs
+from layerflow.files import write_text
 from pipelines.inputs.listing import TABLE_SUFFIXES
 
 PATHS = ("inputs", "foregrounds", "backgrounds", "weights", "inpaint_weights", "prompts")
@@ -23,9 +24,7 @@ def remember(out: Path, kind: str, recipe: str, options: Mapping[str, Any]) -> N
     known = {name: value for name, value in options.items() if name != "out"}
     known |= {name: _absolute(known[name]) for name in PATHS if known.get(name)}
     jobs = recorded_jobs(out) | {recipe: {"kind": kind, "options": known}}
-    temporary = out / f"{RECORD}.tmp"
-    temporary.write_text(json.dumps(jobs, indent=2, sort_keys=True, default=str) + "\n")
-    temporary.replace(out / RECORD)
+    write_text(out / RECORD, json.dumps(jobs, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def roots(options: Mapping[str, Any]) -> list[str]:

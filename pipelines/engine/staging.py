@@ -7,13 +7,10 @@ from what the disk gives back. The last step reads nothing that was not checked 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
 import json
-import os
-import shutil
 import socket
 import time
 import uuid
@@ -25,8 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""Errors that another attempt on the same disk will meet again."""
+from layerflow.corpus.shards import read_shard
+from layerflow.files import publish_folder, remove, write_json
+
 RECORD = "unit.json"
 TOKEN = "token"
 PATIENCE = 60.0
@@ -39,17 +37,6 @@ Parts = Mapping[str, Write]
 
 class InfrastructureError(OSError):
     """What no other attempt at a unit would mend: the job stops and can go on later."""
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON through a temporary file of this process, so that a reader sees all or nothing."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def stream_part(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Write:
@@ -108,7 +95,7 @@ class Staging:
         """
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            remove(left)
         token = uuid.uuid4().hex
         write_json(folder / TOKEN, {"token": token})
         return cls(folder.resolve(), token, tuple(inputs), PATIENCE)
@@ -154,24 +141,21 @@ class Staging:
         temporary.mkdir()
         try:
             record = {name: _write(temporary / name, write) for name, write in parts.items()}
-            write_json(temporary / RECORD, {"parts": record})
+            (temporary / RECORD).write_text(json.dumps({"parts": record}))
             self._publish(temporary, key)
         finally:  # a full disk: leave nothing behind that fills it
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
         return {name: about["count"] for name, about in record.items()}
 
     def _publish(self, temporary: Path, key: str) -> None:
-        _sync(temporary)
         try:
-            temporary.rename(self.folder / key)
+            publish_folder(temporary, self.folder / key)
         except OSError:
             if self.is_done(key):  # another attempt of the same unit was first: equal content
                 return
             if not (self.folder / key).exists():
                 raise
-            self.discard(key)
-            temporary.rename(self.folder / key)
-        _sync(self.folder)
+            publish_folder(temporary, self.folder / key, replace=True)
 
     def is_done(self, key: str) -> bool:
         """Whether a unit was committed and its files have the sizes that they had then."""
@@ -197,8 +181,7 @@ class Staging:
 
     def discard(self, key: str) -> None:
         """Remove what there is of a unit."""
-        path = self.folder / key
-        path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+        remove(self.folder / key)
 
     def path(self, key: str, name: str) -> Path:
         """Where a part of a committed unit lies."""
@@ -211,10 +194,12 @@ class Staging:
         """
         count = 0
         path = self.path(key, name)
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            for batch in reader:
+        try:
+            for batch in read_shard(path):
                 count += batch.num_rows
                 yield from batch.to_pylist()
+        except ValueError:
+            count = -1
         parts = self._record(key)
         if parts is None or parts[name]["count"] != count:
             raise InfrastructureError(f"{path} changed while it was read; start the job again")
@@ -257,8 +242,6 @@ def _write(path: Path, write: Write) -> dict[str, Any]:
     with path.open("wb") as file:
         measured = _Measured(file)
         count = write(measured)
-        file.flush()
-        os.fsync(file.fileno())
     return {"count": count, "bytes": measured.bytes, "sha256": measured.digest.hexdigest()}
 
 
@@ -267,15 +250,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder last, where the file system can be told to."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-    finally:
-        os.close(opened)

@@ -12,10 +12,12 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
+from layerflow.files import FULL
 from layerflow.plugins import missing_packages
-from pipelines.engine.staging import FULL, InfrastructureError, Parts, Staging
+from pipelines.engine.staging import InfrastructureError, Parts, Staging
 
 ATTEMPTS = 2
 ROUNDS = 3
@@ -28,41 +30,47 @@ MANY, MANY_SHARE = 20, 0.1
 """In a large job it stops for less: this many units that are at least this share of all."""
 
 
-class Task(Protocol):
-    """What a unit of work has for its worker: a name and plain values."""
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work. ``payload`` holds plain values; ``order`` places what it gives."""
 
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def payload(self) -> dict[str, Any]: ...
+    key: str
+    order: int
+    payload: dict[str, Any]
 
 
-AnyTask = TypeVar("AnyTask", bound=Task)
+@dataclass(frozen=True)
+class Pool:
+    """What runs the units of a job.
+
+    workers: Ray tasks at a time; None: all CPUs; 0: this process, where an error is raised. quiet:
+    no progress. gpus: share of a GPU that one task takes, where the cluster has any. hold: with
+    GPUs, in actors that keep what the work loaded. accept_lost: any number of lost units are taken
+    for faults of their inputs.
+    """
+
+    workers: int | None = None
+    quiet: bool = False
+    gpus: float = 0.0
+    hold: bool = False
+    accept_lost: bool = False
+
+
 Make = Callable[[dict[str, Any]], Parts]
-Prepare = Callable[[Sequence[AnyTask]], Sequence[AnyTask]]
+Prepare = Callable[[Sequence[Unit]], Sequence[Unit]]
 
 
 def run_staged(
-    units: Sequence[AnyTask],
+    units: Sequence[Unit],
     make: Make,
     staging: Staging,
-    *,
-    workers: int | None,
-    quiet: bool,
-    gpus: float = 0.0,
-    hold: bool = False,
-    accept_lost: bool = False,
-    prepare: Prepare[AnyTask] = lambda units: units,
+    pool: Pool,
+    prepare: Prepare = lambda units: units,
 ) -> dict[str, str]:
     """Bring every unit into ``staging``, whole; returns why those that are not there were given up.
 
     make: payload -> what the unit commits. Units that were committed are not run again; those that
-    were damaged since are. workers: Ray tasks at a time; None = all CPUs; 0 = in this process,
-    where an error is raised. gpus: share of a GPU that one task takes, where the
-    cluster has any. hold: with GPUs, in actors that keep what ``make`` loaded. accept_lost: take
-    any number of lost units for faults of their inputs. prepare: sees the units that will run,
-    returns them complete.
+    were damaged since are. prepare: sees the units that will run, returns them complete.
     InfrastructureError when the fault lies with the machines, OSError when the disk is full.
     """
     lost: dict[str, str] = {}
@@ -70,9 +78,8 @@ def run_staged(
     for _ in range(ROUNDS):
         missing = [u for u in units if u.key not in lost and not staging.is_done(u.key)]
         if missing:
-            rows = _Runner(make, staging, workers, quiet, gpus, hold)
-            lost |= rows.run(prepare(missing))
-        if not accept_lost:
+            lost |= _run_missing(prepare(missing), make, staging, pool)
+        if not pool.accept_lost:
             _stop_if_most(lost, len(units))
         damaged = {}
         for unit in units:
@@ -110,51 +117,38 @@ def _stop_if_most(lost: Mapping[str, str], total: int) -> None:
     )
 
 
-class _Runner:
-    """One pass over units that are missing, with up to ``ATTEMPTS`` for each."""
+def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool) -> dict[str, str]:
+    """One pass over units that are missing, with up to ``ATTEMPTS`` for each.
 
-    def __init__(
-        self,
-        make: Make,
-        staging: Staging,
-        workers: int | None,
-        quiet: bool,
-        gpus: float,
-        hold: bool,
-    ) -> None:
-        self.make, self.staging, self.workers, self.quiet = make, staging, workers, quiet
-        self.gpus, self.hold = gpus, hold
-
-    def run(self, units: Sequence[Task]) -> dict[str, str]:
-        """Why units that are not there afterwards were given up, by key."""
-        if self.workers == 0:
-            for unit in _progress(units, len(units), self.quiet):
-                self.staging.commit(unit.key, self.make(unit.payload))
-            return {}
-        failed: dict[str, str] = {}
-        reported: set[str] = set()
-        for _ in range(ATTEMPTS):
-            if not units:
-                break
-            attempt = _attempt(self.make, self.staging)
-            rows = ray_rows(units, attempt, self.workers, self.gpus, self.hold)
-            for row in _progress(rows, len(units), self.quiet):
-                if row["stop"]:
-                    raise InfrastructureError(row["stop"])
-                if row["error"]:
-                    failed[row["key"]] = f"failed {ATTEMPTS} times: {row['error']}"
-                else:
-                    reported.add(row["key"])
-            self.staging.wait_for(reported)
-            units = [unit for unit in units if not self.staging.is_done(unit.key)]
-        gone = [unit.key for unit in units if unit.key in reported]
-        if gone:
-            raise InfrastructureError(
-                f"{len(gone)} units that workers wrote are not to be seen in "
-                f"{self.staging.folder}: it must be one folder for all nodes"
-            )
-        died = f"the worker died {ATTEMPTS} times on this unit"
-        return {unit.key: failed.get(unit.key, died) for unit in units}
+    Returns why units that are not there afterwards were given up, by key.
+    """
+    if pool.workers == 0:
+        for unit in _progress(units, len(units), pool.quiet):
+            staging.commit(unit.key, make(unit.payload))
+        return {}
+    failed: dict[str, str] = {}
+    reported: set[str] = set()
+    for _ in range(ATTEMPTS):
+        if not units:
+            break
+        rows = ray_rows(units, _attempt(make, staging), pool)
+        for row in _progress(rows, len(units), pool.quiet):
+            if row["stop"]:
+                raise InfrastructureError(row["stop"])
+            if row["error"]:
+                failed[row["key"]] = f"failed {ATTEMPTS} times: {row['error']}"
+            else:
+                reported.add(row["key"])
+        staging.wait_for(reported)
+        units = [unit for unit in units if not staging.is_done(unit.key)]
+    gone = [unit.key for unit in units if unit.key in reported]
+    if gone:
+        raise InfrastructureError(
+            f"{len(gone)} units that workers wrote are not to be seen in "
+            f"{staging.folder}: it must be one folder for all nodes"
+        )
+    died = f"the worker died {ATTEMPTS} times on this unit"
+    return {unit.key: failed.get(unit.key, died) for unit in units}
 
 
 def _attempt(make: Make, staging: Staging) -> Callable[[dict[str, str]], dict[str, str]]:
@@ -188,11 +182,7 @@ class _Held:
 
 
 def ray_rows(
-    units: Sequence[Task],
-    run: Callable[[dict[str, str]], dict[str, str]],
-    workers: int | None,
-    gpus: float,
-    hold: bool,
+    units: Sequence[Unit], run: Callable[[dict[str, str]], dict[str, str]], pool: Pool
 ) -> Iterator[dict[str, str]]:
     """Run units as a Ray Data pipeline; yields what ``run`` says as each unit ends.
 
@@ -202,24 +192,24 @@ def ray_rows(
 
     from pipelines.engine.cluster import start_ray
 
-    start_ray(workers)
+    start_ray(pool.workers)
     items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
-    there = int(ray.cluster_resources().get("GPU", 0)) if gpus else 0
+    there = int(ray.cluster_resources().get("GPU", 0)) if pool.gpus else 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
         source = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))
-        if there and hold:
+        if there and pool.hold:
             pipeline = source.map(
                 _Held,
                 fn_constructor_args=(run,),
-                concurrency=min(workers or there, there),
-                num_gpus=gpus,
+                concurrency=min(pool.workers or there, there),
+                num_gpus=pool.gpus,
                 max_restarts=-1,
                 max_task_retries=0,
             )
         else:
-            options: dict[str, Any] = {"num_gpus": gpus} if there else {}
-            options |= {"num_cpus": 1, "concurrency": workers, "max_retries": 1}
+            options: dict[str, Any] = {"num_gpus": pool.gpus} if there else {}
+            options |= {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
             pipeline = source.map(run, **options)
     try:
         yield from pipeline.iter_rows()

@@ -28,7 +28,8 @@ from layerflow.plugins import packages_of
 from manifests.mine import MineOptions
 from pipelines.captions.captioner import CAPTIONERS, make_captioner
 from pipelines.engine.cluster import require_gpus
-from pipelines.engine.jobs import FirstPass, Outcome, Recipe, Running, Summary, make_recipe, run_job
+from pipelines.engine.jobs import Outcome, Recipe, Running, Summary, make_recipe, run_job
+from pipelines.engine.runner import Survey
 from pipelines.engine.steps import Refused, Steps, run_steps
 from pipelines.gates import resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
@@ -79,7 +80,7 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     return run_job(
         plan_units(list_sources(options.inputs), options, table),
         partial(mine_unit, options=options, recipe=recipe),
-        first_pass=FirstPass(partial(survey_unit, options=options), plan_duplicates),
+        survey=Survey(partial(survey_unit, options=options), plan_duplicates),
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,

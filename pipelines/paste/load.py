@@ -16,7 +16,7 @@ from layerflow.corpus.row_cells import read_cells
 from layerflow.corpus.table import Corpus, file_sha256
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
-from layerflow.seeds import choose_frames, frames_needed
+from layerflow.media.frame_rate import choose_frames, frames_needed
 from pipelines.engine.steps import Refused
 from pipelines.inputs.listing import VIDEO_SUFFIXES
 from pipelines.inputs.prompts import RIGHTS

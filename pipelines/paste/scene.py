@@ -8,7 +8,7 @@ import numpy as np
 
 from layerflow.clip import U8
 from layerflow.corpus.columns import visible_alphas
-from layerflow.seeds import choose_frames
+from layerflow.media.frame_rate import choose_frames
 from pipelines.inputs.sources import Foreground
 from pipelines.paste.appearance import appearance_change, apply_curve, clipped, make_grain
 from pipelines.paste.sample import PlacedObject, Sample

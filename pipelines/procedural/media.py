@@ -23,6 +23,7 @@ import numpy as np
 
 from layerflow.clip import U8
 from layerflow.media.cells import encode_alpha, encode_color, encode_png
+from layerflow.seeds import numbered
 from pipelines.procedural import art
 from pipelines.procedural.art import F32, Generator
 
@@ -56,7 +57,7 @@ def make_videos(
     paths = []
     for index in range(count):
         family = families[index % len(families)]
-        rng = np.random.default_rng([seed, index, 1])
+        rng = numbered(seed, index, 1)
         blended, alpha, prompts = draw_video(
             rng, family, height, width, frames, pan=index % 2 == 1 and family != "still", look=look
         )
@@ -81,7 +82,7 @@ def make_stills(
     """
     paths = []
     for index in range(count):
-        rng = np.random.default_rng([seed, index, 2])
+        rng = numbered(seed, index, 2)
         subject = art.draw_subject(rng, look, softness=softness)
         colour, alpha = art.cutout(subject, size, angle=float(rng.uniform(0, 2 * np.pi)))
         rgba = np.dstack([art.to_u8(colour), art.to_u8(alpha)])
@@ -109,7 +110,7 @@ def make_backgrounds(
     """
     paths = []
     for index in range(count):
-        rng = np.random.default_rng([seed, index, 3])
+        rng = numbered(seed, index, 3)
         if frames == 1:
             picture = art.to_u8(art.background(rng, height, width, chroma=chroma, detail=detail))
             path, data = out / f"back-{index:04d}.png", encode_png(picture)
@@ -138,7 +139,7 @@ def make_layered_stills(
     """
     paths = []
     for index in range(count):
-        rng = np.random.default_rng([seed, index, 4])
+        rng = numbered(seed, index, 4)
         subject = art.draw_subject(rng, look, softness=softness)
         centre = tuple(size * (0.5 + rng.uniform(-0.17, 0.17, 2)))
         radius = size * rng.uniform(0.42, 0.7) / 2 / subject.reach

@@ -21,6 +21,7 @@ from layerflow.corpus.splits import Assignment, assign, parse_fractions
 from layerflow.corpus.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus, Table
 from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
+from layerflow.files import write_bytes
 from layerflow.locations import clean_uri
 from pipelines.publish.card import (
     PREVIEW,
@@ -91,7 +92,7 @@ class PublishOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PublishPlan:
     """A checked corpus with the split of every row and its licences."""
 
     corpus: Corpus
@@ -109,7 +110,7 @@ class Plan:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None) -> Plan:
+def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None) -> PublishPlan:
     """Check the corpus and the licences and assign the splits; decodes no media."""
     processes = os.cpu_count() or 1 if workers is None else workers
     corpus = Corpus.open(path)
@@ -125,11 +126,11 @@ def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None
     assignment = assign(rows, fractions, options.seed)
     names = np.asarray(assignment.names)
     splits = {name: np.flatnonzero(names == name) for name in fractions}
-    return Plan(corpus, options, splits, assignment, licences, processes)
+    return PublishPlan(corpus, options, splits, assignment, licences, processes)
 
 
 def make_files(
-    plan: Plan, folder: Path, *, existing_card: str | None = None, quiet: bool = False
+    plan: PublishPlan, folder: Path, *, existing_card: str | None = None, quiet: bool = False
 ) -> Iterator[tuple[str, bool]]:
     """Make the repository's files in ``folder``, one after the other; yields (name, large) when one
     is complete. A large one may be taken away at once. Complete files are not made again."""
@@ -167,13 +168,11 @@ def make_files(
 
 
 def _put(folder: Path, name: str, data: bytes) -> str:
-    temporary = folder / f".{name}.tmp"
-    temporary.write_bytes(data)
-    temporary.replace(folder / name)
+    write_bytes(folder / name, data)
     return name
 
 
-def data_files(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
+def data_files(plan: PublishPlan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
     """Convert the corpus to its Parquet shards; yields (name, True) as each is complete."""
     schema = config.features.arrow_schema
     sizes = cell_bytes(plan.corpus).sum(axis=1)
@@ -224,7 +223,7 @@ def _count(config: ConfigInfo, split: str, rows: int, held: int, size: int) -> N
 
 
 def _previews(
-    plan: Plan, folder: Path, config: ConfigInfo, schema: pa.Schema, quiet: bool
+    plan: PublishPlan, folder: Path, config: ConfigInfo, schema: pa.Schema, quiet: bool
 ) -> Iterator[tuple[str, bool]]:
     from rich.progress import Progress
 
@@ -251,7 +250,7 @@ def _previews(
                 yield name, True
 
 
-def _rejected(plan: Plan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
+def _rejected(plan: PublishPlan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
     name = _shard_names(config.folder, "train", 1)[0]
     schema = config.features.arrow_schema
     table = Table(plan.corpus.path / "rejected")
@@ -279,7 +278,7 @@ def _sources(corpus: Corpus) -> dict[tuple[str, str, str], int]:
     return dict(found)
 
 
-def _encoded_rms(plan: Plan) -> dict[str, float]:
+def _encoded_rms(plan: PublishPlan) -> dict[str, float]:
     """Mean rms between blended and recomposition, as decoded, by kind, of an even sample."""
     rows = len(plan.corpus)
     sample = range(0, rows, max(1, rows // RMS_SAMPLE))

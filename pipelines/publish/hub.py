@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.publish.card import is_foreign
-from pipelines.publish.files import Plan, make_files
+from pipelines.publish.files import PublishPlan, make_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -42,7 +42,7 @@ class Sent:
     sha1: str | None
 
 
-def push(plan: Plan, *, quiet: bool = False) -> list[str]:
+def push(plan: PublishPlan, *, quiet: bool = False) -> list[str]:
     """Publish to the Hub; returns lines that say where, and that it was verified.
 
     Raises ValueError for no token, no network, a public repository where private is needed, and
@@ -160,7 +160,7 @@ def existing_card(api: HfApi, repo_id: str, revision: str, folder: Path) -> str 
 
 
 def _upload(
-    api: HfApi, plan: Plan, folder: Path, revision: str, card: str | None, quiet: bool
+    api: HfApi, plan: PublishPlan, folder: Path, revision: str, card: str | None, quiet: bool
 ) -> tuple[list[Any], dict[str, Sent]]:
     """Make and send every file; returns the operations of the commit, and what was sent."""
     from huggingface_hub import CommitOperationAdd
@@ -195,7 +195,7 @@ def _sent(operation: Any, path: Path) -> Sent:
     return Sent(size, operation.upload_info.sha256.hex(), sha1)
 
 
-def _stale(api: HfApi, plan: Plan, revision: str, sent: dict[str, Sent]) -> list[Any]:
+def _stale(api: HfApi, plan: PublishPlan, revision: str, sent: dict[str, Sent]) -> list[Any]:
     """Operations that remove older shards of this configuration."""
     from huggingface_hub import CommitOperationDelete
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from layerflow.files import publish_folder, sweep
 from layerflow.locations import one_line
-from layerflow.outputs import local_output
-from pipelines.publish.files import Plan, PublishOptions, make_files, make_plan
+from layerflow.outputs import free_output, local_output
+from pipelines.publish.files import PublishOptions, PublishPlan, make_files, make_plan
 from pipelines.publish.licences import LicenceReport
 
 
@@ -50,14 +51,12 @@ def licence_lines(report: LicenceReport) -> list[str]:
     return [f"{report.unstated} clips have no licence on record, from {named}"]
 
 
-def into_folder(plan: Plan, out: Path, *, quiet: bool = False) -> list[str]:
+def into_folder(plan: PublishPlan, out: Path, *, quiet: bool = False) -> list[str]:
     """Make all files in ``out``, which appears whole; an interrupted run is continued."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists; choose a folder that does not")
+    out = free_output(out)
     building = out.with_name(f".{out.name}.{plan.key}.building")
     building.mkdir(parents=True, exist_ok=True)
+    sweep(building)
     files = [name for name, _ in make_files(plan, building, quiet=quiet)]
-    if out.exists():
-        out.rmdir()
-    building.rename(out)
+    publish_folder(building, out)
     return files

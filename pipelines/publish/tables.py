@@ -8,7 +8,6 @@ content, so that an edited corpus shares most chunks with the one before.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layerflow.corpus.columns import COLUMNS
-from layerflow.corpus.stats import arrow_batches, arrow_files
+from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
+from layerflow.files import replacing
 from layerflow.locations import clean_uri
 
 SHARD_BYTES = 300 << 20
@@ -43,8 +43,8 @@ def table_schema(corpus: Corpus) -> pa.Schema:
     extras = [field for field in EXTRAS if field.name in corpus.schema.names]
     filled = {
         field.name
-        for file in (arrow_files(corpus) if extras else ())
-        for batch in arrow_batches(file, [field.name for field in extras])
+        for file in (corpus.files() if extras else ())
+        for batch in read_shard(file, [field.name for field in extras])
         for field in extras
         if batch.column(field.name).null_count < batch.num_rows
     }
@@ -77,10 +77,10 @@ class Shards:
     @classmethod
     def of(cls, corpus: Corpus) -> Shards:
         files, firsts, rows = [], [], 0
-        for file in arrow_files(corpus):
+        for file in corpus.files():
             files.append(file)
             firsts.append(rows)
-            rows += sum(batch.num_rows for batch in arrow_batches(file, ["id"]))
+            rows += sum(batch.num_rows for batch in read_shard(file, ["id"]))
         return cls(files, firsts)
 
     def read(self, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
@@ -94,7 +94,7 @@ class Shards:
 
 def _picked(file: Path, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
     first = 0
-    for batch in arrow_batches(file):
+    for batch in read_shard(file):
         inside = indices[(indices >= first) & (indices < first + batch.num_rows)] - first
         first += batch.num_rows
         if len(inside) == batch.num_rows:
@@ -164,18 +164,16 @@ def write_parquet(
     leaves = [f"{name}.bytes" for name in media]
     every = _leaves(schema)
     plain = [leaf for leaf in every if leaf not in leaves]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    settings: dict[str, Any] = {
+        "compression": {leaf: "none" if leaf in leaves else "zstd" for leaf in every},
+        "use_dictionary": plain,
+        "write_statistics": plain,
+        "write_page_index": True,
+        "write_page_checksum": True,
+        "use_content_defined_chunking": CHUNKING,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(
-        temporary,
-        schema,
-        compression={leaf: "none" if leaf in leaves else "zstd" for leaf in every},
-        use_dictionary=plain,
-        write_statistics=plain,
-        write_page_index=True,
-        write_page_checksum=True,
-        use_content_defined_chunking=CHUNKING,
-    ) as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **settings) as writer:
         group: list[pa.RecordBatch] = []
         rows = size = 0
         for batch in batches:
@@ -187,7 +185,6 @@ def write_parquet(
                     group, rows, size = [], 0, 0
         if group:
             writer.write_table(pa.Table.from_batches(group, schema))
-    temporary.replace(path)
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

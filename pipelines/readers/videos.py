@@ -10,8 +10,8 @@ import numpy as np
 from layerflow.clip import U8, LayeredClip, composite, resize_clip, resize_cover
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
+from layerflow.media.frame_rate import frames_needed
 from layerflow.media.video import cover
-from layerflow.seeds import frames_needed
 from pipelines.readers.frame_reader import (
     NEAR_FRAMES,
     WHOLE_BYTES,

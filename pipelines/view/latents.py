@@ -29,7 +29,7 @@ COLUMNS = ("id", "source", "kind", "alpha_kind", "origin_group", "fps", "num_fra
 
 
 class LatentSource:
-    """The clips of a latents folder; see ``pipelines.view.source.Source``.
+    """The clips of a latents folder; see ``pipelines.view.source.ClipSource``.
 
     model: the model directory whose autoencoder decodes them; None: false colours. Raises
     ValueError when the latents are of another autoencoder.

@@ -23,11 +23,12 @@ import numpy as np
 
 from layerflow.corpus.scores import meaning
 from layerflow.corpus.stats import general_reason
+from layerflow.files import write_bytes
 from layerflow.media.cells import MediaError, encode_png
 from layerflow.media.contact_sheet import contact_sheet, describe
 from layerflow.media.sandbox import contained_map
 from layerflow.outputs import local_output
-from pipelines.view.source import Source, open_source, previewer, read_preview
+from pipelines.view.source import ClipSource, open_source, previewer, read_preview
 
 MAX_PREVIEW_BYTES = 24 << 20
 MAX_REJECTED = 1000
@@ -78,12 +79,11 @@ def write_report(
         media.append(preview.media)
     data = {"mode": "static", **overview(source, rows), "clips": clips}
     data["rejected"] = [rejected_row(row) for row in first(source.rejected(), MAX_REJECTED)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _replace(out, page(data, media).encode())
+    write_bytes(out, page(data, media).encode())
     sheet = make_sheet(path, len(rows), workers, model)
     if not sheet:
         return [out]
-    _replace(out.with_suffix(".png"), sheet)
+    write_bytes(out.with_suffix(".png"), sheet)
     return [out, out.with_suffix(".png")]
 
 
@@ -117,7 +117,7 @@ def shortened(value: Any) -> Any:
     return value
 
 
-def overview(source: Source, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def overview(source: ClipSource, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """What the page says about all rows: name, counts, score histograms, rejection reasons."""
     kinds: Counter[str] = Counter()
     licences: Counter[str] = Counter()
@@ -221,9 +221,3 @@ def make_sheet(path: Path, count: int, workers: int, model: Path | None = None) 
     maker = partial(sheet_maker, model=model)
     answer = next(contained_map(maker, path, [request], min(1, workers)))
     return b"" if isinstance(answer, MediaError) else answer
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -213,9 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
             return "this server answers on 127.0.0.1 only"
         origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site", "none")
         opened = self.path == "/" and self.headers.get("Sec-Fetch-Dest") == "document"
-        if origin not in (None, f"http://{host}"):
-            return "this server answers its own page only"
-        if site not in ("none", "same-origin") and not opened:  # a link to the page may be followed
+        elsewhere = site not in ("none", "same-origin") and not opened  # its address may be a link
+        if elsewhere or origin not in (None, f"http://{host}"):
             return "this server answers its own page only"
         return ""
 

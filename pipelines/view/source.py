@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,20 +42,16 @@ class Preview:
     panel: tuple[int, int]
     cell: tuple[int, int]
     fps: float
-    num_frames: int
+    frames: int
 
     def plain(self) -> dict[str, Any]:
         """Everything but the media, as JSON values."""
-        return {
-            "mime": self.mime,
-            "panel": list(self.panel),
-            "cell": list(self.cell),
-            "fps": self.fps,
-            "frames": self.num_frames,
-        }
+        about = asdict(self)
+        del about["media"]
+        return about
 
 
-class Source(Protocol):
+class ClipSource(Protocol):
     """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process.
 
     A row's ``flat`` says that its layers are no colours that a backing belongs behind.
@@ -72,7 +68,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
 
-def open_source(path: Path, model: Path | None = None) -> Source:
+def open_source(path: Path, model: Path | None = None) -> ClipSource:
     """A corpus, a published one, latents, or a folder of samples.
 
     model: decodes latents. Raises ValueError when the folder is none of these.
@@ -267,5 +263,5 @@ def read_preview(answer: bytes) -> Preview:
     """The answer of ``previewer`` as a Preview."""
     head, _, media = answer.partition(b"\n")
     about = json.loads(head)
-    panel, cell = tuple(about["panel"]), tuple(about["cell"])
-    return Preview(media, about["mime"], panel, cell, about["fps"], about["frames"])
+    about |= {name: tuple(about[name]) for name in ("panel", "cell")}
+    return Preview(media, **about)

@@ -15,10 +15,9 @@ B is the clean plate where there is one, else it is estimated like F' with the i
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
-from pipelines.vision.numerics import push_pull, single_thread
+from pipelines.vision.numerics import box, push_pull, single_thread
 
 _REGULARISER = 2e-3  # k: pull towards the local mean, matters where the matte is thin
 
@@ -105,7 +104,6 @@ def _local_colour(picture: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def _blur_weighted(values: np.ndarray, weight: np.ndarray, radius: int) -> np.ndarray:
     """Mean of ``values`` under ``weight`` over a square; the values themselves where it is 0."""
-    size = (2 * radius + 1, 2 * radius + 1)
-    mass = cv2.blur(weight, size, borderType=cv2.BORDER_REFLECT)[..., None]
-    mean = cv2.blur(values * weight[..., None], size, borderType=cv2.BORDER_REFLECT)
+    mass = box(weight, radius)[..., None]
+    mean = box(values * weight[..., None], radius)
     return np.where(mass > 1e-3, mean / np.maximum(mass, 1e-3), values)

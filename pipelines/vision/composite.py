@@ -251,12 +251,13 @@ def _blend(colour: U8, alpha: U8, blended: U8) -> None:
     blended[soft] = composite(colour[soft], alpha[soft], blended[soft])
 
 
-def continuation(ink: F32, roi: Roi, size: tuple[int, int], step: int = 4) -> U8:
-    """The foreground's colour spread smoothly over the whole picture, at a quarter of its size.
+def continuation(ink: F32, roi: Roi, size: tuple[int, int]) -> U8:
+    """The foreground's colour spread smoothly over the whole picture, at a quarter of its size
+    (small pictures: at half of it, or all).
 
     Premultiplied float32 ``[h, w, 4]`` of the region -> uint8 ``[ceil(H/step), ceil(W/step), 3]``.
     """
-    step = step if min(size) >= 128 else 2 if min(size) >= 64 else 1
+    step = 4 if min(size) >= 128 else 2 if min(size) >= 64 else 1
     height, width = -(-size[0] // step), -(-size[1] // step)
     if not ink.size:
         return np.full((height, width, 3), 127, np.uint8)

@@ -35,7 +35,7 @@ class PlateEvidence:
     """How the frames differ from the clip's own background.
 
     ``difference``: [T, h, w], Lab difference over noise; ``seen``: bool [T, h, w], at least three
-    clean looks; ``steady``: [T, h, w] in [0, 1], how little those looks vary.
+    clean frames; ``steady``: [T, h, w] in [0, 1], how little those vary.
     """
 
     difference: np.ndarray
@@ -154,23 +154,23 @@ def plate_evidence(
     stack = np.full((count, size[1], size[0], 3), 32767, np.int16)
     for t in range(count):
         matrix = shift @ registration.to_reference[t]
-        look = warp(lab[t], matrix, size=size)
+        moved = warp(lab[t], matrix, size=size)
         clean = warp(np.full((height, width), 255, np.uint8), matrix, size=size) == 255
         if exclude is not None:
             clean &= warp(exclude[t].astype(np.uint8), matrix, size=size) == 0
-        stack[t][clean] = look[clean]
-    plate, number, spread = median_and_spread(stack)
+        stack[t][clean] = moved[clean]
+    median, number, spread = median_and_spread(stack)
     difference = np.zeros((count, height, width), np.float32)
     seen = np.zeros((count, height, width), bool)
     steady = np.zeros((count, height, width), np.float32)
     for t in range(count):
         back = np.linalg.inv(shift @ registration.to_reference[t])
-        look = warp(plate, back, size=(width, height))
+        expected = warp(median, back, size=(width, height))
         counted = warp(number, back, size=(width, height), interpolation=cv2.INTER_NEAREST)
         varied = warp(spread, back, size=(width, height))
         seen[t] = counted >= min(3, count // 2 + 1)
         steady[t] = np.clip(1.5 - varied / 12, 0, 1) * seen[t]
-        error = _tolerant_difference(lab[t], look)
+        error = _tolerant_difference(lab[t], expected)
         difference[t] = np.where(counted > 0, error / (4 + 0.6 * varied), 0)
     return PlateEvidence(difference, seen, steady)
 
@@ -245,7 +245,7 @@ def _canvas(
 
 
 def median_and_spread(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masked median u8 [h, w, 3], its number of looks u8 [h, w] and spread [h, w] (robust sd)."""
+    """Masked median u8 [h, w, 3], its number of frames u8 [h, w] and spread [h, w] (robust sd)."""
     number = (stack[..., 0] != 32767).sum(0)
     ordered = sort_first_axis(stack)
     last = np.maximum(number - 1, 0)

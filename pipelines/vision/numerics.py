@@ -11,14 +11,14 @@ import numpy as np
 
 
 @contextmanager
-def single_thread(seed: int = 0) -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """Run OpenCV on one thread with a fixed seed; restore the thread count afterwards.
 
     Parallelism is across clips, and results must not depend on the number of cores.
     """
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    cv2.setRNGSeed(seed)
+    cv2.setRNGSeed(0)
     try:
         yield
     finally:
@@ -45,23 +45,15 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     return cv2.dilate(mask.astype(np.uint8), disc(radius)).astype(bool)
 
 
-def guided_filter(guide: np.ndarray, image: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """Colour guided filter (He, Sun, Tang 2013): ``image`` as a local affine function of ``guide``.
-
-    ``guide``: float32 [H, W, 3] in [0, 1]; ``image``: float32 [H, W]; ``eps``: the regulariser of
-    the guide's 3 x 3 covariance, in squared guide units. Returns float32 [H, W].
-    """
-    slope, offset = guided_affine(guide, image, radius, eps)
-    return (slope * guide).sum(-1) + offset
-
-
 def guided_affine(
     guide: np.ndarray, image: np.ndarray, radius: int, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The guided filter's averaged local model: slope [H, W, 3] and offset [H, W].
+    """Colour guided filter (He, Sun, Tang 2013): ``image`` as a local affine function of ``guide``.
 
-    Enlarged and applied to a larger guide, it gives a result with that guide's detail (the "fast
-    guided filter", He and Sun 2015).
+    ``guide``: float32 [H, W, 3] in [0, 1]; ``image``: float32 [H, W]; ``eps``: the regulariser of
+    the guide's 3 x 3 covariance, in squared guide units. Returns the averaged local model: slope
+    [H, W, 3] and offset [H, W]. Enlarged and applied to a larger guide, it gives a result with
+    that guide's detail (the "fast guided filter", He and Sun 2015).
     """
     mean_g = box(guide, radius)
     mean_p = box(image, radius)

@@ -50,13 +50,7 @@ def ease(s: F64, strength: float) -> F64:
     return eased
 
 
-def draw_path(
-    rng: Generator,
-    foreground: Foreground,
-    options: PasteOptions,
-    camera: F64,
-    placement: str | None = None,
-) -> Path:
+def draw_path(rng: Generator, foreground: Foreground, options: PasteOptions, camera: F64) -> Path:
     """An eased path for one foreground, in frames of the clip.
 
     camera: float64 ``[T, 3, 3]``, frame 0 -> frame t, which the path follows if the options say
@@ -67,7 +61,7 @@ def draw_path(
     cut = mirrored_sides(foreground.cut) if mirrored else foreground.cut
     scale = _draw_scale(rng, foreground, options)
     extent = np.array([foreground.rgba.shape[2], foreground.rgba.shape[1]]) * scale
-    mode = _mode(placement or options.placement, foreground)
+    mode = _mode(options.placement, foreground)
     middle = _draw_place(rng, mode, foreground, extent, (width, height), mirrored)
     path = _draw_motion(rng, foreground, options, mode, cut)
     poses = np.empty((options.frames, 4))

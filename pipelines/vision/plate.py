@@ -20,6 +20,8 @@ from pipelines.vision.registration import Registration, register, visible, warp
 
 _MAX_SOURCES = 24  # frames that one frame's background is gathered from
 _WORK_AREA = 432 * 288  # camera motion is estimated at about this many pixels
+_DILATION = 0.025  # of the matte, as a share of the short side
+_MIN_SAMPLES = 3  # clean frames that a pixel needs to count as seen; fewer in clips of less than 6
 _AGREE = 10.0  # levels; frames that differ more from the backdrop may show an unmatted subject
 
 
@@ -47,36 +49,28 @@ def clean_plate(
     frames: np.ndarray,
     alpha: np.ndarray,
     *,
-    radius: int | None = None,
-    min_samples: int = 3,
     registration: Registration | None = None,
     inpainter: Inpainter | None = None,
     backdrop: Backdrop | None = None,
 ) -> Plate:
     """Remove the subject from a clip.
 
-    ``frames``: uint8 [T, H, W, 3]; ``alpha``: float32 [T, H, W] in [0, 1] or uint8; ``radius``: by
-    how many pixels the matte is dilated, by default 2.5 % of the short side; ``min_samples``: how
-    many clean looks a pixel needs to count as seen (fewer for clips of fewer than ``2 *
-    min_samples`` frames); ``registration``: the camera motion if it is known already;
-    ``inpainter``: fills what was never seen, by default ``OpenCvInpainter``; ``backdrop``: of a
-    still camera; it takes the place of what the clip does not show or shows otherwise. Raises
-    ValueError for shapes that do not fit.
+    ``frames``: uint8 [T, H, W, 3]; ``alpha``: float32 [T, H, W] in [0, 1] or uint8;
+    ``registration``: the camera motion if it is known already; ``inpainter``: fills what was never
+    seen, by default ``OpenCvInpainter``; ``backdrop``: of a still camera; it takes the place of
+    what the clip does not show or shows otherwise. Raises ValueError for shapes that do not fit.
     """
     if frames.ndim != 4 or alpha.shape != frames.shape[:3]:
         raise ValueError(f"alpha {list(alpha.shape)} does not fit frames {list(frames.shape)}")
     matte = alpha.astype(np.float32) / np.float32(255) if alpha.dtype == np.uint8 else alpha
     support = matte > 0.02
-    short = min(frames.shape[1:3])
-    radius = max(2, round(0.025 * short)) if radius is None else radius
+    radius = max(2, round(_DILATION * min(frames.shape[1:3])))
     with single_thread():
         hole = dilate(support, radius)
         if registration is None:
             registration = camera_motion(frames, hole)
         fill = inpainter or OpenCvInpainter()
-        background, seen = _fill_all(
-            frames, support, hole, registration, radius, min_samples, fill, backdrop
-        )
+        background, seen = _fill_all(frames, support, hole, registration, radius, fill, backdrop)
     size = int(hole.sum())
     unseen = float((hole & ~seen).sum()) / size if size else 0.0
     kind = "real" if size == 0 else "inpainted" if unseen > 0 else "filled"
@@ -109,7 +103,6 @@ def _fill_all(
     hole: np.ndarray,
     registration: Registration,
     radius: int,
-    min_samples: int,
     fill: Inpainter,
     backdrop: Backdrop | None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +112,7 @@ def _fill_all(
     filled = frames.copy()
     seen = np.ones(hole.shape, bool)
     middle = registration.reference
-    needed = max(1, min(min_samples, count // 2))
+    needed = max(1, min(_MIN_SAMPLES, count // 2))
     rest: list[int] = []
     todo = np.zeros_like(hole)
     for t in sorted(range(count), key=lambda i: abs(i - middle)):
@@ -173,12 +166,12 @@ def _gather(
     t: int,
     window: tuple[slice, slice],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The median of the clean looks at a window of frame t, and how many looks there were.
+    """The median of what other frames show of a window of frame t, and how many do.
 
     Returns uint8 [h, w, 3] and int [h, w].
     """
     height, width = window[0].stop - window[0].start, window[1].stop - window[1].start
-    shift = np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
+    shift = _to_window(window)
     sources = [s for s in range(len(frames)) if s != t]
     if len(sources) > _MAX_SOURCES:
         pick = np.linspace(0, len(sources) - 1, _MAX_SOURCES).round().astype(int)
@@ -198,6 +191,11 @@ def _gather(
         stack[i][clean] = seen[clean]
     number = (stack[..., 0] != 32767).sum(0)
     return _median(stack, number), number
+
+
+def _to_window(window: tuple[slice, slice]) -> np.ndarray:
+    """The translation from pixels of a picture to those of a window of it."""
+    return np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
 
 
 def _settle(
@@ -238,8 +236,7 @@ def _copy_middle(
     window: tuple[slice, slice],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take what was inpainted in the middle frame, so that inventions do not flicker."""
-    shift = np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
-    matrix = shift @ registration.between(registration.reference, t)
+    matrix = _to_window(window) @ registration.between(registration.reference, t)
     size = (patch.shape[1], patch.shape[0])
     source = warp(invented, matrix, size=size)
     use = todo & (warp(unseen.astype(np.uint8) * 255, matrix, size=size) == 255)

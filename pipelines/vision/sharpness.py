@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from layerflow.clip import F32
 from pipelines.vision.composite import LENS
 
-SOFTEST = 1 / 160  # of the height: blur beyond is the scene rather than the film
+SOFTEST = 1 / 160  # of the height: blur beyond is the scene rather than the video
 UNKNOWN = 0.5  # pixels: softness of a foreground without edges to tell
 EDGE_BLUR = 0.7  # pixels, against noise
 MEASURING = EDGE_BLUR**2 + 0.6**2  # variance that this, the Sobel operator and the pixels add

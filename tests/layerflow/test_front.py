@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import layerflow
 from layerflow import front
 from layerflow.cli import data, evaluate, model, publish, train
+from layerflow.cli.main import build_app
 from tests.support import ROOT
 from tests.support.corpora import make_rows, write_corpus
 from tests.support.pasted import backdrops, stills
@@ -29,7 +31,6 @@ COMMANDS = {
     "publish": publish.publish,
     "evaluate": evaluate.evaluate,
 }
-ONLY_TYPED = {"set_": "more", "column": "columns"}  # NAME=VALUE on a command line
 ONLY_SAID = {"plan"}  # prints and stops
 
 
@@ -37,11 +38,16 @@ ONLY_SAID = {"plan"}  # prints and stops
 def test_a_function_has_the_options_and_defaults_of_its_command(name: str) -> None:
     command = inspect.signature(COMMANDS[name]).parameters
     function = inspect.signature(getattr(layerflow, name)).parameters
-    named = {ONLY_TYPED.get(key, key): value for key, value in command.items()}
-    assert set(named) - ONLY_SAID == set(function)
+    assert set(command) - ONLY_SAID == set(function)
     for key, parameter in function.items():
-        if key not in ("quiet", "more", "columns") and named[key].default is not named[key].empty:
-            assert str(parameter.default) == str(named[key].default), key
+        assert command[key].default == (parameter.default if key != "quiet" else False), key
+
+
+def test_a_command_says_of_an_option_what_the_function_says_of_its_parameter() -> None:
+    help_page = CliRunner().invoke(build_app(), ["publish", "--help"], terminal_width=100).output
+    for option, text in (("--private --public", "who may see it"), ("--split", "one name, or")):
+        row = next(line for line in help_page.splitlines() if option in " ".join(line.split()))
+        assert text in row
 
 
 def test_every_name_is_there_and_only_those() -> None:

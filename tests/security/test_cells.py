@@ -310,14 +310,14 @@ def test_a_film_that_is_none_is_refused(
 def test_the_name_of_a_film_is_never_an_address(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(film("libx264", "mp4", frames=7))
-    with opening.open_film(path) as container:
+    with opening.open_video(path) as container:
         assert len(list(container.decode(video=0))) == 7
 
 
 def test_a_pipe_is_no_film(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.mp4")
     with pytest.raises(MediaError, match="no regular file"):
-        opening.open_film(tmp_path / "a.mp4")
+        opening.open_video(tmp_path / "a.mp4")
 
 
 def test_a_film_that_asks_for_another_file_is_told_no() -> None:

@@ -297,7 +297,7 @@ def test_a_corpus_made_before_some_scores_were_added_stays_readable(
 def test_a_shard_is_hashed_once_and_again_when_it_changes(
     rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layerflow.corpus import validate as care
+    from layerflow.corpus import validate
 
     read: list[str] = []
 
@@ -305,8 +305,8 @@ def test_a_shard_is_hashed_once_and_again_when_it_changes(
         read.append(path.name)
         return hashed(path)
 
-    hashed = care.file_sha256
-    monkeypatch.setattr(care, "file_sha256", counting)
+    hashed = validate.file_sha256
+    monkeypatch.setattr(validate, "file_sha256", counting)
     path = write_corpus(tmp_path / "corpus", rows[:2])
     for _ in range(3):
         refuse_unsound(Corpus.open(path))
@@ -348,9 +348,9 @@ def test_a_published_corpus_is_checked_whole_in_a_child(
 def test_a_published_dictionary_that_unpacks_without_end_ends_the_child_only(
     rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layerflow.corpus import validate as care
+    from layerflow.corpus import validate
 
-    monkeypatch.setattr(care, "PARQUET_MEMORY", 2 << 30)
+    monkeypatch.setattr(validate, "PARQUET_MEMORY", 2 << 30)
     file = parquet(tmp_path / "bomb", [{**rows[0], "blended": b"x", "foreground": b"x"}])
     table = pq.read_table(file).take(pa.array([0] * 5000))
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), ["x" * 900_000])

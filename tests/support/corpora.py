@@ -1,4 +1,4 @@
-"""Small corpora that tests of corpus care, pages and publishing work on."""
+"""Small corpora that tests of validation, pages and publishing work on."""
 
 from __future__ import annotations
 

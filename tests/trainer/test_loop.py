@@ -16,6 +16,7 @@ import torch
 
 from layerflow.corpus.latents import Latents
 from layerflow.model import adapters
+from layerflow.seeds import keyed
 from manifests.train import TrainManifest, given_layers
 from tests.support import ROOT
 from tests.support.trainer_kit import make_manifest, same, weights
@@ -23,7 +24,7 @@ from trainer import loop, metrics
 from trainer.checkpoint import checkpoints
 from trainer.data import Batches, open_parts
 from trainer.export import load_model
-from trainer.order import Order, generator
+from trainer.order import Order
 from trainer.stages import Trained
 
 CPU = torch.device("cpu")
@@ -211,7 +212,7 @@ def plain_loop(
         total = 0.0
         for draw in order.step(step):
             item = source.item(draw.row)
-            rng = generator(manifest.seed, stage.name, "noise", draw.number)
+            rng = keyed(manifest.seed, stage.name, "noise", draw.number)
             moments = torch.from_numpy(item["moments"]).transpose(1, 2)  # [4, f, 2C, h, w]
             mean, logvar = moments.chunk(2, dim=2)
             shape = mean.transpose(1, 2).shape

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from trainer.order import BLOCK, Order, generator, share
+from layerflow.seeds import keyed
+from trainer.order import BLOCK, Order, share
 
 
 def make(**changes: object) -> Order:
@@ -105,6 +106,6 @@ def test_a_batch_that_does_not_divide_is_dealt_out_whole() -> None:
 
 
 def test_generators_depend_on_every_part_of_the_key() -> None:
-    first = generator(1, "noise", 2).random()
-    assert first == generator(1, "noise", 2).random()
-    assert len({first, generator(1, "noise", 3).random(), generator(2, "noise", 2).random()}) == 3
+    first = keyed(1, "noise", 2).random()
+    assert first == keyed(1, "noise", 2).random()
+    assert len({first, keyed(1, "noise", 3).random(), keyed(2, "noise", 2).random()}) == 3

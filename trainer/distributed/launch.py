@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from layerflow.files import write_json
 from layerflow.outputs import local_output
+from layerflow.ray_start import start_ray, stop_ray
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint
 from trainer.claim import claim
@@ -32,6 +34,7 @@ FOLLOW_SECONDS = 1.0
 SAID = "said"  # file in the run's scratch folder: what rank 0 logs
 STOP = "stop"  # file in the run's scratch folder: the workers save and end when it appears
 SAMPLE_SECONDS = 3600.0  # to wait at the end for clips that are still being sampled
+OBJECT_STORE_BYTES = 256 << 20  # of a local Ray
 RESIZE_SECONDS = 30.0  # how often an elastic run looks for nodes to grow onto
 
 Log = Callable[[str], None]
@@ -169,7 +172,7 @@ def run_worker(config: dict[str, Any]) -> None:
     except ValueError as error:
         verdict["error"] = str(error)
     if ray.train.get_context().get_world_rank() == 0:
-        checkpoint.write_json(scratch / "verdict.json", verdict)
+        write_json(scratch / "verdict.json", verdict)
 
 
 @contextmanager
@@ -233,28 +236,14 @@ def noticing(path: Path) -> Iterator[threading.Event]:
 @contextmanager
 def ray_session(workers: int) -> Iterator[None]:
     """A Ray cluster: the one that runs, that of RAY_ADDRESS, or a local one for this block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not os.environ.get("RAY_ADDRESS"):
-            options |= {
-                "address": "local",
-                "num_cpus": max(workers, os.cpu_count() or 1),
-                "include_dashboard": False,
-                "object_store_memory": 256 << 20,
-            }
-        ray.init(**options)
+    started = start_ray(workers, OBJECT_STORE_BYTES)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         yield
     finally:
         if started:
-            ray.shutdown()
+            stop_ray()
 
 
 def say(path: Path, line: str) -> None:

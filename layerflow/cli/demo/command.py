@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from layerflow.cli.demo.steps import Demo
 
 
-def register(app: typer.Typer) -> None:
-    """Mount this group's command."""
-    app.command()(demo)
-
-
 def demo(
     out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path(
         "build/demo"
@@ -36,12 +31,12 @@ def demo(
     import manifests
     from layerflow.cli.demo import page as demo_page
     from layerflow.cli.demo import steps as demo_steps
-    from layerflow.cli.model import _quiet_libraries
+    from layerflow.cli.model import quiet_libraries
     from manifests.demo import load_demo
 
     path = manifest or Path(manifests.__file__).parent / "demo.yaml"
     run = demo_steps.Demo(load_demo(path), path.parent, out, videos, workers, quiet)
-    _quiet_libraries()
+    quiet_libraries()
     result = demo_steps.run_demo(run)
     page = demo_page.write_page(run, result)
     print_table(run, result)
@@ -61,3 +56,6 @@ def print_table(run: Demo, result: dict[str, Any]) -> None:
         for name, value in rows:
             table.add_row(name, value)
         console.print(table)
+
+
+COMMANDS = (demo,)

@@ -198,18 +198,18 @@ def decomposition(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]
 
 
 def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
-    """Drift (pixels a frame) and look of generated foregrounds after each stage.
+    """Drift (pixels a frame) and colour of generated foregrounds after each stage.
 
     All rows start from the same noise. The base and motion rows have the prompts of moving
-    clips; the content rows those of the stills, whose look they are to have learnt.
+    clips; the content rows those of the stills, whose colours they are to have learnt.
     """
     said = demo.manifest.measure
     stills = load_clips(demo, "stills", said.drift_clips)
     moving = repeated([clip.prompts for clip in held_out], said.drift_clips)
     new = repeated([clip.prompts for clip in stills], said.drift_clips)
     rows = {
-        "moving clips (truth)": look([(c.foreground, c.alpha) for c in held_out]),
-        "stills (truth)": look([(c.foreground, c.alpha) for c in stills]),
+        "moving clips (truth)": foreground_figures([(c.foreground, c.alpha) for c in held_out]),
+        "stills (truth)": foreground_figures([(c.foreground, c.alpha) for c in stills]),
     }
     for name, stage, gate, prompts in (
         ("base", "base", 0.0, moving),
@@ -228,7 +228,7 @@ def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
             size=shape_of(demo),
             motion_gate=gate,
         )
-        rows[name] = look([(m["foreground"][..., :3], m["alpha"]) for m in made])
+        rows[name] = foreground_figures([(m["foreground"][..., :3], m["alpha"]) for m in made])
         texts = [f"drift {metrics.drift(m['alpha']):.2f} px/frame" for m in made]
         show(demo, f"generated with {name}", made, texts)
     kept = None
@@ -242,7 +242,7 @@ def repeated(items: Sequence[Mapping[str, str]], count: int) -> list[dict[str, s
     return [dict(items[i % len(items)]) for i in range(count)]
 
 
-def look(layers: Sequence[tuple[U8, U8]]) -> dict[str, float]:
+def foreground_figures(layers: Sequence[tuple[U8, U8]]) -> dict[str, float]:
     """Means over clips: drift of the matte, red minus blue inside it (-1..1), its area."""
     drifts = [metrics.drift(alpha) for _, alpha in layers]
     hues = [

@@ -1,22 +1,35 @@
-"""The greatest memory that this process and all its children held at one time (Linux)."""
+"""The greatest memory that this process and all its children held at one time."""
 
 from __future__ import annotations
 
-import os
 import threading
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 
-EVERY = 1.0  # seconds
+import psutil
+
+
+def tree_memory(root: int | None = None) -> int:
+    """Bytes that a process (None: this one) and its descendants hold now; 0 outside Linux.
+
+    Proportional set size: memory that processes share counts once.
+    """
+    total, first = 0, psutil.Process(root)
+    for process in (first, *first.children(recursive=True)):
+        with suppress(psutil.Error):  # it ended meanwhile
+            total += getattr(process.memory_full_info(), "pss", 0)
+    return total
 
 
 class PeakMemory:
-    """Within the block, samples the memory of the process tree; ``peak`` is in bytes.
+    """Within the block, samples memory; ``peak`` is in bytes.
 
-    Proportional set size: memory that processes share counts once. 0 where there is no ``/proc``.
+    measure: bytes that are held now. every: seconds between two samples.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, measure: Callable[[], int] = tree_memory, every: float = 1.0) -> None:
         self.peak = 0
+        self._measure, self._every = measure, every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -29,33 +42,5 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(EVERY):
-            self.peak = max(self.peak, tree_memory(os.getpid()))
-
-
-def tree_memory(root: int) -> int:
-    """Bytes that a process and its descendants hold now."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            after_name = (entry / "stat").read_text().rpartition(")")[2]
-            children.setdefault(int(after_name.split()[1]), []).append(int(entry.name))
-        except (OSError, ValueError, IndexError):
-            continue  # it ended meanwhile
-    total, waiting = 0, [root]
-    while waiting:
-        process = waiting.pop()
-        waiting += children.get(process, [])
-        total += _held(process)
-    return total
-
-
-def _held(process: int) -> int:
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    for line in text.splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+        while not self._ended.wait(self._every):
+            self.peak = max(self.peak, self._measure())

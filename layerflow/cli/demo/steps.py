@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerflow import front
 from layerflow.outputs import local_output
 
 if TYPE_CHECKING:
@@ -186,48 +187,27 @@ def draw_media(demo: Demo) -> None:
     if done.is_file() and done.read_text() == said:
         return
     if demo.videos is None:
-        videos = media.videos
-        procedural.make_videos(
-            demo.media("videos"),
-            count=videos.count,
-            seed=seed,
-            height=videos.size[0],
-            width=videos.size[1],
-            frames=videos.frames,
-            fps=videos.fps,
-            families=videos.families,
-            look=videos.look,
-        )
-    for name, cutouts in (("foregrounds", media.foregrounds), ("neutral", media.neutral)):
-        for held_out, count in ((False, cutouts.count), (True, cutouts.held_out)):
-            procedural.make_stills(
-                demo.media(f"{name}-held-out" if held_out else name),
-                count=count,
-                seed=seed + HELD_OUT * held_out,
-                size=cutouts.size,
-                look=cutouts.look,
-            )
+        height, width = media.videos.size
+        rest = media.videos.model_dump(exclude={"size"})
+        procedural.make_videos(demo.media("videos"), seed=seed, height=height, width=width, **rest)
     backs = media.backgrounds
-    for name, count, extra in (
-        ("backgrounds", backs.count, 0),
-        ("backgrounds-held-out", backs.held_out, HELD_OUT),
-    ):
+    for held_out, end in ((False, ""), (True, "-held-out")):
+        own_seed = seed + HELD_OUT * held_out
+        for name, cutouts in (("foregrounds", media.foregrounds), ("neutral", media.neutral)):
+            count = cutouts.held_out if held_out else cutouts.count
+            rest = cutouts.model_dump(include={"size", "look"})
+            procedural.make_stills(demo.media(name + end), count=count, seed=own_seed, **rest)
         procedural.make_backgrounds(
-            demo.media(name),
-            count=count,
-            seed=seed + extra,
+            demo.media(f"backgrounds{end}"),
+            count=backs.held_out if held_out else backs.count,
+            seed=own_seed,
             height=backs.size,
             width=backs.size,
             chroma=backs.chroma,
             detail=backs.detail,
         )
     procedural.make_layered_stills(
-        demo.media("stills"),
-        count=media.stills.count,
-        seed=seed,
-        size=media.stills.size,
-        look=media.stills.look,
-        chroma=backs.chroma,
+        demo.media("stills"), seed=seed, chroma=backs.chroma, **media.stills.model_dump()
     )
     done.write_text(said)
 
@@ -265,31 +245,19 @@ def run_jobs(demo: Demo) -> dict[str, Summary]:
 def encode(demo: Demo) -> None:
     """A model to start from, and the latents of all training clips."""
     from layerflow.model.presets import init_directory
-    from pipelines.encode.clip_latents import Augment
-    from pipelines.encode.job import run_encode
 
     said = demo.manifest.encode
-    height, width = said.size
     if not demo.model.exists():
-        options: dict[str, Any] = {"height": height, "width": width, "num_frames": said.frames}
-        init_directory(demo.model, "tiny", **options, **demo.manifest.model)
-    mined = demo.corpus("mined")
-    video = [demo.corpus("pasted")]
-    if _rows(mined):
-        video.insert(0, mined)
-    augment = Augment(flip=said.flip, reverse=said.reverse, crops=said.crops)
-    for name, corpora in (
-        ("video", video),
-        ("neutral", [demo.corpus("neutral")]),
-        ("stills", [demo.corpus("stills")]),
-    ):
-        run_encode(
-            corpora,
-            model=demo.model,
-            out=demo.latents(name),
-            size=said.size,
-            frames=said.frames,
-            augment=augment,
+        height, width = said.size
+        more: dict[str, Any] = {"num_frames": said.frames, **demo.manifest.model}
+        init_directory(demo.model, "tiny", height=height, width=width, **more)
+    video = [name for name in ("mined", "pasted") if name == "pasted" or _rows(demo.corpus(name))]
+    for latents, corpora in (("video", video), ("neutral", ["neutral"]), ("stills", ["stills"])):
+        front.encode(
+            [demo.corpus(name) for name in corpora],
+            demo.model,
+            demo.latents(latents),
+            **said.model_dump(),
             dtype="float16",
             workers=demo.workers,
             quiet=demo.quiet,

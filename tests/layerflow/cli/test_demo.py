@@ -127,13 +127,13 @@ def test_smoothed_curve_keeps_the_ends() -> None:
     assert curve[-1] == pytest.approx(np.mean(values[-10:]), abs=1e-4)
 
 
-def test_look_of_layers() -> None:
+def test_figures_of_generated_foregrounds() -> None:
     foreground = np.zeros((3, 8, 8, 3), np.uint8)
     foreground[..., 0] = 255
     alpha = np.zeros((3, 8, 8), np.uint8)
     for t in range(3):
         alpha[t, 2:4, t : t + 2] = 255
-    seen = demo_measure.look([(foreground, alpha)])
+    seen = demo_measure.foreground_figures([(foreground, alpha)])
     assert seen == {"drift": 1.0, "red_minus_blue": 1.0, "area": 4 / 64}
 
 
@@ -144,7 +144,7 @@ def test_memory_of_children_counts() -> None:
         child.stdout.readline()
         try:
             assert demo_memory.tree_memory(child.pid) > 200 << 20
-            here = demo_memory.tree_memory(demo_memory.os.getpid())
+            here = demo_memory.tree_memory()
             assert here > demo_memory.tree_memory(child.pid)
         finally:
             child.kill()

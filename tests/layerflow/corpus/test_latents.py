@@ -11,7 +11,6 @@ import pytest
 
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus import latents as module
-from layerflow.corpus import streams
 from layerflow.corpus.fingerprint import fingerprint_differences, folder_hash, model_fingerprint
 from layerflow.corpus.latents import FORMAT_VERSION, Latents, LatentsWriter, clip_row, prompt_key
 from layerflow.corpus.latents import prompt_row as make_prompt_row
@@ -54,7 +53,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Latents:
 def test_rows_come_back_exactly_in_any_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(module, "BATCH_BYTES", 20_000)
     monkeypatch.setattr(module, "SHARD_BYTES", 60_000)
     store = write(tmp_path / "l", [row(i, frames=1 + i % 3) for i in range(30)])
     assert len(store) == 30 and len(list((tmp_path / "l/clips").iterdir())) > 2

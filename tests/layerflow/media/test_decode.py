@@ -13,7 +13,8 @@ import av
 import numpy as np
 import pytest
 
-from layerflow.media import film, video
+from bench.decoders import witness
+from layerflow.media import reader, video
 from layerflow.media.cells import MediaError, encode_color
 from layerflow.media.decode import Decoder
 
@@ -58,7 +59,7 @@ def test_decord_is_believed_only_where_it_shows_what_pyav_shows(
 ) -> None:
     path = counter_video(tmp_path / name)
     times, _ = video.scan(path)
-    assert (video._fetch_decord(path, times, 48, 64) is not None) == agrees
+    assert (witness(path, times, 48, 64) is not None) == agrees
     assert index_of(video.fetch(path, times, 48, 64)) == list(range(24))
 
 
@@ -203,13 +204,13 @@ def test_windows_of_one_file_look_at_it_once_and_at_a_changed_file_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = counter_video(tmp_path / "a.mp4", frames=12)
-    read, looked = film.read_packets, []
+    read, looked = reader.read_packets, []
 
     def counting(container: Any, stream: Any, max_frames: int) -> Any:
         looked.append(container.name)
         return read(container, stream, max_frames)
 
-    monkeypatch.setattr(film, "read_packets", counting)
+    monkeypatch.setattr(reader, "read_packets", counting)
     times, _ = video.scan(path)
     for start in (0, 4, 8):
         video.fetch(path, times[start : start + 4], 48, 64)

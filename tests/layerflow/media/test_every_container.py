@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from layerflow.media import video
-from layerflow.media.film import Film
 from layerflow.media.mattes import fetch_matte
+from layerflow.media.reader import VideoReader
 from tests.support.numbered import Kind, kinds, numbers, write
 
 KINDS = list(kinds())
@@ -63,13 +63,13 @@ def test_windows_one_after_the_other_decode_every_packet_once(
     kind = next(kind for kind in KINDS if kind.name == name)
     path = write(tmp_path / name, kind)
     times = video.frame_times(path)
-    decoded, decode = [], Film._decoded
+    decoded, decode = [], VideoReader._decoded
 
-    def counting(self: Film, packet: Any) -> list[Any]:
+    def counting(self: VideoReader, packet: Any) -> list[Any]:
         decoded.append(packet)
         return decode(self, packet)
 
-    monkeypatch.setattr(Film, "_decoded", counting)
+    monkeypatch.setattr(VideoReader, "_decoded", counting)
     for start in range(0, kind.count, 8):
         window = range(start, start + 8)
         assert numbers(video.fetch(path, times[window], *kind.size)) == list(window)

@@ -51,7 +51,7 @@ def test_alpha_is_exact_full_range_and_deterministic() -> None:
     data = media.encode_alpha(alpha, 8)
     assert np.array_equal(media.decode_alpha(data), alpha)
     assert media.encode_alpha(alpha, 8) == data
-    assert np.array_equal(media.decode_cell(data), alpha)
+    assert np.array_equal(media.decode_layer("alpha", data, keep=[2, 0]), alpha[[2, 0]])
 
 
 WRITERS = {
@@ -150,7 +150,7 @@ def test_prores_is_tagged_with_alpha_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"not a video", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_garbage_is_a_media_error(data: bytes) -> None:
     with pytest.raises(media.MediaError):
-        media.decode_cell(data)
+        media.decode_layer("blended", data)
 
 
 def test_png_bomb_is_refused_before_decoding() -> None:

@@ -11,11 +11,10 @@ import json
 import numpy as np
 import pytest
 import torch
-import typer
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from typer.testing import CliRunner
 
-from layerflow.cli import model as cli
+from layerflow.cli.main import build_app
 from layerflow.media.cells import decode_alpha, decode_png, write_prores4444
 from layerflow.media.decode import Decoder
 from layerflow.model import adapters
@@ -206,8 +205,7 @@ def test_full_size_costs_are_the_published_ones():
 
 @pytest.fixture
 def run():
-    app = typer.Typer(pretty_exceptions_enable=False)
-    cli.register(app)
+    app = build_app()
 
     def invoke(*arguments):
         return CliRunner().invoke(app, [str(a) for a in arguments])

@@ -176,12 +176,9 @@ def test_not_a_golden_file(tmp_path):
 
 
 def test_command_exit_status(golden):
-    import typer
+    from layerflow.cli.main import build_app
 
-    from layerflow.cli import model
-
-    app = typer.Typer()
-    model.register(app)
+    app = build_app()
     file = str(golden / "schedule.safetensors")
     passing = CliRunner().invoke(app, ["convert", "--verify", file])
     assert passing.exit_code == 0 and "passes" in passing.output

@@ -63,7 +63,7 @@ def test_tasks_take_the_share_of_a_gpu_that_was_asked_for(
     monkeypatch.setattr(ray.data, "from_items", lambda *items, **how: Source())
     resources["GPU"] = 1.0
     for gpus in (0.25, 0.0):
-        assert list(workers.ray_rows(units, dict, 2, gpus, False)) == []
+        assert list(workers.ray_rows(units, dict, workers.Pool(2, gpus=gpus))) == []
     assert asked == [0.25, None]
 
 

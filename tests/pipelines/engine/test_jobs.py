@@ -173,19 +173,6 @@ def test_kill_9_of_the_driver_and_again_gives_the_same_rows(tmp_path: Path) -> N
     assert files(out) == files(tmp_path / "quiet")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not allowed here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("when", ["in a unit", "in the last step"])
 def test_a_full_disk_stops_the_job_and_nothing_is_lost(
     when: str, small_disk: Path, tmp_path: Path

@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from layerflow.cli import corpus as care
+from layerflow.cli.main import build_app
 from layerflow.corpus.derive import RECORD, merge_corpora
 from layerflow.corpus.table import Corpus
 from manifests.pack import PackOptions
@@ -78,8 +77,7 @@ def test_a_row_of_a_table_is_replayed(tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> str:
-    app = typer.Typer()
-    care.register(app)
+    app = build_app()
     result = CliRunner().invoke(app, [*arguments, "--workers", "0", "--quiet"])
     assert result.exit_code == 0, result.output
     return result.output

@@ -22,7 +22,8 @@ import pytest
 from layerflow.corpus.table import Corpus
 from pipelines.engine import staging as module
 from pipelines.engine import workers
-from pipelines.engine.jobs import FirstPass, Outcome, make_recipe
+from pipelines.engine.jobs import Outcome, make_recipe
+from pipelines.engine.runner import Survey
 from pipelines.engine.staging import InfrastructureError, Staging, json_part
 from tests.support import ROOT
 from tests.support.job_units import RECIPE, files, units, work
@@ -113,11 +114,11 @@ def test_damaged_looks_are_taken_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return work(payload)
 
-    first = FirstPass(look, lambda found: {unit.key: {} for unit, _ in found})
+    first = Survey(look, lambda found: {unit.key: {} for unit, _ in found})
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "c", uses, 3, first_pass=first)
+        run(tmp_path / "c", uses, 3, survey=first)
     flip(tmp_path / "c" / "staging" / "looks" / units(3)[2].key / "look.json")
-    run(tmp_path / "c", uses, 3, first_pass=first)
+    run(tmp_path / "c", uses, 3, survey=first)
     assert looked == [0, 1, 2, 2]
 
 
@@ -125,18 +126,16 @@ def test_damaged_looks_are_taken_again(tmp_path: Path) -> None:
 
 
 MOMENTS = {
-    "before the rows are on the disk": ("fsync", 1),
-    "between rows and rejected rows": ("fsync", 2),
-    "before the record is in place": ("replace", 1),
+    "before its files are on the disk": ("fsync", 1),
+    "when some of its files are on the disk": ("fsync", 2),
     "before the unit is in place": ("rename", 1),
     "after the unit is in place, before its report": ("fsync", 5),
 }
 
 
 def die_at(name: str, count: int) -> None:
-    """Makes the call of that number to ``os.NAME`` (fsync), or of ``Path.NAME``, the last one."""
-    holder: Any = os if name == "fsync" else Path
-    real, calls = getattr(holder, name), 0
+    """Makes the call of that number to ``os.NAME`` the last one."""
+    real, calls = getattr(os, name), 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
@@ -145,7 +144,7 @@ def die_at(name: str, count: int) -> None:
             os._exit(9)
         return real(*arguments)
 
-    setattr(holder, name, counted)
+    setattr(os, name, counted)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

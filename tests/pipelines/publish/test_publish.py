@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import typer
 import yaml
 from typer.testing import CliRunner
 
-from layerflow.cli import publish as cli
+from layerflow.cli.main import build_app
 from layerflow.clip import LAYERS
 from layerflow.corpus.published import PublishedCorpus, local_row
 from layerflow.corpus.table import SCHEMA, Corpus, decode_row
@@ -295,9 +294,9 @@ def test_hostile_text_in_markdown() -> None:
 
 
 def test_publish_command(corpus: Path, tmp_path: Path) -> None:
-    app = typer.Typer()
-    cli.register(app)
+    app = build_app()
     arguments = [
+        "publish",
         str(corpus),
         "me/discs",
         "--dry-run",

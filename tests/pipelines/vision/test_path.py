@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from layerflow.media.frame_rate import choose_frames
 from layerflow.seeds import (
-    choose_frames,
     first_of_block,
     generator,
     in_blocks,

@@ -1,4 +1,4 @@
-"""Care of a corpus: what validate finds, what stats counts, what filter, merge and split make."""
+"""What validate finds, what stats counts, what filter, merge and split make of a corpus."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from layerflow.cli import corpus as cli
+from layerflow.cli.corpus import _length
+from layerflow.cli.main import build_app
 from layerflow.corpus.derive import filter_corpus, parse_where
 from layerflow.corpus.row_check import check_row, uri_escapes
 from layerflow.corpus.splits import assign, background_sources, foreground_sources, parse_fractions
@@ -30,12 +30,11 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("care") / "corpus", rows, make_rejected())
+    return write_corpus(tmp_path_factory.mktemp("validate") / "corpus", rows, make_rejected())
 
 
 def invoke(*arguments: object) -> Any:
-    app = typer.Typer()
-    cli.register(app)
+    app = build_app()
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -200,7 +199,7 @@ def test_stats_command(corpus: Path) -> None:
     text = invoke("stats", corpus).output
     assert "CC-BY-4.0" in text and "not stated" in text and "flicker" in text
     assert "5.0 s" in text  # all clips; hours are for corpora that last hours
-    lengths = [cli._length(seconds) for seconds in (0, 119, 750, 25_560, 7_200_000)]
+    lengths = [_length(seconds) for seconds in (0, 119, 750, 25_560, 7_200_000)]
     assert lengths == ["0.0 s", "119.0 s", "12.5 min", "7.1 h", "2,000.0 h"]
 
 

@@ -1,4 +1,4 @@
-"""One open film: its best video stream, and any of its frames exactly.
+"""One open video: its best video stream, and any of its frames exactly.
 
 Decoding starts only at packets from which every later picture is exact, packets are known by their
 place in the file and frames by their packets: what a container's index, a seek or a jump in the
@@ -22,6 +22,7 @@ from layerflow.media.bitstream import KEY_CODECS
 from layerflow.media.cells import MediaError
 from layerflow.media.container import Limits, best_stream, has_alpha, open_container, reason_of
 from layerflow.media.hdr import is_hdr
+from layerflow.media.opening import check_file
 from layerflow.media.packets import NONE, Packets, demuxed, read_packets
 from layerflow.media.upright import View, aspect_of, view_of
 
@@ -43,8 +44,8 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known of a file's best video stream after one look at all packets and a frame.
+class VideoFacts:
+    """What is known of a file's best video stream from all its packets and one frame.
 
     first: the first frame that can be decoded; times count from it.
     """
@@ -56,31 +57,24 @@ class Facts:
     hdr: bool
 
 
-def facts(path: Path, limits: Limits) -> Facts:
+def facts(path: Path, limits: Limits) -> VideoFacts:
     """Once for all windows of a file, since every packet is read. Raises MediaError."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return _look(path, limits)
-    return _look_once(path, limits, stat.st_size, stat.st_mtime_ns)
+    stat = check_file(path, limits.max_bytes)
+    return _facts(path, limits, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _look_once(path: Path, limits: Limits, size: int, modified: int) -> Facts:
-    return _look(path, limits)
-
-
-def _look(path: Path, limits: Limits) -> Facts:
+def _facts(path: Path, limits: Limits, size: int, modified: int) -> VideoFacts:
     with open_container(path, limits) as container:
         stream = best_stream(container, limits)
         packets = read_packets(container, stream, limits.max_frames)
-    found = Facts(packets, 0, View(), False, False)
-    with Film(path, limits, found=found) as film:
-        shown = next(film.pictures(range(len(packets.times))), None)
+    found = VideoFacts(packets, 0, View(), False, False)
+    with VideoReader(path, limits, found=found) as reader:
+        shown = next(reader.pictures(range(len(packets.times))), None)
     if shown is not None:
         times = packets.times - packets.times[shown.place]
         frame = shown.frame
-        found = Facts(
+        found = VideoFacts(
             packets=replace(packets, times=times),
             first=shown.place,
             view=shown.view,
@@ -93,8 +87,8 @@ def _look(path: Path, limits: Limits) -> Facts:
     return found
 
 
-class Film:
-    """A film that is open for decoding; a context manager.
+class VideoReader:
+    """A video that is open for decoding; a context manager.
 
     alpha: keep the alpha channel of VP8 and VP9, which FFmpeg's own decoders drop silently.
     damage: gets a line for everything that cannot be decoded.
@@ -107,7 +101,7 @@ class Film:
         *,
         alpha: bool = False,
         damage: list[str] | None = None,
-        found: Facts | None = None,
+        found: VideoFacts | None = None,
     ) -> None:
         self._path, self._limits = path, limits
         self.facts = found or facts(path, limits)
@@ -132,7 +126,7 @@ class Film:
             self._context = av.CodecContext.create(ALPHA_DECODERS[self._codec], "r")
             self._checks_keys = False  # libvpx does not say; it decodes nothing before a key
 
-    def __enter__(self) -> Film:
+    def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -319,32 +313,29 @@ class Film:
         return None
 
 
-_kept: dict[Any, Film] = {}
+_kept: dict[Any, VideoReader] = {}
 
 
 @contextlib.contextmanager
-def kept_film(path: Path, limits: Limits, *, alpha: bool = False) -> Iterator[Film]:
-    """A film that stays open for the next window of the same file, which goes on decoding there.
+def kept_reader(path: Path, limits: Limits, *, alpha: bool = False) -> Iterator[VideoReader]:
+    """A reader that stays open for the next window of the same file, which goes on decoding there.
 
-    One file at a time. Raises MediaError as ``Film``.
+    One file at a time. Raises MediaError as ``VideoReader``.
     """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
+    stat = check_file(path, limits.max_bytes)
     key = path, limits, alpha, stat.st_size, stat.st_mtime_ns
-    film = _kept.pop(key, None) or Film(path, limits, alpha=alpha)
+    reader = _kept.pop(key, None) or VideoReader(path, limits, alpha=alpha)
     try:
-        yield film
+        yield reader
     except BaseException:
-        film.close()
+        reader.close()
         raise
     close_kept()
-    _kept[key] = film
+    _kept[key] = reader
 
 
 def close_kept() -> None:
-    """Close the film that ``kept_film`` keeps open."""
+    """Close the reader that ``kept_reader`` keeps."""
     while _kept:
         _kept.popitem()[1].close()
 
@@ -352,46 +343,48 @@ def close_kept() -> None:
 class _Run:
     """Which frames of one take's decoding are shown, and where."""
 
-    def __init__(self, film: Film, take: int, begun: bool) -> None:
-        self._film, self.take, self._begun = film, take, begun
-        takes = film.packets.take[film.packets.order]
+    def __init__(self, reader: VideoReader, take: int, begun: bool) -> None:
+        self._reader, self.take, self._begun = reader, take, begun
+        takes = reader.packets.take[reader.packets.order]
         self._head = int(np.searchsorted(takes, take))
         self._end = int(np.searchsorted(takes, take, side="right"))
         self._last = -1
         self._count = self.lost = 0
         self.whole = True  # nothing is missing that frames refer to
-        self._aspects = [(-1, film.aspect())]
+        self._aspects = [(-1, reader.aspect())]
 
     def accept(self, frames: Sequence[Any], place: int = 0) -> Iterator[Shown]:
         """Those of the decoded frames that are shown. place: of the packet that brought them."""
-        film = self._film
-        now = film.aspect()
+        reader = self._reader
+        now = reader.aspect()
         if now != self._aspects[-1][1]:
             self._aspects.append((place, now))
         for frame in frames:
-            film.check(frame)
-            at = frame.pts if film.packets.stamped else self._head + self._count + self.lost
+            reader.check(frame)
+            at = frame.pts if reader.packets.stamped else self._head + self._count + self.lost
             self._count += 1
             if at is None or at < 0:
                 continue  # hidden by an edit list
-            if not self._begun and not film.may_begin(frame):
+            if not self._begun and not reader.may_begin(frame):
                 continue
             if at <= self._last or not self._head <= at < self._end:
-                film.note("a frame is out of order")
+                reader.note("a frame is out of order")
                 continue
-            self.whole = not frame.is_corrupt and (self.whole or film.is_start(frame, at))
+            self.whole = not frame.is_corrupt and (self.whole or reader.is_start(frame, at))
             if not self.whole:
-                film.note("a frame is not decodable as a whole, or follows on one")
+                reader.note("a frame is not decodable as a whole, or follows on one")
                 continue
             if not self._begun and at > self._head:
-                film.note(f"{at - self._head} frames before the first key frame are not decodable")
+                reader.note(
+                    f"{at - self._head} frames before the first key frame are not decodable"
+                )
             self._begun, self._last = True, at
             aspect = next(value for since, value in reversed(self._aspects) if since <= at)
-            view = view_of(frame, aspect, film.facts.view)
-            yield Shown(at, float(film.packets.times[at]), frame, view)
+            view = view_of(frame, aspect, reader.facts.view)
+            yield Shown(at, float(reader.packets.times[at]), frame, view)
 
     def ended(self) -> None:
         """Put on record that fewer frames came than were counted, where they bear no stamps."""
         missing = self._end - self._head - self._count - self.lost
-        if missing > 0 and not self._film.packets.stamped:
-            self._film.note(f"{missing} frames cannot be decoded")
+        if missing > 0 and not self._reader.packets.stamped:
+            self._reader.note(f"{missing} frames cannot be decoded")

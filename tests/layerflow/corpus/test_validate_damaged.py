@@ -11,10 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from layerflow.cli import corpus as cli
+from layerflow.cli.main import build_app
 from layerflow.corpus.derive import merge_corpora
 from layerflow.corpus.stats import stats
 from layerflow.corpus.table import Corpus
@@ -54,8 +53,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 def invoke(*arguments: object) -> Any:
-    app = typer.Typer()
-    cli.register(app)
+    app = build_app()
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

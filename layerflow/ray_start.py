@@ -1,0 +1,42 @@
+"""A Ray cluster for a job or a run, joined or started in one way, which reports nothing to anybody.
+
+Ray is imported inside the functions only, so that nothing else needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+
+def start_ray(workers: int, object_store_bytes: int) -> bool:
+    """Connect to the cluster of ``RAY_ADDRESS``, else to a local one with ``workers`` CPUs or more.
+
+    Returns whether that was done here; False where this process is connected already.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {
+            "address": "local",  # never somebody else's cluster that happens to run here
+            "num_cpus": max(workers, os.cpu_count() or 1),
+            "include_dashboard": False,
+            "object_store_memory": object_store_bytes,
+        }
+    ray.init(**options)
+    return True
+
+
+def stop_ray() -> None:
+    """Shut the local Ray down, if one runs, so that its processes and memory go."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
