@@ -64,7 +64,7 @@ def mine(
     caption_model: Annotated[
         str | None, "vision-language model: a folder, or its name at the url"
     ] = None,
-    captioner: Annotated[str | None, "one of {layerflow.captioners}; default: by the url"] = None,
+    captioner: Annotated[str | None, "{layerflow.captioners}; default: by the url"] = None,
     caption_url: Annotated[str | None, "OpenAI-compatible endpoint, http(s)://.../v1"] = None,
     caption_key_env: Annotated[str | None, "environment variable with the endpoint's key"] = None,
     licence: Licence = None,
@@ -175,8 +175,7 @@ def init(
     positions: Annotated[str | None, "shared or continuous"] = None,
     seed: Annotated[int | None, "of everything random in it"] = None,
 ) -> Path:
-    """A model folder to start from. preset: tiny, cogvideox-2b or cogvideox-5b, of a ``base``, or
-    one that an installed package adds."""
+    """A model folder to start from. preset: built in (tiny, ...) or of an installed package."""
     from layerflow.model.presets import init_directory
 
     height, width = _size(size) or (None, None)
