@@ -78,11 +78,9 @@ def mine(
     Raises ValueError for a request that cannot work.
     """
     content = _manifest(locals())
-    captions = {
-        key.removeprefix("caption_"): content.pop(key)
-        for key in ("caption_model", "captioner", "caption_url", "caption_key_env")
-        if key in content
-    }
+    named = ("caption_model", "captioner", "caption_url", "caption_key_env")
+    given = [key for key in named if key in content]
+    captions = {key.removeprefix("caption_"): content.pop(key) for key in given}
     from manifests.common import check
     from manifests.mine import MineOptions
 
