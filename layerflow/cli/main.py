@@ -9,6 +9,8 @@ import sys
 
 import typer
 
+from layerflow.cli.plugin_help import PluginCommand
+
 GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
 ERROR_WIDTH = 1000
 
@@ -24,7 +26,7 @@ def build_app() -> typer.Typer:
     )
     for group in GROUPS:
         for command in importlib.import_module(f"layerflow.cli.{group}").COMMANDS:
-            app.command(command.__name__.rstrip("_"))(command)
+            app.command(command.__name__.rstrip("_"), cls=PluginCommand)(command)
     return app
 
 
