@@ -54,16 +54,17 @@ def mine(
     *,
     frames: ClipFrames = 16,
     fps: ClipFps = 8.0,
-    matting: Annotated[str, "matting backend"] = "motion",
+    matting: Annotated[str, "backend: {layerflow.matting}"] = "motion",
     weights: Annotated[PathLike | None, "the backend's weights, a path"] = None,
     gate: Annotated[str, "quality gate: off, loose, standard, strict"] = "standard",
     device: Annotated[str, "cpu or cuda: of backend and inpainter"] = "cpu",
-    inpaint: Annotated[str, "fills unseen background: opencv, lama"] = "opencv",
+    inpaint: Annotated[str, "fills unseen background: {layerflow.inpainters}"] = "opencv",
     inpaint_weights: Annotated[PathLike | None, "lama: a TorchScript file"] = None,
     prompts: Prompts = None,
     caption_model: Annotated[
         str | None, "vision-language model: a folder, or its name at the url"
     ] = None,
+    captioner: Annotated[str | None, "{layerflow.captioners}; default: by the url"] = None,
     caption_url: Annotated[str | None, "OpenAI-compatible endpoint, http(s)://.../v1"] = None,
     caption_key_env: Annotated[str | None, "environment variable with the endpoint's key"] = None,
     licence: Licence = None,
@@ -77,11 +78,9 @@ def mine(
     Raises ValueError for a request that cannot work.
     """
     content = _manifest(locals())
-    captions = {
-        key.removeprefix("caption_"): content.pop(key)
-        for key in ("caption_model", "caption_url", "caption_key_env")
-        if key in content
-    }
+    named = ("caption_model", "captioner", "caption_url", "caption_key_env")
+    given = [key for key in named if key in content]
+    captions = {key.removeprefix("caption_"): content.pop(key) for key in given}
     from manifests.common import check
     from manifests.mine import MineOptions
 
@@ -132,7 +131,7 @@ def pack(
     inputs: Annotated[PathLikes, "folders of layered stills"],
     out: CorpusOut,
     *,
-    layout: Annotated[str, "auto, or the layout's name"] = "auto",
+    layout: Annotated[str, "{layerflow.importers}"] = "auto",
     size: Annotated[Size | None, "HEIGHTxWIDTH; default: as is"] = None,
     seed: Annotated[int, "draws of backgrounds follow from it"] = 0,
     frames: Annotated[int | None, "frames of a clip of a layered video"] = None,
@@ -166,7 +165,7 @@ def pack(
 
 def init(
     directory: Annotated[PathLike, "folder to make"],
-    preset: Annotated[str, "tiny, cogvideox-2b or cogvideox-5b"],
+    preset: Annotated[str, "{layerflow.bases}"],
     *,
     base: Annotated[PathLike | None, "model folder or Hub id that the preset starts from"] = None,
     size: Annotated[Size | None, "HEIGHTxWIDTH, such as 480x720"] = None,
@@ -174,7 +173,7 @@ def init(
     positions: Annotated[str | None, "shared or continuous"] = None,
     seed: Annotated[int | None, "of everything random in it"] = None,
 ) -> Path:
-    """A model folder to start from. preset: tiny, cogvideox-2b or cogvideox-5b, of a ``base``."""
+    """A model folder to start from. preset: built in (tiny, ...) or of an installed package."""
     from layerflow.model.presets import init_directory
 
     height, width = _size(size) or (None, None)

@@ -16,12 +16,21 @@ Bound = Annotated[float, Field(allow_inf_nan=True)]
 
 
 class Captions(Strict):
-    """Prompts by a vision-language model: a local folder, or with ``url`` an endpoint.
+    """Prompts by a vision-language model: a local folder, with ``url`` an endpoint, or what the
+    captioner of an installed package makes of them.
 
     What only says where and how fast is not part of the recipe.
     """
 
-    model: LocalFile = Field(description="model folder; with url the endpoint's name of the model")
+    model: LocalFile = Field(
+        "", description="model folder; with url the endpoint's name of the model"
+    )
+    captioner: str | None = Field(
+        None,
+        min_length=1,
+        exclude_if=lambda name: name is None,
+        description="captioner of a package; none: endpoint with a url, else local",
+    )
     url: str | None = Field(
         None, exclude=True, description="base address of an OpenAI-compatible endpoint, .../v1"
     )
@@ -51,6 +60,12 @@ class Captions(Strict):
             raise ValueError("url is http(s)://HOST[:PORT]/PATH without user, password or query")
         return url
 
+    @model_validator(mode="after")
+    def _model_of_our_own(self) -> Captions:
+        if not self.model and self.captioner is None:
+            raise ValueError("model is needed, or the captioner of a package")
+        return self
+
 
 class MineOptions(Strict):
     """Real video -> mined clips. The names are those of ``layerflow mine``'s options."""
@@ -67,9 +82,7 @@ class MineOptions(Strict):
         {}, description="score -> (minimum, maximum), in place of the gate's own"
     )
     device: str = Field("cpu", exclude=True, description="of the backend and the inpainter")
-    inpaint: Literal["opencv", "lama"] = Field(
-        "opencv", description="what fills background that no frame showed"
-    )
+    inpaint: str = Field("opencv", description="what fills background that no frame showed")
     inpaint_weights: LocalFile | None = Field(None, description="lama: a TorchScript file")
     captions: Captions | None = Field(None, description="prompts where no sidecar or table has any")
     prompts: str | None = Field(None, description="CSV, JSONL or Parquet table of prompts")
@@ -81,7 +94,8 @@ class MineOptions(Strict):
 
     @model_validator(mode="after")
     def _weights_of_the_inpainter(self) -> MineOptions:
-        if (self.inpaint == "lama") != (self.inpaint_weights is not None):
+        own = self.inpaint in ("opencv", "lama")
+        if own and (self.inpaint == "lama") != (self.inpaint_weights is not None):
             raise ValueError(
                 "inpaint: lama and inpaint_weights (a TorchScript file) are given together"
             )

@@ -9,76 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from layerflow.corpus.table import QUALITY_FIELDS
+from layerflow.corpus.scores import PRESETS, QUALITY_FIELDS, thresholds
 
 Gate = Mapping[str, tuple[float, float]]
-GATES: dict[str, dict[str, tuple[float, float]]] = {
-    "off": {},
-    "loose": {
-        "motion": (0.01, 80.0),
-        "blur": (3.0, math.inf),
-        "exposure_low": (0.0, 0.9),
-        "exposure_high": (0.0, 0.9),
-        "text": (0.0, 0.02),
-        "duplicate_distance": (0.5, math.inf),
-        "area_mean": (0.005, 0.8),
-        "area_min": (0.001, 1.0),
-        "recomposition_error": (0.0, 4.0),
-        "unseen_fraction": (0.0, 0.9),
-        "matte_confidence": (0.35, 1.0),
-    },
-    "standard": {
-        "motion": (0.03, 40.0),
-        "blur": (8.0, math.inf),
-        "exposure_low": (0.0, 0.75),
-        "exposure_high": (0.0, 0.75),
-        "text": (0.0, 0.004),
-        "duplicate_distance": (1.0, math.inf),
-        "area_mean": (0.01, 0.65),
-        "area_min": (0.004, 1.0),
-        "area_cv": (0.0, 0.6),
-        "border_contact": (0.0, 0.35),
-        "recomposition_error": (0.0, 1.5),
-        "outside_fidelity": (0.0, 0.5),
-        "soft_fraction": (0.0, 0.6),
-        "warp_iou": (0.7, 1.0),
-        "newcomers": (0.0, 0.15),
-        "leftover_fraction": (0.0, 0.03),
-        "bystander_fraction": (0.0, 0.2),
-        "ghost": (0.0, 0.5),
-        "unseen_fraction": (0.0, 0.35),
-        "matte_confidence": (0.6, 1.0),
-        "matte_agreement": (0.65, 1.0),
-        "matte_stability": (0.8, 1.0),
-        "motion_contrast": (0.3, 1.0),
-    },
-    "strict": {
-        "motion": (0.05, 30.0),
-        "blur": (15.0, math.inf),
-        "exposure_low": (0.0, 0.6),
-        "exposure_high": (0.0, 0.6),
-        "text": (0.0, 0.002),
-        "duplicate_distance": (1.5, math.inf),
-        "area_mean": (0.02, 0.6),
-        "area_min": (0.01, 1.0),
-        "area_cv": (0.0, 0.4),
-        "border_contact": (0.0, 0.25),
-        "recomposition_error": (0.0, 1.0),
-        "outside_fidelity": (0.0, 0.1),
-        "soft_fraction": (0.0, 0.4),
-        "warp_iou": (0.85, 1.0),
-        "newcomers": (0.0, 0.1),
-        "leftover_fraction": (0.0, 0.02),
-        "bystander_fraction": (0.0, 0.1),
-        "ghost": (0.0, 0.35),
-        "unseen_fraction": (0.0, 0.2),
-        "registration_residual": (0.0, 1.0),
-        "matte_confidence": (0.7, 1.0),
-        "matte_agreement": (0.7, 1.0),
-        "matte_stability": (0.85, 1.0),
-        "motion_contrast": (0.4, 1.0),
-    },
-}
+GATES: dict[str, Gate] = {"off": {}, **{name: thresholds(name) for name in PRESETS}}
+"""Preset -> score -> (minimum, maximum), of ``layerflow.corpus.scores``."""
 
 
 def resolve_gate(preset: str, thresholds: Mapping[str, tuple[float, float]] | None = None) -> Gate:

@@ -90,6 +90,9 @@ def stats(corpus: CorpusPath, json: Json = False) -> None:
 
 
 def _tables(found: dict[str, Any]) -> list[Any]:
+    from layerflow.corpus.columns import COLUMNS
+    from layerflow.corpus.scores import meaning
+
     shares = {**found["kinds"], "all": {**found, "bytes": found["bytes"]["all"]}}
     shares["all"] |= {"clips": found["rows"], "sources": found["sources"]["count"]}
     kinds = _table("clips", "kind", "clips", "sources", "frames", "length", "MB")
@@ -106,18 +109,23 @@ def _tables(found: dict[str, Any]) -> list[Any]:
     scores = _table("scores", "score", *points)
     for name, values in found["scores"].items():
         scores.add_row(name, *(_short(values[point]) for point in points))
+    said = _table("what the scores say", "score", "says")
+    for name in found["scores"]:
+        said.add_row(name, meaning(name))
     rejected = _table(f"rejected ({found['rejected']['rows']})", "stage: reason", "rows")
     for reason, count in found["rejected"]["reasons"].items():
         rejected.add_row(_plain(reason), str(count))
     more = _table("more", "what", "values")
-    for name in ("size", "num_frames", "fps", "alpha_kind", "background_kind"):
+    own = [c.name for c in COLUMNS if c.counted and c.name in found and c.name != "recipe"]
+    for name in ("size", "num_frames", "fps", *own):
         text = ", ".join(f"{value} ({count})" for value, count in found[name].items())
         more.add_row(name, _plain(text))
     more.add_row("duplicate clips", str(found["duplicates"]["rows"]))
     for layer, prompt in found["prompts"].items():
         text = f"{prompt['distinct']} distinct, {prompt['empty']} empty"
         more.add_row(f"{layer} prompts", text)
-    return [table for table in (kinds, licences, scores, rejected, more) if table.row_count]
+    tables = (kinds, licences, scores, said, rejected, more)
+    return [table for table in tables if table.row_count]
 
 
 def _table(title: str, *columns: str) -> Any:
@@ -128,7 +136,7 @@ def _table(title: str, *columns: str) -> Any:
         wide = index == 0 and len(columns) > 2
         table.add_column(
             column,
-            justify="right" if index and column != "values" else "left",
+            justify="right" if index and column not in ("values", "says") else "left",
             overflow="fold",
             no_wrap=wide,
         )

@@ -9,6 +9,8 @@ import sys
 
 import typer
 
+from layerflow.cli.plugin_help import PluginCommand
+
 GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
 NESTED = ("weights",)  # groups whose commands follow their name
 ERROR_WIDTH = 1000
@@ -29,7 +31,7 @@ def build_app() -> typer.Typer:
             place = typer.Typer(help=module.HELP, no_args_is_help=True)
             app.add_typer(place, name=group)
         for command in module.COMMANDS:
-            place.command(command.__name__.rstrip("_"))(command)
+            place.command(command.__name__.rstrip("_"), cls=PluginCommand)(command)
     return app
 
 

@@ -1,5 +1,11 @@
-"""Columns that a corpus may have beyond the four layers: who owns the shadow, the plate without it,
-the single objects of a foreground, and what was drawn for a pasted clip.
+"""The columns of a corpus: type, what a row may hold, how it is checked, published, counted, shown.
+
+One entry of ``COLUMNS`` is a whole column. The schemas, the checks of ``validate``, the published
+form, dataset cards, ``stats`` and ``view`` come from it. Columns that are not ``always`` may be
+missing in a corpus and null in a row; a new one is the last entry, and a job that does not fill it
+leaves it null.
+
+Of the columns beyond the four layers:
 
 - ``shadow``: ``none`` or ``background``. With ``background`` the stored background carries the
   foreground's contact shadow, so that ``blended`` is still ``alpha*foreground +
@@ -8,24 +14,198 @@ the single objects of a foreground, and what was drawn for a pasted clip.
   ``prompt`` and ``origin``, ``visible_alpha`` (what the others leave to be seen of it; all of them
   add up to ``alpha``) and ``amodal_alpha`` (its own, as if nothing stood before it).
 - ``draw``: JSON of every random draw and measured match of a pasted clip.
-
-Any of these is null where it does not apply, and missing in corpora of jobs that never fill it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from layerflow.clip import U8
-from layerflow.corpus.table import EXTRAS, QUALITY
-from layerflow.media.cells import Bounds, decode_alpha, encode_alpha, encode_png
+from layerflow.clip import (
+    ALPHA,
+    ALPHA_KINDS,
+    BACKGROUND_KINDS,
+    KINDS,
+    LAYERS,
+    PROMPTED,
+    U8,
+    LayeredClip,
+)
+from layerflow.corpus.scores import QUALITY_FIELDS
+from layerflow.media.cells import Bounds, decode_alpha, decode_color, encode_alpha, encode_png
+from layerflow.media.opening import MediaError
 
 SHADOWS = ("none", "background")
+EXACT_LEVELS = 1
+Row = Mapping[str, Any]
+Faults = Iterator[tuple[str, ...]]
+"""Field and what is wrong with it, and maybe what to do."""
+
+
+def _no_faults(row: Row) -> Faults:
+    return iter(())
+
+
+def _no_cells(row: Row) -> Iterable[tuple[str, bytes]]:
+    return ()
+
+
+def _not_decoded(row: Row, clip: LayeredClip) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    holds: what a card says of it; columns of one text share a line. always: in every corpus, and
+    null in no row. words: all values that it may have. positive: a finite number above 0. media:
+    suffix of the file that a moving clip's cell is; empty for plain values. counted: ``stats``
+    counts its values. shown: ``view`` shows it with a clip. check: faults of a row's value, seen
+    without decoding. cells: name and bytes of media cells inside of it. decode: raises MediaError
+    for cells that do not fit the clip.
+    """
+
+    name: str
+    type: pa.DataType
+    holds: str
+    always: bool = True
+    words: tuple[str, ...] = ()
+    positive: bool = False
+    media: str = ""
+    counted: bool = False
+    shown: bool = False
+    check: Callable[[Row], Faults] = _no_faults
+    cells: Callable[[Row], Iterable[tuple[str, bytes]]] = _no_cells
+    decode: Callable[[Row, LayeredClip], None] = _not_decoded
+
+    @property
+    def small(self) -> bool:
+        """Whether it is read with the columns without media: plain values that all look at."""
+        return (self.always and not self.media) or self.counted or self.shown
+
+    def wrong_word(self, row: Row) -> Faults:
+        value = row.get(self.name)
+        if self.words and value not in self.words and (self.always or value is not None):
+            yield self.name, f"{str(value)[:40]!r} is none of {', '.join(self.words)}"
+
+    def media_cells(self, row: Row) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of every media cell of a row's value."""
+        if self.media and row.get(self.name) is not None:
+            yield self.name, row[self.name]
+        yield from self.cells(row)
+
+
+def _plate_faults(row: Row) -> Faults:
+    if row.get("shadow") == "background" and row.get("plate") is None:
+        yield "plate", "there is no background without the shadow"
+
+
+def _decode_plate(row: Row, clip: LayeredClip) -> None:
+    if row.get("plate") is not None:
+        decode_color(row["plate"], Bounds.of(row))
+
+
+def _object_faults(row: Row) -> Faults:
+    for place, item in enumerate(row.get("objects") or ()):
+        if item is None or item["order"] != place or item["origin"] is None:
+            yield "objects", f"object {place} has another order, or no origin"
+            return
+
+
+def _object_cells(row: Row) -> Iterator[tuple[str, bytes]]:
+    for item in row.get("objects") or ():
+        for name in ("visible_alpha", "amodal_alpha"):
+            yield f"objects.{item['order']}.{name}", item[name] or b""
+
+
+def _decode_singles(row: Row, clip: LayeredClip) -> None:
+    objects = decode_objects(row)
+    if objects:
+        seen = sum(item.visible.astype(np.int32) for item in objects)
+        worst = int(np.abs(seen - clip.alpha).max())
+        if worst > len(objects) + EXACT_LEVELS:
+            raise MediaError(f"the visible alphas of its objects miss alpha by {worst} levels")
+
+
+ORIGIN = pa.struct(
+    [
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("licence", pa.string()),
+        ("attribution", pa.string()),
+        ("parents", pa.list_(pa.string())),
+    ]
+)
+QUALITY = pa.struct([(name, pa.float32()) for name in QUALITY_FIELDS])
+OBJECT = pa.struct(
+    [
+        ("order", pa.int32()),
+        ("prompt", pa.string()),
+        ("visible_alpha", pa.large_binary()),
+        ("amodal_alpha", pa.large_binary()),
+        ("origin", ORIGIN),
+    ]
+)
+
+_COLOUR = ("colour, H.264 4:4:4 in MP4, or PNG for stills; the foreground is straight, not "
+           "premultiplied")  # fmt: skip
+_ALPHA = "one lossless full-range channel, FFV1 gray in Matroska, or PNG"
+_SIZE = "of every layer"
+_KINDS = "binary or soft; real, filled or inpainted"
+COLUMNS: tuple[Column, ...] = (
+    Column("id", pa.string(),
+           "16 hex digits of a hash of the kind, the sources, the span and the recipe"),
+    Column("kind", pa.string(),
+           "mined (matted from a real video), pasted (a foreground on another background), image "
+           "(a layered still)", words=KINDS),
+    *(Column(layer, pa.large_binary(), _ALPHA if layer == ALPHA else _COLOUR,
+             media="mkv" if layer == ALPHA else "mp4") for layer in LAYERS),
+    *(Column(f"{layer}_prompt", pa.string(), "captions") for layer in PROMPTED),
+    Column("num_frames", pa.int32(), _SIZE, positive=True),
+    Column("height", pa.int32(), _SIZE, positive=True),
+    Column("width", pa.int32(), _SIZE, positive=True),
+    Column("fps", pa.float32(), _SIZE, positive=True),
+    Column("alpha_kind", pa.string(), _KINDS, words=ALPHA_KINDS, counted=True),
+    Column("background_kind", pa.string(), _KINDS, words=BACKGROUND_KINDS, counted=True),
+    Column("origin", ORIGIN,
+           "uri, sha256, start and end in seconds, licence, attribution, parents"),
+    Column("quality", QUALITY, "all scores, null where a job does not know one"),
+    Column("recipe", pa.string(), "hash of the options that the clip was made with", counted=True),
+    Column("shadow", pa.string(),
+           "none, or background: the foreground's contact shadow lies in the background layer",
+           always=False, words=SHADOWS, counted=True, shown=True),
+    Column("plate", pa.large_binary(), "the background without that shadow", always=False,
+           media="mp4", check=_plate_faults, decode=_decode_plate),
+    Column("objects", pa.list_(OBJECT),
+           "single objects of the foreground, back to front, with visible and amodal alpha",
+           always=False, check=_object_faults, cells=_object_cells, decode=_decode_singles),
+    Column("draw", pa.string(),
+           "JSON of every random draw and measured match of a pasted clip", always=False),
+)  # fmt: skip
+
+SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if column.always])
+EXTRAS = pa.schema([(column.name, column.type) for column in COLUMNS if not column.always])
+EXTENDED_SCHEMA = pa.schema([*SCHEMA, *EXTRAS])
+MEDIA = tuple(column.name for column in COLUMNS if column.media)
+
+
+def small_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns without media that a table has, and that everybody may look at."""
+    return tuple(c.name for c in COLUMNS if c.small and c.name in schema.names)
+
+
+def cells(row: Row) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every media cell of a row beyond its layers."""
+    for column in COLUMNS:
+        if not column.always:
+            yield from column.media_cells(row)
 
 
 @dataclass(frozen=True)
@@ -118,12 +298,3 @@ def _with_all_scores(schema: pa.Schema) -> pa.Schema:
     if not set(schema.types[at]) <= set(QUALITY):
         return schema
     return schema.set(at, schema.field(at).with_type(QUALITY))
-
-
-def cells(row: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every media cell of a row beyond its layers."""
-    if row.get("plate") is not None:
-        yield "plate", row["plate"]
-    for item in row.get("objects") or ():
-        for name in ("visible_alpha", "amodal_alpha"):
-            yield f"objects.{item['order']}.{name}", item[name] or b""

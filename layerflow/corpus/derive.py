@@ -21,14 +21,14 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import KINDS
-from layerflow.corpus.columns import joined_schema
+from layerflow.corpus.columns import COLUMNS, joined_schema, small_columns
 from layerflow.corpus.published import PublishedCorpus, is_remote
 from layerflow.corpus.row_cells import check_stored
+from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.splits import Assignment, assign
-from layerflow.corpus.stats import SMALL, chunks, general_reason, read_batches, small_rows
+from layerflow.corpus.stats import chunks, general_reason, read_batches, small_rows
 from layerflow.corpus.table import (
     FORMAT_VERSION,
-    QUALITY_FIELDS,
     REJECTED_SCHEMA,
     Corpus,
     Table,
@@ -54,7 +54,7 @@ OPERATORS = {
     "!=": operator.ne,
 }
 NUMBERS = ("num_frames", "height", "width", "fps", "seconds", *QUALITY_FIELDS)
-WORDS = ("kind", "alpha_kind", "background_kind", "licence", "uri", "id", "recipe")
+WORDS = (*(c.name for c in COLUMNS if c.words), "licence", "uri", "id", "recipe")
 CONDITION = re.compile(r"\s*([a-z_]+)\s*(<=|>=|==|!=|=|<|>)\s*('[^']*'|\"[^\"]*\"|[^\s'\"]+)\s*")
 
 
@@ -76,7 +76,7 @@ class Condition:
             return float(row["num_frames"] / row["fps"]) if row["kind"] != "image" else 0.0
         if self.name in ("licence", "uri"):
             return row["origin"][self.name] or ""
-        found = row["quality"].get(self.name) if self.name in QUALITY_FIELDS else row[self.name]
+        found = row["quality"].get(self.name) if self.name in QUALITY_FIELDS else row.get(self.name)
         return found if found is None or isinstance(found, str) else float(found)
 
     def holds(self, row: Mapping[str, Any]) -> bool | None:
@@ -88,7 +88,7 @@ def parse_where(text: str) -> list[Condition]:
     """``flicker<0.02 and kind==mined`` -> conditions that must all hold.
 
     Names are the quality scores, num_frames, height, width, fps, seconds, and (with == and != only)
-    kind, alpha_kind, background_kind, licence, uri, id, recipe. Nothing is evaluated as code.
+    licence, uri, id, recipe and the columns of words. Nothing is evaluated as code.
     Raises ValueError that says what may be written.
     """
     conditions = []
@@ -245,7 +245,7 @@ def _selected(corpus: AnyCorpus, wanted: Any) -> Rows:
     are: of a published corpus, in row groups that are not read."""
     index = 0
     for chunk in chunks(corpus):
-        small = chunk(SMALL).to_pylist()
+        small = chunk(small_columns(corpus.schema)).to_pylist()
         places = [i for i, row in enumerate(small) if wanted(index + i, row)]
         index += len(small)
         if places:

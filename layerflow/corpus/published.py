@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS, LayeredClip
+from layerflow.corpus.columns import MEDIA
 from layerflow.corpus.table import SCHEMA, Corpus, decode_row
 from layerflow.media.cells import MediaError
 
@@ -39,7 +40,7 @@ def local_row(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises MediaError when a media cell holds a path only (of a repository that is not ours).
     """
     out = dict(row)
-    for layer in (*LAYERS, "plate"):
+    for layer in MEDIA:
         cell = out.get(layer)
         if isinstance(cell, Mapping):
             if cell.get("bytes") is None:

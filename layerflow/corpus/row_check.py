@@ -16,19 +16,9 @@ from typing import Any
 import av
 import numpy as np
 
-from layerflow.clip import (
-    ALPHA,
-    ALPHA_KINDS,
-    BACKGROUND_KINDS,
-    BLENDED,
-    KINDS,
-    LAYERS,
-    LayeredClip,
-    composite,
-)
-from layerflow.corpus.columns import SHADOWS, cells, decode_objects
-from layerflow.corpus.table import EXTRAS, decode_row
-from layerflow.media.cells import decode_color
+from layerflow.clip import ALPHA, BLENDED, LAYERS, LayeredClip, composite
+from layerflow.corpus.columns import COLUMNS, EXACT_LEVELS, cells
+from layerflow.corpus.table import decode_row
 from layerflow.media.opening import (
     MAX_CELL_BYTES,
     PNG_MAGIC,
@@ -41,7 +31,6 @@ from layerflow.media.opening import (
 # 4:4:4 H.264 at crf 10 keeps each layer above 40 dB (2.6 levels rms). Recomposing adds the errors
 # of three coded layers; this leaves room for hard textures, and a wrong layer is far above it.
 CODED_RMS_LIMIT = 8.0
-EXACT_LEVELS = 1
 FIX_ROW = "leave this row out with `layerflow filter`, or make the corpus again from its source"
 
 
@@ -158,7 +147,8 @@ def _checked(
         return report(found), None
     try:
         clip = decode_row(row)
-        _decode_extras(row, clip)
+        for column in COLUMNS:
+            column.decode(row, clip)
         rms, worst = equation_error(clip)
     except (MediaError, ValueError) as error:
         return report([("media cells", str(error))]), None
@@ -169,21 +159,17 @@ def _checked(
 
 
 def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    free = {*LAYERS, *EXTRAS.names}
+    free = {column.name for column in COLUMNS if column.media or not column.always}
     nulls = [name for name in row if name not in free and row[name] is None]
     if nulls:
         yield nulls[0], "there is no value"
         return
     if not re.fullmatch(r"[0-9a-f]{16}", row["id"]):
         yield "id", f"{row['id'][:40]!r} is not 16 lower-case hex digits"
-    for name, allowed in (
-        ("kind", KINDS),
-        ("alpha_kind", ALPHA_KINDS),
-        ("background_kind", BACKGROUND_KINDS),
-    ):
-        if row[name] not in allowed:
-            yield name, f"{row[name][:40]!r} is none of {', '.join(allowed)}"
-    for name in ("num_frames", "height", "width", "fps"):
+    for column in COLUMNS:
+        if column.always:
+            yield from column.wrong_word(row)
+    for name in (column.name for column in COLUMNS if column.positive):
         if not (math.isfinite(row[name]) and row[name] > 0):
             yield name, f"{row[name]} is not positive"
             return
@@ -198,22 +184,13 @@ def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "num_frames", str(error)
         return
     yield from _origin(row["origin"])
-    yield from _extras(row)
+    for column in COLUMNS:
+        if not column.always:
+            yield from column.wrong_word(row)
+        yield from column.check(row)
     bad = [n for n, value in row["quality"].items() if value is not None and math.isnan(value)]
     if bad:
         yield f"quality.{bad[0]}", "the score is NaN"
-
-
-def _extras(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    shadow = row.get("shadow")
-    if shadow is not None and shadow not in SHADOWS:
-        yield "shadow", f"{str(shadow)[:40]!r} is none of {', '.join(SHADOWS)}"
-    if shadow == "background" and row.get("plate") is None:
-        yield "plate", "there is no background without the shadow"
-    for place, item in enumerate(row.get("objects") or ()):
-        if item is None or item["order"] != place or item["origin"] is None:
-            yield "objects", f"object {place} has another order, or no origin"
-            return
 
 
 def _origin(origin: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -263,17 +240,6 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             ("png", "gray"),
         ):
             yield layer, f"alpha must be lossless 8-bit grey, not {cell.codec} {cell.pixel_format}"
-
-
-def _decode_extras(row: Mapping[str, Any], clip: LayeredClip) -> None:
-    if row.get("plate") is not None:
-        decode_color(row["plate"], Bounds.of(row))
-    objects = decode_objects(row)
-    if objects:
-        seen = sum(item.visible.astype(np.int32) for item in objects)
-        worst = int(np.abs(seen - clip.alpha).max())
-        if worst > len(objects) + EXACT_LEVELS:
-            raise MediaError(f"the visible alphas of its objects miss alpha by {worst} levels")
 
 
 def equation_error(clip: LayeredClip) -> tuple[float, int]:

@@ -20,13 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from layerflow.clip import BLENDED, LAYERS, PROMPTED
+from layerflow.corpus.columns import COLUMNS, small_columns
 from layerflow.corpus.published import Chunk, PublishedCorpus
+from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.shards import read_shard
-from layerflow.corpus.table import QUALITY_FIELDS, SCHEMA, Corpus, Table
+from layerflow.corpus.table import SCHEMA, Corpus, Table
 
 NO_LICENCE = "not stated"
 PERCENTILES = (5, 25, 50, 75, 95)
-SMALL = tuple(name for name in SCHEMA.names if name not in LAYERS)
 
 
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
@@ -54,7 +55,7 @@ def read_batches(
 
 def small_rows(table: Table | PublishedCorpus) -> Iterator[dict[str, Any]]:
     """Every row without its media cells, in order."""
-    for batch in read_batches(table, SMALL):
+    for batch in read_batches(table, small_columns(table.schema)):
         yield from batch.to_pylist()
 
 
@@ -76,7 +77,8 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     licences: defaultdict[str | None, _Share] = defaultdict(_Share)
     sources: Counter[str] = Counter()
     counters: dict[str, Counter[str]] = {name: Counter() for name in ("size", "num_frames", "fps")}
-    counters |= {name: Counter() for name in ("alpha_kind", "background_kind", "recipe")}
+    counted = [column.name for column in COLUMNS if column.counted]
+    counters |= {name: Counter() for name in counted}
     prompts = {layer: Counter[str]() for layer in PROMPTED}
     scores: dict[str, list[float]] = {name: [] for name in QUALITY_FIELDS}
     sizes = cell_bytes(corpus)
@@ -91,8 +93,9 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
         counters["size"][f"{row['width']}x{row['height']}"] += 1
         counters["num_frames"][str(row["num_frames"])] += 1
         counters["fps"][f"{row['fps']:g}"] += 1
-        for name in ("alpha_kind", "background_kind", "recipe"):
-            counters[name][row[name]] += 1
+        for name in counted:
+            if row.get(name) is not None:
+                counters[name][row[name]] += 1
         for layer in PROMPTED:
             prompts[layer][row[f"{layer}_prompt"]] += 1
         for name, value in row["quality"].items():
@@ -105,7 +108,11 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
         "frames": total.frames,
         "bytes": {**dict(zip(LAYERS, sizes.sum(axis=0).tolist(), strict=True)), "all": total.bytes},
         "kinds": {kind: share.plain() for kind, share in sorted(kinds.items())},
-        **{name: dict(counter.most_common(20)) for name, counter in counters.items()},
+        **{
+            name: dict(counter.most_common(20))
+            for name, counter in counters.items()
+            if counter or name in SCHEMA.names or name == "size"
+        },
         "sources": {"count": len(sources), "most": dict(sources.most_common(10))},
         "prompts": {layer: _prompts(counter) for layer, counter in prompts.items()},
         "scores": {name: _distribution(values) for name, values in scores.items() if values},

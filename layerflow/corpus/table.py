@@ -18,6 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import ALPHA, LAYERS, PROMPTED, LayeredClip
+from layerflow.corpus.columns import EXTENDED_SCHEMA as EXTENDED_SCHEMA
+from layerflow.corpus.columns import EXTRAS as EXTRAS
+from layerflow.corpus.columns import QUALITY, SCHEMA
+from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.shards import read_schema, read_shard, table_files
 from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media.cells import (
@@ -29,77 +33,6 @@ from layerflow.media.cells import (
 )
 
 FORMAT_VERSION = 1
-
-VOTES = ("motion_vote", "u2netp_vote", "isnet_vote")  # of the sources of --matting auto
-
-# Every score that any job can give; a job that does not know one leaves it null.
-QUALITY_FIELDS = (
-    # matte and layers (mined, pasted)
-    *("recomposition_error", "outside_fidelity", "flicker", "soft_fraction"),
-    *("boundary_sharpness", "area_mean", "area_min", "area_max", "area_cv", "border_contact"),
-    *("components", "ghost", "unseen_fraction", "registration_residual", "matte_confidence"),
-    *("matte_stability", "matte_agreement", "warp_iou", "motion_contrast", "feature_survival"),
-    *("colour_separation", "camera_static", "shadow_fraction", "leftover_fraction"),
-    *("newcomers", "bystander_fraction", *VOTES),
-    # frames
-    *("motion", "blur", "exposure_low", "exposure_high", "text", "duplicate_distance"),
-    # paste and pack: the equation before and after encoding, the drawn path
-    *("equation_error", "encoded_error", "encoded_psnr", "path_speed", "visible_fraction"),
-    *("scale", "harmonise_strength", "fringe"),
-    # prompts and models, for later stages
-    *("prompt_flags", "aesthetic", "text_alignment"),
-)
-
-ORIGIN = pa.struct(
-    [
-        ("uri", pa.string()),
-        ("sha256", pa.string()),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("licence", pa.string()),
-        ("attribution", pa.string()),
-        ("parents", pa.list_(pa.string())),
-    ]
-)
-QUALITY = pa.struct([(name, pa.float32()) for name in QUALITY_FIELDS])
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("kind", pa.string()),
-        *((layer, pa.large_binary()) for layer in LAYERS),
-        *((f"{layer}_prompt", pa.string()) for layer in PROMPTED),
-        ("num_frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float32()),
-        ("alpha_kind", pa.string()),
-        ("background_kind", pa.string()),
-        ("origin", ORIGIN),
-        ("quality", QUALITY),
-        ("recipe", pa.string()),
-    ]
-)
-
-# Columns that a corpus may have beyond SCHEMA; their values may be null: layerflow.corpus.columns.
-OBJECT = pa.struct(
-    [
-        ("order", pa.int32()),
-        ("prompt", pa.string()),
-        ("visible_alpha", pa.large_binary()),
-        ("amodal_alpha", pa.large_binary()),
-        ("origin", ORIGIN),
-    ]
-)
-EXTRAS = pa.schema(
-    [
-        ("shadow", pa.string()),
-        ("plate", pa.large_binary()),
-        ("objects", pa.list_(OBJECT)),
-        ("draw", pa.string()),
-    ]
-)
-EXTENDED_SCHEMA = pa.schema([*SCHEMA, *EXTRAS])
 
 REJECTED_SCHEMA = pa.schema(
     [

@@ -16,9 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerflow.corpus.columns import small_columns
 from layerflow.corpus.published import PublishedCorpus, is_remote, open_corpus
 from layerflow.corpus.row_check import Problem, RowReport, check_row
-from layerflow.corpus.stats import SMALL, stats
+from layerflow.corpus.stats import stats
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
 from layerflow.documents import read_json
 from layerflow.media.cells import MediaError
@@ -76,7 +77,7 @@ def refuse_unpackable(corpus: Corpus | PublishedCorpus) -> None:
     """Raises ValueError when the columns without media of a local published corpus do not unpack
     within a child's memory: for what only looks at a corpus."""
     if isinstance(corpus, PublishedCorpus) and not is_remote(corpus.path):
-        for problem in published_problems(Path(corpus.path), SMALL):
+        for problem in published_problems(Path(corpus.path), small_columns(corpus.schema)):
             raise ValueError(f"{corpus.path} cannot be used: {problem}")
 
 

@@ -8,7 +8,7 @@ official LayerFlow model that ``layerflow convert`` wrote.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerflow.documents import read_json
 from layerflow.files import new_folder
 from layerflow.model.autoencoder import BlockDCTAutoencoder
-from layerflow.model.from_base import make_scheduler, mark_layers
+from layerflow.model.from_base import make_scheduler, mark_layers, write_from_base
 from layerflow.model.transformer import LayerFlowTransformer3DModel
 from layerflow.outputs import free_output
+from layerflow.plugins import BASES
 
 MAX_TINY_TEXT_TOKENS = 32
 
@@ -64,26 +66,19 @@ BASE: dict[str, Any] = {
 """Options of the presets that start from a base model. dtype: of the stored transformer."""
 
 
+Write = Callable[[Path, str | Path, Mapping[str, Any], Collection[str]], None]
+"""Fills an empty folder: (folder, base, options, names of the options that were asked for)."""
+
+
 @dataclass(frozen=True)
 class ModelPreset:
-    """A kind of model directory: its options with their values, and whether it needs a base."""
+    """A kind of model directory: its options with their values, whether it needs a base, and what
+    writes it. One that needs no base gets an empty text for it."""
 
-    name: str
     summary: str
+    write: Write
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_base: bool = True
-
-
-PRESETS: dict[str, ModelPreset] = {
-    preset.name: preset
-    for preset in (
-        ModelPreset(
-            "tiny", "0.94 M parameters, made from nothing, for CPUs", TINY, needs_base=False
-        ),
-        ModelPreset("cogvideox-2b", "native LayerFlow from CogVideoX-2B (sin-cos positions)", BASE),
-        ModelPreset("cogvideox-5b", "native LayerFlow from CogVideoX-5B (rotary positions)", BASE),
-    )
-}
 
 
 def init_directory(
@@ -91,15 +86,13 @@ def init_directory(
 ) -> Path:
     """Write a pipeline folder that ``LayerFlowPipeline.from_pretrained`` opens.
 
-    preset: a key of ``PRESETS``. base: a model folder or a Hub id to start from, for the presets
-    that need one. overrides: any of the preset's ``options``.
+    preset: a name of ``layerflow.plugins.BASES``. base: a model folder or a Hub id to start from,
+    for the presets that need one. overrides: any of the preset's ``options``.
     Returns the folder. ValueError for an unknown preset or option, a folder that is not empty, or a
     base that cannot be used.
     """
     folder = Path(directory)
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
+    chosen: ModelPreset = BASES.checked(preset, BASES.load(preset))
     overrides = {name: value for name, value in overrides.items() if value is not None}
     if unknown := sorted(set(overrides) - set(chosen.options)):
         raise ValueError(
@@ -111,16 +104,23 @@ def init_directory(
         raise ValueError(f"preset {preset} is made from nothing: it takes no base")
     options = {**chosen.options, **overrides}
     with new_folder(free_output(folder)) as writing:
-        if base is None:
-            _write_tiny(writing, options)
-        else:
-            from layerflow.model.from_base import write_from_base  # imports this module
-
-            write_from_base(writing, base, options, asked=overrides)
+        chosen.write(writing, base or "", options, overrides)
+        if (package := BASES.package(preset)) is not None:
+            _record(writing, {"preset": preset, "package": package})
     return folder
 
 
-def _write_tiny(folder: Path, options: Mapping[str, Any]) -> None:
+def _record(folder: Path, made_by: Mapping[str, str]) -> None:
+    """Say in ``layerflow.json`` which package's preset made a folder."""
+    path = folder / "layerflow.json"
+    settings = read_json(path) if path.is_file() else {}
+    path.write_text(json.dumps({**settings, **made_by}, indent=2) + "\n")
+
+
+def write_tiny(
+    folder: Path, base: str | Path, options: Mapping[str, Any], asked: Collection[str] = ()
+) -> None:
+    """Write a complete folder made from nothing (``TINY`` options); ``base`` is not used."""
     from layerflow.model.pipeline import LayerFlowPipeline
 
     _check_tiny(options)
@@ -221,3 +221,8 @@ def _open_gates(modulation: nn.Linear, gate: float) -> None:
     with torch.no_grad():
         for index in (2, 5):  # (shift, scale, gate) of video tokens, then of text tokens
             modulation.bias.chunk(6)[index].fill_(gate)
+
+
+TINY_PRESET = ModelPreset("0.94 M parameters, made from nothing, for CPUs", write_tiny, TINY, False)
+COGVIDEOX_2B = ModelPreset("from CogVideoX-2B (sin-cos positions)", write_from_base, BASE)
+COGVIDEOX_5B = ModelPreset("from CogVideoX-5B (rotary positions)", write_from_base, BASE)

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED, U8
+from layerflow.plugins import Plugins
 from manifests.mine import Captions
 from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
 from pipelines.captions.request import Captioner, CaptionError, Request
 from pipelines.inputs.prompts import MAX_PROMPT_CHARS, TEMPLATE
+
+CAPTIONERS = Plugins(
+    "layerflow.captioners",
+    "captioner",
+    {
+        "local": "pipelines.captions.local:VlmCaptioner",
+        "endpoint": "pipelines.captions.endpoint:EndpointCaptioner",
+    },
+    ("name", "licence", "answer", "check"),
+)
+"""Classes of ``Captioner``, made of ``Captions``: ours, and those of installed packages."""
 
 _RULES = (
     "Answer with one paragraph of plain text, at most 80 words, in the present tense. Describe "
@@ -41,13 +53,8 @@ ASK = {
 @lru_cache(maxsize=2)
 def make_captioner(options: Captions) -> Captioner:
     """The captioner of a manifest, one a process. Raises ValueError for one that cannot start."""
-    if options.url is not None:
-        from pipelines.captions.endpoint import EndpointCaptioner
-
-        return EndpointCaptioner(options)
-    from pipelines.captions.local import VlmCaptioner
-
-    return VlmCaptioner(options.model, options.device, options.max_tokens)
+    name = options.captioner or ("local" if options.url is None else "endpoint")
+    return cast(Captioner, CAPTIONERS.make(name, {}, {"options": options}))
 
 
 def caption_clip(

@@ -6,26 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.mine import Captions
 from pipelines.captions.request import CaptionError, Request
 
 
 class VlmCaptioner:
     """Greedy answers of a model folder with weights (safetensors) and a processor.
 
-    ``path``: the folder; nothing is downloaded, and no code of the folder is run. ``device``: a
-    torch device. The processor must have a chat template. Raises ValueError for a folder that does
-    not load.
+    ``options.model``: the folder; nothing is downloaded, and no code of the folder is run. The
+    processor must have a chat template. Raises ValueError for a folder that does not load.
     """
 
     licence = "as the weights"
 
-    def __init__(self, path: str, device: str = "cpu", max_tokens: int = 200) -> None:
-        if not Path(path).is_dir():
+    def __init__(self, options: Captions) -> None:
+        path = options.model
+        if not path or not Path(path).is_dir():
             raise ValueError(f"captions: no model folder {path}; for an endpoint give its url too")
         self.name = Path(path).name
-        self._max_tokens = max_tokens
+        self._max_tokens = options.max_tokens
         self._path = path
-        self._device = device
+        self._device = options.device
         self._processor: Any = None
         self._model: Any = None
 

@@ -28,7 +28,7 @@ from layerflow.outputs import local_output
 from pipelines.engine.replay import remember, roots
 from pipelines.engine.runner import Place, Survey, run_units
 from pipelines.engine.staging import Parts, Staging, stream_part
-from pipelines.engine.workers import Pool, Unit
+from pipelines.engine.workers import Pool, Unit, require_packages
 
 
 @dataclass
@@ -80,12 +80,18 @@ class Recipe:
 RUNTIME_OPTIONS = frozenset({"out", "inputs", "foregrounds", "backgrounds", "workers", "deadline"})
 
 
-def make_recipe(kind: str, options: dict[str, Any], version: int) -> Recipe:
-    """A recipe from resolved options; run-time options and paths are left out."""
+def make_recipe(
+    kind: str, options: dict[str, Any], version: int, packages: Mapping[str, str] | None = None
+) -> Recipe:
+    """A recipe from resolved options; run-time options and paths are left out.
+
+    packages: of others that take part, option -> ``NAME==VERSION``.
+    """
     kept = {name: value for name, value in options.items() if name not in RUNTIME_OPTIONS}
     for name in ("weights", "prompts"):
         if kept.get(name):
             kept[name] = Path(kept[name]).name
+    kept |= {"packages": dict(packages)} if packages else {}
     return Recipe(kind, kept, version, options)
 
 
@@ -140,7 +146,7 @@ def run_job(
     return run_units(
         units,
         Place(out / "staging", out / ".lock", busy, roots(recipe.given)),
-        partial(_parts, work, schema),
+        partial(_parts, work, schema, recipe.options.get("packages", {})),
         Pool(workers, quiet, gpus, accept_lost=accept_lost),
         settle=partial(_lost, recipe, schema),
         compact=partial(_compact, started, out, units, recipe, plan, schema, refuse),
@@ -152,7 +158,10 @@ def run_job(
 ROWS, REJECTED = "rows.arrow", "rejected.arrow"
 
 
-def _parts(work: Work, schema: pa.Schema, payload: dict[str, Any]) -> Parts:
+def _parts(
+    work: Work, schema: pa.Schema, packages: Mapping[str, str], payload: dict[str, Any]
+) -> Parts:
+    require_packages(packages)
     return _as_parts(work(payload), schema)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerflow.files import FULL
+from layerflow.plugins import missing_packages
 from pipelines.engine.staging import InfrastructureError, Parts, Staging
 
 ATTEMPTS = 2
@@ -92,6 +93,12 @@ def run_staged(
         f"{staging.folder}: {len(damaged)} units were damaged {ROUNDS} times after they were "
         f"written ({fault}); check the disk, then start the same command again"
     )
+
+
+def require_packages(recorded: Mapping[str, str]) -> None:
+    """Raises InfrastructureError where a package is absent that the recipe names."""
+    if recorded and (missing := missing_packages(recorded)):
+        raise InfrastructureError(missing)
 
 
 def _stop_if_most(lost: Mapping[str, str], total: int) -> None:

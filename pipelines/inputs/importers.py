@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from layerflow.plugins import Plugins
 from pipelines.inputs.layouts import Group
 from pipelines.readers.layered_stills import StillLayers, read_layers
 
@@ -36,6 +36,11 @@ IMPORTERS: dict[str, str] = {
     "films": "pipelines.inputs.grouped:VIDEOS",
 }
 """``--layout`` -> ``module:object``, in the order in which ``auto`` asks them."""
+LAYOUTS = Plugins(
+    "layerflow.importers", "layout", IMPORTERS, ("name", "recognises", "list", "read")
+)
+"""``Importer`` objects: ours, and those of installed packages. ``auto`` asks ours only, so that
+what is installed does not change what a folder is taken for."""
 
 
 @dataclass
@@ -81,11 +86,8 @@ class Importer:
 
 
 def load_importer(layout: str) -> Importer:
-    """The importer of a name in ``IMPORTERS``. ValueError for another name."""
-    if layout not in IMPORTERS:
-        raise ValueError(f"unknown layout {layout!r}; layouts are {', '.join(IMPORTERS)}")
-    module, _, name = IMPORTERS[layout].partition(":")
-    importer: Importer = getattr(import_module(module), name)
+    """The importer of a name, of ``LAYOUTS``. ValueError for another name."""
+    importer: Importer = LAYOUTS.checked(layout, LAYOUTS.load(layout))
     return importer
 
 
@@ -101,5 +103,6 @@ def list_folder(layout: str, root: Path) -> Listing:
     """What a folder holds by its layout; every still knows its importer."""
     importer = importer_of(layout, root)
     found = importer.list(root)
-    found.stills = [replace(still, importer=importer.name) for still in found.stills]
+    name = importer.name if layout == "auto" else layout
+    found.stills = [replace(still, importer=name) for still in found.stills]
     return found

@@ -9,9 +9,7 @@ ones that can fetch them.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import cv2
 import numpy as np
 
+from layerflow.plugins import Plugins
+
 BACKENDS: dict[str, str] = {
     "motion": "pipelines.matting.motion.backend:MotionMatting",
     "auto": "pipelines.matting.auto.backend:AutoMatting",
@@ -31,6 +31,13 @@ BACKENDS: dict[str, str] = {
     "alpha": "pipelines.matting.alpha:AlphaMatting",
     "chroma": "pipelines.matting.chroma:ChromaMatting",
 }
+MATTING = Plugins(
+    "layerflow.matting",
+    "matting backend",
+    BACKENDS,
+    ("name", "version", "licence", "needs", "__call__"),
+)
+"""Classes of ``MattingBackend``: ours, and those of installed packages."""
 
 ALPHA = "alpha"  # RGBA frames: the matte that comes with the video (``with_alpha``)
 BACKDROP = "backdrop"  # the backdrop of the shot, where there is one
@@ -95,7 +102,7 @@ def make_backend(
     device: str = "cpu",
     **options: Any,
 ) -> MattingBackend:
-    """Build the matting backend ``name``, one of ``BACKENDS``, or ``NAME:MODEL``.
+    """Build the matting backend ``name``, of ``MATTING``, or ``NAME:MODEL``.
 
     ``MODEL`` is a model of rembg (``rembg:isnet-general-use``), a preset of onnx (``onnx:dis``) or
     the networks of auto (``auto:u2netp``).
@@ -105,19 +112,9 @@ def make_backend(
     missing weights, or a package that is not installed.
     """
     name, _, model = name.partition(":")
-    if name not in BACKENDS:
-        raise ValueError(f"unknown matting backend {name!r}; choose one of {', '.join(BACKENDS)}")
-    module, _, attribute = BACKENDS[name].partition(":")
-    backend = getattr(importlib.import_module(module), attribute)
-    taken = inspect.signature(backend).parameters
-    given = {"weights": weights, "model": model or None, **options}
-    given = {argument: value for argument, value in given.items() if value is not None}
-    for argument in given:
-        if argument not in taken:
-            raise ValueError(f"matting backend {name!r} has no {argument}: leave it out")
-    if "device" in taken:
-        given["device"] = device
-    return cast(MattingBackend, backend(**given))
+    asked = {"weights": weights, "model": model or None, **options}
+    asked = {argument: value for argument, value in asked.items() if value is not None}
+    return cast(MattingBackend, MATTING.make(name, {"device": device}, asked))
 
 
 def require(package: str, backend: str) -> None:

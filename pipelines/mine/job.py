@@ -24,8 +24,9 @@ from layerflow.media.cells import MediaError
 from layerflow.media.decode import shared_decoder
 from layerflow.media.video import Limits
 from layerflow.outputs import local_output
+from layerflow.plugins import packages_of
 from manifests.mine import MineOptions
-from pipelines.captions.captioner import make_captioner
+from pipelines.captions.captioner import CAPTIONERS, make_captioner
 from pipelines.engine.cluster import require_gpus
 from pipelines.engine.jobs import Outcome, Recipe, Running, Summary, make_recipe, run_job
 from pipelines.engine.runner import Survey
@@ -33,12 +34,13 @@ from pipelines.engine.steps import Refused, Steps, run_steps
 from pipelines.gates import resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
 from pipelines.inputs.prompts import read_prompt_table
+from pipelines.matting import MATTING
 from pipelines.matting.auto.networks import resolved
 from pipelines.mine import filters, layers, record
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.survey import Findings, plan_duplicates, survey_unit
 from pipelines.mine.window import Video, Window, matting_backend
-from pipelines.vision.inpaint import make_inpainter
+from pipelines.vision.inpaint import INPAINTERS, make_inpainter
 
 STEPS: Steps[Window] = (
     filters.refuse_duplicate,  # rejected as "duplicates"
@@ -69,7 +71,12 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     """
     out = local_output(options.out)
     options = options.model_copy(update={"matting": resolved(options.matting)})
-    recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION)
+    packages = packages_of(
+        matting=(MATTING, options.matting.partition(":")[0]),
+        inpaint=(INPAINTERS, options.inpaint),
+        captioner=(CAPTIONERS, options.captions.captioner if options.captions else None),
+    )
+    recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION, packages)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     gpus = check_request(options, how.get("workers"))
     return run_job(

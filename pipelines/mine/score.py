@@ -13,19 +13,10 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from layerflow.corpus.table import VOTES
+from layerflow.corpus.scores import names_of
 from pipelines.mine.text import text_share
 from pipelines.vision.numerics import dilate, single_thread, work_size
 from pipelines.vision.plate import Plate
-
-CONFIDENCE_SCORES = (
-    "matte_confidence",
-    "matte_stability",
-    "matte_agreement",
-    "motion_contrast",
-    "colour_separation",
-    *VOTES,
-)
 
 Flows = list[tuple[np.ndarray, np.ndarray]]
 
@@ -90,7 +81,7 @@ def score_clip(
         camera_static=registration.static,
         feature_survival=registration.survival,
     )
-    scores.update({k: float(v) for k, v in (confidence or {}).items() if k in CONFIDENCE_SCORES})
+    scores.update({k: float(v) for k, v in (confidence or {}).items() if k in names_of("matting")})
     return {k: float(v) for k, v in scores.items() if math.isfinite(v)}
 
 

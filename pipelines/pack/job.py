@@ -15,9 +15,11 @@ from typing import Any, Unpack
 from layerflow.corpus.table import EXTENDED_SCHEMA, rejected_row
 from layerflow.media.decode import Decoder
 from layerflow.outputs import local_output
+from layerflow.plugins import packages_of
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import Outcome, Running, Summary, make_recipe, run_job
 from pipelines.engine.steps import Refused, Steps, run_steps
+from pipelines.inputs.importers import LAYOUTS
 from pipelines.pack.describe import trace_origin, write_prompts
 from pipelines.pack.plan import make_plan, plan_units
 from pipelines.pack.read import (
@@ -52,7 +54,8 @@ def run_pack(options: PackOptions, **how: Unpack[Running]) -> Summary:
     starts.
     """
     out = local_output(options.out)
-    recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION)
+    packages = packages_of(layout=(LAYOUTS, options.layout))
+    recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION, packages)
     context = PackContext(make_plan(options), options, recipe.hash)
     return run_job(
         plan_units(context.plan),

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from layerflow.corpus.columns import COLUMNS
+from layerflow.corpus.scores import meaning
 from layerflow.corpus.stats import NO_LICENCE
 from layerflow.locations import one_line
 from manifests.yaml_file import parse_yaml
@@ -239,40 +241,22 @@ def _contents(facts: CardFacts) -> str:
     return "\n".join(text)
 
 
-EXTRA_COLUMNS = (
-    ("shadow", "none, or background: the foreground's contact shadow lies in the background layer"),
-    ("plate", "the background without that shadow"),
-    ("objects", "single objects of the foreground, back to front, with visible and amodal alpha"),
-    ("draw", "JSON of every random draw and measured match of a pasted clip"),
-)
-
-
 def _columns(facts: CardFacts) -> str:
-    rows = (
-        ("id", "16 hex digits of a hash of the kind, the sources, the span and the recipe"),
-        ("kind", "mined (matted from a real video), pasted (a foreground on another background), "
-         "image (a layered still)"),
-        ("foreground, background, blended", "colour, H.264 4:4:4 in MP4, or PNG for stills; the "
-         "foreground is straight, not premultiplied"),
-        ("alpha", "one lossless full-range channel, FFV1 gray in Matroska, or PNG"),
-        ("foreground_prompt, background_prompt, blended_prompt", "captions"),
-        ("num_frames, height, width, fps", "of every layer"),
-        ("alpha_kind, background_kind", "binary or soft; real, filled or inpainted"),
-        ("origin", "uri, sha256, start and end in seconds, licence, attribution, parents"),
-        ("quality", "all scores, null where a job does not know one"),
-        ("recipe", "hash of the options that the clip was made with"),
-    )  # fmt: skip
-    extras = [row for row in EXTRA_COLUMNS if row[0] in facts.configs[0].features]
-    return "## Columns\n\n" + table(("column", "holds"), [*rows, *extras])
+    rows: dict[str, list[str]] = {}  # what a column holds -> the columns that hold it
+    for column in COLUMNS:
+        if column.always or column.name in facts.configs[0].features:
+            rows.setdefault(column.holds, []).append(column.name)
+    listed = [(", ".join(names), holds) for holds, names in rows.items()]
+    return "## Columns\n\n" + table(("column", "holds"), listed)
 
 
 def _scores(facts: CardFacts) -> str:
     scores = facts.stats["scores"]
     points = ("count", "min", "p5", "p50", "p95", "max")
-    rows = [(name, *(f"{v[p]:.4g}" for p in points)) for name, v in scores.items()]
+    rows = [(n, *(f"{v[p]:.4g}" for p in points), meaning(n)) for n, v in scores.items()]
     if not rows:
         return "## Scores\n\nNo clip has a score."
-    return "## Scores\n\n" + table(("score", *points), rows)
+    return "## Scores\n\n" + table(("score", *points, "says"), rows)
 
 
 def _licences(facts: CardFacts) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from layerflow.clip import ALPHA, LAYERS
+from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
 from layerflow.files import replacing
@@ -53,7 +53,7 @@ def table_schema(corpus: Corpus) -> pa.Schema:
 
 def media_columns(schema: pa.Schema) -> list[str]:
     """The columns of a table that hold one media file a row."""
-    return [*LAYERS, *(["plate"] if "plate" in schema.names else [])]
+    return [column.name for column in COLUMNS if column.media and column.name in schema.names]
 
 
 def features_of(kinds: set[str], schema: pa.Schema = SCHEMA) -> Any:
@@ -108,11 +108,11 @@ def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     ids = batch.column("id").to_pylist()
     still = [kind == "image" for kind in batch.column("kind").to_pylist()]
     columns = []
-    media = media_columns(schema)
+    suffixes = {column.name: column.media for column in COLUMNS if column.media}
     for name in schema.names:
         column = batch.column(name)
-        if name in media:
-            moving = "mkv" if name == ALPHA else "mp4"
+        if name in suffixes:
+            moving = suffixes[name]
             names = [
                 f"{id}.{name}.{'png' if one else moving}"
                 for id, one in zip(ids, still, strict=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from layerflow.corpus.scores import meaning
 from layerflow.corpus.stats import general_reason
 from layerflow.files import write_bytes
 from layerflow.media.cells import MediaError, encode_png
@@ -136,7 +137,10 @@ def overview(source: ClipSource, rows: Iterable[dict[str, Any]]) -> dict[str, An
         "total": sum(kinds.values()),
         "kinds": dict(kinds),
         "licences": dict(licences.most_common(20)),
-        "histograms": {name: histogram(values) for name, values in sorted(scores.items())},
+        "histograms": {
+            name: {**histogram(values), "says": meaning(name)}
+            for name, values in sorted(scores.items())
+        },
         "reasons": dict(reasons.most_common(100)),
         "rejected_total": sum(reasons.values()),
     }

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED, U8, LayeredClip
+from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.stats import read_batches, small_rows
 from layerflow.corpus.table import Table, decode_row
@@ -130,6 +131,7 @@ def shown_row(row: dict[str, Any], index: int) -> dict[str, Any]:
         "prompts": {layer: row[f"{layer}_prompt"] for layer in PROMPTED},
         **{name: row[name] for name in ("num_frames", "height", "width", "fps")},
         **{name: row[name] for name in ("alpha_kind", "background_kind", "recipe")},
+        "more": {c.name: row[c.name] for c in COLUMNS if c.shown and row.get(c.name) is not None},
         "scores": _scores(row["quality"]),
     }
 

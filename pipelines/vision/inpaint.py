@@ -6,10 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import cv2
 import numpy as np
+
+from layerflow.plugins import Plugins
+
+INPAINTERS = Plugins(
+    "layerflow.inpainters",
+    "inpainter",
+    {
+        "opencv": "pipelines.vision.inpaint:OpenCvInpainter",
+        "lama": "pipelines.vision.inpaint:LamaInpainter",
+    },
+    ("name", "licence", "__call__"),
+)
+"""Classes of ``Inpainter``: ours, and those of installed packages."""
 
 _FILL_SIDE = 320  # OpenCV works on a window scaled to at most this size
 _LAMA_SIDE = 512  # LaMa was trained at 256 and is good up to about this size
@@ -170,9 +183,6 @@ def _crops(masks: list[np.ndarray]) -> list[tuple[slice, slice]]:
 
 @lru_cache(maxsize=2)
 def make_inpainter(name: str, weights: str | None = None, device: str = "cpu") -> Inpainter:
-    """The inpainter ``opencv`` or ``lama``, one a process. Raises ValueError if it cannot start."""
-    if name == "opencv":
-        return OpenCvInpainter()
-    if name != "lama" or weights is None:
-        raise ValueError(f"unknown inpainter {name!r}, or no weights; choose opencv, or lama")
-    return LamaInpainter(weights, device)
+    """An inpainter of ``INPAINTERS``, one a process. ValueError if it cannot start."""
+    asked = {} if weights is None else {"weights": weights}
+    return cast(Inpainter, INPAINTERS.make(name, {"device": device}, asked))

@@ -64,13 +64,13 @@ function facts(clip) {
     ...SHOWN.map((layer) => [layer === "alpha" ? "" : layer + " prompt", clip.prompts[layer]]),
     ["source", clip.source], ["span", span], ["licence", clip.licence === undefined ? "" : clip.licence || "not stated"],
     ["attribution", clip.attribution], ["parents", (clip.parents || []).join(", ")], ["size", size],
-    ["alpha", clip.alpha_kind], ["background", clip.background_kind], ["recipe", clip.recipe], ["id", clip.id],
+    ["alpha", clip.alpha_kind], ["background", clip.background_kind], ...Object.entries(clip.more ?? {}), ["recipe", clip.recipe], ["id", clip.id],
   ];
   $("facts").replaceChildren(...rows.filter(([name, value]) => name && value).flatMap(([name, value]) =>
     [make("dt", { textContent: name }), make("dd", { dir: "auto", textContent: value })]));
   $("detail-scores").replaceChildren(...Object.entries(clip.scores).map(([name, value]) => {
     const shape = data.histograms[name];
-    return make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: short(value) }), ...(shape ? [bars(shape, value)] : []));
+    return make("div", { title: shape?.says ?? "" }, make("dt", { textContent: name }), make("dd", { textContent: short(value) }), ...(shape ? [bars(shape, value)] : []));
   }));
 }
 
@@ -125,7 +125,7 @@ function histograms() {
     const head = make("span", {}, name);
     const middle = make("small", { textContent: "median " + short(shape.median) });
     const ends = make("span", {}, make("small", { textContent: short(shape.low) }), make("small", { textContent: short(shape.high) }));
-    const button = make("button", { type: "button", className: "histogram" }, head, middle, bars(shape), ends);
+    const button = make("button", { type: "button", className: "histogram", title: shape.says }, head, middle, bars(shape), ends);
     button.onclick = () => { $("score").value = name; $("sort").value = "-" + name; mark(); refresh(false); };
     button.dataset.score = name;
     return button;

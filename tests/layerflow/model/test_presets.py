@@ -23,7 +23,7 @@ from layerflow.model.from_base import make_scheduler
 from layerflow.model.layers import native_layout
 from layerflow.model.objective import layer_loss
 from layerflow.model.pipeline import LayerFlowPipeline
-from layerflow.model.presets import PRESETS, init_directory
+from layerflow.model.presets import BASE, init_directory
 from layerflow.official.convert import convert_checkpoint
 from manifests.common import parse_size
 from tests.support import official_reference as reference
@@ -141,7 +141,7 @@ def test_native_model_from_a_cogvideox_folder(tmp_path, preset, rotary):
     folder = init_directory(tmp_path / "m", preset, base, **options)
     pipe = LayerFlowPipeline.from_pretrained(folder)
     config = pipe.transformer.config
-    assert config.positions == PRESETS[preset].options["positions"] == "shared"
+    assert config.positions == BASE["positions"] == "shared"
     assert config.use_rotary_positional_embeddings is rotary
     assert (config.num_text_tokens, config.latent_frames) == (6, 2)
     assert pipe.vae is not None and pipe.text_encoder is None

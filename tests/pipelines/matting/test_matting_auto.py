@@ -12,15 +12,14 @@ import pyarrow as pa
 import pytest
 
 from layerflow import weights
-from layerflow.corpus.columns import joined_schema
-from layerflow.corpus.table import EXTENDED_SCHEMA, QUALITY, QUALITY_FIELDS, SCHEMA, VOTES
+from layerflow.corpus.columns import EXTENDED_SCHEMA, QUALITY, SCHEMA, joined_schema
+from layerflow.corpus.scores import names_of
 from pipelines.engine.jobs import make_recipe
 from pipelines.gates import judge
 from pipelines.matting import make_backend
 from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.networks import resolved
 from pipelines.matting.auto.sources import carry, key_frames
-from pipelines.mine.score import CONFIDENCE_SCORES
 from pipelines.vision.evidence import match
 from pipelines.vision.registration import register
 from tests.support.matting_clips import Truth, mean_iou, moving_disc
@@ -171,10 +170,10 @@ def test_without_weights_auto_says_so_and_names_that_cannot_be_kept_are_refused(
 
 
 def test_every_source_has_a_column_for_its_vote_and_older_corpora_still_join() -> None:
-    assert set(VOTES) == {"motion_vote", *(f"{entry.name}_vote" for entry in weights.REGISTRY)}
-    assert set(VOTES) <= set(QUALITY_FIELDS) and set(VOTES) <= set(CONFIDENCE_SCORES)
+    votes = {"motion_vote", *(f"{entry.name}_vote" for entry in weights.REGISTRY)}
+    assert {name for name in names_of("matting") if name.endswith("_vote")} == votes
     at = SCHEMA.get_field_index("quality")
-    fewer = pa.struct([field for field in QUALITY if field.name not in VOTES])
+    fewer = pa.struct([field for field in QUALITY if field.name not in votes])
     older = SCHEMA.set(at, SCHEMA.field(at).with_type(fewer))
     assert joined_schema([older, EXTENDED_SCHEMA]) == EXTENDED_SCHEMA
     foreign = SCHEMA.set(at, SCHEMA.field(at).with_type(pa.struct([("beauty", pa.float32())])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layerflow.corpus.table import QUALITY_FIELDS
+from layerflow.corpus.scores import QUALITY_FIELDS
 from pipelines.gates import GATES, judge
 from pipelines.mine.score import score_clip, score_frames
 from pipelines.vision.colour import straight_foreground
