@@ -9,7 +9,17 @@ import sys
 
 import typer
 
-GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
+GROUPS = (
+    "data",
+    "corpus",
+    "model",
+    "train",
+    "evaluate",
+    "publish",
+    "new",
+    "doctor",
+    "demo.command",
+)
 ERROR_WIDTH = 1000
 
 
