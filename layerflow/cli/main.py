@@ -9,9 +9,10 @@ import sys
 
 import typer
 
+from layerflow.cli import new
 from layerflow.cli.plugin_help import PluginCommand
 
-GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
+GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "doctor", "demo.command")
 ERROR_WIDTH = 1000
 
 
@@ -27,6 +28,7 @@ def build_app() -> typer.Typer:
     for group in GROUPS:
         for command in importlib.import_module(f"layerflow.cli.{group}").COMMANDS:
             app.command(command.__name__.rstrip("_"), cls=PluginCommand)(command)
+    app.add_typer(new.GROUP, name="new")
     return app
 
 
