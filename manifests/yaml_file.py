@@ -42,7 +42,9 @@ def read_yaml(path: Path) -> Any:
             raise ValueError(f"{path}: larger than {MAX_BYTES} bytes; this is no manifest")
         text = data.decode("utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such manifest") from None
+        raise ValueError(
+            f"{path}: no such manifest; `layerflow new train` and `layerflow new corpus` write one"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     return parse_yaml(text, str(path))

@@ -9,10 +9,10 @@ import sys
 
 import typer
 
+from layerflow.cli import new, weights
 from layerflow.cli.plugin_help import PluginCommand
 
-GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "demo.command")
-NESTED = ("weights",)  # groups whose commands follow their name
+GROUPS = ("data", "corpus", "model", "train", "evaluate", "publish", "doctor", "demo.command")
 ERROR_WIDTH = 1000
 
 
@@ -25,13 +25,11 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for group in (*GROUPS, *NESTED):
-        module, place = importlib.import_module(f"layerflow.cli.{group}"), app
-        if group in NESTED:
-            place = typer.Typer(help=module.HELP, no_args_is_help=True)
-            app.add_typer(place, name=group)
-        for command in module.COMMANDS:
-            place.command(command.__name__.rstrip("_"), cls=PluginCommand)(command)
+    for group in GROUPS:
+        for command in importlib.import_module(f"layerflow.cli.{group}").COMMANDS:
+            app.command(command.__name__.rstrip("_"), cls=PluginCommand)(command)
+    app.add_typer(new.GROUP, name="new")
+    app.add_typer(weights.GROUP, name="weights")
     return app
 
 

@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-HELP = "Network weights by name; nothing is fetched unless asked."
+GROUP = typer.Typer(
+    help="Network weights by name; nothing is fetched unless asked.", no_args_is_help=True
+)
 
 
+@GROUP.command("list")
 def list_() -> None:
     """What is known, its licences, and what is there."""
     from layerflow import weights
@@ -29,6 +32,7 @@ def list_() -> None:
             typer.echo(f"  {name}: {text}")
 
 
+@GROUP.command()
 def get(
     name: Annotated[str, typer.Argument(help="one of: layerflow weights list")],
     source: Annotated[
@@ -44,6 +48,7 @@ def get(
     typer.echo(str(weights.get(name, source)))
 
 
+@GROUP.command()
 def check() -> None:
     """Read all weights in the folder through. Exit status 1 if one is not what its name says."""
     from layerflow import weights
@@ -64,6 +69,3 @@ def _state(entry: object) -> str:
     except ValueError as error:
         return f"wrong: {error}"
     return "not there" if path is None else f"there, {path}"
-
-
-COMMANDS = (list_, get, check)

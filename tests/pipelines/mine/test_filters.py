@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import cv2
 import numpy as np
 import pytest
 
+from bench.duplicates import measure
 from layerflow.clip import U8
 from pipelines.mine.duplicates import distance, find_duplicates, signature
 from pipelines.mine.text import text_share
@@ -71,16 +70,31 @@ def test_another_subject_before_the_same_static_camera_is_no_duplicate() -> None
     assert distance(signature(walks[0]), signature(walks[1])) > 1
 
 
-def test_of_a_large_corpus_only_the_planted_twins_are_found_and_soon() -> None:
+def test_of_a_large_corpus_only_the_planted_twins_are_found() -> None:
     signatures = [signature(scene(seed, 36, 64, 4)) for seed in range(800)]
     twins = {600: 7, 700: 699, 790: 7}
     for later, earlier in twins.items():
         noisy = scene(earlier, 36, 64, 4).astype(int)
         noisy += np.random.default_rng(later).integers(-6, 7, noisy.shape)
         signatures[later] = signature(np.clip(noisy, 0, 255).astype(np.uint8))
-    start = time.process_time()
     found = find_duplicates(signatures, list(range(800)))
-    assert time.process_time() - start < 10
     near = {later: earlier for later, (earlier, far) in found.items() if far <= 1}
     assert near == twins
     assert find_duplicates(signatures, [0] * 800) == {}
+
+
+def test_twins_are_found_among_tens_of_thousands_of_windows() -> None:
+    """One short hash for all would be crowded here: it once found a fifth of them, silently."""
+    assert measure(40_000, seed=1).recall > 0.98
+
+
+def test_a_twin_is_found_in_a_crowd_before_one_fixed_camera() -> None:
+    rng = np.random.default_rng(0)
+    frames = np.repeat(rng.integers(40, 200, (1, 1, 96)), 3, axis=1).repeat(900, axis=0)
+    changes = np.zeros((900, 2, 96), int)
+    for change in changes.reshape(-1, 96):
+        change[rng.choice(96, 20, replace=False)] = rng.integers(60, 255, 20)
+    crowd = np.concatenate([frames, changes], axis=1).astype(np.uint8).reshape(900, -1)
+    twin = np.clip(crowd[17] + rng.integers(-2, 3, 480), 0, 255).astype(np.uint8)
+    found = find_duplicates(np.concatenate([crowd, twin[None]]), range(901), limit=1.0)
+    assert {later: earlier for later, (earlier, _) in found.items()} == {900: 17}
