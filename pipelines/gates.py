@@ -7,7 +7,10 @@ it, so that a clip which cannot pass costs little.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
 
 from layerflow.corpus.scores import PRESETS, QUALITY_FIELDS, thresholds
 
@@ -32,7 +35,18 @@ def judge(scores: Mapping[str, float | None], gate: str | Gate) -> str | None:
     score that is absent or None is not judged: not every backend knows its own confidence.
     Raises ValueError for an unknown preset or score name.
     """
-    for name, (low, high) in (resolve_gate(gate) if isinstance(gate, str) else gate).items():
+    failed = _first_failed(scores, resolve_gate(gate) if isinstance(gate, str) else gate)
+    if failed is None:
+        return None
+    name, side, bound = failed
+    return f"{name} {scores[name]:.4g} {side} {bound:g}"
+
+
+def _first_failed(
+    scores: Mapping[str, float | None], gate: Gate
+) -> tuple[str, Literal["below", "above"], float] | None:
+    """The threshold that decides: score, side, bound."""
+    for name, (low, high) in gate.items():
         if name not in QUALITY_FIELDS:
             raise ValueError(
                 f"quality gate names an unknown score {name!r}; known: {', '.join(QUALITY_FIELDS)}"
@@ -41,7 +55,39 @@ def judge(scores: Mapping[str, float | None], gate: str | Gate) -> str | None:
         if value is None or math.isnan(value):
             continue
         if value < low:
-            return f"{name} {value:.4g} below {low:g}"
+            return name, "below", low
         if value > high:
-            return f"{name} {value:.4g} above {high:g}"
+            return name, "above", high
     return None
+
+
+@dataclass(frozen=True)
+class Misses:
+    """The clips that one threshold decided: how many, the median of their scores, the nearest."""
+
+    score: str
+    side: Literal["below", "above"]
+    bound: float
+    clips: int
+    middle: float
+    nearest: float
+
+
+def misses(rejected: Iterable[Mapping[str, float | None]], gate: Gate) -> list[Misses]:
+    """What the gate turned clips down for, the most frequent first. rejected: their scores."""
+    values: dict[tuple[str, Literal["below", "above"], float], list[float]] = {}
+    for scores in rejected:
+        failed = _first_failed(scores, gate)
+        if failed is not None:
+            values.setdefault(failed, []).append(float(scores[failed[0]] or 0.0))
+    found = [
+        Misses(*key, len(all_), median(all_), max(all_) if key[1] == "below" else min(all_))
+        for key, all_ in values.items()
+    ]
+    return sorted(found, key=lambda one: -one.clips)
+
+
+def looser(preset: str) -> list[str]:
+    """The presets below one, the nearest first."""
+    order = list(reversed(PRESETS))
+    return order[order.index(preset) + 1 :] if preset in order else []

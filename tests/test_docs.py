@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -93,13 +94,21 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
+def leaves(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its name, those of a group inside as ``GROUP COMMAND``."""
+    for command, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from leaves(found, f"{above}{command} ")
+        else:
+            yield f"{above}{command}", found
+
+
 def test_commands_and_options_of_the_pages_exist() -> None:
-    group = typer.main.get_command(build_app())
     options = {
         command: {
             text for option in found.params for text in (*option.opts, *option.secondary_opts)
         }
-        for command, found in group.commands.items()  # type: ignore[attr-defined]
+        for command, found in leaves(typer.main.get_command(build_app()))
     }
     seen, unknown = set(), []
     for page in PAGES:
@@ -107,6 +116,8 @@ def test_commands_and_options_of_the_pages_exist() -> None:
             command = words[0] if words else "--help"
             if command.startswith("-"):
                 continue
+            if command not in options:
+                command = " ".join(words[:2])
             seen.add(command)
             said = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
             if not said <= options.get(command, set()):

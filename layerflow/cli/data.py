@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerflow import front
+from layerflow.cli.misses import print_misses
 from layerflow.cli.options import with_options_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @with_options_of(front.mine, str, inputs=typer.Argument())
 def mine(**options: Any) -> None:
     """Real video -> mined clips: matte, straight foreground, clean background, scores."""
-    _finish(front.mine(**options))
+    _finish(front.mine(**options), options["gate"])
 
 
 @with_options_of(front.paste, str, more=typer.Option("--set"))
@@ -38,13 +39,15 @@ def build(
 ) -> None:
     """Run the jobs that a corpus manifest lists, in order."""
     from layerflow.outputs import local_output
+    from manifests.mine import MineOptions
     from manifests.schema import load_build, options_of
 
     jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
     for options in jobs:
         local_output(options.out)
     for options in jobs:
-        _finish(front.run_job(options, **how))
+        gate = (options.gate, options.thresholds) if isinstance(options, MineOptions) else ()
+        _finish(front.run_job(options, **how), *gate)
 
 
 def _assignments(items: list[str], option: str) -> dict[str, Any]:
@@ -61,9 +64,10 @@ def _assignments(items: list[str], option: str) -> dict[str, Any]:
     return found
 
 
-def _finish(summary: Summary) -> None:
-    """Print what was made. Exit status 1 when nothing was."""
+def _finish(summary: Summary, gate: str = "off", thresholds: Any = None) -> None:
+    """Print what was made, and what a mine job's ``gate`` decided. Status 1 when nothing was."""
     print_summary(summary)
+    print_misses(summary.out, gate, thresholds)
     if summary.kept == 0:
         raise typer.Exit(1)
 
