@@ -108,6 +108,15 @@ def _packages() -> Iterator[Finding]:
             yield Finding("note", name, f"not installed; for {use}: {how}")
 
 
+def _weights() -> Iterator[Finding]:
+    from layerflow import weights
+
+    for entry in weights.REGISTRY:
+        path = weights.path_of(entry)
+        advice = f"not here; for --matting auto: layerflow weights get {entry.name}"
+        yield Finding("ok" if path else "note", f"weights {entry.name}", str(path or advice))
+
+
 def _codecs() -> Iterator[Finding]:
     import av
 
@@ -145,6 +154,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _machine,
     _torch,
     _packages,
+    _weights,
     _codecs,
     _ray,
     _disk,
