@@ -271,11 +271,8 @@ class PublishedCorpus:
 def _local_file(path: Path) -> _File:
     about = path.stat()
     stamp = (about.st_size, about.st_mtime_ns)
-    return _File(path.name, stamp, partial(_open_local, path))
-
-
-def _open_local(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+    opened = partial(pq.ParquetFile, path, memory_map=True, page_checksum_verification=True)
+    return _File(path.name, stamp, opened)
 
 
 def _remote_file(system: Any, name: str) -> _File:

@@ -75,7 +75,7 @@ def refuse_unsound(corpus: Corpus | PublishedCorpus, *, ids: bool = True) -> Non
 
 def refuse_unpackable(corpus: Corpus | PublishedCorpus) -> None:
     """Raises ValueError when the columns without media of a local published corpus do not unpack
-    within a child's memory: for what only looks at a corpus."""
+    within a child's memory: for what only shows a corpus."""
     if isinstance(corpus, PublishedCorpus) and not is_remote(corpus.path):
         for problem in published_problems(Path(corpus.path), small_columns(corpus.schema)):
             raise ValueError(f"{corpus.path} cannot be used: {problem}")
