@@ -38,13 +38,14 @@ def build(
 ) -> None:
     """Run the jobs that a corpus manifest lists, in order."""
     from layerflow.outputs import local_output
-    from manifests.schema import load_build, options_of
+    from manifests.common import load
+    from manifests.schema import BuildManifest
 
-    jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
-    for options in jobs:
-        local_output(options.out)
-    for options in jobs:
-        _finish(front.run_job(options, **how))
+    jobs = load(manifest, BuildManifest).jobs
+    for job in jobs:  # all are checked first
+        local_output(job.out)
+    for job in jobs:
+        _finish(front.run_job(job, **how))
 
 
 def _assignments(items: list[str], option: str) -> dict[str, Any]:
