@@ -37,6 +37,16 @@ class Sprite:
     path: Path
     shape: tuple[int, int]
 
+    def maps(self, poses: F64) -> F64:
+        """Affine maps ``[n, 2, 3]`` from pixels of the prefiltered frames to clip pixels."""
+        return matrices(poses, self.shape, self.path.mirrored, self.factor)
+
+    @property
+    def factor(self) -> tuple[float, float]:
+        """(y, x) pixels of the prefiltered frames per pixel at full size."""
+        height, width = self.frames[0].shape[:2]
+        return height / self.shape[0], width / self.shape[1]
+
 
 def reduced(rgba: U8, scale: float) -> U8:
     """Straight uint8 ``[h, w, 4]`` at most ``OVERSAMPLE`` times as large as it is pasted."""
@@ -132,9 +142,7 @@ def compose(
 def _maps(sprite: Sprite, shutter: float, count: int) -> list[F64]:
     """For each frame the affine maps ``[n, 2, 3]`` whose mean is the blurred picture."""
     first = sprite.frames[0]
-    factor = (first.shape[0] / sprite.shape[0], first.shape[1] / sprite.shape[1])
-    path, shape = sprite.path, sprite.shape
-    whole = matrices(path.poses, shape, path.mirrored, factor)
+    whole = sprite.maps(sprite.path.poses)
     if shutter <= 0 or count < 2:
         return [whole[t : t + 1] for t in range(count)]
     corners = np.array(
@@ -150,7 +158,7 @@ def _maps(sprite: Sprite, shutter: float, count: int) -> list[F64]:
             out.append(whole[t : t + 1])
             continue
         times = t + shutter * ((np.arange(samples) + 0.5) / samples - 0.5)
-        out.append(matrices(path.at(times), shape, path.mirrored, factor))
+        out.append(sprite.maps(sprite.path.at(times)))
     return out
 
 

@@ -46,8 +46,7 @@ class Path:
 
 def ease(s: F64, strength: float) -> F64:
     """0..1 -> 0..1, from even speed (strength 0) to a smooth start and stop (strength 1)."""
-    eased: F64 = (1 - strength) * s + strength * (3 * s**2 - 2 * s**3)
-    return eased
+    return np.asarray((1 - strength) * s + strength * (3 * s**2 - 2 * s**3))
 
 
 def draw_path(rng: Generator, foreground: Foreground, options: PasteOptions, camera: F64) -> Path:
