@@ -6,6 +6,7 @@ with limits, before a cell is decoded.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -85,11 +86,8 @@ def probe_cell(data: bytes, bounds: Bounds | None = None) -> Cell:
     most = (bounds or Bounds()).frames
     try:
         with open_cell(data) as container:
-            frames = 0
-            for packet in container.demux(video=0):
-                frames += 1 if packet.size else 0
-                if frames > most:
-                    break
+            packets = (packet for packet in container.demux(video=0) if packet.size)
+            frames = sum(1 for _ in itertools.islice(packets, most + 1))
             context = container.streams.video[0].codec_context
             return Cell(context.name, context.pix_fmt or "", context.height, context.width, frames)
     except (av.error.FFmpegError, IndexError, ValueError) as error:
