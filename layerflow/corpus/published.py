@@ -258,8 +258,7 @@ class PublishedCorpus:
             raise IndexError(f"row {index} of {self._rows}")
         file, group, first = self._groups[bisect.bisect_right(self._firsts, index) - 1]
         batch = self._read(file, group, columns)
-        row: dict[str, Any] = batch.slice(index - first, 1).to_pylist()[0]
-        return row
+        return batch.slice(index - first, 1).to_pylist()[0]
 
     def clip(self, index: int) -> LayeredClip:
         return decode_row(self.row(index))

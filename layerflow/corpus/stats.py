@@ -156,10 +156,7 @@ class _Share:
 def cell_bytes(corpus: Corpus | PublishedCorpus) -> np.ndarray:
     """int64 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
     parts = [
-        np.stack(
-            [pc.fill_null(pc.binary_length(batch.column(i)), 0).to_numpy(False) for i in range(4)],
-            axis=1,
-        )
+        np.column_stack([pc.binary_length(c).fill_null(0).to_numpy(False) for c in batch.columns])
         for batch in read_batches(corpus, LAYERS)
     ]
     return np.concatenate([np.zeros((0, 4), np.int64), *parts]).astype(np.int64)
@@ -209,6 +206,5 @@ def _rejected(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     folder = Path(corpus.path) / "rejected"
     if (folder / "state.json").is_file():
         for batch in read_batches(Table(folder), ("stage", "reason")):
-            for row in batch.to_pylist():
-                reasons[general_reason(row["stage"], row["reason"])] += 1
+            reasons.update(general_reason(row["stage"], row["reason"]) for row in batch.to_pylist())
     return {"rows": sum(reasons.values()), "reasons": dict(reasons.most_common(50))}

@@ -165,8 +165,7 @@ def _changed(
     known = (shown >= _LEAST_SHOWN) & ~hole
     usual = float(np.median(change[known])) if known.any() else 0.0
     limit = max(_LEAST_CHANGE, 4.5 * usual) + spread
-    changed: np.ndarray = (cv2.blur(change, (3, 3)) > limit) & known
-    return changed
+    return (cv2.blur(change, (3, 3)) > limit) & known
 
 
 def _without_subject(

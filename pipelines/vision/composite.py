@@ -63,15 +63,10 @@ def prefilter(rgba: U8, scale: float, sigma: float = 0.0) -> F32:
     blur = float(np.hypot(LENS, sigma)) / scale
     if blur > 0.35:
         margin = int(np.ceil(2 * blur))
-        ink = _padded(ink, margin)
+        ink = cv2.copyMakeBorder(ink, *(margin,) * 4, cv2.BORDER_REPLICATE)
         ink = cv2.GaussianBlur(ink, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
         ink = np.ascontiguousarray(ink[margin:-margin, margin:-margin])
     return ink
-
-
-def _padded(ink: F32, margin: int) -> F32:
-    padded: F32 = cv2.copyMakeBorder(ink, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-    return padded
 
 
 def premultiplied(rgba: U8) -> F32:
@@ -79,8 +74,7 @@ def premultiplied(rgba: U8) -> F32:
     ink = rgba.astype(np.float32)
     share = cv2.extractChannel(ink, 3) * np.float32(1 / 255)
     factors = cv2.merge([share, share, share, np.ones_like(share)])
-    product: F32 = cv2.multiply(ink, factors, dst=ink)
-    return product
+    return cv2.multiply(ink, factors, dst=ink)
 
 
 def straight(ink: F32) -> F32:
@@ -88,8 +82,7 @@ def straight(ink: F32) -> F32:
     share = np.float32(255) / np.maximum(cv2.extractChannel(ink, 3), np.float32(1e-3))
     colour = cv2.cvtColor(ink, cv2.COLOR_RGBA2RGB)
     colour = cv2.multiply(colour, cv2.cvtColor(share, cv2.COLOR_GRAY2RGB), dst=colour)
-    limited: F32 = np.minimum(colour, np.float32(255), out=colour)
-    return limited
+    return np.minimum(colour, np.float32(255), out=colour)
 
 
 def shrink_straight(rgba: U8, factor: float) -> U8:
