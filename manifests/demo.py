@@ -6,12 +6,11 @@ outputs are filled in, and everything is checked before any work starts.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from manifests.common import Size, Strict, load
+from manifests.common import Size, Strict
 
 
 class VideoSet(Strict):
@@ -102,8 +101,3 @@ class DemoManifest(Strict):
     model: dict[str, Any] = Field({}, description="options of the preset tiny")
     train: str = Field("demo-train.yaml", description="train manifest beside this file")
     measure: Measures = Measures.model_validate({})
-
-
-def load_demo(path: Path) -> DemoManifest:
-    """Read a demo manifest. Raises ValueError with one line per wrong field."""
-    return load(path, DemoManifest)

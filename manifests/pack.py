@@ -12,7 +12,7 @@ Fill = Literal["blurred", "plain"]
 
 
 class PackOptions(Strict):
-    """Layered stills -> image clips, layered films -> moving clips.
+    """Layered stills -> image clips, layered videos -> moving clips.
 
     The names are those of ``layerflow pack``'s options. Numbered frames have no rate of their own:
     they are taken one by one and said to be at ``fps``.
@@ -23,8 +23,8 @@ class PackOptions(Strict):
     layout: str = Field("auto", description="auto, or the name of a layout")
     size: Size | None = Field(None, description="HEIGHTxWIDTH; none: as the stills are")
     seed: int = Field(0, ge=0, description="draws of backgrounds follow from it")
-    frames: int = Field(16, ge=2, le=512, description="frames of a clip of a layered film")
-    fps: float = Field(8.0, gt=0, le=240, description="rate of clips of layered films")
+    frames: int = Field(16, ge=2, le=512, description="frames of a clip of a layered video")
+    fps: float = Field(8.0, gt=0, le=240, description="rate of clips of layered videos")
     fill: Fill = Field("blurred", description="background of a still that has none")
     columns: dict[str, str] = Field(
         default_factory=dict, description="layer or prompt -> column, for tables"

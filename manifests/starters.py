@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -22,43 +22,30 @@ TEMPLATES = Path(__file__).parent / "templates"
 SMALL_NETWORK = 50_000_000
 """Parameters below which a network is trained whole, from nothing, on a CPU."""
 
-SMALL = {
-    "base_steps": "2000",
-    "base_lr": "3.0e-3",
-    "base_warmup": "30",
-    "base_trains": "full",
-    "motion_steps": "200",
-    "motion_lr": "1.0e-2",
-    "motion_warmup": "10",
-    "motion_trains": "{lora: motion, rank: 4, alpha: 4}",
-    "content_steps": "150",
-    "content_lr": "8.0e-3",
-    "content_warmup": "10",
-    "content_trains": "{lora: content, rank: 16, alpha: 16}",
-    "precision": "fp32",
-    "checkpointing": "none",
-    "micro": "4",
-    "save": "500",
-    "clip": "1.0",
-}
-LARGE = {
-    "base_steps": "4000",
-    "base_lr": "5.0e-5",
-    "base_warmup": "500",
-    "base_trains": '{blocks: every 6, also: ["layer_embedding*"]}',
-    "motion_steps": "750",
-    "motion_lr": "5.0e-4",
-    "motion_warmup": "50",
-    "motion_trains": "{lora: motion, rank: 8, alpha: 1, blocks: every 6}",
-    "content_steps": "1500",
-    "content_lr": "2.0e-3",
-    "content_warmup": "100",
-    "content_trains": "{lora: content, rank: 256, alpha: 1, blocks: every 6}",
-    "precision": "bf16",
-    "checkpointing": "full",
-    "micro": "1",
-    "save": "250",
-    "clip": "0.1",
+SIZES = {  # of a small network and of a large one
+    "base_steps": ("2000", "4000"),
+    "base_lr": ("3.0e-3", "5.0e-5"),
+    "base_warmup": ("30", "500"),
+    "base_trains": ("full", '{blocks: every 6, also: ["layer_embedding*"]}'),
+    "motion_steps": ("200", "750"),
+    "motion_lr": ("1.0e-2", "5.0e-4"),
+    "motion_warmup": ("10", "50"),
+    "motion_trains": (
+        "{lora: motion, rank: 4, alpha: 4}",
+        "{lora: motion, rank: 8, alpha: 1, blocks: every 6}",
+    ),
+    "content_steps": ("150", "1500"),
+    "content_lr": ("8.0e-3", "2.0e-3"),
+    "content_warmup": ("10", "100"),
+    "content_trains": (
+        "{lora: content, rank: 16, alpha: 16}",
+        "{lora: content, rank: 256, alpha: 1, blocks: every 6}",
+    ),
+    "precision": ("fp32", "bf16"),
+    "checkpointing": ("none", "full"),
+    "micro": ("4", "1"),
+    "save": ("500", "250"),
+    "clip": ("1.0", "0.1"),
 }
 
 
@@ -83,7 +70,7 @@ def train_manifest(
         raise ValueError("no mined or pasted clips in the latents: the base stage needs some")
     rows = sum(_moving(latents[name][1]) for name in moving)
     batch = max(1, min(8, rows))
-    sizes = SMALL if parameters < SMALL_NETWORK else LARGE
+    sizes = {name: pair[parameters >= SMALL_NETWORK] for name, pair in SIZES.items()}
     names = {
         **sizes,
         "model": _value(model),
@@ -92,20 +79,19 @@ def train_manifest(
         "found": "; ".join(_found(name, kinds) for name, (_, kinds) in latents.items()),
         "batch": str(batch),
         "micro": next(m for m in (sizes["micro"], "2", "1") if batch % int(m) == 0),
-        "latents": _lines(
+        "latents": "\n".join(
             f"  {_value(name)}: {_value(folder)}" for name, (folder, _) in latents.items()
         ),
-        "moving": _lines(
-            f"      - {{latents: {_value(n)}, kinds: [mined, pasted]}}" for n in moving
+        "moving": _mixture(moving, "kinds: [mined, pasted]"),
+        "frozen": _mixture(
+            moving,
+            "kinds: [mined, pasted], freeze: true, motion_gate: 1",
+            "\n        # the autoencoder compresses time: stills of `encode --freeze 1` are truer"
+            if frames_per_latent > 1
+            else "",
         ),
-        "frozen": _lines(_frozen(n, frames_per_latent) for n in moving),
-        "stills": _lines(
-            f"      - {{latents: {_value(n)}, kinds: [image], weight: 0.9, motion_gate: 1}}"
-            for n in stills
-        ),
-        "mixed": _lines(
-            f"      - {{latents: {_value(n)}, kinds: [mined, pasted], weight: 0.1}}" for n in moving
-        ),
+        "stills": _mixture(stills, "kinds: [image], weight: 0.9, motion_gate: 1"),
+        "mixed": _mixture(moving, "kinds: [mined, pasted], weight: 0.1"),
     }
     text = _filled("train", names) + _filled("base", names)
     if stills:
@@ -180,16 +166,6 @@ def _found(name: str, kinds: Mapping[str, int]) -> str:
     )
 
 
-def _frozen(name: str, frames_per_latent: int) -> str:
-    line = (
-        f"      - {{latents: {_value(name)}, kinds: [mined, pasted], freeze: true, motion_gate: 1}}"
-    )
-    if frames_per_latent > 1:
-        line += (
-            "\n        # the autoencoder compresses time: stills of `encode --freeze 1` are truer"
-        )
-    return line
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "\n".join(lines)
+def _mixture(names: Sequence[str], which: str, comment: str = "") -> str:
+    """A component of a stage's mixture for each of some latents."""
+    return "\n".join(f"      - {{latents: {_value(n)}, {which}}}{comment}" for n in names)

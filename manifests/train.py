@@ -226,30 +226,11 @@ class TrainManifest(Strict):
 
 
 FREE_FIELDS = (
-    "out",
-    "workers",
-    "min_workers",
-    "gpus",
-    "wait_for_nodes",
-    "resources_per_worker",
-    "accelerator_type",
-    "labels",
-    "max_failures",
-    "threads",
-    "prefetch",
-    "log_every",
-    "save_every",
-    "save_minutes",
-    "max_skips",
-    "keep_last",
-    "upload",
-    "keep_exports",
-    "tensorboard",
-    "wandb",
-    "validation",
-    "compile",
-    "checkpointing",
-    "attention",
+    *("out", "upload", "log_every", "save_every", "save_minutes", "keep_last", "keep_exports"),
+    *("workers", "min_workers", "gpus", "wait_for_nodes", "resources_per_worker"),
+    *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
+    *("compile", "checkpointing", "attention", "max_skips"),
+    *("tensorboard", "wandb", "validation"),
 )
 """What may change between a run and its continuation: none of it changes the result."""
 

@@ -39,15 +39,15 @@ def build(
 ) -> None:
     """Run the jobs that a corpus manifest lists, in order."""
     from layerflow.outputs import local_output
-    from manifests.mine import MineOptions
-    from manifests.schema import load_build, options_of
+    from manifests.common import load
+    from manifests.schema import BuildManifest, MineJob
 
-    jobs = [options_of(job) for job in load_build(manifest).jobs]  # all are checked first
-    for options in jobs:
-        local_output(options.out)
-    for options in jobs:
-        gate = (options.gate, options.thresholds) if isinstance(options, MineOptions) else ()
-        _finish(front.run_job(options, **how), *gate)
+    jobs = load(manifest, BuildManifest).jobs
+    for job in jobs:  # all are checked first
+        local_output(job.out)
+    for job in jobs:
+        gate = (job.gate, job.thresholds) if isinstance(job, MineJob) else ()
+        _finish(front.run_job(job, **how), *gate)
 
 
 def _assignments(items: list[str], option: str) -> dict[str, Any]:

@@ -46,18 +46,6 @@ Faults = Iterator[tuple[str, ...]]
 """Field and what is wrong with it, and maybe what to do."""
 
 
-def _no_faults(row: Row) -> Faults:
-    return iter(())
-
-
-def _no_cells(row: Row) -> Iterable[tuple[str, bytes]]:
-    return ()
-
-
-def _not_decoded(row: Row, clip: LayeredClip) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Column:
     """One column.
@@ -79,13 +67,13 @@ class Column:
     media: str = ""
     counted: bool = False
     shown: bool = False
-    check: Callable[[Row], Faults] = _no_faults
-    cells: Callable[[Row], Iterable[tuple[str, bytes]]] = _no_cells
-    decode: Callable[[Row, LayeredClip], None] = _not_decoded
+    check: Callable[[Row], Faults] = lambda row: iter(())
+    cells: Callable[[Row], Iterable[tuple[str, bytes]]] = lambda row: ()
+    decode: Callable[[Row, LayeredClip], None] = lambda row, clip: None
 
     @property
     def small(self) -> bool:
-        """Whether it is read with the columns without media: plain values that all look at."""
+        """Whether it is read with the columns without media: plain values that all read."""
         return (self.always and not self.media) or self.counted or self.shown
 
     def wrong_word(self, row: Row) -> Faults:
@@ -197,7 +185,7 @@ MEDIA = tuple(column.name for column in COLUMNS if column.media)
 
 
 def small_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """The columns without media that a table has, and that everybody may look at."""
+    """The columns without media that a table has, and that everybody may read."""
     return tuple(c.name for c in COLUMNS if c.small and c.name in schema.names)
 
 

@@ -26,7 +26,7 @@ from layerflow.corpus.published import PublishedCorpus, is_remote
 from layerflow.corpus.row_cells import check_stored
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.splits import Assignment, assign
-from layerflow.corpus.stats import chunks, general_reason, read_batches, small_rows
+from layerflow.corpus.stats import chunks, read_batches, small_rows, tallied
 from layerflow.corpus.table import (
     FORMAT_VERSION,
     REJECTED_SCHEMA,
@@ -310,15 +310,9 @@ def write_derived(
     if out.exists():
         return _finished(out, recipe)
     reasons: Counter[str] = Counter()
-
-    def counted() -> Rows:
-        for row in rejected:
-            reasons[general_reason(row["stage"], row["reason"])] += 1
-            yield row
-
     with new_folder(out) as building:
         kept = write_table(building, rows, schema)
-        left_out = write_table(building / "rejected", counted(), REJECTED_SCHEMA)
+        left_out = write_table(building / "rejected", tallied(rejected, reasons), REJECTED_SCHEMA)
         info = {
             "kind": kind,
             "recipe": recipe,

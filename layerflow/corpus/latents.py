@@ -288,10 +288,8 @@ class Latents:
             if batch.schema.names != schema.names or batch.schema.types != schema.types:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
             if schema is CLIPS and (row := _misfit(batch)) is not None:
-                text = (
-                    f"the latents of {str(batch.column('id')[row])[:40]!r} do not fit their shape"
-                )
-                raise ValueError(f"{self.path}: {text}; encode again")
+                which = f"the latents of {str(batch.column('id')[row])[:40]!r}"
+                raise ValueError(f"{self.path}: {which} do not fit their shape; encode again")
         return batches
 
     def __len__(self) -> int:

@@ -258,8 +258,7 @@ class PublishedCorpus:
             raise IndexError(f"row {index} of {self._rows}")
         file, group, first = self._groups[bisect.bisect_right(self._firsts, index) - 1]
         batch = self._read(file, group, columns)
-        row: dict[str, Any] = batch.slice(index - first, 1).to_pylist()[0]
-        return row
+        return batch.slice(index - first, 1).to_pylist()[0]
 
     def clip(self, index: int) -> LayeredClip:
         return decode_row(self.row(index))
@@ -271,11 +270,8 @@ class PublishedCorpus:
 def _local_file(path: Path) -> _File:
     about = path.stat()
     stamp = (about.st_size, about.st_mtime_ns)
-    return _File(path.name, stamp, partial(_open_local, path))
-
-
-def _open_local(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+    opened = partial(pq.ParquetFile, path, memory_map=True, page_checksum_verification=True)
+    return _File(path.name, stamp, opened)
 
 
 def _remote_file(system: Any, name: str) -> _File:

@@ -5,18 +5,14 @@ What comes back are plain pictures of the size and number that the row says.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from layerflow.clip import ALPHA, LAYERS, PROMPTED, U8, LayeredClip
 from layerflow.corpus.row_check import check_unread
 from layerflow.corpus.table import decode_row
 from layerflow.media.cells import Bounds, MediaError, decode_layer
 from layerflow.media.isolate import isolated
-from layerflow.media.sandbox import Buffer
 
 
 def read_clip(row: Mapping[str, Any]) -> LayeredClip:
@@ -25,11 +21,7 @@ def read_clip(row: Mapping[str, Any]) -> LayeredClip:
     Raises MediaError for cells that do not decode to what the row says, and for a child that
     crashes or hangs.
     """
-    layers, fps, kind = _read_clip(dict(row))
-    try:
-        return _clip(row, layers, {"fps": fps, "kind": kind})
-    except ValueError as error:
-        raise MediaError(f"the decoder gave an answer that is none: {error}") from error
+    return clips_of(row, [_read_clip(dict(row))])[0]
 
 
 def check_stored(row: Mapping[str, Any]) -> None:
@@ -56,55 +48,35 @@ def read_cells(row: Mapping[str, Any], layers: Sequence[str]) -> dict[str, U8]:
     return found
 
 
-def pack_clips(clips: Sequence[LayeredClip]) -> list[Buffer]:
-    """Clips as the answer of a contained child; see ``unpack_clips``."""
-    about = [{"shape": clip.alpha.shape, "fps": clip.fps, "kind": clip.kind} for clip in clips]
-    layers = [np.ascontiguousarray(clip.layer(name)) for clip in clips for name in LAYERS]
-    return [json.dumps(about).encode() + b"\n", *(layer.data for layer in layers)]
+def layers_of(clip: LayeredClip) -> tuple[dict[str, U8], float, str]:
+    """A clip as an answer of a contained child: its layers, rate and kind; see ``clips_of``."""
+    return {name: clip.layer(name) for name in LAYERS}, float(clip.fps), clip.kind
 
 
-def unpack_clips(answer: Buffer, row: Mapping[str, Any]) -> list[LayeredClip]:
-    """The clips of ``pack_clips``, which the child made of a row.
+def clips_of(row: Mapping[str, Any], answer: Any) -> list[LayeredClip]:
+    """The clips that a child made of a row, each as ``layers_of`` gives it.
 
     Raises MediaError when the answer is none.
     """
-    whole = bytearray(answer) if isinstance(answer, bytes) else answer
     try:
-        end = bytes(whole[: 1 << 20]).index(b"\n")
-        clips, place = [], end + 1
-        for about in json.loads(bytes(whole[:end])):
-            layers = {}
-            for name in LAYERS:
-                shape = (*about["shape"], *(() if name == ALPHA else (3,)))
-                layers[name], place = _taken(memoryview(whole), place, shape)
-            clips.append(_clip(row, layers, about))
-        return clips
-    except (ValueError, TypeError, KeyError) as error:
+        return [
+            LayeredClip(
+                **layers,
+                prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
+                fps=float(fps),
+                kind=kind,
+                alpha_kind=row["alpha_kind"],
+                background_kind=row["background_kind"],
+            )
+            for layers, fps, kind in answer
+        ]
+    except (ValueError, TypeError, AttributeError) as error:
         raise MediaError(f"the decoder gave an answer that is none: {error}") from error
-
-
-def _clip(row: Mapping[str, Any], layers: dict[str, U8], about: Mapping[str, Any]) -> LayeredClip:
-    return LayeredClip(
-        **layers,
-        prompts={layer: row[f"{layer}_prompt"] or "" for layer in PROMPTED},
-        fps=float(about["fps"]),
-        kind=about["kind"],
-        alpha_kind=row["alpha_kind"],
-        background_kind=row["background_kind"],
-    )
-
-
-def _taken(answer: memoryview, place: int, shape: Sequence[int]) -> tuple[U8, int]:
-    end = place + int(np.prod(shape, dtype=np.int64))
-    if end > len(answer) or min(shape) < 1:
-        raise MediaError("the decoder gave fewer pictures than the row says")
-    return np.frombuffer(answer[place:end], np.uint8).reshape(shape), end
 
 
 @isolated
 def _read_clip(row: dict[str, Any]) -> tuple[dict[str, U8], float, str]:
-    clip = decode_row(row)
-    return {name: clip.layer(name) for name in LAYERS}, float(clip.fps), clip.kind
+    return layers_of(decode_row(row))
 
 
 @isolated

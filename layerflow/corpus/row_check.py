@@ -6,6 +6,7 @@ with limits, before a cell is decoded.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -85,16 +86,13 @@ def probe_cell(data: bytes, bounds: Bounds | None = None) -> Cell:
     most = (bounds or Bounds()).frames
     try:
         with open_cell(data) as container:
-            frames = 0
-            for packet in container.demux(video=0):
-                frames += 1 if packet.size else 0
-                if frames > most:
-                    break
+            packets = (packet for packet in container.demux(video=0) if packet.size)
+            frames = sum(1 for _ in itertools.islice(packets, most + 1))
             context = container.streams.video[0].codec_context
             return Cell(context.name, context.pix_fmt or "", context.height, context.width, frames)
+    except MediaError:
+        raise
     except (av.error.FFmpegError, IndexError, ValueError) as error:
-        if isinstance(error, MediaError):
-            raise
         raise MediaError(f"media cell cannot be read: {error}") from error
 
 
@@ -235,9 +233,8 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield layer, f"the media cell holds {frames}, the row says {row['num_frames']}"
         elif row["kind"] == "image" and cell.codec != "png":
             yield layer, f"an image clip holds PNG, not {cell.codec}"
-        elif layer.endswith(ALPHA) and (cell.codec, cell.pixel_format) not in (
-            ("ffv1", "gray"),
-            ("png", "gray"),
+        elif layer.endswith(ALPHA) and (
+            cell.codec not in ("ffv1", "png") or cell.pixel_format != "gray"
         ):
             yield layer, f"alpha must be lossless 8-bit grey, not {cell.codec} {cell.pixel_format}"
 

@@ -112,10 +112,9 @@ def _together(sources: Iterable[set[str]]) -> list[list[int]]:
 
     firsts = []
     for tokens in sources:
-        first = min(tokens)
-        firsts.append(first)
+        firsts.append(min(tokens))
         for token in tokens:
-            parent[root(token)] = root(first)
+            parent[root(token)] = root(firsts[-1])
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for index, first in enumerate(firsts):
         groups[root(first)].append(index)
@@ -151,5 +150,4 @@ def _shared(names: Sequence[str], sources: Sequence[set[str]]) -> int:
     for name, tokens in zip(names, sources, strict=True):
         for token in tokens:
             splits[token].add(name)
-    across = {token.partition(":")[2] for token, found in splits.items() if len(found) > 1}
-    return len(across)
+    return len({token.partition(":")[2] for token, found in splits.items() if len(found) > 1})

@@ -67,6 +67,13 @@ def general_reason(step: str | None, reason: str | None) -> str:
     return f"{step}: {_NUMBER.sub('N', reason or '')}"
 
 
+def tallied(rows: Iterable[dict[str, Any]], reasons: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Rejected rows as they are; ``reasons`` counts them by ``general_reason`` as they pass."""
+    for row in rows:
+        reasons[general_reason(row["stage"], row["reason"])] += 1
+        yield row
+
+
 def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     """Counts, seconds, bytes, score percentiles, licences, duplicates and rejection reasons.
 
@@ -75,6 +82,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     """
     kinds: defaultdict[str, _Share] = defaultdict(_Share)
     licences: defaultdict[str | None, _Share] = defaultdict(_Share)
+    total = _Share()
     sources: Counter[str] = Counter()
     counters: dict[str, Counter[str]] = {name: Counter() for name in ("size", "num_frames", "fps")}
     counted = [column.name for column in COLUMNS if column.counted]
@@ -85,10 +93,8 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     for row, size in zip(small_rows(corpus), sizes.tolist(), strict=True):
         source = row["origin"]["uri"]
         seconds = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
-        kinds[row["kind"]].add(row["num_frames"], seconds, sum(size), source)
-        licences[row["origin"]["licence"] or None].add(
-            row["num_frames"], seconds, sum(size), source
-        )
+        for share in (kinds[row["kind"]], licences[row["origin"]["licence"] or None], total):
+            share.add(row["num_frames"], seconds, sum(size), source)
         sources[source] += 1
         counters["size"][f"{row['width']}x{row['height']}"] += 1
         counters["num_frames"][str(row["num_frames"])] += 1
@@ -101,7 +107,6 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
         for name, value in row["quality"].items():
             if value is not None and name in scores:
                 scores[name].append(value)
-    total = _Share.total(kinds.values())
     return {
         "rows": total.clips,
         "seconds": round(total.seconds, 3),
@@ -147,22 +152,11 @@ class _Share:
             "bytes": self.bytes,
         }
 
-    @staticmethod
-    def total(shares: Iterable[_Share]) -> _Share:
-        out = _Share()
-        for share in shares:
-            out.clips, out.frames = out.clips + share.clips, out.frames + share.frames
-            out.seconds, out.bytes = out.seconds + share.seconds, out.bytes + share.bytes
-        return out
-
 
 def cell_bytes(corpus: Corpus | PublishedCorpus) -> np.ndarray:
     """int64 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
     parts = [
-        np.stack(
-            [pc.fill_null(pc.binary_length(batch.column(i)), 0).to_numpy(False) for i in range(4)],
-            axis=1,
-        )
+        np.column_stack([pc.binary_length(c).fill_null(0).to_numpy(False) for c in batch.columns])
         for batch in read_batches(corpus, LAYERS)
     ]
     return np.concatenate([np.zeros((0, 4), np.int64), *parts]).astype(np.int64)
@@ -212,6 +206,5 @@ def _rejected(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     folder = Path(corpus.path) / "rejected"
     if (folder / "state.json").is_file():
         for batch in read_batches(Table(folder), ("stage", "reason")):
-            for row in batch.to_pylist():
-                reasons[general_reason(row["stage"], row["reason"])] += 1
+            reasons.update(general_reason(row["stage"], row["reason"]) for row in batch.to_pylist())
     return {"rows": sum(reasons.values()), "reasons": dict(reasons.most_common(50))}

@@ -209,8 +209,7 @@ class Table:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         table = self._table if columns is None else self._table.select(list(columns))
-        row: dict[str, Any] = table.slice(index, 1).to_pylist()[0]
-        return row
+        return table.slice(index, 1).to_pylist()[0]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         return (self.row(index, columns) for index in range(len(self)))

@@ -75,7 +75,7 @@ def refuse_unsound(corpus: Corpus | PublishedCorpus, *, ids: bool = True) -> Non
 
 def refuse_unpackable(corpus: Corpus | PublishedCorpus) -> None:
     """Raises ValueError when the columns without media of a local published corpus do not unpack
-    within a child's memory: for what only looks at a corpus."""
+    within a child's memory: for what only shows a corpus."""
     if isinstance(corpus, PublishedCorpus) and not is_remote(corpus.path):
         for problem in published_problems(Path(corpus.path), small_columns(corpus.schema)):
             raise ValueError(f"{corpus.path} cannot be used: {problem}")
@@ -98,8 +98,7 @@ def _stored(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
         return
     try:
         rejected = Table(path / "rejected")
-        missing = set(REJECTED_SCHEMA.names) - set(rejected.schema.names)
-        if missing:
+        if missing := set(REJECTED_SCHEMA.names) - set(rejected.schema.names):
             text = f"there is no column {sorted(missing)}"
             yield Problem(None, "rejected", text, FIX_FOLDER)
         yield from (replace(found, field="rejected") for found in _fingerprint(rejected.path))
@@ -207,8 +206,7 @@ def _fingerprint(path: Path) -> Iterator[Problem]:
     if state.get("_fingerprint") != digest.hexdigest()[:16]:
         text = "the checksum of the shards is not the one that was written with them"
         yield Problem(None, "state.json", text, FIX_FOLDER)
-    stray = sorted({p.name for p in path.glob("*.arrow")} - set(names))
-    if stray:
+    if stray := sorted({p.name for p in path.glob("*.arrow")} - set(names)):
         text = f"does not name the shards {stray[:3]}"
         yield Problem(None, "state.json", text, "remove them if they are left over")
 

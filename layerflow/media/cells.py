@@ -176,8 +176,7 @@ def _decode(
     if wanted is not None and len(taken) < len(wanted):
         raise MediaError(f"a media cell has no frame {max(wanted)}")
     if keep is None and bounds is not None and bounds.height is not None and count != bounds.frames:
-        text = f"{count} frames, the row says {bounds.frames}"
-        raise MediaError(f"the media cell holds {text}")
+        raise MediaError(f"the media cell holds {count} frames, the row says {bounds.frames}")
     return np.stack([taken[index] for index in (range(count) if keep is None else keep)])
 
 
@@ -197,8 +196,7 @@ def frame_array(frame: Any, pixel_format: str, converter: VideoReformatter | Non
     converter: one that is kept for all frames of a stream, since setting it up costs milliseconds.
     """
     if frame.format.name == pixel_format:
-        array: U8 = frame.to_ndarray()
-        return array
+        return frame.to_ndarray()
     matrix = frame.colorspace
     if matrix in (2, 0) and frame.format.name != "gbrp":  # unspecified: by size, as players do
         matrix = 1 if frame.height > 576 else 5
@@ -242,13 +240,15 @@ def decode_png(data: bytes, bounds: Bounds | None = None) -> U8:
 def write_prores4444(path: Path, rgba: U8, fps: float) -> None:
     """uint8 ``[T, H, W, 4]`` straight RGBA -> ProRes 4444 ``.mov`` with alpha, for editors."""
     options = {"profile": "4", "threads": "1", "vendor": "apl0"}
-    _write_file(path, rgba, "mov", "prores_ks", "yuva444p10le", fps, options)
+    with _new_file(path, "mov") as container:
+        _write_stream(container, rgba, "rgba", "prores_ks", "yuva444p10le", fps, options)
 
 
 def write_vp9_alpha(path: Path, rgba: U8, fps: float) -> None:
     """uint8 ``[T, H, W, 4]`` straight RGBA -> VP9 ``.webm`` with alpha, for browsers."""
     options = {"crf": "18", "b": "0", "threads": "1", "auto-alt-ref": "0"}
-    _write_file(path, _even(rgba), "webm", "libvpx-vp9", "yuva420p", fps, options)
+    with _new_file(path, "webm") as container:
+        _write_stream(container, _even(rgba), "rgba", "libvpx-vp9", "yuva420p", fps, options)
 
 
 def _even(frames: U8) -> U8:
@@ -257,15 +257,6 @@ def _even(frames: U8) -> U8:
     return np.pad(frames, pad, mode="edge")
 
 
-def _write_file(
-    path: Path,
-    rgba: U8,
-    container_format: str,
-    codec: str,
-    pix_fmt: str,
-    fps: float,
-    options: dict[str, str],
-) -> None:
+def _new_file(path: Path, container_format: str) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format=container_format, options=BITEXACT) as container:
-        _write_stream(container, rgba, "rgba", codec, pix_fmt, fps, options)
+    return av.open(str(path), "w", format=container_format, options=BITEXACT)

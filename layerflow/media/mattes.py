@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from layerflow.clip import U8
 from layerflow.media.reader import kept_reader
-from layerflow.media.upright import upright
-from layerflow.media.video import NEAR, Box, Limits, fit, probe, shown_at
+from layerflow.media.video import NEAR, Box, Limits, fit, images_at, probe
 
 
 def fetch_matte(
@@ -31,9 +29,8 @@ def fetch_matte(
     limits = limits or Limits()
     pixels = "rgba" if probe(path, limits).has_alpha else "gray"
     out = np.zeros((len(times), height, width), np.uint8)
-    converter = VideoReformatter()
     with kept_reader(path, limits, alpha=pixels == "rgba") as reader:
-        for here, shown in shown_at(reader, times, NEAR, "mattes are missing"):
-            matte = np.atleast_3d(upright(shown.frame, pixels, converter, shown.view))[..., -1:]
+        for here, image in images_at(reader, pixels, times, NEAR, "mattes are missing"):
+            matte = np.atleast_3d(image)[..., -1:]
             out[here] = fit(matte.repeat(3, axis=-1), height, width, box)[..., 0]
     return out

@@ -94,13 +94,6 @@ class Bounds:
         return cls(frames, height, width)
 
     @property
-    def pixels(self) -> int:
-        """Pixels that one frame may have."""
-        if self.height is None or self.width is None:
-            return MAX_CELL_PIXELS
-        return self.height * self.width
-
-    @property
     def coded_pixels(self) -> int:
         """Pixels that a coded frame may have: codecs pad to whole blocks."""
         if self.height is None or self.width is None:
@@ -112,8 +105,8 @@ class Bounds:
         if self.height is not None and (height, width) != (self.height, self.width):
             size = f"{width}x{height}, the row says {self.width}x{self.height}"
             raise MediaError(f"the media cell is {size}")
-        if height < 1 or width < 1 or height * width > self.pixels:
-            raise MediaError(f"{width}x{height} is over {self.pixels} pixels")
+        if height < 1 or width < 1 or height * width > MAX_CELL_PIXELS:
+            raise MediaError(f"{width}x{height} is over {MAX_CELL_PIXELS} pixels")
 
     def check_count(self, frames: int, height: int, width: int) -> None:
         """Raises MediaError when so many frames are too many, or too many bytes."""

@@ -69,10 +69,7 @@ class Packets:
 
     def is_at(self, packet: Any, place: int) -> bool:
         """Whether a packet is the one at ``place``."""
-        if place >= self.count:
-            return False
-        pos, size = self.identity[place, :2]
-        return bool(size == packet.size and pos == (-1 if packet.pos is None else packet.pos))
+        return place < self.count and _identity(packet)[:2] == tuple(self.identity[place, :2])
 
     def starts_for(self, frame: int) -> list[int]:
         """Packets to start decoding at for a frame, the best first, the first of its take last."""

@@ -317,8 +317,7 @@ def _read(pipe: Any) -> bytes | None:
     size = pipe.read(8)
     if len(size) < 8:  # the parent has gone
         return None
-    data: bytes = pipe.read(struct.unpack("<Q", size)[0])
-    return data
+    return pipe.read(struct.unpack("<Q", size)[0])
 
 
 def _limit(memory: int, file_bytes: int, seconds: float) -> None:

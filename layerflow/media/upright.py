@@ -1,8 +1,8 @@
-"""Decoded frames as they are meant to be looked at: upright, unmirrored, with square pixels."""
+"""Decoded frames as they are meant to be shown: upright, unmirrored, with square pixels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -63,8 +63,7 @@ def view_of(frame: Any, aspect: float, otherwise: View | None = None) -> View:
     """A frame's view by its display matrix, to the nearest quarter turn; without one, as given."""
     matrix = _matrix(frame)
     if matrix is None:
-        other = otherwise or View()
-        return View(aspect, other.transposed, other.left_right, other.top_bottom)
+        return replace(otherwise or View(), aspect=aspect)
     a, b, c, d = matrix
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return View(aspect, False, a < 0, d < 0)

@@ -20,7 +20,7 @@ from layerflow.clip import U8, resize_cover
 from layerflow.media.cells import MediaError
 from layerflow.media.container import Limits, best_stream, has_alpha, may_jump, open_container
 from layerflow.media.packets import F64, I64
-from layerflow.media.reader import Shown, VideoReader, facts, kept_reader
+from layerflow.media.reader import VideoReader, facts, kept_reader
 from layerflow.media.upright import cover, upright
 
 Box = tuple[float, float, float, float]
@@ -171,32 +171,30 @@ def fetch(
     MediaError when one cannot be decoded.
     """
     out = np.empty((len(times), height, width, 3), np.uint8)
-    converter = VideoReformatter()
     with kept_reader(path, limits or Limits()) as reader:
-        for here, shown in shown_at(reader, times, EXACT, "frames could not be decoded"):
-            out[here] = fit(
-                upright(shown.frame, "rgb24", converter, shown.view), height, width, box
-            )
+        for here, image in images_at(reader, "rgb24", times, EXACT, "frames could not be decoded"):
+            out[here] = fit(image, height, width, box)
     return out
 
 
-def shown_at(
-    reader: VideoReader, times: Sequence[float], near: float, lost: str
-) -> Iterator[tuple[NDArray[np.bool_], Shown]]:
-    """The frames of an open video nearest to some seconds, each once, with the times that it is for
-    as bool ``[len(times)]``.
+def images_at(
+    reader: VideoReader, pixels: str, times: Sequence[float], near: float, lost: str
+) -> Iterator[tuple[NDArray[np.int64], U8]]:
+    """The frames of an open video nearest to some seconds, upright, each once, with the indices of
+    the times that it is for.
 
-    near: seconds that a frame may be away. Raises MediaError at the end, with the words ``lost``,
-    when one is not there or cannot be decoded.
+    pixels: the format. near: seconds that a frame may be away. Raises MediaError at the end, with
+    the words ``lost``, when one is not there or cannot be decoded.
     """
     wanted = np.asarray(times, np.float64)
     places = nearest(reader.packets.times, wanted)
     missing = np.ones(len(wanted), bool)
     due = np.abs(reader.packets.times[places] - wanted) <= near
+    converter = VideoReformatter()
     for shown in reader.pictures(np.unique(places[due]).tolist()):
-        here = due & (places == shown.place)
-        missing &= ~here
-        yield here, shown
+        here = np.flatnonzero(due & (places == shown.place))
+        missing[here] = False
+        yield here, upright(shown.frame, pixels, converter, shown.view)
     if missing.any():
         raise MediaError(f"{int(missing.sum())} of {len(wanted)} {lost}")
 
@@ -241,6 +239,7 @@ def read_frames(
     if count * height * width * (4 if info.has_alpha else 3) > 2 << 30:
         raise MediaError("the decoded frames would take more than 2 GiB")
     frames: dict[int, U8] = {}
+    pixels = "rgba" if info.has_alpha else "rgb24"
     converter = VideoReformatter()
     with kept_reader(path, limits, alpha=info.has_alpha) as reader:
         known = reader.packets.times
@@ -250,15 +249,13 @@ def read_frames(
             if (far := np.abs(known[places] - np.asarray(times)) > NEAR).any():
                 raise MediaError(f"{int(far.sum())} of {count} frames are missing")
         for shown in reader.pictures(np.unique(places).tolist()):
-            pixels = "rgba" if info.has_alpha else "rgb24"
             image = upright(shown.frame, pixels, converter, shown.view)
             if size is None and frames and image.shape != next(iter(frames.values())).shape:
                 raise MediaError("the frame size changes inside the video")
             frames[shown.place] = image if size is None else cover(image, *size)
     if not frames:
         raise MediaError("no frame could be decoded")
-    if times is None:
-        return np.stack(list(frames.values())), info.fps or 8.0
-    if lost := sum(place not in frames for place in places.tolist()):
+    chosen = list(frames) if times is None else places.tolist()
+    if lost := sum(place not in frames for place in chosen):
         raise MediaError(f"{lost} of {count} frames are missing")
-    return np.stack([frames[place] for place in places.tolist()]), info.fps or 8.0
+    return np.stack([frames[place] for place in chosen]), info.fps or 8.0

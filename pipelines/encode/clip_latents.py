@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, LayeredClip, resize_clip
+from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
-from layerflow.corpus.row_cells import pack_clips, unpack_clips
+from layerflow.corpus.row_cells import clips_of, layers_of
 from layerflow.corpus.row_check import check_equation, check_unread
 from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
 from layerflow.media.cells import MediaError
-from layerflow.media.sandbox import Buffer, Contained, Work
+from layerflow.media.isolate import call, caller
+from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
 from pipelines.engine.cluster import torch_device
 
@@ -132,8 +132,7 @@ class Encoder:
     @cached_property
     def reader(self) -> Contained:
         """The child process that decodes and resizes, kept for all rows of this process."""
-        maker = partial(picture_maker, options=self.options)
-        return Contained(maker, Path(), writes=False, shared=SHARED_BYTES)
+        return Contained(caller, Path(), writes=False, shared=SHARED_BYTES)
 
     def check(self) -> None:
         """ValueError if the autoencoder cannot take the frames or size that are asked for."""
@@ -189,8 +188,8 @@ class Encoder:
         ]
 
     def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
-        """``pictures_of`` a corpus row, made in the child process; good until the next call."""
-        return unpack_clips(self.reader.call(pickle.dumps(dict(row))), row)
+        """``pictures_of`` a corpus row, made in the child process."""
+        return clips_of(row, call(self.reader, _pictures, dict(row), self.options))
 
     def _moments(self, clips: Sequence[LayeredClip]) -> np.ndarray:
         """float32 ``[N, 4, 2C, f, h, w]``."""
@@ -204,13 +203,8 @@ class Encoder:
         return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
 
 
-def picture_maker(path: Path, options: Options) -> Work:
-    """The handler of `Encoder.reader`: a corpus row in, the pictures of its variants out."""
-
-    def answer(request: bytes) -> list[Buffer]:
-        return pack_clips(pictures_of(pickle.loads(request), options))  # of the parent: plain
-
-    return answer
+def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8], float, str]]:
+    return [layers_of(clip) for clip in pictures_of(row, options)]
 
 
 def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:

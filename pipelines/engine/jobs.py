@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import pyarrow as pa
 
-from layerflow.corpus.stats import general_reason
+from layerflow.corpus.stats import tallied
 from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, SCHEMA, Table, rejected_row
 from layerflow.corpus.writer import write_table
 from layerflow.documents import read_json
@@ -118,39 +118,36 @@ def run_job(
     *,
     out: Path,
     recipe: Recipe,
-    workers: int | None = None,
-    quiet: bool = False,
     schema: pa.Schema = SCHEMA,
     refuse: Refuse | None = None,
     survey: Survey | None = None,
     gpus: float = 0.0,
-    only: Choose | None = None,
-    accept_lost: bool = False,
+    **how: Unpack[Running],
 ) -> Summary:
     """Run every unit that is not staged yet, then compact into the corpus ``out``.
 
-    workers: Ray tasks at a time; None = all CPUs; 0 = in this process, without Ray. schema: of the
-    corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their order and says why
-    one is left out as a near-duplicate. survey: before the work. gpus: share of a GPU that
-    one task of the work takes. only: whether a unit is wanted; without it all are. accept_lost: any
-    number of units may fail for one reason, as rejected rows.
+    schema: of the corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their
+    order and says why one is left out as a near-duplicate. survey: before the work. gpus: share of
+    a GPU that one task of the work takes. how: see ``Running``.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
     the disk is full or the fault lies with the machines (``engine.workers``); what was done by
     then is kept, and the same call goes on from there.
     """
     started = time.monotonic()
     out = local_output(out)
+    only = how.get("only")
     units = [unit for unit in units if only is None or only(unit)]
+    workers, quiet = how.get("workers"), how.get("quiet", False)
     plan = unit_key([unit.key for unit in units])
     busy = f"{out}: another job is writing this corpus"
     return run_units(
         units,
         Place(out / "staging", out / ".lock", busy, roots(recipe.given)),
         partial(_parts, work, schema, recipe.options.get("packages", {})),
-        Pool(workers, quiet, gpus, accept_lost=accept_lost),
+        Pool(workers, quiet, gpus, accept_lost=how.get("accept_lost", False)),
         settle=partial(_lost, recipe, schema),
         compact=partial(_compact, started, out, units, recipe, plan, schema, refuse),
-        claim=partial(_begin, out, recipe, plan),
+        claim=partial(_claim, out, recipe, plan),
         survey=survey,
     )
 
@@ -180,13 +177,6 @@ def _lost(recipe: Recipe, schema: pa.Schema, unit: Unit, reason: str) -> Parts:
     return _as_parts(Outcome(rejected=[row]), schema)
 
 
-def _begin(out: Path, recipe: Recipe, plan: str) -> Summary | None:
-    done = _claim(out, recipe, plan)
-    if done is None:
-        remember(out, recipe.kind, recipe.hash, recipe.given)
-    return done
-
-
 def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
     """Start or continue; a Summary when the same job is already complete."""
     info_path = out / "corpus.json"
@@ -198,7 +188,6 @@ def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
                 "choose another --out"
             )
         write_json(info_path, _info(recipe, plan, "running"))
-        return None
     info = read_json(info_path)
     if info.get("recipe") != recipe.hash:
         raise ValueError(
@@ -213,6 +202,7 @@ def _claim(out: Path, recipe: Recipe, plan: str) -> Summary | None:
             )
         reasons = info["reasons"]
         return Summary(out, info["rows"], info["rejected"], reasons, 0.0, info["units"])
+    remember(out, recipe.kind, recipe.hash, recipe.given)
     return None
 
 
@@ -291,16 +281,12 @@ def _compact(
             yield from staging.rows(unit.key, REJECTED)
         yield from duplicates
 
-    def counted(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for row in source:
-            reasons[general_reason(row["stage"], row["reason"])] += 1
-            yield row
-
     building = out / ".building"
     remove(building)
     try:
         kept = write_table(building, rows(), schema)
-        refused = write_table(building / "rejected", counted(rejected()), REJECTED_SCHEMA)
+        counted = tallied(rejected(), reasons)
+        refused = write_table(building / "rejected", counted, REJECTED_SCHEMA)
         _publish(building, out, schema)
     finally:
         remove(building)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,15 +103,16 @@ def require_packages(recorded: Mapping[str, str]) -> None:
 
 def _stop_if_most(lost: Mapping[str, str], total: int) -> None:
     """Raises InfrastructureError when so many units failed alike that it cannot be them."""
-    alike = Counter(re.sub(r"[0-9a-f]{8,}|\d+", "N", reason) for reason in lost.values())
-    count = max(alike.values(), default=0)
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for reason in lost.values():
+        alike[re.sub(r"[0-9a-f]{8,}|\d+", "N", reason)].append(reason)
+    same = max(alike.values(), key=len, default=[])
+    count = len(same)
     most = count >= 2 and count > MOST * total
     if not most and not (count >= MANY and count >= MANY_SHARE * total):
         return
-    common = alike.most_common(1)[0][0]
-    reason = next(r for r in lost.values() if re.sub(r"[0-9a-f]{8,}|\d+", "N", r) == common)
     raise InfrastructureError(
-        f"stopped: {count} of {total} units were lost for one reason: {reason}. Mend it and start "
+        f"stopped: {count} of {total} units were lost for one reason: {same[0]}. Mend it and start "
         "the same command again: what is done stays. If it is the inputs themselves, leave them "
         "out, or accept the loss with --accept-lost: each becomes a rejected row"
     )

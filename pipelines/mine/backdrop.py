@@ -217,9 +217,8 @@ def _compare(frame: _Sketch, base: _Sketch) -> np.ndarray:
     """int8 [h, w]: 1 where the frame has something in front, -1 where the base has, 2 where they
     differ but neither is clear, 0 where they are the same."""
     apart = cv2.blur(np.abs(frame.picture - base.picture).max(-1), (3, 3))
-    differ = cv2.morphologyEx(
-        (apart > _SAME).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
-    )
+    differ = (apart > _SAME).astype(np.uint8)
+    differ = cv2.morphologyEx(differ, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     verdict = np.zeros(apart.shape, np.int8)
     number, labels, stats, _ = cv2.connectedComponentsWithStats(differ)
     for i in range(1, number):

@@ -39,13 +39,12 @@ def find_bars(thumbs: U8) -> Box | None:
     if not (vertical or across):
         return None
     # A border thumbnail pixel mixes bar and picture: leave it out.
-    box = (
+    return (
         (top + 1) / height if vertical and top else 0.0,
         (bottom - 1) / height if vertical and bottom < height else 1.0,
         (left + 1) / width if across and left else 0.0,
         (right - 1) / width if across and right < width else 1.0,
     )
-    return box
 
 
 def trim_fades(thumbs: U8, shot: tuple[int, int]) -> tuple[int, int]:

@@ -16,14 +16,7 @@ from manifests.mine import MineOptions
 from pipelines.engine.jobs import Unit, unit_key
 from pipelines.inputs.listing import InputVideo, tell
 from pipelines.inputs.metadata import folders_say
-from pipelines.inputs.prompts import (
-    Table,
-    check_matches,
-    entry_for,
-    merged,
-    prompts_of,
-    sidecar,
-)
+from pipelines.inputs.prompts import Table, check_matches, entry_for, merged, prompts_of, sidecar
 from pipelines.inputs.remote import remote_sidecar
 
 WHOLE = 1e12  # an end that no video reaches
@@ -69,8 +62,8 @@ def plan_units(
     cannot be read, is one unit that reports it.
     """
     if table is not None and options.prompts:
-        unnamed = check_matches(table, {source.uri: "" for source in sources}, options.prompts)
-        if unnamed:
+        names = {source.uri: "" for source in sources}
+        if unnamed := check_matches(table, names, options.prompts):
             tell(unnamed)
     units: list[Unit] = []
     local = [source.path for source in sources if not source.remote]

@@ -22,9 +22,8 @@ def without_background(
     """
     cleaned = alpha.copy()
     for t in np.flatnonzero((alpha > 127).any((1, 2))):
-        number, labels, stats, _ = cv2.connectedComponentsWithStats(
-            (alpha[t] > 12).astype(np.uint8)
-        )
+        parts = (alpha[t] > 12).astype(np.uint8)
+        number, labels, stats, _ = cv2.connectedComponentsWithStats(parts)
         differ = np.abs(frames[t].astype(np.int16) - plate.background[t]).max(-1)
         same = plate.seen[t] & (cv2.blur(differ.astype(np.float32), (3, 3)) < _SAME)
         core = alpha[t] > 127

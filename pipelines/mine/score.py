@@ -45,18 +45,12 @@ def score_clip(
     - ``newcomers``: largest share, over neighbouring frames, of a matte that the other one, carried
       along the flow, does not have and that does not enter at the border.
     - ``soft_fraction``: share of matte pixels (a > 0.05) with a < 0.95.
-    - ``boundary_sharpness``: mean gradient of alpha on its edge, 1/pixel; 0.5 = a one-pixel step.
-    - ``area_mean|min|max``: mean alpha per frame; ``area_cv``: its standard deviation / mean.
-    - ``border_contact``: share of the frame's outermost pixels that the matte covers, mean.
     - ``components``: mean number of connected parts above 2 % of the matte's area.
     - ``ghost``: how much of the subject's outline is left in the background: the regression
       coefficient of B's gradient along the matte's normal on I's, on the matte's edge; 0 = none,
       1 = the subject is still there.
-    - ``unseen_fraction``: share of the dilated matte whose background no frame showed.
-    - ``registration_residual``: median reprojection error of the camera motion, pixels at a frame
-      of 480 lines; ``camera_static``: share of frame pairs without camera motion;
-      ``feature_survival``: share of features that tracked consistently.
     - the scores of ``score_frames``, which may come in as ``frame_scores``.
+    - the others as ``layerflow.corpus.scores`` says.
 
     ``flows``: of ``neighbour_flows``, if they are known already.
     """

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerflow.clip import U8
-from layerflow.media.video import F64, Box
+from layerflow.media.video import F64, Box, nearest
 
 MIN_SHOT_FRAMES = 4
 
 
 @dataclass(frozen=True)
-class Place:
+class ClipSpan:
     """Where a clip lies in its video: the times (seconds) of its frames, all inside one shot.
 
     box: the part of the frame inside black bars; None without bars.
@@ -62,32 +62,26 @@ def find_shots(thumbs: U8, fps: float, splices: Sequence[int] = ()) -> list[tupl
 
 def cut_windows(
     times: F64, shot: tuple[int, int], frames: int, fps: float, box: Box | None = None
-) -> list[Place]:
+) -> list[ClipSpan]:
     """Windows of ``frames`` distinct frames at ``fps`` that start at the shot's first frame.
 
     They do not overlap. Frame k is the one nearest to ``start + k / fps``; a window whose
     nearest frames are not distinct, or lie more than half a period away, is not made.
     """
     inside = times[shot[0] : shot[1]]
-    windows: list[Place] = []
+    windows: list[ClipSpan] = []
     first = 0
     while first < len(inside):
         ideal = inside[first] + np.arange(frames) / fps
         if ideal[-1] > inside[-1] + 0.5 / fps:
             break
-        places = _nearest(inside, ideal)
+        places = nearest(inside, ideal)
         near = np.abs(inside[places] - ideal) <= 0.5 / fps + 1e-6
         if near.all() and (np.diff(places) > 0).all():
-            windows.append(Place(tuple(float(t) for t in inside[places]), box))
+            windows.append(ClipSpan(tuple(float(t) for t in inside[places]), box))
         following = np.searchsorted(inside, inside[first] + frames / fps - 0.25 / fps)
         first = max(int(places[-1]) + 1, int(following))
     return windows
-
-
-def _nearest(times: F64, wanted: F64) -> np.ndarray:
-    right = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
-    left = np.clip(right - 1, 0, len(times) - 1)
-    return np.where(wanted - times[left] <= times[right] - wanted, left, right)
 
 
 def why_no_window(times: F64, shots: list[tuple[int, int]], frames: int, fps: float) -> str:

@@ -24,11 +24,11 @@ from pipelines.mine.backdrop import backdrop_times
 from pipelines.mine.duplicates import find_duplicates, signature
 from pipelines.mine.frames import find_bars, trim_fades
 from pipelines.mine.plan import VideoSpan, time_spans
-from pipelines.mine.shots import Place, cut_windows, find_shots, why_no_window
+from pipelines.mine.shots import ClipSpan, cut_windows, find_shots, why_no_window
 
 
 @dataclass(frozen=True)
-class Candidate(Place):
+class Candidate(ClipSpan):
     """A window that may become a clip. shot: an index of ``Findings.shots``; signature: hex digits
     of ``duplicates.signature``."""
 

@@ -46,9 +46,8 @@ def text_share(frames: U8) -> float:
 def _add_lines(marks: np.ndarray, covered: np.ndarray) -> None:
     """Mark the boxes of the lines of text among the marks bool ``[h, w]``."""
     letters = marks.astype(np.uint8)
-    joined = cv2.morphologyEx(
-        letters, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_RECT, (GAP, 3))
-    )
+    gap = cv2.getStructuringElement(cv2.MORPH_RECT, (GAP, 3))
+    joined = cv2.morphologyEx(letters, cv2.MORPH_CLOSE, gap)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(joined)
     for index in range(1, count):
         x, y, w, h = (int(v) for v in boxes[index, :4])

@@ -17,7 +17,7 @@ import numpy as np
 from pipelines.matting import Backdrop
 from pipelines.vision.evidence import median_and_spread
 from pipelines.vision.numerics import dilate, single_thread, work_size
-from pipelines.vision.plate import Plate
+from pipelines.vision.plate import Plate, to_window
 from pipelines.vision.registration import Registration, warp
 
 FOUND = 0.05  # share of the matte's area from which there is something
@@ -165,8 +165,7 @@ def _changed(
     known = (shown >= _LEAST_SHOWN) & ~hole
     usual = float(np.median(change[known])) if known.any() else 0.0
     limit = max(_LEAST_CHANGE, 4.5 * usual) + spread
-    changed: np.ndarray = (cv2.blur(change, (3, 3)) > limit) & known
-    return changed
+    return (cv2.blur(change, (3, 3)) > limit) & known
 
 
 def _without_subject(
@@ -179,12 +178,11 @@ def _without_subject(
     """A window of frame t as others show it: median float32 [h, w, 3], number and spread [h, w]."""
     rows, columns = window
     size = (columns.stop - columns.start, rows.stop - rows.start)
-    shift = np.array([[1, 0, -columns.start], [0, 1, -rows.start], [0, 0, 1.0]])
     others = [s for s in range(len(frames)) if s != t]
     pick = np.unique(np.linspace(0, len(others) - 1, min(_SOURCES, len(others))).round())
     stack = np.full((len(pick), size[1], size[0], 3), 32767, np.int16)
     for i, s in enumerate(others[int(k)] for k in pick):
-        matrix = shift @ registration.between(s, t)
+        matrix = to_window(window) @ registration.between(s, t)
         moved = warp(frames[s], matrix, size=size)
         clean = warp(~hole[s] * np.uint8(255), matrix, size=size) == 255
         stack[i][clean] = moved[clean]

@@ -78,10 +78,8 @@ def pack_unit(payload: dict[str, Any], *, context: PackContext) -> Outcome:
             try:
                 rows += pack_one(still)
             except (Refused, ValueError, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) else None
-                row = rejected_row(
-                    uri, "read", reason or str(error), kind="image", recipe=context.recipe
-                )
+                reason = (isinstance(error, OSError) and error.strerror) or str(error)
+                row = rejected_row(uri, "read", reason, kind="image", recipe=context.recipe)
                 outcome.rejected.append(row)
     return outcome
 

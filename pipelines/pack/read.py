@@ -92,8 +92,7 @@ def _first_frame(still: Still) -> U8:
     if still.layers is not None:
         return still.layers.rgba
     assert still.video is not None
-    frame: U8 = still.video.cutout([0], still.read_size)[0]
-    return frame
+    return still.video.cutout([0], still.read_size)[0]
 
 
 def made_up_background(rgba: U8, fill: str, rng: Generator) -> U8:

@@ -108,14 +108,12 @@ def _blocks(values: NDArray) -> NDArray:
     return cut.swapaxes(1, 2).reshape(h * w, -1)
 
 
-def make_grain(
-    seed: int, index: int, shape: tuple[int, int, int], level: float, attempt: int = 0
-) -> F32:
+def make_grain(seed: int, index: int, shape: tuple[int, int, int], level: float) -> F32:
     """Luma noise float32 ``[T, H, W]``: Gaussian, a little correlated, ``level`` strong.
 
     One larger field, cut out at another place and mirrored another way for every frame.
     """
-    rng = generator(seed, index, "grain", attempt)
+    rng = generator(seed, index, "grain")
     count, height, width = shape
     field = rng.standard_normal((height + GRAIN_SLACK, width + GRAIN_SLACK), np.float32)
     field = cv2.GaussianBlur(field, (0, 0), GRAIN_SHAPE)

@@ -59,11 +59,10 @@ def pan_over_still(
     scales = cover * (1 + slack) * np.exp(np.log(zoom) * (s - 0.5))
     # The window's corner may lie anywhere in the slack that the way and the zoom leave.
     extent = np.array([still.shape[1], still.shape[0]])
-    corners = np.empty((frames, 2))
     place = rng.uniform(0, 1, 2)
     room = extent * scales[:, None] - (width, height)
     middle = place * room + (s - 0.5)[:, None] * shift
-    corners[:] = np.clip(middle, 0, np.maximum(room, 0))
+    corners = np.clip(middle, 0, np.maximum(room, 0))
     matrices = np.zeros((frames, 3, 3))
     matrices[:, 0, 0] = matrices[:, 1, 1] = scales
     matrices[:, :2, 2] = scales[:, None] / 2 - 0.5 - corners

@@ -47,11 +47,10 @@ def load_foregrounds(sample: Sample) -> None:
     sources = sample.context.plan.foregrounds
     load = partial(sample.loader.foreground, rng=sample.generator("film"))
     first_use = first_of_block(sample.index, sample.options.count, len(sources))
-    steps = [FOREGROUND if first_use and sample.attempt == 0 else None]
-    steps += [None] * (len(sample.chosen) - 1)
+    step = FOREGROUND if first_use and sample.attempt == 0 else None  # of the first alone
     sample.objects = tuple(
-        _first_usable(sample, sources, chosen, load, step)
-        for chosen, step in zip(sample.chosen, steps, strict=True)
+        _first_usable(sample, sources, chosen, load, None if number else step)
+        for number, chosen in enumerate(sample.chosen)
     )
 
 

@@ -107,7 +107,6 @@ def paste_one(
             reason, scores = str(error), sample.scores or scores
     uri = sources[in_blocks(options.seed, index, options.count, len(sources))].uri
     text = f"no draw passed in {options.attempts} attempts; the last: {reason}"
-    rejected.append(
-        rejected_row(uri, "draw", text, kind="pasted", recipe=context.recipe, quality=scores)
-    )
+    row = rejected_row(uri, "draw", text, kind="pasted", recipe=context.recipe, quality=scores)
+    rejected.append(row)
     return None

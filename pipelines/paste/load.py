@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -43,6 +43,7 @@ TRANSPARENT = "has transparent parts: it cannot be a background"
 CACHE_BYTES = 192 << 20
 SMALL = 1024  # bytes that an entry without frames counts
 Generator = np.random.Generator
+T = TypeVar("T")
 
 
 class Loader:
@@ -58,10 +59,6 @@ class Loader:
         self._cache: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
         self._corpora: dict[Path, Corpus] = {}
 
-    def close(self) -> None:
-        self._decoder.close()
-        self.forget_files()
-
     def forget_files(self) -> None:
         """Delete the local copies of remote files; what was loaded of them is kept, what still
         reads from them is not."""
@@ -70,8 +67,8 @@ class Loader:
             del self._cache[key]
 
     def _cached(
-        self, what: str, source: PasteSource, make: Callable[[], tuple[int, Any]], *more: object
-    ) -> Any:
+        self, what: str, source: PasteSource, make: Callable[[], tuple[int, T]], *more: object
+    ) -> T:
         """What was made of a source. make: gives (bytes, value); a MediaError is remembered too.
 
         more: what else tells it from other things of the same source.
@@ -86,7 +83,7 @@ class Loader:
             while len(self._cache) > 1 and sum(b for b, _ in self._cache.values()) > CACHE_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
-        value = self._cache[key][1]
+        value: T | MediaError = self._cache[key][1]
         if isinstance(value, MediaError):
             raise MediaError(str(value))
         return value
@@ -102,8 +99,7 @@ class Loader:
             path = Path(self._fetcher.local(source).files[0][1])
             return SMALL, "video" if is_animation(path) else "still"
 
-        found: str = self._cached("kind", source, probe)
-        return found
+        return self._cached("kind", source, probe)
 
     # Foregrounds.
 
@@ -123,8 +119,7 @@ class Loader:
                 frames_needed(len(rgba), fps, self._frames, self._fps)
             return rgba.nbytes, cropped(rgba, fps, max(self._size), prompt, record)
 
-        value: Foreground = self._cached(FOREGROUND, source, make)
-        return value
+        return self._cached(FOREGROUND, source, make)
 
     def _still(self, source: PasteSource) -> tuple[U8, float, str, dict[str, Any]]:
         """Straight uint8 ``[1, h, w, 4]``, fps, prompt, record."""
@@ -168,8 +163,7 @@ class Loader:
             rgba = reader.cutout(range(reader.count))
             return rgba.nbytes, cropped(rgba, reader.fps or self._fps, longest, prompt, record)
 
-        loaded: Foreground | None = self._cached(FOREGROUND, source, whole)
-        if loaded is not None:
+        if (loaded := self._cached(FOREGROUND, source, whole)) is not None:
             return loaded
         reader, prompt, record = self._cached("opened", source, opened, FOREGROUND)
         fps = reader.fps or self._fps
@@ -183,7 +177,7 @@ class Loader:
             found = cropped_window(reader, chosen, self._fps, longest, prompt, record)
             return (SMALL if found is None else found.rgba.nbytes), found
 
-        found: Foreground | None = self._cached("window", source, window, FOREGROUND, start)
+        found = self._cached("window", source, window, FOREGROUND, start)
         if found is None:
             raise Refused("draw", "nothing of the object is visible in the drawn window")
         return found
@@ -221,7 +215,7 @@ class Loader:
     def _frames_behind(self, source: PasteSource) -> tuple[U8, str, dict[str, Any], str, float]:
         """Frames (still: one, a little larger than the clip), prompt, record, kind, fps."""
 
-        def make() -> tuple[int, Any]:
+        def make() -> tuple[int, tuple[U8, str, dict[str, Any], str, float]]:
             if source.kind == "row":
                 columns = (BACKGROUND, "background_prompt", "background_kind")
                 row = self._read_row(source, columns)
@@ -236,9 +230,7 @@ class Loader:
                 frames = self._reduced(frames)
             return frames.nbytes, (frames, prompt, record, kind, fps)
 
-        value: tuple[U8, str, dict[str, Any], str, float]
-        value = self._cached(BACKGROUND, source, make)
-        return value
+        return self._cached(BACKGROUND, source, make)
 
     def _reduced(self, frames: U8) -> U8:
         height, width = frames.shape[1:3]

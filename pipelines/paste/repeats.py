@@ -28,8 +28,7 @@ def signature(alpha: U8, blended: U8) -> str:
 
 
 def _cells(picture: U8) -> U8:
-    small: U8 = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    return small
+    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
 class Repeats:

@@ -93,12 +93,7 @@ def compose_layers(sample: Sample) -> None:
     foreground, alpha, blended, visible = compose(
         sprites, frames, shutter=options.shutter / 360, grain=noise, own=own
     )
-    sample.layers = {
-        FOREGROUND: foreground,
-        ALPHA: alpha,
-        BACKGROUND: frames,
-        BLENDED: blended,
-    }
+    sample.layers = {FOREGROUND: foreground, ALPHA: alpha, BACKGROUND: frames, BLENDED: blended}
     sample.amodal, sample.visible = own, visible_alphas(own) if own else []
     sample.least_visible = min([*visible, *map(_least_share, sample.visible, own)])
 

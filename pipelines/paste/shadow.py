@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from layerflow.clip import F32, U8
 from pipelines.vision.composite import Sprite
-from pipelines.vision.path import matrices
 
 if TYPE_CHECKING:
     from manifests.paste import PasteOptions
@@ -57,7 +56,7 @@ def shade(background: U8, sprites: Sequence[Sprite], shadow: Shadow) -> U8:
     count, height, width = background.shape[:3]
     step = 4 if min(height, width) >= 128 else 2 if min(height, width) >= 64 else 1
     small = -(-height // step), -(-width // step)
-    maps = [matrices(s.path.poses, s.shape, s.path.mirrored, _factor(s)) for s in sprites]
+    maps = [sprite.maps(sprite.path.poses) for sprite in sprites]
     inks = [[_thin(frame, step, s) for frame in s.frames] for s in sprites]
     out = np.empty_like(background)
     for t in range(count):
@@ -72,15 +71,10 @@ def shade(background: U8, sprites: Sequence[Sprite], shadow: Shadow) -> U8:
     return out
 
 
-def _factor(sprite: Sprite) -> tuple[float, float]:
-    first = sprite.frames[0]
-    return first.shape[0] / sprite.shape[0], first.shape[1] / sprite.shape[1]
-
-
 def _thin(ink: F32, step: int, sprite: Sprite) -> tuple[F32, F64]:
     """Alpha 0..1 at about the size at which it is needed, and the map from it to the ink."""
     alpha = cv2.extractChannel(ink, 3) * np.float32(1 / 255)
-    share = min(1.0, 2.0 * float(sprite.path.poses[:, 2].max()) / _factor(sprite)[0] / step)
+    share = min(1.0, 2.0 * float(sprite.path.poses[:, 2].max()) / sprite.factor[0] / step)
     size = max(2, round(ink.shape[1] * share)), max(2, round(ink.shape[0] * share))
     small: F32 = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA)
     fx, fy = ink.shape[1] / size[0], ink.shape[0] / size[1]

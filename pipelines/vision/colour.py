@@ -37,12 +37,8 @@ def straight_foreground(
     if plate is not None and plate.shape != frames.shape:
         raise ValueError(f"plate {list(plate.shape)} does not fit frames {list(frames.shape)}")
     with single_thread():
-        return np.stack(
-            [
-                estimate_foreground(frames[t], alpha[t], None if plate is None else plate[t])
-                for t in range(len(frames))
-            ]
-        )
+        behind = [None] * len(frames) if plate is None else plate
+        return np.stack([*map(estimate_foreground, frames, alpha, behind)])
 
 
 def estimate_foreground(

@@ -37,6 +37,16 @@ class Sprite:
     path: Path
     shape: tuple[int, int]
 
+    def maps(self, poses: F64) -> F64:
+        """Affine maps ``[n, 2, 3]`` from pixels of the prefiltered frames to clip pixels."""
+        return matrices(poses, self.shape, self.path.mirrored, self.factor)
+
+    @property
+    def factor(self) -> tuple[float, float]:
+        """(y, x) pixels of the prefiltered frames per pixel at full size."""
+        height, width = self.frames[0].shape[:2]
+        return height / self.shape[0], width / self.shape[1]
+
 
 def reduced(rgba: U8, scale: float) -> U8:
     """Straight uint8 ``[h, w, 4]`` at most ``OVERSAMPLE`` times as large as it is pasted."""
@@ -53,15 +63,10 @@ def prefilter(rgba: U8, scale: float, sigma: float = 0.0) -> F32:
     blur = float(np.hypot(LENS, sigma)) / scale
     if blur > 0.35:
         margin = int(np.ceil(2 * blur))
-        ink = _padded(ink, margin)
+        ink = cv2.copyMakeBorder(ink, *(margin,) * 4, cv2.BORDER_REPLICATE)
         ink = cv2.GaussianBlur(ink, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
         ink = np.ascontiguousarray(ink[margin:-margin, margin:-margin])
     return ink
-
-
-def _padded(ink: F32, margin: int) -> F32:
-    padded: F32 = cv2.copyMakeBorder(ink, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-    return padded
 
 
 def premultiplied(rgba: U8) -> F32:
@@ -69,8 +74,7 @@ def premultiplied(rgba: U8) -> F32:
     ink = rgba.astype(np.float32)
     share = cv2.extractChannel(ink, 3) * np.float32(1 / 255)
     factors = cv2.merge([share, share, share, np.ones_like(share)])
-    product: F32 = cv2.multiply(ink, factors, dst=ink)
-    return product
+    return cv2.multiply(ink, factors, dst=ink)
 
 
 def straight(ink: F32) -> F32:
@@ -78,8 +82,7 @@ def straight(ink: F32) -> F32:
     share = np.float32(255) / np.maximum(cv2.extractChannel(ink, 3), np.float32(1e-3))
     colour = cv2.cvtColor(ink, cv2.COLOR_RGBA2RGB)
     colour = cv2.multiply(colour, cv2.cvtColor(share, cv2.COLOR_GRAY2RGB), dst=colour)
-    limited: F32 = np.minimum(colour, np.float32(255), out=colour)
-    return limited
+    return np.minimum(colour, np.float32(255), out=colour)
 
 
 def shrink_straight(rgba: U8, factor: float) -> U8:
@@ -132,9 +135,7 @@ def compose(
 def _maps(sprite: Sprite, shutter: float, count: int) -> list[F64]:
     """For each frame the affine maps ``[n, 2, 3]`` whose mean is the blurred picture."""
     first = sprite.frames[0]
-    factor = (first.shape[0] / sprite.shape[0], first.shape[1] / sprite.shape[1])
-    path, shape = sprite.path, sprite.shape
-    whole = matrices(path.poses, shape, path.mirrored, factor)
+    whole = sprite.maps(sprite.path.poses)
     if shutter <= 0 or count < 2:
         return [whole[t : t + 1] for t in range(count)]
     corners = np.array(
@@ -150,7 +151,7 @@ def _maps(sprite: Sprite, shutter: float, count: int) -> list[F64]:
             out.append(whole[t : t + 1])
             continue
         times = t + shutter * ((np.arange(samples) + 0.5) / samples - 0.5)
-        out.append(matrices(path.at(times), shape, path.mirrored, factor))
+        out.append(sprite.maps(sprite.path.at(times)))
     return out
 
 

@@ -66,9 +66,8 @@ def match(gray: np.ndarray, registration: Registration, step: int) -> list[Match
             moved = warp(gray[target], to_source)
             flow = engine.calc(gray[source], moved, None)
             position = project(np.linalg.inv(to_source), (base + flow).reshape(-1, 2))
-            found.append(
-                Matches(source, target, position.reshape(height, width, 2).astype(np.float32))
-            )
+            position = position.reshape(height, width, 2).astype(np.float32)
+            found.append(Matches(source, target, position))
     return found
 
 
@@ -92,9 +91,8 @@ def residual_motion(
         residual = (moved - base).astype(np.float32)
         inside = _inside(m.position, height, width)
         residual -= _smooth_motion(residual, inside, None if exclude is None else exclude[m.source])
-        lengths[m.source].append(
-            np.where(inside, np.hypot(residual[..., 0], residual[..., 1]), np.nan)
-        )
+        length = np.hypot(residual[..., 0], residual[..., 1])
+        lengths[m.source].append(np.where(inside, length, np.nan))
     out = np.zeros(shape, np.float32)
     noise = np.zeros(count, np.float32)
     for t, found in enumerate(lengths):
@@ -104,9 +102,7 @@ def residual_motion(
         known = np.isfinite(stack)
         smallest = np.where(known, stack, np.inf).min(0)
         mean = np.where(known, stack, 0).sum(0) / np.maximum(known.sum(0), 1)
-        out[t] = np.where(
-            known.any(0), (np.where(np.isfinite(smallest), smallest, 0) + mean) / 2, 0
-        )
+        out[t] = np.where(known.any(0), (smallest + mean) / 2, 0)
         free = out[t] if exclude is None or exclude[t].mean() > 0.9 else out[t][~exclude[t]]
         noise[t] = np.median(free)
     return out, noise

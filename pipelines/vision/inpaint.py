@@ -74,11 +74,9 @@ def _telea(patch: np.ndarray, hole: np.ndarray) -> np.ndarray:
         return np.full_like(patch, 128)
     height, width = hole.shape
     factor = min(1.0, _FILL_SIDE / max(height, width))
-    if factor == 1.0:
-        return cv2.inpaint(patch, hole.astype(np.uint8), 4, cv2.INPAINT_TELEA)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     small_hole = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-    if small_hole.all():
+    if factor == 1.0 or small_hole.all():
         return cv2.inpaint(patch, hole.astype(np.uint8), 4, cv2.INPAINT_TELEA)
     small = cv2.resize(patch, size, interpolation=cv2.INTER_AREA)
     small = cv2.inpaint(small, small_hole.astype(np.uint8), 4, cv2.INPAINT_TELEA)

@@ -40,14 +40,12 @@ class Path:
         last = len(self.poses) - 1
         low = np.clip(np.floor(times), 0, last - 1).astype(int)
         part = (times - low)[:, None]
-        between: F64 = self.poses[low] * (1 - part) + self.poses[low + 1] * part
-        return between
+        return self.poses[low] * (1 - part) + self.poses[low + 1] * part
 
 
 def ease(s: F64, strength: float) -> F64:
     """0..1 -> 0..1, from even speed (strength 0) to a smooth start and stop (strength 1)."""
-    eased: F64 = (1 - strength) * s + strength * (3 * s**2 - 2 * s**3)
-    return eased
+    return (1 - strength) * s + strength * (3 * s**2 - 2 * s**3)
 
 
 def draw_path(rng: Generator, foreground: Foreground, options: PasteOptions, camera: F64) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.matting import Backdrop
 from pipelines.vision.inpaint import Hole, Inpainter, OpenCvInpainter
-from pipelines.vision.numerics import dilate, single_thread, sort_first_axis
+from pipelines.vision.numerics import dilate, single_thread, sort_first_axis, work_size
 from pipelines.vision.registration import Registration, register, visible, warp
 
 _MAX_SOURCES = 24  # frames that one frame's background is gathered from
@@ -80,21 +80,15 @@ def clean_plate(
 def camera_motion(frames: np.ndarray, exclude: np.ndarray | None = None) -> Registration:
     """Camera motion of uint8 [T, H, W, 3] frames, estimated small and scaled to their size."""
     height, width = frames.shape[1:3]
-    factor = min(1.0, (_WORK_AREA / (height * width)) ** 0.5)
-    size = (max(16, round(width * factor)), max(16, round(height * factor)))
-    gray = np.stack([_small_gray(frame, size) for frame in frames])
+    size = work_size(frames, _WORK_AREA)
+    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    small = np.stack([cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in gray])
     mask = None
     if exclude is not None:
-        mask = np.stack([_small_mask(m, size) for m in exclude])
-    return register(gray, mask).scaled(width / size[0], height / size[1])
-
-
-def _small_gray(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
-
-
-def _small_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+        nearest = cv2.INTER_NEAREST
+        masks = [cv2.resize(m.astype(np.uint8), size, interpolation=nearest) for m in exclude]
+        mask = np.stack(masks).astype(bool)
+    return register(small, mask).scaled(width / size[0], height / size[1])
 
 
 def _fill_all(
@@ -171,7 +165,7 @@ def _gather(
     Returns uint8 [h, w, 3] and int [h, w].
     """
     height, width = window[0].stop - window[0].start, window[1].stop - window[1].start
-    shift = _to_window(window)
+    shift = to_window(window)
     sources = [s for s in range(len(frames)) if s != t]
     if len(sources) > _MAX_SOURCES:
         pick = np.linspace(0, len(sources) - 1, _MAX_SOURCES).round().astype(int)
@@ -193,7 +187,7 @@ def _gather(
     return _median(stack, number), number
 
 
-def _to_window(window: tuple[slice, slice]) -> np.ndarray:
+def to_window(window: tuple[slice, slice]) -> np.ndarray:
     """The translation from pixels of a picture to those of a window of it."""
     return np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
 
@@ -236,7 +230,7 @@ def _copy_middle(
     window: tuple[slice, slice],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take what was inpainted in the middle frame, so that inventions do not flicker."""
-    matrix = _to_window(window) @ registration.between(registration.reference, t)
+    matrix = to_window(window) @ registration.between(registration.reference, t)
     size = (patch.shape[1], patch.shape[0])
     source = warp(invented, matrix, size=size)
     use = todo & (warp(unseen.astype(np.uint8) * 255, matrix, size=size) == 255)
@@ -268,7 +262,6 @@ def _gains(frames: np.ndarray, hole: np.ndarray, registration: Registration) -> 
     """
     height, width = frames.shape[1:3]
     step = max(1, round((height * width / 20000) ** 0.5))
-    size = (width, height)
     reference = registration.reference
     gains = np.ones((len(frames), 3))
     target = cv2.blur(frames[reference], (5, 5))
@@ -278,7 +271,7 @@ def _gains(frames: np.ndarray, hole: np.ndarray, registration: Registration) -> 
         matrix = registration.between(t, reference)
         moved = warp(cv2.blur(frames[t], (5, 5)), matrix)
         masked = warp(hole[t].astype(np.uint8), matrix, fill=1) > 0
-        clean = visible(matrix, size) & ~masked & ~hole[reference]
+        clean = visible(matrix, (width, height)) & ~masked & ~hole[reference]
         a = moved[::step, ::step][clean[::step, ::step]].astype(np.float64)
         b = target[::step, ::step][clean[::step, ::step]].astype(np.float64)
         usable = ((a > 16) & (a < 240) & (b > 16) & (b < 240)).all(1)

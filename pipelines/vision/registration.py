@@ -7,7 +7,7 @@ the middle; choosing by inlier count would follow a textured subject instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -59,9 +59,7 @@ class Registration:
         matrices = up @ self.to_reference @ np.linalg.inv(up)
         matrices = matrices / matrices[:, 2:, 2:]
         factor = float(np.sqrt(x_factor * y_factor))
-        return Registration(
-            matrices, self.reference, self.residual * factor, self.survival, self.static
-        )
+        return replace(self, to_reference=matrices, residual=self.residual * factor)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from layerflow.corpus.derive import filter_corpus, merge_corpora
-from layerflow.corpus.row_cells import read_cells, read_clip, unpack_clips
+from layerflow.corpus.row_cells import clips_of, layers_of, read_cells, read_clip
 from layerflow.corpus.row_check import check_row
 from layerflow.corpus.table import Corpus, decode_row
 from layerflow.corpus.validate import refuse_unsound_rows, validate
@@ -416,8 +416,11 @@ def test_shared_memory_gives_the_same_answers_and_larger_ones_come_through_the_p
 
 
 def test_pictures_of_a_child_that_lies_are_refused(rows: list[dict[str, Any]]) -> None:
-    for lie in (b"", b"[]", b"[1]\n", b'[{"shape": [5, 32, 48], "fps": 8, "kind": "x"}]\nshort'):
+    layers, fps, kind = layers_of(decode_row(rows[0]))
+    fewer, text = layers | {"blended": layers["blended"][:2]}, layers | {"alpha": "none"}
+    lies = (layers, fps, "x"), (layers, "8 8", kind), (fewer, fps, kind), (text, fps, kind), ({}, 8)
+    for lie in (1, [1], *([lie] for lie in lies)):
         with pytest.raises(MediaError, match="the decoder gave"):
-            unpack_clips(lie, rows[0])
+            clips_of(rows[0], lie)
     same = read_clip(rows[0])
     assert (same.blended == decode_row(rows[0]).blended).all() and same.fps == 8

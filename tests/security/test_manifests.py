@@ -14,11 +14,11 @@ import pytest
 
 from layerflow.cli.data import _assignments
 from manifests import yaml_file
-from manifests.common import check
-from manifests.demo import load_demo
+from manifests.common import Strict, check, load
+from manifests.demo import DemoManifest
 from manifests.mine import MineOptions
-from manifests.schema import load_build
-from manifests.train import load as load_train
+from manifests.schema import BuildManifest
+from manifests.train import TrainManifest
 from manifests.yaml_file import MAX_BYTES, SCREEN_LINES, SCREEN_WIDTH, on_screen, parse_yaml
 from pipelines.publish.card import read_metadata
 
@@ -114,11 +114,11 @@ def write(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_corpus_manifest_that_attacks_is_refused_on_one_screen(name: str, tmp_path: Path) -> None:
     path = write(tmp_path, name)
-    said = refusal(lambda: load_build(path))
+    said = refusal(lambda: load(path, BuildManifest))
     assert ATTACKS[name][1] in said and "manifest.yaml" in said
 
 
-@pytest.mark.parametrize("load", [load_train, load_demo], ids=["train", "demo"])
+@pytest.mark.parametrize("model", [TrainManifest, DemoManifest], ids=["train", "demo"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -133,9 +133,9 @@ def test_a_corpus_manifest_that_attacks_is_refused_on_one_screen(name: str, tmp_
     ],
 )
 def test_every_other_manifest_is_read_by_the_same_limits(
-    name: str, load: Callable[[Path], object], tmp_path: Path
+    name: str, model: type[Strict], tmp_path: Path
 ) -> None:
-    assert refusal(lambda: load(write(tmp_path, name)))
+    assert refusal(lambda: load(write(tmp_path, name), model))
 
 
 def test_values_on_the_command_line_and_cards_of_a_repository_are_limited_too() -> None:
@@ -171,7 +171,7 @@ def test_the_ready_manifests_are_within_the_limits() -> None:
     found = sorted(folder.glob("*.yaml"))
     assert len(found) >= 6
     for path in found:
-        (load_demo if path.name == "demo.yaml" else load_train)(path)
+        load(path, DemoManifest if path.name == "demo.yaml" else TrainManifest)
 
 
 def test_a_command_cuts_every_error_to_a_screen(

@@ -32,10 +32,11 @@ def demo(
     from layerflow.cli.demo import page as demo_page
     from layerflow.cli.demo import steps as demo_steps
     from layerflow.cli.model import quiet_libraries
-    from manifests.demo import load_demo
+    from manifests.common import load
+    from manifests.demo import DemoManifest
 
     path = manifest or Path(manifests.__file__).parent / "demo.yaml"
-    run = demo_steps.Demo(load_demo(path), path.parent, out, videos, workers, quiet)
+    run = demo_steps.Demo(load(path, DemoManifest), path.parent, out, videos, workers, quiet)
     quiet_libraries()
     result = demo_steps.run_demo(run)
     page = demo_page.write_page(run, result)

@@ -19,7 +19,8 @@ from layerflow.cli.demo import page as demo_page
 from layerflow.cli.demo import steps as demo_steps
 from layerflow.evaluation import baselines
 from layerflow.model.layers import TASKS
-from manifests.demo import DemoManifest, load_demo
+from manifests.common import load
+from manifests.demo import DemoManifest
 
 FOLDER = Path(manifests.__file__).parent
 
@@ -65,7 +66,7 @@ def test_an_unknown_key_of_the_demo_manifest_is_named(tmp_path: Path) -> None:
     path = tmp_path / "demo.yaml"
     path.write_text((FOLDER / "demo.yaml").read_text() + "\nspeeed: 1\n")
     with pytest.raises(ValueError, match="speeed: unknown key"):
-        load_demo(path)
+        load(path, DemoManifest)
 
 
 def some_result(iou: float) -> dict[str, Any]:
@@ -168,7 +169,11 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "demo-train.yaml").write_text(yaml.safe_dump(training))
     demo = demo_steps.Demo(
-        load_demo(tmp_path / "demo.yaml"), tmp_path, tmp_path / "out", workers=0, quiet=True
+        load(tmp_path / "demo.yaml", DemoManifest),
+        tmp_path,
+        tmp_path / "out",
+        workers=0,
+        quiet=True,
     )
     result = demo_steps.run_demo(demo)
     assert result["jobs"]["mined"]["kept"] == 1 and result["jobs"]["mined"]["rejected"] == 1

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from layerflow import front
 from layerflow.cli.main import build_app
-from manifests.schema import load_build
+from manifests import common
+from manifests.schema import BuildManifest
 from manifests.starters import corpus_manifest, train_manifest
 from manifests.train import load
 from manifests.yaml_file import parse_yaml
@@ -76,7 +77,7 @@ def test_a_new_corpus_manifest_builds(made: Path) -> None:
     there = ["--cutouts", made / "fg", "--backgrounds", made / "bg", "--stills", made / "stills"]
     how = ["--out", made / "built", "--size", "32x32", "--frames", 4, "--count", 2]
     run("new", "corpus", file, *there, *how)
-    assert [job.job for job in load_build(file).jobs] == ["paste", "pack"]
+    assert [job.job for job in common.load(file, BuildManifest).jobs] == ["paste", "pack"]
     run("build", file, "--workers", 0, "--quiet")
     assert {p.name for p in (made / "built").iterdir()} == {"pasted", "stills"}
 

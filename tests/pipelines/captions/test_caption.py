@@ -154,16 +154,19 @@ def test_recipes_know_the_model_but_not_where_it_ran() -> None:
 
 
 def test_a_manifest_keeps_what_recipes_leave_out(tmp_path: Path) -> None:
-    from manifests.schema import load_build, options_of
+    from manifests.common import load
+    from manifests.schema import BuildManifest
 
     (tmp_path / "m.yaml").write_text(
         "jobs: [{job: mine, inputs: [v], out: o, size: 96x128, device: cuda, "
         "captions: {model: m, url: 'http://x/v1', key_env: KEY}}]"
     )
-    options = options_of(load_build(tmp_path / "m.yaml").jobs[0])
+    options = load(tmp_path / "m.yaml", BuildManifest).jobs[0]
     assert isinstance(options, MineOptions) and options.captions is not None
     assert (options.device, options.captions.url) == ("cuda", "http://x/v1")
     assert options.captions.key_env == "KEY" and options.size == (96, 128)
+    alone = MineOptions(inputs=["v"], out="o", size="96x128", captions={"model": "m"})
+    assert options.model_dump(mode="json") == alone.model_dump(mode="json")  # and so the recipe
 
 
 @pytest.mark.parametrize(

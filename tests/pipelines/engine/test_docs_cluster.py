@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
 from layerflow.corpus.table import Corpus
-from manifests.schema import load_build
+from manifests.common import load
+from manifests.schema import BuildManifest
 from tests.support import ROOT
 from tests.support.mined import green_screen
 
@@ -30,7 +31,7 @@ def test_the_rayjob_builds_its_own_manifest(tmp_path: Path) -> None:
     green_screen(tmp_path / "in" / "a.mp4", 0)
     text = config["data"]["corpus.yaml"]
     (tmp_path / "as-is.yaml").write_text(text)
-    assert load_build(tmp_path / "as-is.yaml").jobs[0].job == "mine"
+    assert load(tmp_path / "as-is.yaml", BuildManifest).jobs[0].job == "mine"
     for old, new in (
         ("/data/videos", str(tmp_path / "in")), ("/data/mined", str(tmp_path / "out")),
         ("480x720", "96x128"), ("frames: 16", "frames: 8"), ("matting: motion", "matting: chroma"),
