@@ -22,6 +22,7 @@ from pipelines.readers.stills import (
     read_matte,
     read_still,
 )
+from pipelines.vision.colour import estimate_foreground
 from pipelines.vision.numerics import push_pull
 
 ASPECT_TOLERANCE = 0.02
@@ -76,8 +77,6 @@ def read_layers(roles: Mapping[str, Path]) -> StillLayers:
 
 def _against(picture: Path, matte: Path, background: U8) -> U8:
     """Colour from the whole picture, its matte and its own background."""
-    from pipelines.vision.colour import estimate_foreground
-
     shown, alpha = read_still(picture)[..., :3], read_matte(matte)
     check_alpha(alpha)
     if alpha.shape != shown.shape[:2]:

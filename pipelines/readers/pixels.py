@@ -34,10 +34,6 @@ class Pixels:
     rgba: U8
     profile: bytes | None = None
 
-    def srgb(self) -> U8:
-        """uint8 ``[H, W, 4]`` in sRGB, by the profile where that works; alpha is not touched."""
-        return to_srgb(self.rgba, self.profile)
-
 
 def frames_of(image: Image.Image) -> int:
     """How many frames in time an opened picture has; 1 for a still."""

@@ -7,6 +7,8 @@ What takes a path decodes in a contained child (``layerflow.media.isolate``).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -31,17 +33,24 @@ def read_still(path: Path) -> U8:
 
     Limits are checked before decoding. Premultiplied colour is as stored: see ``straighten``.
     """
-    return _pixels(path).srgb()
+    stored = _pixels(path)
+    return to_srgb(stored.rgba, stored.profile)
 
 
 def _pixels(path: Path) -> Pixels:
-    image = open_still(path)
-    with image, warnings.catch_warnings():
+    with decoding(path) as image:
+        if (count := frames_of(image)) > 1:
+            raise MediaError(f"is an animation of {count} frames, not a still")
+        return read_pixels(image, lambda: open_still(path))
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[Image.Image]:
+    """A picture file, within the limits on what is decoded. MediaError for all that goes wrong."""
+    with open_still(path) as image, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            if (count := frames_of(image)) > 1:
-                raise MediaError(f"is an animation of {count} frames, not a still")
-            return read_pixels(image, lambda: open_still(path))
+            yield image
         except MediaError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged files

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def write_report(
         clips.append({**row, "preview": preview.plain()})
         media.append(preview.media)
     data = {"mode": "static", **overview(source, rows), "clips": clips}
-    data["rejected"] = [rejected_row(row) for row in first(source.rejected(), MAX_REJECTED)]
+    data["rejected"] = [rejected_row(row) for row in islice(source.rejected(), MAX_REJECTED)]
     write_bytes(out, page(data, media).encode())
     sheet = make_sheet(path, len(rows), workers, model)
     if not sheet:
@@ -92,13 +93,6 @@ def evenly(count: int, limit: int) -> list[int]:
     if count <= limit:
         return list(range(count))
     return sorted({round(i) for i in np.linspace(0, count - 1, max(1, limit))})
-
-
-def first(rows: Iterable[dict[str, Any]], limit: int) -> Iterator[dict[str, Any]]:
-    for index, row in enumerate(rows):
-        if index >= limit:
-            return
-        yield row
 
 
 def rejected_row(row: dict[str, Any]) -> dict[str, Any]:

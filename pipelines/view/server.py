@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from layerflow.media.cells import MediaError
 from layerflow.media.sandbox import Contained
-from pipelines.view.page import first, overview, page, rejected_row, shortened
+from pipelines.view.page import overview, page, rejected_row, shortened
 from pipelines.view.source import open_source, previewer, read_preview
 
 CACHE_BYTES = 256 << 20
@@ -85,7 +86,7 @@ class Browsed:
         reason = query.get("reason")
         rows = [
             row
-            for row in map(rejected_row, first(self._source.rejected(), 100_000))
+            for row in map(rejected_row, islice(self._source.rejected(), 100_000))
             if not reason or row["general"] == reason
         ]
         return {"total": len(rows), "rows": _slice(rows, query)}
