@@ -131,8 +131,8 @@ def walk(root: Path, left: LeftOut | None = None) -> list[tuple[Path, PurePosixP
                 left.links.append(escape_name(path.relative_to(root).as_posix()))
             elif path.is_dir():
                 target = path.resolve()
-                seen = linked and not _is_hidden(target.relative_to(base))
-                if not seen and target not in entered:
+                hidden = any(part.startswith(".") for part in target.relative_to(base).parts)
+                if (hidden or not linked) and target not in entered:
                     entered.add(target)
                     visit(path)
             elif path.is_file():
@@ -141,10 +141,6 @@ def walk(root: Path, left: LeftOut | None = None) -> list[tuple[Path, PurePosixP
     visit(root)
     left.links.sort()
     return sorted(found)
-
-
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
 
 
 def list_sources(
@@ -213,11 +209,12 @@ def _matched(pattern: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[
 
 
 def _wanted(path: Path, suffixes: frozenset[str], left: LeftOut) -> bool:
-    suffix = path.suffix.lower()
-    if suffix in suffixes:
-        return not _is_matte_of_a_neighbour(path)
-    left.count(path)
-    return False
+    if path.suffix.lower() not in suffixes:
+        left.count(path)
+        return False
+    base, media = Path(path.stem), VIDEO_SUFFIXES | STILL_SUFFIXES
+    is_matte = base.suffix.lower() in MATTE_MARKS and any(_with_suffix(path, base.stem, media))
+    return not is_matte
 
 
 def matte_beside(path: Path, root: Path | None = None) -> Path | None:
@@ -237,13 +234,6 @@ def _with_suffix(path: Path, stem: str, suffixes: Iterable[str]) -> Iterator[Pat
     """Files beside a path with a stem and one of the suffixes, in any usual case."""
     beside = (path.with_name(name) for name in spellings(stem, sorted(suffixes)))
     return (found for found in beside if found.is_file())
-
-
-def _is_matte_of_a_neighbour(path: Path) -> bool:
-    base = Path(path.stem)
-    if base.suffix.lower() not in MATTE_MARKS:
-        return False
-    return any(_with_suffix(path, base.stem, VIDEO_SUFFIXES | STILL_SUFFIXES))
 
 
 def uri_of(location: str, root: str) -> str:

@@ -214,22 +214,16 @@ layers.alpha, layers.prompts  # uint8 [frames, height, width]; a caption by laye
 
 
 def _contents(facts: CardFacts) -> str:
+    counts = ("clips", "sources", "frames")
     rows = [
-        (
-            kind,
-            s["clips"],
-            s["sources"],
-            s["frames"],
-            f"{s['seconds']:.0f}",
-            f"{s['bytes'] / 1e6:.1f}",
-        )
+        (kind, *(s[name] for name in counts), f"{s['seconds']:.0f}", f"{s['bytes'] / 1e6:.1f}")
         for kind, s in facts.stats["kinds"].items()
     ]
     splits = [(name, rows) for name, (rows, _, _) in facts.configs[0].splits.items()]
     sizes = ", ".join(f"{plain(s)} ({n})" for s, n in facts.stats["size"].items())
     text = [
         "## What is in it\n",
-        table(("kind", "clips", "sources", "frames", "seconds", "MB"), rows),
+        table(("kind", *counts, "seconds", "MB"), rows),
         f"\nSizes: {sizes or 'none'}.\n",
         table(("split", "clips"), splits),
     ]

@@ -183,14 +183,12 @@ class SampleSource:
         return LayeredClip(
             foreground=np.ascontiguousarray(foreground[:, :height, :width, :3]),
             alpha=alpha,
-            background=_colour(folder / "background.mp4", height, width),
-            blended=_colour(folder / "blended.mp4", height, width),
             fps=fps,
+            **{
+                name: decode_color((folder / f"{name}.mp4").read_bytes())[:, :height, :width]
+                for name in (BACKGROUND, BLENDED)
+            },
         )
-
-
-def _colour(path: Path, height: int, width: int) -> U8:
-    return decode_color(path.read_bytes())[:, :height, :width]
 
 
 def _about(folder: Path) -> dict[str, Any]:
