@@ -75,10 +75,7 @@ def _load_processor(path: str) -> Any:
     ensure_torchvision()
     from transformers import AutoProcessor
 
-    try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"captions: the processor in {path} does not load: {error}") from error
+    processor = _loaded(AutoProcessor, "processor", path)
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(f"captions: the processor in {path} has no chat template")
     return processor
@@ -87,10 +84,12 @@ def _load_processor(path: str) -> Any:
 def _load_model(path: str, device: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
+    options = {"use_safetensors": True, "dtype": "auto"}
+    return _loaded(AutoModelForImageTextToText, "model", path, **options).to(device).eval()
+
+
+def _loaded(kind: Any, what: str, path: str, **options: Any) -> Any:
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype="auto"
-        )
+        return kind.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"captions: the model in {path} does not load: {error}") from error
-    return model.to(device).eval()
+        raise ValueError(f"captions: the {what} in {path} does not load: {error}") from error

@@ -85,7 +85,7 @@ def _against(picture: Path, matte: Path, background: U8) -> U8:
     return np.dstack([estimate_foreground(shown, alpha, behind), alpha])
 
 
-def fitted(picture: U8, size: tuple[int, ...]) -> U8:
+def fitted(picture: U8, size: tuple[int, int]) -> U8:
     """A picture at the size of its foreground; MediaError when its shape is another one."""
     height, width = picture.shape[:2]
     if abs(width / height / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
@@ -93,8 +93,7 @@ def fitted(picture: U8, size: tuple[int, ...]) -> U8:
             f"the background is {width}x{height}, the foreground {size[1]}x{size[0]}: "
             "another aspect ratio"
         )
-    fit: U8 = resize_cover(picture[None], size[0], size[1])[0]
-    return fit
+    return resize_cover(picture[None], *size)[0]
 
 
 def fill_behind(picture: U8, alpha: U8) -> U8:

@@ -27,6 +27,7 @@ from layerflow.corpus.stats import general_reason
 from layerflow.files import write_bytes
 from layerflow.media.cells import MediaError, encode_png
 from layerflow.media.contact_sheet import contact_sheet, describe
+from layerflow.media.frame_rate import evenly
 from layerflow.media.sandbox import contained_map
 from layerflow.outputs import local_output
 from pipelines.view.source import ClipSource, open_source, previewer, read_preview
@@ -86,13 +87,6 @@ def write_report(
         return [out]
     write_bytes(out.with_suffix(".png"), sheet)
     return [out, out.with_suffix(".png")]
-
-
-def evenly(count: int, limit: int) -> list[int]:
-    """At most ``limit`` indices of ``count``, evenly spread, the first and last included."""
-    if count <= limit:
-        return list(range(count))
-    return sorted({round(i) for i in np.linspace(0, count - 1, max(1, limit))})
 
 
 def rejected_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -180,14 +180,16 @@ class SampleSource:
             foreground, fps = read_frames(folder / "foreground.mp4")
             alpha = np.full(foreground.shape[:3], 255, np.uint8)
         height, width = alpha.shape[1:]  # colour files of odd sizes are one pixel larger
+        background, blended = (
+            decode_color((folder / f"{name}.mp4").read_bytes())[:, :height, :width]
+            for name in (BACKGROUND, BLENDED)
+        )
         return LayeredClip(
             foreground=np.ascontiguousarray(foreground[:, :height, :width, :3]),
             alpha=alpha,
+            background=background,
+            blended=blended,
             fps=fps,
-            **{
-                name: decode_color((folder / f"{name}.mp4").read_bytes())[:, :height, :width]
-                for name in (BACKGROUND, BLENDED)
-            },
         )
 
 
