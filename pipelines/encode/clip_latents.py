@@ -96,10 +96,6 @@ class Options:
     dtype: str = "float32"
     augment: Augment = field(default_factory=Augment)
 
-    @property
-    def frame_rule(self) -> str:
-        return f"even:{self.frames}" if self.frames else "all"
-
 
 class Encoder:
     """A model's autoencoder and text encoder, each loaded when it is first needed."""

@@ -144,7 +144,7 @@ def make_fingerprint(options: Options) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "size": list(options.size) if options.size else None,
-        "frames": options.frame_rule,
+        "frames": f"even:{options.frames}" if options.frames else "all",
         "dtype": options.dtype,
         "text_shape": list(text_shape(options.model)),
         **model_fingerprint(options.model),
