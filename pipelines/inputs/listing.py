@@ -143,9 +143,7 @@ def walk(root: Path, left: LeftOut | None = None) -> list[tuple[Path, PurePosixP
     return sorted(found)
 
 
-def list_sources(
-    inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES
-) -> list[InputVideo]:
+def list_sources(inputs: Sequence[str]) -> list[InputVideo]:
     """Input files in sorted order, each once.
 
     An input is a file, a folder (everything below it), a glob pattern, a URL that fsspec knows
@@ -158,24 +156,22 @@ def list_sources(
     Raises ValueError for an input that does not exist, a table with a row that names what it may
     not, or when nothing is found.
     """
-    allowed = frozenset(suffixes)
     found: dict[str, InputVideo] = {}
     for item in inputs:
         left = LeftOut()
-        for source in _listed(item, allowed, left):
+        for source in _listed(item, left):
             key = source.location if source.remote else str(source.path.resolve())
             found.setdefault(key, source)
         left.say(item)
     if not found:
-        raise ValueError(
-            f"no input file ({', '.join(sorted(allowed))}) in {without_secrets(', '.join(inputs))}"
-        )
+        known, named = ", ".join(sorted(VIDEO_SUFFIXES)), without_secrets(", ".join(inputs))
+        raise ValueError(f"no input file ({known}) in {named}")
     return sorted(found.values(), key=lambda source: (source.uri, source.location))
 
 
-def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _listed(item: str, left: LeftOut) -> Iterable[InputVideo]:
     if "://" in item:
-        return _remote(item, suffixes, left)
+        return _remote(item, left)
     root = Path(item)
     if root.is_file():
         inner = Path(root.stem).suffix.lower() if root.suffix.lower() in COMPRESSED else root.suffix
@@ -183,33 +179,33 @@ def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Inpu
             return _tabled(root)
         return [InputVideo(str(root), escape_name(root.name), root=str(root.parent))]
     if root.is_dir():
-        return _below(root, suffixes, left)
+        return _below(root, left)
     if glob.has_magic(item):
-        return _matched(item, suffixes, left)
+        return _matched(item, left)
     raise ValueError(f"{item}: no such file or folder")
 
 
-def _below(root: Path, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _below(root: Path, left: LeftOut) -> Iterable[InputVideo]:
     for path, relative in walk(root, left):
-        if _wanted(path, suffixes, left):
+        if _wanted(path, left):
             yield InputVideo(str(path), escape_name(str(relative)), root=str(root))
 
 
-def _matched(pattern: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _matched(pattern: str, left: LeftOut) -> Iterable[InputVideo]:
     """The files of a pattern; its root is the folder before the first part with a wildcard."""
     parts = Path(pattern).parts
     fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        if path.is_file() and _wanted(path, suffixes, left):
+        if path.is_file() and _wanted(path, left):
             if is_inside(path, root):
                 yield InputVideo(str(path), escape_name(path.name), root=str(root))
             else:
                 left.links.append(escape_name(path.name))
 
 
-def _wanted(path: Path, suffixes: frozenset[str], left: LeftOut) -> bool:
-    if path.suffix.lower() not in suffixes:
+def _wanted(path: Path, left: LeftOut) -> bool:
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
         left.count(path)
         return False
     base, media = Path(path.stem), VIDEO_SUFFIXES | STILL_SUFFIXES
@@ -261,7 +257,7 @@ def find_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
         raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
 
 
-def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _remote(url: str, left: LeftOut) -> Iterable[InputVideo]:
     system, root, names = find_remote(url)
     if not names:
         raise ValueError(f"{clean_uri(url)}: no such file or folder")
@@ -272,7 +268,7 @@ def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Input
         top = root if name != root else str(PurePosixPath(root).parent)
         if is_local_url(location) and not is_inside(Path(name), Path(top)):
             left.links.append(below(Path(name), Path(top)))
-        elif name == root or suffix_of(location).lower() in suffixes:
+        elif name == root or suffix_of(location).lower() in VIDEO_SUFFIXES:
             sidecars = (f"{folder}{other}" for other in sidecar_names(PurePosixPath(name).name))
             beside = tuple(system.unstrip_protocol(n) for n in sidecars if n in known)
             yield InputVideo(location, uri_of(location, top), beside=beside)

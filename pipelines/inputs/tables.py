@@ -53,9 +53,8 @@ class Dataset(Importer):
     name = "dataset"
 
     def recognises(self, root: Path) -> bool:
-        if next(files_below(root, SUFFIXES), None) is None:
-            return False
-        return next(files_below(root, STILL_SUFFIXES | VIDEO_SUFFIXES), None) is None
+        media = files_below(root, STILL_SUFFIXES | VIDEO_SUFFIXES)
+        return any(files_below(root, SUFFIXES)) and not any(media)
 
     def list(self, root: Path) -> Listing:
         return Listing(tables=list_parts(str(root)))

@@ -14,8 +14,8 @@ import numpy as np
 
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
+from layerflow.media.pictures import decoding, open_still
 from pipelines.readers.pixels import frames_of, read_pixels
-from pipelines.readers.stills import decoding, open_still
 
 ENDS = 12  # levels from black and white
 TINT = 16  # levels between channels, which the coding of grey pictures may leave

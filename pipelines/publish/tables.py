@@ -166,14 +166,13 @@ def write_parquet(
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **settings) as writer:
         group: list[pa.RecordBatch] = []
-        rows = size = 0
-        for batch in batches:
-            for piece in (batch.slice(i, 1) for i in range(batch.num_rows)):
-                group.append(piece)
-                rows, size = rows + 1, size + piece.nbytes
-                if rows >= GROUP_ROWS or size >= GROUP_BYTES:
-                    writer.write_table(pa.Table.from_batches(group, schema))
-                    group, rows, size = [], 0, 0
+        size = 0
+        for piece in (batch.slice(i, 1) for batch in batches for i in range(batch.num_rows)):
+            group.append(piece)
+            size += piece.nbytes
+            if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(group, schema))
+                group, size = [], 0
         if group:
             writer.write_table(pa.Table.from_batches(group, schema))
 

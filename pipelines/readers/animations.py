@@ -17,9 +17,9 @@ from PIL import Image
 from layerflow.clip import U8
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
+from layerflow.media.pictures import decoding, open_still
 from pipelines.readers import apng
 from pipelines.readers.pixels import frames_of, read_pixels, to_srgb
-from pipelines.readers.stills import decoding, open_still
 
 SUFFIXES = frozenset({".gif", ".png", ".apng", ".webp", ".avif"})
 MAX_FRAMES = 10_000

@@ -6,19 +6,15 @@ What takes a path decodes in a contained child (``layerflow.media.isolate``).
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from layerflow.clip import U8
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
-from layerflow.media.pictures import open_still
+from layerflow.media.pictures import decoding, open_still
 from pipelines.readers.pixels import Pixels, frames_of, read_pixels, to_srgb
 
 BINARY_SHARE = 0.002  # soft pixels below which a matte counts as binary
@@ -42,19 +38,6 @@ def _pixels(path: Path) -> Pixels:
         if (count := frames_of(image)) > 1:
             raise MediaError(f"is an animation of {count} frames, not a still")
         return read_pixels(image, lambda: open_still(path))
-
-
-@contextmanager
-def decoding(path: Path) -> Iterator[Image.Image]:
-    """A picture file, within the limits on what is decoded. MediaError for all that goes wrong."""
-    with open_still(path) as image, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            yield image
-        except MediaError:
-            raise
-        except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-            raise MediaError(f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
 def still_size(path: Path) -> tuple[int, int] | None:
