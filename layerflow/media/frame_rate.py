@@ -7,6 +7,13 @@ import numpy as np
 from layerflow.media.opening import MediaError
 
 
+def evenly(count: int, limit: int) -> list[int]:
+    """At most ``limit`` indices of ``count``, evenly spread, the first and last included."""
+    if count <= limit:
+        return list(range(count))
+    return sorted({round(i) for i in np.linspace(0, count - 1, max(1, limit))})
+
+
 def frames_needed(available: int, source_fps: float, frames: int, fps: float) -> int:
     """How many frames of a source a clip spans. MediaError when they are not there, or not
     distinct.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +39,26 @@ def open_still(path: Path) -> Image.Image:
     return image
 
 
+@contextmanager
+def decoding(path: Path) -> Iterator[Image.Image]:
+    """A picture file, within the limits on what is decoded. MediaError for all that goes wrong."""
+    with open_still(path) as image, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield image
+        except MediaError:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+            raise MediaError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
 @isolated
 def read_picture(path: Path) -> U8:
     """A picture as uint8 ``[H, W, 3]`` or, with transparency, ``[H, W, 4]``, upright.
 
     Raises MediaError for what is no picture, or damaged, or over the limits.
     """
-    with open_still(path) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-            clear = "A" in upright.getbands() or "transparency" in upright.info
-            return np.asarray(upright.convert("RGBA" if clear else "RGB"))
-        except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-            raise MediaError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+    with decoding(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        clear = "A" in upright.getbands() or "transparency" in upright.info
+        return np.asarray(upright.convert("RGBA" if clear else "RGB"))

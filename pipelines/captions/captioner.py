@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED, U8
+from layerflow.media.frame_rate import evenly
 from layerflow.plugins import Plugins
 from manifests.mine import Captions
 from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
@@ -126,9 +127,8 @@ def show(layers: Mapping[str, Any], layer: str, count: int, side: int) -> tuple[
     On black, captioners write of a black background.
     """
     frames = np.asarray(layers[layer])
-    places = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
     shown = []
-    for place in places:
+    for place in evenly(len(frames), count):
         picture = frames[place]
         if layer == FOREGROUND:
             alpha = layers[ALPHA][place].astype(np.float32)[..., None] / 255

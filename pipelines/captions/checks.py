@@ -8,7 +8,6 @@ The index prefix ("0, ") belongs to the model's code and is never stored.
 
 from __future__ import annotations
 
-import math
 import re
 
 from layerflow.clip import BACKGROUND, FOREGROUND
@@ -58,11 +57,6 @@ def clean_prompt(answer: str) -> str:
     return text.strip()
 
 
-def count_tokens(text: str) -> int:
-    """An upper estimate of the T5 tokens of English text."""
-    return math.ceil(len(text) / CHARS_PER_TOKEN)
-
-
 def subject_nouns(name: str) -> frozenset[str]:
     """The head nouns, in the singular, of what a captioner calls the subject.
 
@@ -101,7 +95,7 @@ def find_problems(
     if not text:
         return ["it is empty"]
     problems = []
-    if count_tokens(text) > max_tokens:
+    if len(text) > max_tokens * CHARS_PER_TOKEN:
         words = max_tokens * CHARS_PER_TOKEN // 7
         problems.append(f"it is too long: write at most {words} words")
     if found := _REFUSAL.search(text):
@@ -111,14 +105,8 @@ def find_problems(
     if layer == FOREGROUND and (found := _BACKDROP.search(text)):
         problems.append(f"it speaks of what is behind the subject ({found[0]!r})")
     if layer == BACKGROUND:
-        named = sorted({w for w in _words(text) if _names(_singular(w), subject)})
+        names = subject | _PEOPLE if subject & _PEOPLE else subject
+        said = set(re.findall(r"[a-z][a-z']+", text.lower()))
+        named = sorted(word for word in said if _singular(word) in names)
         problems += [f"it names the subject ({word!r}), which is not there" for word in named]
     return problems
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z][a-z']+", text.lower())
-
-
-def _names(word: str, subject: frozenset[str]) -> bool:
-    return word in subject or (word in _PEOPLE and bool(subject & _PEOPLE))

@@ -24,9 +24,7 @@ class VlmCaptioner:
         if not path or not Path(path).is_dir():
             raise ValueError(f"captions: no model folder {path}; for an endpoint give its url too")
         self.name = Path(path).name
-        self._max_tokens = options.max_tokens
-        self._path = path
-        self._device = options.device
+        self._path, self._options = path, options
         self._processor: Any = None
         self._model: Any = None
 
@@ -40,7 +38,7 @@ class VlmCaptioner:
         """See ``Captioner``. Requests go through the network one by one: their sizes differ."""
         if self._model is None:
             self.check()
-            self._model = _load_model(self._path, self._device)
+            self._model = _load_model(self._path, self._options.device)
         return [self._one(request) for request in requests]
 
     def _one(self, request: Request) -> str:
@@ -58,10 +56,10 @@ class VlmCaptioner:
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-            ).to(self._device)
+            ).to(self._options.device)
             with torch.inference_mode():
                 found = self._model.generate(
-                    **inputs, max_new_tokens=self._max_tokens, do_sample=False
+                    **inputs, max_new_tokens=self._options.max_tokens, do_sample=False
                 )
         except (RuntimeError, ValueError, IndexError) as error:
             raise CaptionError(f"{self.name}: {type(error).__name__}: {error}") from error
@@ -75,10 +73,7 @@ def _load_processor(path: str) -> Any:
     ensure_torchvision()
     from transformers import AutoProcessor
 
-    try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"captions: the processor in {path} does not load: {error}") from error
+    processor = _loaded(AutoProcessor, "processor", path)
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(f"captions: the processor in {path} has no chat template")
     return processor
@@ -87,10 +82,12 @@ def _load_processor(path: str) -> Any:
 def _load_model(path: str, device: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
+    options = {"use_safetensors": True, "dtype": "auto"}
+    return _loaded(AutoModelForImageTextToText, "model", path, **options).to(device).eval()
+
+
+def _loaded(kind: Any, what: str, path: str, **options: Any) -> Any:
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype="auto"
-        )
+        return kind.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"captions: the model in {path} does not load: {error}") from error
-    return model.to(device).eval()
+        raise ValueError(f"captions: the {what} in {path} does not load: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,10 +96,6 @@ class Options:
     dtype: str = "float32"
     augment: Augment = field(default_factory=Augment)
 
-    @property
-    def frame_rule(self) -> str:
-        return f"even:{self.frames}" if self.frames else "all"
-
 
 class Encoder:
     """A model's autoencoder and text encoder, each loaded when it is first needed."""
@@ -109,15 +106,12 @@ class Encoder:
     @cached_property
     def vae(self) -> Any:
         """The autoencoder, on a GPU if there is one."""
-        import importlib
-
         folder = Path(self.options.model)
         name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
         if name not in AUTOENCODERS:
             raise ValueError(f"{folder}/vae: unknown autoencoder {name!r}; not {set(AUTOENCODERS)}")
         kind = getattr(importlib.import_module(AUTOENCODERS[name]), name)
-        vae = kind.from_pretrained(folder / "vae").eval()
-        return vae.to(torch_device())
+        return kind.from_pretrained(folder / "vae").eval().to(torch_device())
 
     @cached_property
     def text(self) -> tuple[Any, Any]:

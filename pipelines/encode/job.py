@@ -30,8 +30,7 @@ from layerflow.corpus.latents import (
     LatentsWriter,
     prompt_key,
 )
-from layerflow.corpus.published import PublishedCorpus, fetched, open_corpus
-from layerflow.corpus.table import Corpus
+from layerflow.corpus.published import fetched, open_corpus
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.outputs import local_output
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
@@ -105,7 +104,8 @@ def run_encode(
     texts = dict.fromkeys(text for row in rows for text in row.prompts if text)
     embedded = have.prompt_keys() if have else set()
     new_texts = [text for text in texts if prompt_key(text) not in embedded]
-    if have and not missing and not new_texts and set(known) == _outputs(rows):
+    wanted = {output for row in rows for output in row.outputs}
+    if have and not missing and not new_texts and set(known) == wanted:
         return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
 
     Encoder(options).check()
@@ -127,10 +127,11 @@ def run_encode(
         return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
 
     folder = out.with_name(f".{out.name}.staging")
+    roots = dict.fromkeys([*(row.corpus for row in rows), options.model])
     busy = f"{out}: another job is writing these latents"
     return run_units(
         [*text_units, *clip_units],
-        Place(folder, folder / "lock", busy, _roots(rows, options)),
+        Place(folder, folder / "lock", busy, [root for root in roots if Path(root).exists()]),
         partial(encode_unit, options=options),
         Pool(workers, quiet, gpus=1.0, hold=True, accept_lost=accept_lost),
         settle=partial(_settled, str(model)),
@@ -138,19 +139,12 @@ def run_encode(
     )
 
 
-def _roots(rows: Sequence[_Row], options: Options) -> list[str]:
-    """What every worker must see: the corpora's folders and the model."""
-    return [
-        p for p in dict.fromkeys([*(r.corpus for r in rows), options.model]) if Path(p).exists()
-    ]
-
-
 def make_fingerprint(options: Options) -> dict[str, Any]:
     """What the latents will depend on, besides the clips themselves."""
     return {
         "format_version": FORMAT_VERSION,
         "size": list(options.size) if options.size else None,
-        "frames": options.frame_rule,
+        "frames": f"even:{options.frames}" if options.frames else "all",
         "dtype": options.dtype,
         "text_shape": list(text_shape(options.model)),
         **model_fingerprint(options.model),
@@ -202,10 +196,6 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
             )
 
 
-def _outputs(rows: Sequence[_Row]) -> set[str]:
-    return {output for row in rows for output in row.outputs}
-
-
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -232,9 +222,8 @@ def _settled(model: str, unit: Unit, reason: str) -> Parts:
 # ---- one unit ---------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _encoder(options: Options) -> Encoder:
-    return Encoder(options)
+_encoder = lru_cache(maxsize=1)(Encoder)
+_open = lru_cache(maxsize=8)(open_corpus)
 
 
 def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
@@ -252,11 +241,6 @@ def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
                 reasons[row["id"]] = str(error)
 
     return {ROWS: stream_part(rows(), CLIPS), REASONS: json_part(lambda: reasons)}
-
-
-@lru_cache(maxsize=8)
-def _open(corpus: str) -> Corpus | PublishedCorpus:
-    return open_corpus(corpus)
 
 
 # ---- putting them together --------------------------------------------------------------------

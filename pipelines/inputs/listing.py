@@ -131,8 +131,8 @@ def walk(root: Path, left: LeftOut | None = None) -> list[tuple[Path, PurePosixP
                 left.links.append(escape_name(path.relative_to(root).as_posix()))
             elif path.is_dir():
                 target = path.resolve()
-                seen = linked and not _is_hidden(target.relative_to(base))
-                if not seen and target not in entered:
+                hidden = any(part.startswith(".") for part in target.relative_to(base).parts)
+                if (hidden or not linked) and target not in entered:
                     entered.add(target)
                     visit(path)
             elif path.is_file():
@@ -143,13 +143,7 @@ def walk(root: Path, left: LeftOut | None = None) -> list[tuple[Path, PurePosixP
     return sorted(found)
 
 
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
-
-
-def list_sources(
-    inputs: Sequence[str], suffixes: Iterable[str] = VIDEO_SUFFIXES
-) -> list[InputVideo]:
+def list_sources(inputs: Sequence[str]) -> list[InputVideo]:
     """Input files in sorted order, each once.
 
     An input is a file, a folder (everything below it), a glob pattern, a URL that fsspec knows
@@ -162,24 +156,22 @@ def list_sources(
     Raises ValueError for an input that does not exist, a table with a row that names what it may
     not, or when nothing is found.
     """
-    allowed = frozenset(suffixes)
     found: dict[str, InputVideo] = {}
     for item in inputs:
         left = LeftOut()
-        for source in _listed(item, allowed, left):
+        for source in _listed(item, left):
             key = source.location if source.remote else str(source.path.resolve())
             found.setdefault(key, source)
         left.say(item)
     if not found:
-        raise ValueError(
-            f"no input file ({', '.join(sorted(allowed))}) in {without_secrets(', '.join(inputs))}"
-        )
+        known, named = ", ".join(sorted(VIDEO_SUFFIXES)), without_secrets(", ".join(inputs))
+        raise ValueError(f"no input file ({known}) in {named}")
     return sorted(found.values(), key=lambda source: (source.uri, source.location))
 
 
-def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _listed(item: str, left: LeftOut) -> Iterable[InputVideo]:
     if "://" in item:
-        return _remote(item, suffixes, left)
+        return _remote(item, left)
     root = Path(item)
     if root.is_file():
         inner = Path(root.stem).suffix.lower() if root.suffix.lower() in COMPRESSED else root.suffix
@@ -187,37 +179,38 @@ def _listed(item: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Inpu
             return _tabled(root)
         return [InputVideo(str(root), escape_name(root.name), root=str(root.parent))]
     if root.is_dir():
-        return _below(root, suffixes, left)
+        return _below(root, left)
     if glob.has_magic(item):
-        return _matched(item, suffixes, left)
+        return _matched(item, left)
     raise ValueError(f"{item}: no such file or folder")
 
 
-def _below(root: Path, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _below(root: Path, left: LeftOut) -> Iterable[InputVideo]:
     for path, relative in walk(root, left):
-        if _wanted(path, suffixes, left):
+        if _wanted(path, left):
             yield InputVideo(str(path), escape_name(str(relative)), root=str(root))
 
 
-def _matched(pattern: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _matched(pattern: str, left: LeftOut) -> Iterable[InputVideo]:
     """The files of a pattern; its root is the folder before the first part with a wildcard."""
     parts = Path(pattern).parts
     fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        if path.is_file() and _wanted(path, suffixes, left):
+        if path.is_file() and _wanted(path, left):
             if is_inside(path, root):
                 yield InputVideo(str(path), escape_name(path.name), root=str(root))
             else:
                 left.links.append(escape_name(path.name))
 
 
-def _wanted(path: Path, suffixes: frozenset[str], left: LeftOut) -> bool:
-    suffix = path.suffix.lower()
-    if suffix in suffixes:
-        return not _is_matte_of_a_neighbour(path)
-    left.count(path)
-    return False
+def _wanted(path: Path, left: LeftOut) -> bool:
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        left.count(path)
+        return False
+    base, media = Path(path.stem), VIDEO_SUFFIXES | STILL_SUFFIXES
+    is_matte = base.suffix.lower() in MATTE_MARKS and any(_with_suffix(path, base.stem, media))
+    return not is_matte
 
 
 def matte_beside(path: Path, root: Path | None = None) -> Path | None:
@@ -237,13 +230,6 @@ def _with_suffix(path: Path, stem: str, suffixes: Iterable[str]) -> Iterator[Pat
     """Files beside a path with a stem and one of the suffixes, in any usual case."""
     beside = (path.with_name(name) for name in spellings(stem, sorted(suffixes)))
     return (found for found in beside if found.is_file())
-
-
-def _is_matte_of_a_neighbour(path: Path) -> bool:
-    base = Path(path.stem)
-    if base.suffix.lower() not in MATTE_MARKS:
-        return False
-    return any(_with_suffix(path, base.stem, VIDEO_SUFFIXES | STILL_SUFFIXES))
 
 
 def uri_of(location: str, root: str) -> str:
@@ -271,7 +257,7 @@ def find_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
         raise ValueError(without_secrets(f"{url}: cannot be listed: {error}")) from error
 
 
-def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[InputVideo]:
+def _remote(url: str, left: LeftOut) -> Iterable[InputVideo]:
     system, root, names = find_remote(url)
     if not names:
         raise ValueError(f"{clean_uri(url)}: no such file or folder")
@@ -282,7 +268,7 @@ def _remote(url: str, suffixes: frozenset[str], left: LeftOut) -> Iterable[Input
         top = root if name != root else str(PurePosixPath(root).parent)
         if is_local_url(location) and not is_inside(Path(name), Path(top)):
             left.links.append(below(Path(name), Path(top)))
-        elif name == root or suffix_of(location).lower() in suffixes:
+        elif name == root or suffix_of(location).lower() in VIDEO_SUFFIXES:
             sidecars = (f"{folder}{other}" for other in sidecar_names(PurePosixPath(name).name))
             beside = tuple(system.unstrip_protocol(n) for n in sidecars if n in known)
             yield InputVideo(location, uri_of(location, top), beside=beside)

@@ -39,9 +39,8 @@ class Mulan(Importer):
         return any(self._annotations(root))
 
     def _annotations(self, root: Path) -> Iterator[tuple[Path, PurePosixPath]]:
-        for path, relative in files_below(root, {".zl"}):
-            if path.name.lower().endswith(SUFFIX):
-                yield path, relative
+        found = files_below(root, {".zl"})
+        return ((path, rel) for path, rel in found if path.name.lower().endswith(SUFFIX))
 
     def list(self, root: Path) -> Listing:
         bases: dict[str, Path] = {}
@@ -83,9 +82,10 @@ def _decomposed(
     entries = list(entries.values()) if isinstance(entries, Mapping) else entries
     if not isinstance(entries, list) or not 0 < len(entries) <= MAX_INSTANCES:
         raise MediaError(f"has no instances, or over {MAX_INSTANCES}")
+    alphas = [_plane(entry, "instance_alpha", picture.shape[:2]) for entry in entries]
     instances = tuple(
-        np.dstack([_layer(entry, picture, "an instance"), _alpha(entry, picture.shape[:2])])
-        for entry in entries
+        np.dstack([_layer(entry, picture, "an instance"), np.rint(alpha * 255).astype(np.uint8)])
+        for entry, alpha in zip(entries, alphas, strict=True)
     )
     prompts = {
         FOREGROUND: ", ".join(dict.fromkeys(filter(None, map(_caption, entries)))),
@@ -125,11 +125,6 @@ def _layer(entry: Any, picture: U8, what: str) -> U8:
     if not isinstance(delta, np.ndarray) or delta.shape != picture.shape:
         raise MediaError(f"the inpainted part of {what} has another size than the base image")
     return np.clip(np.rint(shown + delta.astype(np.float64)), 0, 255).astype(np.uint8)
-
-
-def _alpha(entry: Any, size: tuple[int, ...]) -> U8:
-    plane = _plane(entry, "instance_alpha", size)
-    return np.clip(np.rint(plane * 255), 0, 255).astype(np.uint8)
 
 
 def _plane(entry: Any, name: str, size: tuple[int, ...]) -> NDArray[np.float64]:

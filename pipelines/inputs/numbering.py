@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from layerflow.media.cells import MediaError
+from layerflow.media.frame_rate import evenly
 from pipelines.readers.stills import read_still
 
 NEGATIVE = re.compile(r"(|.*[-_.( ])-([0-9]+)([^0-9]*)")
@@ -123,8 +124,7 @@ def look_alike(paths: Sequence[Path]) -> bool:
 
     Looks at some pairs only. False for what cannot be read.
     """
-    last = len(paths) - 2
-    firsts = sorted({round(last * pair / max(1, PAIRS - 1)) for pair in range(PAIRS)})
+    firsts = evenly(len(paths) - 1, PAIRS)
     try:
         return all(_shared(_colours(paths[i]), _colours(paths[i + 1])) >= ALIKE for i in firsts)
     except MediaError:

@@ -41,6 +41,7 @@ PROMPT_COLUMNS = frozenset(name for names in KEYS.values() for name in names)
 RIGHTS = ("licence", "attribution")
 MAX_SIDECAR_BYTES = 1 << 20
 MAX_PROMPT_CHARS = 2000
+FILE_NAME = re.compile(r"\S+\.[A-Za-z0-9]{1,5}")
 Said = dict[str, str]
 Table = Mapping[str, Mapping[str, str]]
 
@@ -61,7 +62,7 @@ def prompts_in(entry: Any) -> Said:
     entry = _lower(entry)
     for layer, names in KEYS.items():
         texts = (clean_text(_first(entry.get(name))) for name in names)
-        text = next((text for text in texts if text and not _is_file_name(text)), None)
+        text = next((text for text in texts if text and not FILE_NAME.fullmatch(text)), None)
         if text:
             found[layer] = text
     return found
@@ -117,10 +118,6 @@ def clean_text(text: str) -> str:
     return printable(" ".join(plain.split())[:MAX_PROMPT_CHARS])
 
 
-def _is_file_name(text: str) -> bool:
-    return re.fullmatch(r"\S+\.[A-Za-z0-9]{1,5}", text) is not None
-
-
 def sidecar_names(name: str) -> Iterator[str]:
     """The names that the sidecars of a file may have, in the order in which they count."""
     stem = PurePosixPath(name).stem
@@ -173,12 +170,11 @@ def read_prompt_table(path: Path) -> dict[str, Said]:
     content = read_rows(path, is_known_column)
     table: dict[str, Said] = {}
     for number, row in enumerate(content.rows, 1):
-        place = f"{path.name} row {number}"
         key = _key(escape_name(video_of(row, f"{path}: row {number}")))
         try:
             said = said_in(row)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"{path.name} row {number}: {error}") from error
         table[key] = merged(said, table.get(key, {}))
     if table and not any(set(said) & set(PROMPTED) for said in table.values()):
         raise ValueError(
@@ -197,11 +193,11 @@ def _key(name: str) -> str:
 
 def entry_for(uri: str, table: Table | None, name: str = "") -> Mapping[str, str]:
     """The row of a table that names a source: by its uri, file name or stem, or by ``name``."""
+    if not table:
+        return {}
     path = PurePosixPath(uri)
-    for key in (uri, path.name, path.stem, name) if table else ():
-        if table and _key(key) in table:
-            return table[_key(key)]
-    return {}
+    keys = map(_key, (uri, path.name, path.stem, name))
+    return next((table[key] for key in keys if key in table), {})
 
 
 def check_matches(table: Table, names: Mapping[str, str], path: str) -> str | None:

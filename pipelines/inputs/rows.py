@@ -216,12 +216,10 @@ def _parquet(path: Path, wanted: Callable[[str], bool]) -> Rows:
     known = {*VIDEO_COLUMNS, *filter(wanted, columns.values())}
     rights = rights_columns(file.schema_arrow)
     used = [name for name, plain in columns.items() if plain in known or name in rights]
-    size = sum(
-        chunk.total_uncompressed_size
-        for group in range(file.num_row_groups)
-        for chunk in _chunks(file.metadata.row_group(group))
-        if chunk.path_in_schema.partition(".")[0] in used
-    )
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    taken = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in used)
+    size = sum(chunk.total_uncompressed_size for chunk in taken)
     if size > MAX_TABLE_BYTES or file.metadata.num_rows > MAX_ROWS:
         raise ValueError(f"is over the limit of {MAX_TABLE_BYTES} bytes or {MAX_ROWS} rows")
     _check_unpacked(path, used)
@@ -253,10 +251,6 @@ def _values(cell: Any) -> Iterator[Any]:
     else:
         for value in inner:
             yield from _values(value)
-
-
-def _chunks(group: Any) -> Iterator[Any]:
-    return (group.column(index) for index in range(group.num_columns))
 
 
 def _check_count(rows: list[dict[str, Any]]) -> None:

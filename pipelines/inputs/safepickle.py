@@ -40,9 +40,9 @@ class _Dtype:
 
 
 class _Array:
-    """An array that ``_reconstruct`` started and ``__setstate__`` fills."""
+    """An array that numpy's ``_reconstruct`` would start, and ``__setstate__`` fills."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_arguments: Any) -> None:
         self.value: NDArray[Any] | None = None
 
     def __setstate__(self, state: Any) -> None:
@@ -59,10 +59,6 @@ def _array(data: Any, dtype: Any, shape: Any, order: str) -> NDArray[Any]:
         raise ValueError(f"an array of shape {sides} does not fit its {len(data)} bytes")
     flat = np.frombuffer(bytes(data), kind)
     return flat.reshape(sides, order="F" if order == "F" else "C")
-
-
-def _reconstruct(*_arguments: Any) -> _Array:
-    return _Array()
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
@@ -83,7 +79,7 @@ def _ordinary(value: Any = b"", *_encoding: Any) -> bytes:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in _ARRAY_MODULES and name in ("_reconstruct", "scalar"):
-            return _reconstruct if name == "_reconstruct" else _scalar
+            return _Array if name == "_reconstruct" else _scalar
         if module in _BUFFER_MODULES and name == "_frombuffer":
             return _from_buffer
         if (module, name) == ("numpy", "ndarray"):

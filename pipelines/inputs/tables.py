@@ -53,9 +53,8 @@ class Dataset(Importer):
     name = "dataset"
 
     def recognises(self, root: Path) -> bool:
-        if next(files_below(root, SUFFIXES), None) is None:
-            return False
-        return next(files_below(root, STILL_SUFFIXES | VIDEO_SUFFIXES), None) is None
+        media = files_below(root, STILL_SUFFIXES | VIDEO_SUFFIXES)
+        return any(files_below(root, SUFFIXES)) and not any(media)
 
     def list(self, root: Path) -> Listing:
         return Listing(tables=list_parts(str(root)))
@@ -121,10 +120,10 @@ def mapping_of(columns: tuple[str, ...], said: Mapping[str, str]) -> dict[str, s
 
     Raises ValueError for a column that is not there, or when no picture column is found.
     """
-    known = {*LAYERS, *TEXTS}
+    known = (*LAYERS, *TEXTS)
     for name, column in said.items():
         if name not in known:
-            raise ValueError(f"columns: {name!r} is none of {', '.join([*LAYERS, *TEXTS])}")
+            raise ValueError(f"columns: {name!r} is none of {', '.join(known)}")
         if column not in columns:
             raise ValueError(f"columns: there is no column {column!r}; there are {list(columns)}")
     found = dict(said)
@@ -133,11 +132,10 @@ def mapping_of(columns: tuple[str, ...], said: Mapping[str, str]) -> dict[str, s
             role = ROLE_OF.get(column.lower().removesuffix("_image"))
             if role in LAYERS and role not in found:
                 found[role] = column
-        texts = {f"{layer}_prompt": names for layer, names in KEYS.items()}
-        for text, names in texts.items():
+        for layer, names in KEYS.items():
             hit = next((n for n in names if n in columns and n not in found.values()), None)
             if hit is not None:
-                found[text] = hit
+                found[f"{layer}_prompt"] = hit
     if not {FOREGROUND, BLENDED} & set(found):
         raise ValueError(
             f"no column of pictures is known among {list(columns)}; "

@@ -6,18 +6,16 @@ or white, or it is a picture of coloured labels on black.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
+from layerflow.media.pictures import decoding, open_still
 from pipelines.readers.pixels import frames_of, read_pixels
-from pipelines.readers.stills import open_still
 
 ENDS = 12  # levels from black and white
 TINT = 16  # levels between channels, which the coding of grey pictures may leave
@@ -57,8 +55,7 @@ def traits_of(path: Path) -> StillTraits | None:
 def _measured(path: Path) -> tuple[bool, float, bool, bool] | None:
     """What a ``StillTraits`` says."""
     try:
-        with open_still(path) as image, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with decoding(path) as image:
             if frames_of(image) > 1:
                 return None
             image.draft("RGB", (SIDE, SIDE))  # of a JPEG only as much as is needed
@@ -77,15 +74,14 @@ def _measured(path: Path) -> tuple[bool, float, bool, bool] | None:
     return grey, float(ends.mean()), bool(few and tinted.any()), cutout
 
 
-ReadTraits = Callable[[Path], StillTraits | None]
-
-
 class Twins:
     """Finds mattes among stills of one stem. read: gives the traits of a file; asked: pairs were
     asked for, so that a grey picture beside a coloured one is a matte even if it is soft all over.
     """
 
-    def __init__(self, read: ReadTraits = traits_of, *, asked: bool = False) -> None:
+    def __init__(
+        self, read: Callable[[Path], StillTraits | None] = traits_of, *, asked: bool = False
+    ) -> None:
         self._traits_of, self._asked = read, asked
         self._seen: dict[tuple[str, ...], list[str | None]] = {}
 
@@ -106,7 +102,9 @@ class Twins:
         traits = {path: found for path in paths if (found := self._traits_of(path)) is not None}
         if len(traits) < 2:
             return None
-        ranked = sorted(_readable(traits), key=lambda path: traits[path].matte_like, reverse=True)
+        # of two equals the lossless file is the matte
+        lossy = {path: path.suffix.lower() in (".jpg", ".jpeg") for path in traits}
+        ranked = sorted(traits, key=lambda path: (-traits[path].matte_like, lossy[path], path))
         best = traits[ranked[0]]
         others = [traits[path] for path in ranked[1:]]
         least = 0.0 if self._asked and not all(other.grey for other in others) else MATTE
@@ -114,8 +112,3 @@ class Twins:
         if best.matte_like <= least or not pictures:
             return None
         return ranked[0]
-
-
-def _readable(paths: Iterable[Path]) -> list[Path]:
-    """In an order in which lossless files come first: of two equals they are the matte."""
-    return sorted(paths, key=lambda path: (path.suffix.lower() in (".jpg", ".jpeg"), path))

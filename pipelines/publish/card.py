@@ -39,9 +39,6 @@ class ConfigInfo:
     features: Any
     splits: dict[str, tuple[int, int, int]]
 
-    def data_files(self) -> list[dict[str, str]]:
-        return [{"split": s, "path": f"{self.folder}/{s}-*.parquet"} for s in self.splits]
-
     def info(self) -> dict[str, Any]:
         """The ``dataset_info`` entry, as ``datasets`` writes it."""
         splits = [
@@ -102,9 +99,10 @@ def read_metadata(card: str) -> dict[str, Any]:
 def card_metadata(facts: CardFacts, existing: Mapping[str, Any]) -> dict[str, Any]:
     """License, tags, sizes, configurations and features, as the Hub documents them."""
     names = {config.name for config in facts.configs}
-    configs: list[dict[str, Any]] = [
-        {"config_name": config.name, "data_files": config.data_files()} for config in facts.configs
-    ]
+    configs: list[dict[str, Any]] = []
+    for config in facts.configs:
+        files = [{"split": s, "path": f"{config.folder}/{s}-*.parquet"} for s in config.splits]
+        configs.append({"config_name": config.name, "data_files": files})
     others = [c for c in _list(existing.get("configs")) if c.get("config_name") not in names]
     if not any(config.get("default") for config in others):
         configs[0]["default"] = True
@@ -158,10 +156,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _intro(facts: CardFacts) -> str:
     stats = facts.stats
+    long = stats["seconds"] >= 3600
+    length = f"{stats['seconds'] / 3600:.1f} hours" if long else f"{stats['seconds']:.0f} seconds"
     kinds = ", ".join(f"{share['clips']} {kind}" for kind, share in stats["kinds"].items())
     return (
         f"# {plain(facts.repo_id.rpartition('/')[2])}\n\n"
-        f"{stats['rows']:,} layered clips ({kinds}), {_duration(stats['seconds'])}. "
+        f"{stats['rows']:,} layered clips ({kinds}), {length}. "
         "A layered clip is one short video seen as layers: a transparent **foreground** (straight "
         "colour and **alpha**), a clean **background**, and the **blended** scene that they make, "
         "with a caption of each. The layers are those that LayerFlow "
@@ -169,10 +169,6 @@ def _intro(facts: CardFacts) -> str:
         "![blended, foreground on checkerboard, alpha and background of some clips]"
         "(contact_sheet.png)"
     )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"
 
 
 def _loading(facts: CardFacts) -> str:
@@ -214,22 +210,16 @@ layers.alpha, layers.prompts  # uint8 [frames, height, width]; a caption by laye
 
 
 def _contents(facts: CardFacts) -> str:
+    counts = ("clips", "sources", "frames")
     rows = [
-        (
-            kind,
-            s["clips"],
-            s["sources"],
-            s["frames"],
-            f"{s['seconds']:.0f}",
-            f"{s['bytes'] / 1e6:.1f}",
-        )
+        (kind, *(s[name] for name in counts), f"{s['seconds']:.0f}", f"{s['bytes'] / 1e6:.1f}")
         for kind, s in facts.stats["kinds"].items()
     ]
     splits = [(name, rows) for name, (rows, _, _) in facts.configs[0].splits.items()]
     sizes = ", ".join(f"{plain(s)} ({n})" for s, n in facts.stats["size"].items())
     text = [
         "## What is in it\n",
-        table(("kind", "clips", "sources", "frames", "seconds", "MB"), rows),
+        table(("kind", *counts, "seconds", "MB"), rows),
         f"\nSizes: {sizes or 'none'}.\n",
         table(("split", "clips"), splits),
     ]
@@ -313,13 +303,12 @@ def _recorded(made: Mapping[str, Any]) -> dict[str, Any]:
 def _limits(facts: CardFacts) -> str:
     stats = facts.stats
     lines = ["Colour layers of moving clips are coded with loss; alpha and stills are exact."]
-    for kind, rms in facts.encoded_rms.items():
-        if kind == "image":
-            continue
-        lines.append(
-            f"In {kind} clips the decoded blended layer is {rms:.2f} levels rms (of 255) from the "
-            "recomposition of the decoded layers, measured on a sample."
-        )
+    lines += [
+        f"In {kind} clips the decoded blended layer is {rms:.2f} levels rms (of 255) from the "
+        "recomposition of the decoded layers, measured on a sample."
+        for kind, rms in facts.encoded_rms.items()
+        if kind != "image"
+    ]
     if "mined" in stats["kinds"]:
         lines.append(
             "Mattes and backgrounds of mined clips were computed, not drawn by people: use the "

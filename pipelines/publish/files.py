@@ -80,15 +80,11 @@ class PublishOptions:
         parse_fractions(self.split)
 
     def folders(self) -> tuple[str, str, str]:
-        """Folders of the corpus, its previews and its rejected table."""
+        """Folders of the corpus, its previews and its rejected table; the configurations have the
+        same names, but for ``default``."""
         if self.config == "default":
             return "data", PREVIEW, REJECTED
         return self.config, f"{self.config}-{PREVIEW}", f"{self.config}-{REJECTED}"
-
-    def names(self) -> tuple[str, str, str]:
-        """Names of their configurations."""
-        _, preview, rejected = self.folders()
-        return self.config, preview, rejected
 
 
 @dataclass(frozen=True)
@@ -120,8 +116,7 @@ def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None
         raise ValueError(f"{path} holds no clip to publish")
     rows = list(small_rows(corpus))
     licences = review(rows)
-    acknowledged = options.acknowledge_licences
-    check_allowed(licences, private=options.private, acknowledged=acknowledged)
+    check_allowed(licences, private=options.private, acknowledged=options.acknowledge_licences)
     fractions = parse_fractions(options.split)
     assignment = assign(rows, fractions, options.seed)
     names = np.asarray(assignment.names)
@@ -135,19 +130,18 @@ def make_files(
     """Make the repository's files in ``folder``, one after the other; yields (name, large) when one
     is complete. A large one may be taken away at once. Complete files are not made again."""
     counted = stats(plan.corpus)
-    main, preview, rejected = plan.options.names()
-    data_folder, preview_folder, rejected_folder = plan.options.folders()
-    kinds = set(counted["kinds"])
-    configs = [ConfigInfo(main, data_folder, features_of(kinds, table_schema(plan.corpus)), {})]
+    data, preview, rejected = plan.options.folders()
+    features = features_of(set(counted["kinds"]), table_schema(plan.corpus))
+    configs = [ConfigInfo(plan.options.config, data, features, {})]
     yield from data_files(plan, folder, configs[0])
     schema = preview_schema(list(counted["scores"]))
-    configs.append(ConfigInfo(preview, preview_folder, preview_features(schema), {}))
+    configs.append(ConfigInfo(preview, preview, preview_features(schema), {}))
     yield from _previews(plan, folder, configs[1], schema, quiet)
     if plan.options.with_rejected and counted["rejected"]["rows"]:
         import datasets
 
         features = datasets.Features.from_arrow_schema(REJECTED_SCHEMA)
-        configs.append(ConfigInfo(rejected, rejected_folder, features, {}))
+        configs.append(ConfigInfo(rejected, rejected, features, {}))
         yield from _rejected(plan, folder, configs[2])
     sheet = make_sheet(plan.corpus.path, len(plan.corpus), plan.workers)
     if sheet:

@@ -13,7 +13,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -201,14 +201,12 @@ def _stale(api: HfApi, plan: PublishPlan, revision: str, sent: dict[str, Sent]) 
 
     folders = plan.options.folders()
     shard = re.compile(r"[\w.]+-\d{5}-of-\d{5}\.parquet")
-
-    def listed() -> list[str]:
-        return list(api.list_repo_files(plan.options.repo_id, repo_type="dataset",
-                                        revision=revision))  # fmt: skip
-
+    held = steadily(
+        api.list_repo_files, plan.options.repo_id, repo_type="dataset", revision=revision
+    )
     return [
         CommitOperationDelete(name)
-        for name in steadily(listed)
+        for name in held
         if name not in sent
         and name.rpartition("/")[0] in folders
         and shard.fullmatch(name.rpartition("/")[2])
@@ -230,9 +228,10 @@ def verify(api: HfApi, repo_id: str, revision: str, sent: dict[str, Sent]) -> No
             held[info.path] = info
     wrong = [name for name, file in sent.items() if not _same(held.get(name), file)]
     if wrong:
+        named = ", ".join(wrong[:5]) + " ..." * (len(wrong) > 5)
         raise ValueError(
             f"the Hub holds {len(wrong)} files otherwise than they were sent: "
-            f"{_named(wrong)}. Delete them there and run the same command again"
+            f"{named}. Delete them there and run the same command again"
         )
 
 
@@ -241,7 +240,3 @@ def _same(info: Any, file: Sent) -> bool:
         return False
     lfs = getattr(info, "lfs", None)
     return bool(lfs.sha256 == file.sha256 if lfs else info.blob_id == file.sha1)
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from layerflow.files import publish_folder, sweep
 from layerflow.locations import one_line
 from layerflow.outputs import free_output, local_output
-from pipelines.publish.files import PublishOptions, PublishPlan, make_files, make_plan
+from pipelines.publish.files import PublishOptions, make_files, make_plan
 from pipelines.publish.licences import LicenceReport
 
 
@@ -36,7 +36,12 @@ def run_publish(
         from pipelines.publish.hub import push
 
         return [*push(plan, quiet=quiet), *licence_lines(plan.licences)]
-    files = into_folder(plan, dry_run, quiet=quiet)
+    dry_run = free_output(dry_run)
+    building = dry_run.with_name(f".{dry_run.name}.{plan.key}.building")
+    building.mkdir(parents=True, exist_ok=True)  # of an interrupted run it is continued
+    sweep(building)
+    files = [name for name, _ in make_files(plan, building, quiet=quiet)]
+    publish_folder(building, dry_run)
     size = sum((dry_run / name).stat().st_size for name in files)
     done = (
         f"{dry_run}: {len(plan.assignment.names)} clips in {len(files)} files, {size / 1e6:.1f} MB"
@@ -49,14 +54,3 @@ def licence_lines(report: LicenceReport) -> list[str]:
         return []
     named = ", ".join(one_line(source[:200]) for source in report.unstated_sources[:5])
     return [f"{report.unstated} clips have no licence on record, from {named}"]
-
-
-def into_folder(plan: PublishPlan, out: Path, *, quiet: bool = False) -> list[str]:
-    """Make all files in ``out``, which appears whole; an interrupted run is continued."""
-    out = free_output(out)
-    building = out.with_name(f".{out.name}.{plan.key}.building")
-    building.mkdir(parents=True, exist_ok=True)
-    sweep(building)
-    files = [name for name, _ in make_files(plan, building, quiet=quiet)]
-    publish_folder(building, out)
-    return files

@@ -8,6 +8,7 @@ content, so that an edited corpus shares most chunks with the one before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +34,6 @@ CHUNKING = {"min_chunk_size": 2 << 20, "max_chunk_size": 4 << 20, "norm_level": 
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def media_feature(kinds: set[str]) -> str:
-    """``Image`` for a corpus of stills alone, else ``Video`` (a still is then a PNG cell in it)."""
-    return "Image" if kinds == {"image"} else "Video"
-
-
 def table_schema(corpus: Corpus) -> pa.Schema:
     """The corpus' columns that are published: all, but extra ones only where a row fills them."""
     extras = [field for field in EXTRAS if field.name in corpus.schema.names]
@@ -57,11 +53,12 @@ def media_columns(schema: pa.Schema) -> list[str]:
 
 
 def features_of(kinds: set[str], schema: pa.Schema = SCHEMA) -> Any:
-    """The ``datasets.Features`` of the published table."""
+    """The ``datasets.Features`` of the published table: media are ``Image`` where all clips are
+    stills, else ``Video`` (a still is then a PNG cell in it)."""
     import datasets
 
     features = datasets.Features.from_arrow_schema(schema)
-    media = getattr(datasets, media_feature(kinds))
+    media = datasets.Image if kinds == {"image"} else datasets.Video
     for layer in media_columns(schema):
         features[layer] = media(decode=False)
     return features
@@ -76,12 +73,9 @@ class Shards:
 
     @classmethod
     def of(cls, corpus: Corpus) -> Shards:
-        files, firsts, rows = [], [], 0
-        for file in corpus.files():
-            files.append(file)
-            firsts.append(rows)
-            rows += sum(batch.num_rows for batch in read_shard(file, ["id"]))
-        return cls(files, firsts)
+        files = list(corpus.files())
+        rows = (sum(batch.num_rows for batch in read_shard(file, ["id"])) for file in files)
+        return cls(files, [0, *itertools.accumulate(rows)][:-1])
 
     def read(self, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
         """The rows ``indices`` (int, ascending), in order; files without one are not opened."""
@@ -105,18 +99,15 @@ def _picked(file: Path, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
 
 def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """A batch with its media cells as ``struct<bytes, path>``; the bytes are not copied."""
-    ids = batch.column("id").to_pylist()
-    still = [kind == "image" for kind in batch.column("kind").to_pylist()]
+    ids, kinds = (batch.column(name).to_pylist() for name in ("id", "kind"))
+    stills = [(id, kind == "image") for id, kind in zip(ids, kinds, strict=True)]
     columns = []
     suffixes = {column.name: column.media for column in COLUMNS if column.media}
     for name in schema.names:
         column = batch.column(name)
         if name in suffixes:
             moving = suffixes[name]
-            names = [
-                f"{id}.{name}.{'png' if one else moving}"
-                for id, one in zip(ids, still, strict=True)
-            ]
+            names = [f"{id}.{name}.{'png' if still else moving}" for id, still in stills]
             cells = [pc.cast(column, pa.binary()), pa.array(names, pa.string())]
             empty = pc.is_null(column)
             column = pa.StructArray.from_arrays(cells, fields=list(MEDIA), mask=empty)
@@ -175,14 +166,13 @@ def write_parquet(
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **settings) as writer:
         group: list[pa.RecordBatch] = []
-        rows = size = 0
-        for batch in batches:
-            for piece in (batch.slice(i, 1) for i in range(batch.num_rows)):
-                group.append(piece)
-                rows, size = rows + 1, size + piece.nbytes
-                if rows >= GROUP_ROWS or size >= GROUP_BYTES:
-                    writer.write_table(pa.Table.from_batches(group, schema))
-                    group, rows, size = [], 0, 0
+        size = 0
+        for piece in (batch.slice(i, 1) for batch in batches for i in range(batch.num_rows)):
+            group.append(piece)
+            size += piece.nbytes
+            if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(group, schema))
+                group, size = [], 0
         if group:
             writer.write_table(pa.Table.from_batches(group, schema))
 

@@ -7,9 +7,7 @@ that are shown several times, so that time stays as it was drawn.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +17,9 @@ from PIL import Image
 from layerflow.clip import U8
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
+from layerflow.media.pictures import decoding, open_still
 from pipelines.readers import apng
 from pipelines.readers.pixels import frames_of, read_pixels, to_srgb
-from pipelines.readers.stills import open_still
 
 SUFFIXES = frozenset({".gif", ".png", ".apng", ".webp", ".avif"})
 MAX_FRAMES = 10_000
@@ -63,7 +61,7 @@ def open_animation(path: Path) -> Animation:
 @isolated
 def _timing(path: Path) -> tuple[tuple[int, ...], float, tuple[int, int]]:
     """What an ``Animation`` says beside its path."""
-    with open_still(path) as image, _decoding():
+    with decoding(path) as image:
         count, size = frames_of(image), (image.height, image.width)
         if not 1 < count <= MAX_FRAMES:
             raise MediaError(f"{count} frames: an animation has 2 to {MAX_FRAMES}")
@@ -72,7 +70,8 @@ def _timing(path: Path) -> tuple[tuple[int, ...], float, tuple[int, int]]:
         else:
             delays = [float(frame.info.get("duration") or 0) for frame in _each(image)]
     delays = [delay if delay > 10 else UNSAID for delay in delays]
-    step = delays[0] if len(set(delays)) == 1 else max(FASTEST, _common(delays))
+    common = float(np.gcd.reduce(np.rint(delays).astype(int)))  # all delays are multiples of it
+    step = delays[0] if len(set(delays)) == 1 else max(FASTEST, common)
     ends = np.cumsum(delays)
     if ends[-1] / step > MAX_FRAMES:
         raise MediaError(f"{ends[-1] / 1000:.0f} s at {1000 / step:g} frames/s are too many frames")
@@ -86,7 +85,7 @@ def read_animation(animation: Animation, chosen: Sequence[int]) -> U8:
     """Shown frames by number -> uint8 ``[N, H, W, 4]``, sRGB, colour as stored under alpha."""
     wanted = [animation.places[index] for index in chosen]
     found: dict[int, U8] = {}
-    with open_still(animation.path) as image, _decoding():
+    with decoding(animation.path) as image:
         profile = image.info.get("icc_profile")
         frames = (
             apng.composed(animation.path)
@@ -106,21 +105,3 @@ def _each(image: Image.Image) -> Iterator[Image.Image]:
         image.seek(place)
         image.load()  # WebP and AVIF know their delays only then
         yield image
-
-
-@contextmanager
-def _decoding() -> Iterator[None]:
-    """Limits on what is decoded, and one kind of error for all that goes wrong."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            yield
-        except MediaError:
-            raise
-        except Exception as error:
-            raise MediaError(f"cannot be decoded: {type(error).__name__}: {error}") from error
-
-
-def _common(delays: Sequence[float]) -> float:
-    """The step of time of which all delays are multiples, in milliseconds."""
-    return float(np.gcd.reduce(np.rint(delays).astype(int)))

@@ -14,6 +14,7 @@ import numpy as np
 from layerflow.clip import U8, resize_cover
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
+from layerflow.media.frame_rate import evenly
 from pipelines.inputs.listing import VIDEO_SUFFIXES
 from pipelines.readers.animations import is_animation, open_animation, read_animation
 from pipelines.readers.stills import OPAQUE, grey_of, read_matte, read_still
@@ -80,8 +81,7 @@ class FrameReader:
 
     def probes(self) -> Iterator[list[int]]:
         """Numbers of some frames all over the layer, in parts to be read at once."""
-        spread = np.linspace(0, self.count - 1, min(self.count, PROBES))
-        some = [int(place) for place in np.unique(spread.round())]
+        some = evenly(self.count, PROBES)
         return parts_of(some, self.size, together=self.count <= NEAR_FRAMES)
 
     @cached_property
@@ -160,5 +160,4 @@ class _Animated(_FrameSource):
 
 
 def _resized(frames: U8, size: Size | None) -> U8:
-    fit: U8 = frames if size is None else resize_cover(frames, *size)
-    return fit
+    return frames if size is None else resize_cover(frames, *size)

@@ -22,6 +22,7 @@ from pipelines.readers.stills import (
     read_matte,
     read_still,
 )
+from pipelines.vision.colour import estimate_foreground
 from pipelines.vision.numerics import push_pull
 
 ASPECT_TOLERANCE = 0.02
@@ -76,8 +77,6 @@ def read_layers(roles: Mapping[str, Path]) -> StillLayers:
 
 def _against(picture: Path, matte: Path, background: U8) -> U8:
     """Colour from the whole picture, its matte and its own background."""
-    from pipelines.vision.colour import estimate_foreground
-
     shown, alpha = read_still(picture)[..., :3], read_matte(matte)
     check_alpha(alpha)
     if alpha.shape != shown.shape[:2]:
@@ -86,7 +85,7 @@ def _against(picture: Path, matte: Path, background: U8) -> U8:
     return np.dstack([estimate_foreground(shown, alpha, behind), alpha])
 
 
-def fitted(picture: U8, size: tuple[int, ...]) -> U8:
+def fitted(picture: U8, size: tuple[int, int]) -> U8:
     """A picture at the size of its foreground; MediaError when its shape is another one."""
     height, width = picture.shape[:2]
     if abs(width / height / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
@@ -94,8 +93,7 @@ def fitted(picture: U8, size: tuple[int, ...]) -> U8:
             f"the background is {width}x{height}, the foreground {size[1]}x{size[0]}: "
             "another aspect ratio"
         )
-    fit: U8 = resize_cover(picture[None], size[0], size[1])[0]
-    return fit
+    return resize_cover(picture[None], *size)[0]
 
 
 def fill_behind(picture: U8, alpha: U8) -> U8:

@@ -58,6 +58,8 @@ def _check_header(path: Path) -> None:
 
 
 def _layers_of(document: Any) -> tuple[U8, U8 | None]:
+    from psd_tools.constants import Resource
+
     mode = document.color_mode.name
     if mode not in ("RGB", "GRAYSCALE") or document.depth not in (8, 16):
         raise MediaError(f"{document.depth} bit {mode}: only 8 and 16 bit RGB and grey are exact")
@@ -70,19 +72,12 @@ def _layers_of(document: Any) -> tuple[U8, U8 | None]:
     if merged[..., 3].max() < 0.03:
         raise MediaError("has nothing over its background")
     _compare(document, merged if background is None else _merge([background, merged], size))
-    profile = _profile(document)
+    stored = document.image_resources.get_data(Resource.ICC_PROFILE)
+    profile = bytes(stored) if stored else None
     foreground = to_srgb(_straight(merged), profile)
     if background is None:
         return foreground, None
     return foreground, np.ascontiguousarray(to_srgb(_straight(background), profile)[..., :3])
-
-
-def _profile(document: Any) -> bytes | None:
-    """The ICC profile of all colours of a document."""
-    from psd_tools.constants import Resource
-
-    found = document.image_resources.get_data(Resource.ICC_PROFILE)
-    return bytes(found) if found else None
 
 
 def _visible(parent: Any, size: tuple[int, int]) -> Iterable[F32]:

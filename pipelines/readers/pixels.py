@@ -34,10 +34,6 @@ class Pixels:
     rgba: U8
     profile: bytes | None = None
 
-    def srgb(self) -> U8:
-        """uint8 ``[H, W, 4]`` in sRGB, by the profile where that works; alpha is not touched."""
-        return to_srgb(self.rgba, self.profile)
-
 
 def frames_of(image: Image.Image) -> int:
     """How many frames in time an opened picture has; 1 for a still."""
@@ -75,7 +71,8 @@ def _stored(image: Image.Image) -> Pixels:
     mode = image.mode
     if mode == "CMYK":
         # Of four inks only the profile knows the colour: there is nothing to keep for later.
-        return Pixels(_opaque(np.asarray(_cmyk(image, profile))))
+        done = _applied(profile, image) if profile else None
+        return Pixels(_opaque(np.asarray(done or image.convert("RGB"))))
     if mode == "LAB":
         return Pixels(_opaque(np.asarray(_converted(image, ImageCms.createProfile("LAB")))))
     if mode in _ALPHA_MODES or (mode == "P" and "transparency" in image.info):
@@ -138,27 +135,21 @@ def to_srgb(rgba: U8, profile: bytes | None) -> U8:
     The same array where there is no profile, or one that cannot be used: a damaged one, or one of
     another kind of picture. A profile of grey is applied to a picture whose colour is grey.
     """
-    source = _opened(profile)
-    mode = _SPACES.get(source.profile.xcolor_space) if source is not None else None
-    if source is None or mode not in ("RGB", "L"):
+    if not profile:
         return rgba
     colour = np.ascontiguousarray(rgba[..., :3])
-    if mode == "L":
-        if (colour != colour[..., :1]).any():
-            return rgba
-        colour = np.ascontiguousarray(colour[..., 0])
-    try:
-        done = np.asarray(_converted(Image.fromarray(colour), source))
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return rgba
-    return np.dstack([done, rgba[..., 3:]])
+    done = _applied(profile, Image.fromarray(colour))
+    if done is None and (colour == colour[..., :1]).all():
+        done = _applied(profile, Image.fromarray(np.ascontiguousarray(colour[..., 0])))
+    return rgba if done is None else np.dstack([np.asarray(done), rgba[..., 3:]])
 
 
-def _opened(profile: bytes | None) -> ImageCms.ImageCmsProfile | None:
-    if not profile:
-        return None
+def _applied(profile: bytes, image: Image.Image) -> Image.Image | None:
+    """The picture in sRGB; None by a profile that is damaged, or of another kind of picture."""
     try:
-        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        fits = _SPACES.get(source.profile.xcolor_space) == image.mode
+        return _converted(image, source) if fits else None
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
 
@@ -168,13 +159,3 @@ def _converted(image: Image.Image, source: Any) -> Image.Image:
     done = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
     assert done is not None
     return done
-
-
-def _cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
-    source = _opened(profile)
-    if source is not None and _SPACES.get(source.profile.xcolor_space) == "CMYK":
-        try:
-            return _converted(image, source)
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass
-    return image.convert("RGB")

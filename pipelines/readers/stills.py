@@ -6,17 +6,15 @@ What takes a path decodes in a contained child (``layerflow.media.isolate``).
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from layerflow.clip import U8
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import isolated
-from layerflow.media.pictures import open_still
+from layerflow.media.pictures import decoding, open_still
 from pipelines.readers.pixels import Pixels, frames_of, read_pixels, to_srgb
 
 BINARY_SHARE = 0.002  # soft pixels below which a matte counts as binary
@@ -31,21 +29,15 @@ def read_still(path: Path) -> U8:
 
     Limits are checked before decoding. Premultiplied colour is as stored: see ``straighten``.
     """
-    return _pixels(path).srgb()
+    stored = _pixels(path)
+    return to_srgb(stored.rgba, stored.profile)
 
 
 def _pixels(path: Path) -> Pixels:
-    image = open_still(path)
-    with image, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            if (count := frames_of(image)) > 1:
-                raise MediaError(f"is an animation of {count} frames, not a still")
-            return read_pixels(image, lambda: open_still(path))
-        except MediaError:
-            raise
-        except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-            raise MediaError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+    with decoding(path) as image:
+        if (count := frames_of(image)) > 1:
+            raise MediaError(f"is an animation of {count} frames, not a still")
+        return read_pixels(image, lambda: open_still(path))
 
 
 def still_size(path: Path) -> tuple[int, int] | None:

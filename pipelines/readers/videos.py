@@ -32,6 +32,7 @@ from pipelines.readers.frame_reader import (
 )
 from pipelines.readers.ground import Ground, find_ground, flat_colour, lift, thinned, understood
 from pipelines.readers.stills import NO_CUTOUT, alpha_kind, check_alpha
+from pipelines.vision.colour import straight_foreground
 from pipelines.vision.composite import continued
 from pipelines.vision.plate import clean_plate
 
@@ -140,10 +141,7 @@ class LayeredVideoReader:
 
     def _some(self, layer: FrameReader) -> tuple[U8, U8]:
         """Colour and alpha of some frames, every n-th pixel of large ones."""
-        parts = []
-        for part in layer.probes():
-            parts.append(thinned(self._stored(layer, part)))
-        rgba = np.concatenate(parts)
+        rgba = np.concatenate([thinned(self._stored(layer, part)) for part in layer.probes()])
         return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
 
     def _stored(self, layer: FrameReader, chosen: Sequence[int]) -> U8:
@@ -174,8 +172,6 @@ class LayeredVideoReader:
         if self._ground is not None:
             colour = lift(colour, alpha, self._ground)
         elif self._colour is None:
-            from pipelines.vision.colour import straight_foreground
-
             colour = straight_foreground(colour, alpha)
         return np.concatenate([colour, alpha[..., None]], axis=3)
 
@@ -239,8 +235,6 @@ def make_video_clip(
         background, behind = np.broadcast_to(still, (*alpha.shape, 3)).copy(), "filled"
     foreground = video.foreground
     if foreground is None:
-        from pipelines.vision.colour import straight_foreground
-
         assert blended is not None
         foreground = straight_foreground(blended, alpha, background)
     foreground = np.stack([continued(f, a) for f, a in zip(foreground, alpha, strict=True)])

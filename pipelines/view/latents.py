@@ -53,7 +53,11 @@ class LatentSource:
         scored = set(np.linspace(0, len(self) - 1, min(SCORED, len(self))).astype(int).tolist())
         for index in range(len(self)):
             row = {name: values[index] for name, values in columns.items()}
-            texts = [self._prompt(column[index]) for column in keys]
+            texts = [
+                # without the prefix that names the layer
+                self._latents.prompt_text(column[index]).partition(", ")[2] if column[index] else ""
+                for column in keys
+            ]
             group = row.pop("origin_group")
             shape = [row.pop(f"latent_{axis}") for axis in ("frames", "height", "width")]
             if self._model is None:
@@ -67,10 +71,6 @@ class LatentSource:
                 "scores": self._scores(index) if index in scored else {},
                 "flat": self._model is None,
             }
-
-    def _prompt(self, key: str) -> str:
-        """The text behind a key, without the prefix that names its layer."""
-        return self._latents.prompt_text(key).partition(", ")[2] if key else ""
 
     def _scores(self, index: int) -> dict[str, float]:
         """Standard deviation of each layer's means; mean log-variance where there is one."""

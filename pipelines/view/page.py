@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from layerflow.corpus.stats import general_reason
 from layerflow.files import write_bytes
 from layerflow.media.cells import MediaError, encode_png
 from layerflow.media.contact_sheet import contact_sheet, describe
+from layerflow.media.frame_rate import evenly
 from layerflow.media.sandbox import contained_map
 from layerflow.outputs import local_output
 from pipelines.view.source import ClipSource, open_source, previewer, read_preview
@@ -78,27 +80,13 @@ def write_report(
         clips.append({**row, "preview": preview.plain()})
         media.append(preview.media)
     data = {"mode": "static", **overview(source, rows), "clips": clips}
-    data["rejected"] = [rejected_row(row) for row in first(source.rejected(), MAX_REJECTED)]
+    data["rejected"] = [rejected_row(row) for row in islice(source.rejected(), MAX_REJECTED)]
     write_bytes(out, page(data, media).encode())
     sheet = make_sheet(path, len(rows), workers, model)
     if not sheet:
         return [out]
     write_bytes(out.with_suffix(".png"), sheet)
     return [out, out.with_suffix(".png")]
-
-
-def evenly(count: int, limit: int) -> list[int]:
-    """At most ``limit`` indices of ``count``, evenly spread, the first and last included."""
-    if count <= limit:
-        return list(range(count))
-    return sorted({round(i) for i in np.linspace(0, count - 1, max(1, limit))})
-
-
-def first(rows: Iterable[dict[str, Any]], limit: int) -> Iterator[dict[str, Any]]:
-    for index, row in enumerate(rows):
-        if index >= limit:
-            return
-        yield row
 
 
 def rejected_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -17,16 +17,17 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from layerflow.media.cells import MediaError
 from layerflow.media.sandbox import Contained
-from pipelines.view.page import first, overview, page, rejected_row, shortened
+from pipelines.view.page import overview, page, rejected_row, shortened
 from pipelines.view.source import open_source, previewer, read_preview
 
 CACHE_BYTES = 256 << 20
@@ -85,7 +86,7 @@ class Browsed:
         reason = query.get("reason")
         rows = [
             row
-            for row in map(rejected_row, first(self._source.rejected(), 100_000))
+            for row in map(rejected_row, islice(self._source.rejected(), 100_000))
             if not reason or row["general"] == reason
         ]
         return {"total": len(rows), "rows": _slice(rows, query)}
@@ -263,17 +264,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 def serve(path: Path, *, port: int = 8000, model: Path | None = None) -> None:
     """Serve the page until interrupted. Prints the address."""
-    browsed = Browsed(path, model=model)
-    try:
+    with closing(Browsed(path, model=model)) as browsed:
         try:
             server = make_server(browsed, port)
         except OSError as error:
             raise ValueError(f"port {port} is not free ({error}): give --port 0") from error
-        with server:
+        with server, suppress(KeyboardInterrupt):
             print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                return
-    finally:
-        browsed.close()
+            server.serve_forever()

@@ -180,17 +180,17 @@ class SampleSource:
             foreground, fps = read_frames(folder / "foreground.mp4")
             alpha = np.full(foreground.shape[:3], 255, np.uint8)
         height, width = alpha.shape[1:]  # colour files of odd sizes are one pixel larger
+        background, blended = (
+            decode_color((folder / f"{name}.mp4").read_bytes())[:, :height, :width]
+            for name in (BACKGROUND, BLENDED)
+        )
         return LayeredClip(
             foreground=np.ascontiguousarray(foreground[:, :height, :width, :3]),
             alpha=alpha,
-            background=_colour(folder / "background.mp4", height, width),
-            blended=_colour(folder / "blended.mp4", height, width),
+            background=background,
+            blended=blended,
             fps=fps,
         )
-
-
-def _colour(path: Path, height: int, width: int) -> U8:
-    return decode_color(path.read_bytes())[:, :height, :width]
 
 
 def _about(folder: Path) -> dict[str, Any]:

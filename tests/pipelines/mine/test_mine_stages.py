@@ -24,7 +24,7 @@ from pipelines.mine.shots import cut_windows, find_shots, why_no_window
 
 def test_listing_is_sorted_relative_and_stays_inside(tmp_path: Path) -> None:
     root, outside = tmp_path / "in", tmp_path / "outside"
-    for folder in (root / "b", root / ".hidden", outside):
+    for folder in (root / "b", root / ".hidden", outside, tmp_path / "empty"):
         folder.mkdir(parents=True)
     for path in (root / "z.mp4", root / "b" / "a.MOV", root / "note.txt", outside / "x.mp4"):
         path.touch()
@@ -38,7 +38,7 @@ def test_listing_is_sorted_relative_and_stays_inside(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         list_sources([str(root / "absent")])
     with pytest.raises(ValueError, match="no input file"):
-        list_sources([str(root / "note.txt").replace("note.txt", ".hidden")], [".gif"])
+        list_sources([str(tmp_path / "empty")])
 
 
 def test_cuts_are_found_between_scenes() -> None:

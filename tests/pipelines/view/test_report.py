@@ -23,7 +23,8 @@ from layerflow.media.cells import (
     encode_preview,
     write_prores4444,
 )
-from pipelines.view.page import embedded, evenly, histogram, write_report
+from layerflow.media.frame_rate import evenly
+from pipelines.view.page import embedded, histogram, write_report
 from pipelines.view.server import Browsed, make_server
 from pipelines.view.source import PANELS, difference, make_preview, open_source
 from tests.support.browser import Browser, browser
