@@ -239,13 +239,8 @@ def _add_missing(state: dict[str, Tensor], model: LayerFlowTransformer3DModel, b
 
 def _carry_adapters(base: Any, model: LayerFlowTransformer3DModel) -> None:
     for name in adapters.adapter_names(base):
-        said = adapters.adapter_config(base, name)
-        adapters.add_adapter(
-            model, name, rank=said["r"], alpha=said["lora_alpha"], targets=said["target_modules"]
-        )
         state = adapters.adapter_state_dict(base, name)
-        for key, parameter in adapters.adapter_parameters(model, name).items():
-            parameter.data = state[key.replace(f".{name}.weight", ".weight")].clone()
+        adapters.put_adapter(model, name, state, adapters.adapter_config(base, name))
 
 
 def mark_layers(model: LayerFlowTransformer3DModel, std: float) -> None:
