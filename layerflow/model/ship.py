@@ -18,13 +18,9 @@ from pathlib import Path
 
 import layerflow
 from layerflow.model.adapter_files import GATED_WEIGHTS, saved_adapters
+from layerflow.model.pipeline import OWN_MODULES
 
 PIPELINE = ("layerflow_pipeline", "layerflow.model.pipeline", "LayerFlowPipeline")
-COMPONENTS = {
-    "LayerFlowTransformer3DModel": ("layerflow_transformer", "layerflow.model.transformer"),
-    "BlockDCTAutoencoder": ("layerflow_autoencoder", "layerflow.model.autoencoder"),
-}
-"""Class -> the file that is shipped for it, and the module that it comes from."""
 
 HEADER = '''"""{name} of the LayerFlow toolkit {version}, as one file for diffusers.
 
@@ -49,8 +45,9 @@ def ship_code(folder: Path) -> None:
     (folder / f"{file}.py").write_text(bundle(module, name))
     index["_class_name"] = [file, name]
     for part, said in index.items():
-        if isinstance(said, list) and len(said) == 2 and said[1] in COMPONENTS:
-            file, module = COMPONENTS[said[1]]
+        if isinstance(said, list) and len(said) == 2 and said[1] in OWN_MODULES:
+            module = OWN_MODULES[said[1]]
+            file = module.replace("layerflow.model.", "layerflow_")
             (folder / part / f"{file}.py").write_text(bundle(module, said[1]))
             index[part] = [file, said[1]]
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -73,7 +70,7 @@ def bundle(module: str, name: str) -> str:
     for owner in _in_order({owner for owner, _ in reached}):
         source = _read(owner)
         for node in source.tree.body:
-            own = [each for part, each in reached if part == owner and source.is_of(node, each)]
+            own = [n for part, n in reached if part == owner and source.defined.get(n) is node]
             for each in own:
                 text = source.text(node)
                 if texts.setdefault(each, text) != text or each in imports:
@@ -96,9 +93,6 @@ class ModuleSource:
     """Name -> the statement that imports it from a library."""
     inside: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     """Name -> the module of ours that it comes from and its name there; None: the module."""
-
-    def is_of(self, node: ast.stmt, name: str) -> bool:
-        return self.defined.get(name) is node
 
     def text(self, node: ast.stmt) -> str:
         """The node's source, with names of our modules taken away: ``text.prefixed`` is
@@ -141,7 +135,9 @@ def _read(module: str) -> ModuleSource:
                 whole = _is_module(f"{node.module}.{alias.name}")
                 where = f"{node.module}.{alias.name}" if whole else str(node.module)
                 source.inside[alias.asname or alias.name] = (where, None if whole else alias.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)) and _outer(node) != "__future__":
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and (
+            getattr(node, "module", "") != "__future__"
+        ):
             for alias in node.names:
                 alone = type(node)(**{**vars(node), "names": [alias]})
                 source.outside[alias.asname or alias.name.split(".")[0]] = ast.unparse(alone)
@@ -153,10 +149,6 @@ def _is_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # its parent is no package
         return False
-
-
-def _outer(node: ast.Import | ast.ImportFrom) -> str:
-    return (node.module or "") if isinstance(node, ast.ImportFrom) else ""
 
 
 def _reach(
