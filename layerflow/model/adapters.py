@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from layerflow.model.adapter_files import check_tensors, read_adapter, write_adapter
 
 MOTION = "motion"
-CONTENT = "content"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
