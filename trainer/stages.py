@@ -136,16 +136,9 @@ class Trained:
         self.ema, self.warmup = ema, warmup
         self.average = self.values.clone() if ema is not None else None
 
-    def views(self, *flats: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The pieces of a flat tensor, or of its parts in their order, by parameter name, each in
-        its parameter's shape."""
-        sizes = [parameter.numel() for parameter in self.parameters.values()]
-        pieces, left = [], iter(sizes)
-        for flat in flats:
-            start = 0
-            while start < len(flat):
-                pieces.append(flat[start : start + (size := next(left))])
-                start += size
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The pieces of a flat tensor by parameter name, each in its parameter's shape."""
+        pieces = flat.split([parameter.numel() for parameter in self.parameters.values()])
         return {
             name: piece.view(parameter.shape)
             for (name, parameter), piece in zip(self.parameters.items(), pieces, strict=True)
