@@ -18,9 +18,13 @@ from pathlib import Path
 
 import layerflow
 from layerflow.model.adapter_files import GATED_WEIGHTS, saved_adapters
-from layerflow.model.pipeline import OWN_MODULES
 
 PIPELINE = ("layerflow_pipeline", "layerflow.model.pipeline", "LayerFlowPipeline")
+COMPONENTS = {
+    "LayerFlowTransformer3DModel": ("layerflow_transformer", "layerflow.model.transformer"),
+    "BlockDCTAutoencoder": ("layerflow_autoencoder", "layerflow.model.autoencoder"),
+}
+"""Class -> the file that is shipped for it, and the module that it comes from."""
 
 HEADER = '''"""{name} of the LayerFlow toolkit {version}, as one file for diffusers.
 
@@ -45,9 +49,8 @@ def ship_code(folder: Path) -> None:
     (folder / f"{file}.py").write_text(bundle(module, name))
     index["_class_name"] = [file, name]
     for part, said in index.items():
-        if isinstance(said, list) and len(said) == 2 and said[1] in OWN_MODULES:
-            module = OWN_MODULES[said[1]]
-            file = module.replace("layerflow.model.", "layerflow_")
+        if isinstance(said, list) and len(said) == 2 and said[1] in COMPONENTS:
+            file, module = COMPONENTS[said[1]]
             (folder / part / f"{file}.py").write_text(bundle(module, said[1]))
             index[part] = [file, said[1]]
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
