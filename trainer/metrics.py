@@ -61,7 +61,7 @@ class Metrics:
         main: bool = True,
     ) -> None:
         self.main, self.costs, self.device, self.world = main, costs, device, world
-        self.peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self.peak = device_peak(device)
         self._pending: list[dict[str, Any]] = []
         self._writer: Any = None
         self._wandb: Any = None
@@ -203,6 +203,11 @@ def _number(text: str) -> Any:
         except ValueError:
             continue
     return text or None
+
+
+def device_peak(device: torch.device) -> float | None:
+    """Dense bf16 peak of a device in FLOP/s, or None where it is not known."""
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def memory_gib(device: torch.device) -> float:
