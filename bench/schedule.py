@@ -37,7 +37,7 @@ from layerflow.evaluation import metrics
 from layerflow.files import write_json
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.model import adapters, frames
-from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_layers
+from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_clips
 from layerflow.model.pipeline import LayerFlowPipeline
 from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, load, parse
@@ -132,7 +132,7 @@ def write_latents(folder: Path, name: str, family: Family, count: int, seed: int
             clip = draw_clip(family, rng)
             prompts = dict.fromkeys((f"{p}_prompt" for p in PROMPTED), "")
             yield clip_row(
-                encode_layers(pipe.vae, clip),
+                dict(zip(LAYERS, encode_clips(pipe.vae, [clip])[0], strict=True)),
                 dtype="float16",
                 id=f"{name}-{index}",
                 source=f"{name}-{index}",
@@ -209,7 +209,7 @@ def sample(model: Path, count: int, gate: float) -> tuple[torch.Tensor, list[Lay
 def through(vae: BlockDCTAutoencoder, clip: LayeredClip) -> LayeredClip:
     """A real clip as the autoencoder gives it back, so that samples are compared with what they
     could be at best; a still is repeated."""
-    moments = torch.from_numpy(np.stack(list(encode_layers(vae, clip).values())))
+    moments = torch.from_numpy(encode_clips(vae, [clip])[0])
     latents = moments.chunk(2, dim=1)[0].transpose(1, 2)
     return shown(vae, latents.expand(-1, FRAMES, -1, -1, -1))
 

@@ -150,15 +150,15 @@ def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) 
     states: list[dict[str, Any]] = [
         optimizer.state.get(flat, {}) for flat in flat_parameters(optimizer)
     ]
-    flats = {"values": [trained.values]}
+    flats = {"values": trained.values}
     if trained.average is not None:
-        flats["average"] = [trained.average]
+        flats["average"] = trained.average
     if all(name in state for state in states for name in MOMENTS):
-        flats |= {name: [state[name] for state in states] for name in MOMENTS}
+        flats |= {n: torch.cat([state[n].cpu() for state in states]) for n in MOMENTS}
     tensors = {
         f"{kind}/{name}": view.detach().clone().cpu()
-        for kind, parts in flats.items()
-        for name, view in trained.views(*parts).items()
+        for kind, flat in flats.items()
+        for name, view in trained.views(flat).items()
     }
     tensors |= {  # of optimizers that keep other things than one number a parameter
         f"optimizer/{index}/{name}": value.detach().clone().cpu()

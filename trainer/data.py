@@ -77,8 +77,6 @@ class Batch:
         return tuple(getattr(self, f.name) for f in fields(self))
 
     def to(self, device: torch.device) -> Batch:
-        if device.type == "cpu":
-            return self
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
 
     def pin(self) -> Batch:

@@ -61,6 +61,7 @@ class Metrics:
         main: bool = True,
     ) -> None:
         self.main, self.costs, self.device, self.world = main, costs, device, world
+        self.peak = device_peak(device)
         self._pending: list[dict[str, Any]] = []
         self._writer: Any = None
         self._wandb: Any = None
@@ -90,7 +91,6 @@ class Metrics:
         sizes = [batch.size * self.world for batch in batches]
         flops = sum(size * cost.total for size, cost in zip(sizes, costs, strict=True)) / seconds
         tokens = sum(size * cost.tokens for size, cost in zip(sizes, costs, strict=True))
-        peak = device_peak(self.device)
         self._pending.append(
             {
                 **row,
@@ -98,7 +98,7 @@ class Metrics:
                 "samples_per_second": round(sum(sizes) / seconds, 3),
                 "tokens_per_second": round(tokens / seconds, 1),
                 "tflops": round(flops / 1e12, 6),
-                "mfu": round(flops / (peak * self.world), 4) if peak else None,
+                "mfu": round(flops / (self.peak * self.world), 4) if self.peak else None,
                 "memory_gib": round(memory_gib(self.device), 3),
             }
         )
@@ -207,9 +207,7 @@ def _number(text: str) -> Any:
 
 def device_peak(device: torch.device) -> float | None:
     """Dense bf16 peak of a device in FLOP/s, or None where it is not known."""
-    if device.type != "cuda":
-        return None
-    return peak_of(torch.cuda.get_device_name(device))
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def memory_gib(device: torch.device) -> float:

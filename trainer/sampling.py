@@ -69,7 +69,7 @@ def run_job(job: SampleJob) -> None:
     """Sample, score and write. A job whose weights are gone has been done before."""
     from layerflow.evaluation.predictions import complete
     from layerflow.evaluation.run import score_clip, summarise
-    from layerflow.media.cells import encode_preview
+    from layerflow.media.cells import decode_png, encode_preview
     from layerflow.media.contact_sheet import four_up, save_sheet
 
     manifest, folder = parse(json.loads(job.manifest)), Path(job.folder)
@@ -103,7 +103,7 @@ def run_job(job: SampleJob) -> None:
         labels = [f"{what} {i}" for i in range(len(clips)) for what in ("held out", "sampled")]
         sheet = save_sheet(folder / f"{task}.png", shown, labels, columns_per_layer=4, height=96)
         moving = np.concatenate([four_up(clip) for clip in made], axis=2)
-        pictures[task] = read_picture(sheet), as_gif(moving, clips[0].fps)
+        pictures[task] = decode_png(sheet.read_bytes()), as_gif(moving, clips[0].fps)
     scores = summarise(rows)
     write_json(folder / "metrics.json", {"step": job.step, "tasks": scores})
     if manifest.tensorboard:
@@ -157,12 +157,6 @@ def held_out_clips(
 
 
 # ---- pictures ---------------------------------------------------------------------------------
-
-
-def read_picture(path: Path) -> U8:
-    from layerflow.media.cells import decode_png
-
-    return decode_png(path.read_bytes())
 
 
 def as_gif(frames: U8, fps: float) -> bytes:

@@ -136,16 +136,9 @@ class Trained:
         self.ema, self.warmup = ema, warmup
         self.average = self.values.clone() if ema is not None else None
 
-    def views(self, *flats: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The pieces of a flat tensor, or of its parts in their order, by parameter name, each in
-        its parameter's shape."""
-        sizes = [parameter.numel() for parameter in self.parameters.values()]
-        pieces, left = [], iter(sizes)
-        for flat in flats:
-            start = 0
-            while start < len(flat):
-                pieces.append(flat[start : start + (size := next(left))])
-                start += size
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The pieces of a flat tensor by parameter name, each in its parameter's shape."""
+        pieces = flat.split([parameter.numel() for parameter in self.parameters.values()])
         return {
             name: piece.view(parameter.shape)
             for (name, parameter), piece in zip(self.parameters.items(), pieces, strict=True)
@@ -201,7 +194,15 @@ class Trained:
         return {n: p.detach().clone().contiguous().cpu() for n, p in self.parameters.items()}
 
     def optimizer(self, options: Optimizer) -> torch.optim.Optimizer:
-        return make_optimizer(self, options)
+        """AdamW over the flat parameters. Fused: it can skip a step on the device (`found_inf`)."""
+        sizes = [self.decayed, len(self.values) - self.decayed]
+        flats = [nn.Parameter(part) for part in self.values.split(sizes)]
+        for flat, grad in zip(flats, self.grads.split(sizes), strict=True):
+            flat.grad = grad
+        groups = parameter_groups(flats[:1], flats[1:], options)
+        if options.kind == "adamw8bit":
+            return eight_bit_optimizer(groups, adamw_settings(options))
+        return torch.optim.AdamW(groups, **adamw_settings(options), fused=True)
 
     def hand_on(self) -> None:
         """End of the stage: the model keeps the average, and views, gradients and flags go."""
@@ -221,15 +222,3 @@ def lay_out(transformer: nn.Module, stage: Stage, world: World, *, bf16: bool) -
     from trainer.distributed.fsdp import Sharded
 
     return Sharded(transformer, names, stage.ema, world, warmup=stage.ema_warmup, bf16=bf16)
-
-
-def make_optimizer(trained: Trained, options: Optimizer) -> torch.optim.Optimizer:
-    """AdamW over the flat parameters. Fused: it can skip a step on the device (`found_inf`)."""
-    sizes = [trained.decayed, len(trained.values) - trained.decayed]
-    flats = [nn.Parameter(part) for part in trained.values.split(sizes)]
-    for flat, grad in zip(flats, trained.grads.split(sizes), strict=True):
-        flat.grad = grad
-    groups = parameter_groups(flats[:1], flats[1:], options)
-    if options.kind == "adamw8bit":
-        return eight_bit_optimizer(groups, adamw_settings(options))
-    return torch.optim.AdamW(groups, **adamw_settings(options), fused=True)

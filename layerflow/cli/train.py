@@ -1,4 +1,4 @@
-"""``layerflow encode | train``: latents, and the schedule."""
+"""``layerflow encode | train | evaluate``: latents, the schedule, and layers scored."""
 
 from __future__ import annotations
 
@@ -48,4 +48,13 @@ def train(
     print(f"{folder}: done; the pipeline is in {folder}/export")
 
 
-COMMANDS = (encode, train)
+@with_options_of(front.evaluate, count=typer.Option(min=1), batch=typer.Option(min=1))
+def evaluate(out: Path, **options: Any) -> None:
+    """Scores of layers against a corpus: clips.csv, metrics.json, tables.md, contact sheets."""
+    summary = front.evaluate(out=out, **options)
+    typer.echo((out / "tables.md").read_text().rstrip())
+    if summary["skipped"]:
+        typer.echo(f"{len(summary['skipped'])} clips skipped, see metrics.json")
+
+
+COMMANDS = (encode, train, evaluate)

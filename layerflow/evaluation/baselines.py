@@ -101,12 +101,9 @@ def best_cut(values: F32, truths: NDArray[np.bool_], feature: str) -> Cut:
         union = masked + true.sum(1, keepdims=True) - both
         scores = np.where(union > 0, both / np.maximum(union, 1), 1.0).mean(0)
         index = int(np.argmax(scores))
-        best = max(best, (float(scores[index]), Cut(feature, float(grid[index]), sign)), key=_first)
+        if scores[index] > best[0]:
+            best = float(scores[index]), Cut(feature, float(grid[index]), sign)
     return best[1]
-
-
-def _first(pair: tuple[float, Cut]) -> float:
-    return pair[0]
 
 
 def _beyond(counts: NDArray[np.int64], sign: int) -> NDArray[np.int64]:

@@ -11,7 +11,6 @@ MAD and MSE times 1000, SAD, Grad and Conn divided by 1000 and averaged over fra
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -96,16 +95,6 @@ def alpha_grad(predicted: Alpha, truth: Alpha) -> float:
     return float(np.mean(frames) / 1000)
 
 
-def _connected_level(alpha: F64, levels: Sequence[float], source: list[NDArray[np.bool_]]) -> F64:
-    """Per pixel the highest level at which it still belongs to the source region."""
-    level = np.zeros_like(alpha)
-    connected = np.ones(alpha.shape, bool)
-    for threshold, region in zip(levels, source, strict=True):
-        connected &= region
-        level[connected] = threshold
-    return level
-
-
 def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=4
@@ -129,7 +118,8 @@ def alpha_conn(predicted: Alpha, truth: Alpha) -> float:
     for x, y in zip(a, g, strict=True):
         both = np.minimum(x, y)
         source = [_largest_component(both >= level - 1e-9) for level in levels]
-        base = _connected_level(both, levels, source)
+        reached = np.logical_and.accumulate(source).sum(0)  # how many levels, from the lowest
+        base = np.array([0.0, *levels])[reached]
         phi = [1 - np.where(z - base >= CONN_IGNORE, z - base, 0.0) for z in (x, y)]
         total += float(np.abs(phi[0] - phi[1]).sum())
     return total / len(a) / 1000

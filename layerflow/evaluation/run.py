@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +41,8 @@ def run_evaluate(
 
     Returns what `metrics.json` holds. ValueError for a request that cannot be done.
     """
+    from layerflow.media.contact_sheet import save_sheet
+
     local_output(request.out)
     if (request.model is None) == (request.predictions is None):
         raise ValueError("evaluate needs either --model or --predictions")
@@ -65,9 +66,13 @@ def run_evaluate(
             shown += [(id_, truth), (f"{id_}, {task}", predicted)][: 2 * SHOWN - len(shown)]
             say(f"{task} {id_}: " + ", ".join(f"{k} {v:.4g}" for k, v in list(scores.items())[:6]))
         if shown:
-            save_contact(request.out / f"contact-{task}.png", shown)
+            labels, clips = zip(*shown, strict=True)
+            save_sheet(request.out / f"contact-{task}.png", clips, labels, height=96)
     if not rows:
-        raise ValueError(f"{request.corpus}: nothing to evaluate; " + explain(skipped))
+        reasons = "; ".join(sorted(set(skipped.values()))) or "the corpus is empty"
+        raise ValueError(
+            f"{request.corpus}: nothing to evaluate; {len(skipped)} clips skipped ({reasons})"
+        )
     return write_results(request, rows, skipped)
 
 
@@ -152,14 +157,3 @@ def write_results(
     (request.out / "metrics.json").write_text(text)
     (request.out / "tables.md").write_text(tables(summary["tasks"]))
     return summary
-
-
-def explain(skipped: Mapping[str, str]) -> str:
-    reasons = sorted(set(skipped.values()))
-    return f"{len(skipped)} clips skipped ({'; '.join(reasons) or 'the corpus is empty'})"
-
-
-def save_contact(path: Path, shown: Sequence[tuple[str, LayeredClip]]) -> None:
-    from layerflow.media.contact_sheet import save_sheet
-
-    save_sheet(path, [clip for _, clip in shown], [label for label, _ in shown], height=96)

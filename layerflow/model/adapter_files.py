@@ -50,8 +50,9 @@ def write_adapter(
         METADATA_KEY: json.dumps(metadata, sort_keys=True),
     }
     prefix, file = (_GATED_PREFIX, GATED_WEIGHTS) if gated else (_PREFIX, WEIGHTS)
-    tensors = {f"{prefix}{key}": value.contiguous() for key, value in state.items()}
-    _save(tensors, folder / file, header)
+    tensors = {f"{prefix}{key}": value.contiguous().cpu() for key, value in state.items()}
+    with replacing(folder / file) as temporary:
+        save_file(tensors, temporary, metadata=header)
     (folder / (WEIGHTS if gated else GATED_WEIGHTS)).unlink(missing_ok=True)
     return folder / file
 
@@ -86,11 +87,6 @@ def check_adapters(transformer: str | Path, found: Mapping[str, Path]) -> None:
             f"{transformer} has lost its adapters {missing} (adapters/NAME/{GATED_WEIGHTS} or "
             f"{WEIGHTS}); copy or download the whole folder"
         )
-
-
-def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    with replacing(path) as temporary:
-        save_file({key: value.cpu() for key, value in tensors.items()}, temporary, metadata=header)
 
 
 def read_adapter(directory: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

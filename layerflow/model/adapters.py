@@ -8,7 +8,7 @@ graph never changes. Nothing here changes what is trainable but ``set_trainable`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from layerflow.model.adapter_files import check_tensors, read_adapter, write_adapter
 
 MOTION = "motion"
-CONTENT = "content"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -192,50 +191,15 @@ def set_trainable(transformer: nn.Module, names: Iterable[str]) -> list[str]:
 
 def base_state_dict(transformer: nn.Module) -> dict[str, Tensor]:
     """The network's weights without adapters, under plain (diffusers') names."""
-    model = unwrap(transformer)
-    kept = getattr(model, "merged_originals", {})
     return {
-        key.replace(".base_layer.", "."): kept.get(key, value)
-        for key, value in nn.Module.state_dict(model).items()
+        key.replace(".base_layer.", "."): value
+        for key, value in nn.Module.state_dict(unwrap(transformer)).items()
         if ".lora_" not in key
     }
 
 
-def merge_adapters(transformer: nn.Module, names: Iterable[str] = (CONTENT,)) -> None:
-    """Add adapters into the weights, at full strength. Other adapters are off until unmerged.
-
-    At inference the motion gate is 0, so merging ``content`` alone keeps the output. The original
-    weights are kept, so ``unmerge_adapters`` gives them back bit by bit.
-    """
-    model = unwrap(transformer)
-    names = list(names)
-    if getattr(model, "merged_originals", None):
-        raise ValueError("adapters are merged already; unmerge them first")
-    layers = {name: lora_layers(model, name) for name in names}
-    if missing := [name for name, found in layers.items() if not found]:
-        raise ValueError(f"no adapters {missing}; there are {adapter_names(model)}")
-    every = {path: m for found in layers.values() for path, m in found.items()}
-    model.merged_originals = {
-        f"{path}.base_layer.weight": layer.base_layer.weight.detach().clone()
-        for path, layer in every.items()
-    }
-    for layer in every.values():
-        layer.merge(adapter_names=[name for name in names if name in layer.lora_A])
-
-
-def unmerge_adapters(transformer: nn.Module) -> None:
-    """Give merged weights back, bit by bit. Does nothing when nothing is merged."""
-    model = unwrap(transformer)
-    kept: dict[str, Tensor] = getattr(model, "merged_originals", None) or {}
-    for key, value in kept.items():
-        layer = model.get_submodule(key.removesuffix(".base_layer.weight"))
-        layer.base_layer.weight.data.copy_(value)
-        layer.merged_adapters.clear()
-    model.merged_originals = {}
-
-
 def adapter_state_dict(transformer: nn.Module, name: str) -> dict[str, Tensor]:
-    """``<module>.lora_A.weight`` / ``.lora_B.weight`` of one adapter, detached."""
+    """``<module>.lora_A.weight`` / ``.lora_B.weight`` of one adapter: detached, not copied."""
     return {
         path.replace(f".{name}.weight", ".weight"): parameter.detach()
         for path, parameter in adapter_parameters(transformer, name).items()
@@ -269,18 +233,22 @@ def load_adapter(transformer: nn.Module, name: str, directory: str | Path) -> No
     model = unwrap(transformer)
     state, config = read_adapter(directory)
     check_tensors(state, config, model, str(directory))
-    add_adapter(
-        model,
-        name,
-        rank=int(config["r"]),
-        alpha=float(config["lora_alpha"]),
-        targets=config["target_modules"],
-    )
-    own = adapter_parameters(model, name)
-    wanted = {path.replace(f".{name}.weight", ".weight"): p for path, p in own.items()}
-    if wanted.keys() != state.keys():
-        odd = sorted(wanted.keys() ^ state.keys())
-        model.delete_adapters(name)
-        raise ValueError(f"{directory}: targets and tensors disagree, for example {odd[0]}")
-    for key, parameter in wanted.items():
-        parameter.data.copy_(state[key])
+    try:
+        put_adapter(model, name, state, config)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+
+
+def put_adapter(
+    transformer: nn.Module, name: str, state: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Add an adapter with these tensors and this ``adapter_config``, as ``load_adapter`` does."""
+    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    add_adapter(transformer, name, rank=rank, alpha=alpha, targets=config["target_modules"])
+    own = adapter_state_dict(transformer, name)
+    if own.keys() != state.keys():
+        odd = sorted(own.keys() ^ state.keys())
+        unwrap(transformer).delete_adapters(name)
+        raise ValueError(f"targets and tensors disagree, for example {odd[0]}")
+    for key, tensor in own.items():
+        tensor.copy_(state[key])

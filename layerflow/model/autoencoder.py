@@ -8,7 +8,7 @@ the joint pass instead: one VAE call over the concatenated clip, in one chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -241,19 +241,16 @@ def layer_pixels(clip: LayeredClip) -> NDArray[np.float32]:
     )
 
 
-def encode_layers(vae: Any, clip: LayeredClip) -> dict[str, NDArray[np.float32]]:
-    """Layer -> float32 ``[2C, f, h, w]``: mean, then log-variance (-30 where there is none).
+def encode_clips(vae: Any, clips: Sequence[LayeredClip]) -> NDArray[np.float32]:
+    """float32 ``[N, 4, 2C, f, h, w]``: mean, then log-variance (-30 where there is none).
 
-    Both are those of the scaled latents. ValueError for a size or frame count that the autoencoder
-    cannot take.
+    Both are those of the scaled latents. clips: of one size and length. ValueError for a frame
+    count that the autoencoder cannot take.
     """
-    factor = spatial_factor(vae)
-    if clip.size[0] % factor or clip.size[1] % factor:
-        raise ValueError(f"height and width must be multiples of {factor}, not {clip.size}")
-    pixels = torch.from_numpy(layer_pixels(clip)).permute(0, 4, 1, 2, 3)
-    mean, logvar = encode(vae, pixels)
-    moments = torch.cat([mean, logvar], 2).transpose(1, 2).cpu().numpy()
-    return dict(zip(LAYERS, np.ascontiguousarray(moments), strict=True))
+    pixels = torch.from_numpy(np.concatenate([layer_pixels(clip) for clip in clips]))
+    mean, logvar = encode(vae, pixels.permute(0, 4, 1, 2, 3))
+    moments = torch.cat([mean, logvar], 2).transpose(1, 2)
+    return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
 
 
 def decode_layers(vae: Any, latents: Any) -> dict[str, NDArray[np.float32]]:

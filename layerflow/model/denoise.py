@@ -151,5 +151,5 @@ class Denoiser:
         self.negative_prompt_embeds = changed.get(
             "negative_prompt_embeds", self.negative_prompt_embeds
         )
-        latents = changed.get("latents", latents)
-        return latents
+        result: Tensor = changed.get("latents", latents)
+        return result

@@ -49,6 +49,14 @@ def resolve_base(base: str | Path) -> Path:
         ) from error
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """``float32``, ``float16`` or ``bfloat16``."""
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in kinds:
+        raise ValueError(f"dtype must be one of {sorted(kinds)}, not {name!r}")
+    return kinds[name]
+
+
 def copy_components(base: Path | None, folder: Path) -> dict[str, Any]:
     """Copy a base's VAE, text encoder, tokenizer and scheduler; returns their index entries."""
     if base is None:
@@ -90,9 +98,7 @@ def write_from_base(
     asked: names of the options that were asked for; the others may give way to the base's.
     """
     origin = resolve_base(base)
-    dtype = getattr(torch, str(options["dtype"]), None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype {options['dtype']!r} is none of float32, float16, bfloat16")
+    dtype = torch_dtype(options["dtype"])
     torch.manual_seed(int(options["seed"]))
     network = load_base(origin / "transformer", dtype)
     if stores_positions(network):
@@ -202,13 +208,9 @@ def has_plain_positions(base: LayerFlowTransformer3DModel) -> bool:
     plain = Positions("sincos", dim, 0, grid, stored.interpolation)
     table = plain(single_layout(frames), *grid, like=torch.zeros(()).float()).video
     assert table is not None and tokens == grid[0] * grid[1]
-    close = torch.allclose(stored.video.float(), table, rtol=0, atol=_rounding(stored.video.dtype))
+    rounding = max(1e-6, torch.finfo(stored.video.dtype).eps)  # by storage of numbers in [-1, 1]
+    close = torch.allclose(stored.video.float(), table, rtol=0, atol=rounding)
     return close and not bool(stored.text.any())
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """How far a table in [-1, 1] may lie from the computed one after storage in ``dtype``."""
-    return max(1e-6, torch.finfo(dtype).eps)
 
 
 def _latent_frames(num_frames: int, config: Mapping[str, Any]) -> int:
@@ -239,13 +241,8 @@ def _add_missing(state: dict[str, Tensor], model: LayerFlowTransformer3DModel, b
 
 def _carry_adapters(base: Any, model: LayerFlowTransformer3DModel) -> None:
     for name in adapters.adapter_names(base):
-        said = adapters.adapter_config(base, name)
-        adapters.add_adapter(
-            model, name, rank=said["r"], alpha=said["lora_alpha"], targets=said["target_modules"]
-        )
         state = adapters.adapter_state_dict(base, name)
-        for key, parameter in adapters.adapter_parameters(model, name).items():
-            parameter.data = state[key.replace(f".{name}.weight", ".weight")].clone()
+        adapters.put_adapter(model, name, state, adapters.adapter_config(base, name))
 
 
 def mark_layers(model: LayerFlowTransformer3DModel, std: float) -> None:

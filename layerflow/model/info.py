@@ -68,6 +68,8 @@ def describe(directory: str | Path) -> dict[str, Any]:
         for part in ("transformer", "text_encoder", "vae")
         if (folder / part).is_dir()
     }
+    vae_file = folder / "vae" / "config.json"
+    vae = read_json(vae_file) if vae_file.is_file() else {}
     adapters = {}
     for name, file in saved_adapters(folder / "transformer").items():
         state, said = read_adapter(file)
@@ -82,7 +84,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
         "parameters": parameters,
         "adapters": adapters,
         "transformer": config,
-        "cost": cost(config, _vae_config(folder), parameters["transformer"]),
+        "cost": cost(config, vae, parameters["transformer"]),
     }
 
 
@@ -111,18 +113,6 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def _vae_config(folder: Path) -> dict[str, Any]:
-    file = folder / "vae" / "config.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def _factors(vae: dict[str, Any]) -> tuple[int, int]:
-    """Pixels a latent pixel's side, pixel frames a latent frame."""
-    if "block_size" in vae:
-        return int(vae["block_size"]), 1
-    return 8, int(vae.get("temporal_compression_ratio", 4))
-
-
 def cost(config: dict[str, Any], vae: dict[str, Any], parameters: int) -> Cost:
     """Cost of one sample at the model's own size.
 
@@ -130,7 +120,8 @@ def cost(config: dict[str, Any], vae: dict[str, Any], parameters: int) -> Cost:
     width d and L blocks. Training state: fp32 weights, gradients and two AdamW moments of all
     parameters.
     """
-    spatial, temporal = _factors(vae)
+    spatial = vae.get("block_size", 8)  # pixels a latent pixel's side
+    temporal = 1 if "block_size" in vae else vae.get("temporal_compression_ratio", 4)
     task = official_task(config["task"]) if config["mode"] == "official" else None
     height, width = config["sample_height"] * spatial, config["sample_width"] * spatial
     per_layer = config["latent_frames"]

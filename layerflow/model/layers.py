@@ -153,10 +153,6 @@ class OfficialTask:
     learned_positions: bool = False
     fault: str | None = None
 
-    @property
-    def generated(self) -> tuple[str, ...]:
-        return tuple(name for name in self.layout.layers if name not in self.given)
-
 
 _TWO = (FOREGROUND, BACKGROUND)
 

@@ -45,15 +45,14 @@ def sequence_loss(
     *,
     given: Tensor | None = None,
     motion_gate: Tensor | None = None,
-    return_prediction: bool = False,
-) -> Any:
+) -> tuple[Tensor, Tensor]:
     """Loss of each sample over its generated latents, for any layout.
 
     latents: clean ``[B, F, C, h, w]``; noise: like latents. text: ``[B, P*L, D]``.
     given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, 4]``, the same by
     layer, for the network's marks. timesteps: int64 ``[B]``. motion_gate: ``[B]``.
 
-    Returns float32 ``[B]``; with return_prediction also v ``[B, F, C, h, w]``.
+    Returns it, float32 ``[B]``, and the predicted v, ``[B, F, C, h, w]``.
     """
     mask = given_frames.to(latents.device)
     spread = mask[:, :, None, None, None]
@@ -70,8 +69,7 @@ def sequence_loss(
     target = velocity(scheduler, latents, noise, timesteps)
     per_frame = (predicted - target).square().flatten(2).mean(2)  # frames are equally large
     generated = (~mask).to(per_frame)
-    loss = (per_frame * generated).sum(1) / generated.sum(1).clamp_min(1)
-    return (loss, predicted) if return_prediction else loss
+    return (per_frame * generated).sum(1) / generated.sum(1).clamp_min(1), predicted
 
 
 def layer_loss(
@@ -97,7 +95,7 @@ def layer_loss(
     Returns float32 ``[B]``. Differentiable.
     """
     frames = given.repeat_interleave(latents.shape[2], dim=1)
-    loss: Tensor = sequence_loss(
+    loss, _ = sequence_loss(
         transformer,
         scheduler,
         latents.flatten(1, 2),

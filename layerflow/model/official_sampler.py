@@ -114,9 +114,9 @@ Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x of the generated latents, timestep) -> v without and v with the prompt."""
 
 
-def denoise(v: Tensor, x: Tensor, table_index: int) -> Tensor:
-    """x0 = sqrt(abar) * x - sqrt(1 - abar) * v, with the table's level."""
-    a = torch.tensor(signal_table()[table_index], device=x.device)
+def denoise(v: Tensor, x: Tensor, index: int | Tensor) -> Tensor:
+    """x0 = sqrt(abar) * x - sqrt(1 - abar) * v, with the table's level, or one a sample."""
+    a = torch.from_numpy(signal_table()).to(x.device)[index].view(-1, 1, 1, 1, 1)
     return a * x - (1 - a**2).sqrt() * v
 
 

@@ -322,10 +322,8 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self, name: str, prompt: Any, embeds: Tensor | None, count: int, layout: Layout
     ) -> Tensor:
         """``[N, P*L, D]`` from prompts or ready embeddings; zeros when there are neither."""
-        tokens, width = (
-            self.transformer.config.num_text_tokens,
-            self.transformer.config.text_embed_dim,
-        )
+        config = self.transformer.config
+        tokens, width = config.num_text_tokens, config.text_embed_dim
         slots = len(layout.prompts)
         if embeds is not None:
             if embeds.ndim == 4:

@@ -38,7 +38,6 @@ from layerflow.model.info import sampling_settings
 from layerflow.outputs import local_output
 
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,13 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
     """The pipeline of a model folder, on the GPU if there is one (then bfloat16 by default)."""
     import torch
 
+    from layerflow.model.from_base import torch_dtype
     from layerflow.model.pipeline import LayerFlowPipeline
 
     if not (model / "model_index.json").is_file():
         raise ValueError(f"{model} is no model folder (no model_index.json); see layerflow init")
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}")
     gpu = torch.cuda.is_available()
-    kind = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
+    kind = torch_dtype(dtype or ("bfloat16" if gpu else "float32"))
     pipe = LayerFlowPipeline.from_pretrained(model, dtype=kind)
     return pipe.to("cuda") if gpu else pipe
 

@@ -73,7 +73,7 @@ def bundle(module: str, name: str) -> str:
     for owner in _in_order({owner for owner, _ in reached}):
         source = _read(owner)
         for node in source.tree.body:
-            own = [each for part, each in reached if part == owner and source.is_of(node, each)]
+            own = [n for part, n in reached if part == owner and source.defined.get(n) is node]
             for each in own:
                 text = source.text(node)
                 if texts.setdefault(each, text) != text or each in imports:
@@ -96,9 +96,6 @@ class ModuleSource:
     """Name -> the statement that imports it from a library."""
     inside: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     """Name -> the module of ours that it comes from and its name there; None: the module."""
-
-    def is_of(self, node: ast.stmt, name: str) -> bool:
-        return self.defined.get(name) is node
 
     def text(self, node: ast.stmt) -> str:
         """The node's source, with names of our modules taken away: ``text.prefixed`` is
@@ -141,7 +138,9 @@ def _read(module: str) -> ModuleSource:
                 whole = _is_module(f"{node.module}.{alias.name}")
                 where = f"{node.module}.{alias.name}" if whole else str(node.module)
                 source.inside[alias.asname or alias.name] = (where, None if whole else alias.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)) and _outer(node) != "__future__":
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and (
+            getattr(node, "module", "") != "__future__"
+        ):
             for alias in node.names:
                 alone = type(node)(**{**vars(node), "names": [alias]})
                 source.outside[alias.asname or alias.name.split(".")[0]] = ast.unparse(alone)
@@ -153,10 +152,6 @@ def _is_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # its parent is no package
         return False
-
-
-def _outer(node: ast.Import | ast.ImportFrom) -> str:
-    return (node.module or "") if isinstance(node, ast.ImportFrom) else ""
 
 
 def _reach(

@@ -8,6 +8,7 @@ L tokens a prompt, D width of the text encoder.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,35 +95,10 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         position_grid: tuple[int, int] | list[int] | None = None,
     ) -> None:
         _check_config(mode, task, positions, patch_size_t, ofs_embed_dim, num_prompts)
-        super().__init__(
-            num_attention_heads=num_attention_heads,
-            attention_head_dim=attention_head_dim,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            flip_sin_to_cos=flip_sin_to_cos,
-            freq_shift=freq_shift,
-            time_embed_dim=time_embed_dim,
-            text_embed_dim=text_embed_dim,
-            num_layers=num_layers,
-            dropout=dropout,
-            attention_bias=attention_bias,
-            sample_width=sample_width,
-            sample_height=sample_height,
-            sample_frames=sample_frames,
-            patch_size=patch_size,
-            temporal_compression_ratio=temporal_compression_ratio,
-            max_text_seq_length=max_text_seq_length,
-            activation_fn=activation_fn,
-            timestep_activation_fn=timestep_activation_fn,
-            norm_elementwise_affine=norm_elementwise_affine,
-            norm_eps=norm_eps,
-            spatial_interpolation_scale=spatial_interpolation_scale,
-            temporal_interpolation_scale=temporal_interpolation_scale,
-            # No tables of its own: ``Positions`` makes them.
-            use_rotary_positional_embeddings=True,
-            use_learned_positional_embeddings=False,
-            patch_bias=patch_bias,
-        )
+        # It makes no tables of its own: ``Positions`` makes them.
+        own = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": False}
+        taken = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
+        super().__init__(**{k: v for k, v in {**self.config, **own}.items() if k in taken})
         self.register_to_config(
             use_rotary_positional_embeddings=use_rotary_positional_embeddings,
             use_learned_positional_embeddings=use_learned_positional_embeddings,

@@ -18,7 +18,7 @@ from torch import Tensor
 from layerflow.files import new_folder
 from layerflow.model import adapters
 from layerflow.model.adapter_files import write_adapter
-from layerflow.model.from_base import copy_components, finish_folder, resolve_base
+from layerflow.model.from_base import copy_components, finish_folder, resolve_base, torch_dtype
 from layerflow.model.layers import OFFICIAL, OfficialTask, official_task
 from layerflow.official import names as official
 from layerflow.official.torchfile import StoredTensor, read_torch_file
@@ -57,7 +57,7 @@ def convert_checkpoint(
     path = find_states(Path(checkpoint))
     source = read_source(path)
     chosen = official_task(task) if task else detect_task(source, path, latent_size)
-    kind = None if dtype is None else parse_dtype(dtype)
+    kind = None if dtype is None else torch_dtype(dtype)
     origin = None if base is None else resolve_base(base)
     settings = {
         "converted": {"task": chosen.name, "file": path.name},
@@ -69,14 +69,6 @@ def convert_checkpoint(
         finish_folder(folder, copied, scheduler="dpm")
         (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
     return out
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """``float32``, ``float16`` or ``bfloat16``."""
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name not in kinds:
-        raise ValueError(f"dtype must be one of {sorted(kinds)}, not {name!r}")
-    return kinds[name]
 
 
 def find_states(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ class Results:
         gap = (ours.double() - expected.double()).abs()
         gap = torch.where(ours.double() == expected.double(), torch.zeros_like(gap), gap)
         self.differences[name] = float(gap.nan_to_num(float("inf")).max())
+
+    def compare_all(self, outputs: Mapping[str, Any], tensors: Tensors, **units: float) -> None:
+        """Note the differences of those outputs that the file holds. units: where not 1."""
+        for name, ours in outputs.items():
+            if name in tensors:
+                self.compare(name, ours, tensors[name], units.get(name, 1.0))
 
     @property
     def largest(self) -> float:
@@ -99,12 +106,11 @@ def build_network(
     """An official network in memory, from its original tensors; strict about every key."""
     model = LayerFlowTransformer3DModel(**official.network_config(source, task, latent_size))
     targets = official.base_targets(source, task)
-    model.load_state_dict(dict(official.iterate(source, targets)))
+    model.load_state_dict({target.name: target.load(source) for target in targets})
     for name, (rank, state) in sorted(official.adapter_tensors(source).items(), reverse=True):
         adapters.add_adapter(model, name, rank=rank, alpha=official.LORA_ALPHA)
-        own = adapters.adapter_parameters(model, name)
-        for key, parameter in own.items():
-            parameter.data.copy_(state[key.replace(f".{name}.weight", ".weight")].load())
+        for key, tensor in adapters.adapter_state_dict(model, name).items():
+            tensor.copy_(state[key].load())
     return model.eval()
 
 
@@ -126,8 +132,3 @@ def snap(sigma: Tensor) -> Tensor:
     """Index of the table entry nearest to each sqrt(abar)."""
     table = torch.from_numpy(signal_table())
     return (sigma[:, None] - table[None]).abs().argmin(1)
-
-
-def denoise_all(v: Tensor, x: Tensor, index: Tensor) -> Tensor:
-    a = torch.from_numpy(signal_table())[index].view(-1, 1, 1, 1, 1)
-    return a * x - (1 - a**2).sqrt() * v

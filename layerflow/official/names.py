@@ -8,7 +8,7 @@ matrix_C/D content, alpha is 1, so the scale is 1/rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -313,9 +313,3 @@ def guess_from_name(name: str, candidates: Sequence[str]) -> list[str]:
         for c in candidates
         if (not kinds or c.split("_")[0] in kinds) and (not colours or c.split("_")[1] in colours)
     ]
-
-
-def iterate(source: Source, targets: Sequence[ModelTensor]) -> Iterator[tuple[str, Tensor]]:
-    """Load and make the targets one after another."""
-    for target in targets:
-        yield target.name, target.load(source)

@@ -101,7 +101,7 @@ class _Reader(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _first
+            return lambda value, *_: value
         if (module, name) == ("torch", "Size"):
             return tuple
         if module == "torch" and name in STORAGES:
@@ -127,10 +127,6 @@ class _Reader(pickle.Unpickler):
         ):
             raise ValueError(f"a tensor of shape {shape} lies outside its storage")
         return StoredTensor(self._path, storage.start, storage.dtype, int(offset), shape, stride)
-
-
-def _first(value: Any, *_rest: Any) -> Any:
-    return value
 
 
 def read_torch_file(path: str | Path) -> Any:

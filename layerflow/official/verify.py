@@ -24,6 +24,7 @@ from layerflow.model.layers import OfficialTask
 from layerflow.model.objective import add_noise, sequence_loss, velocity
 from layerflow.model.official_sampler import (
     NUM_TRAIN_STEPS,
+    denoise,
     dynamic_guidance,
     official_schedule,
     sample_official,
@@ -34,7 +35,6 @@ from layerflow.model.transformer import LayerFlowTransformer3DModel
 from layerflow.official.golden import (
     Results,
     Tensors,
-    denoise_all,
     generated_rows,
     insert_given,
     load_network,
@@ -128,13 +128,11 @@ def _verify_variant(
     prefix = f"y.{case}.{variant}"
     outputs = {f"{prefix}.net_full": full, f"{prefix}.net_out": out}
     index = snap(tensors[f"x.{case}.sigma"])
-    outputs[f"{prefix}.denoised"] = denoise_all(out, tensors[f"x.{case}.noisy"], index)
-    for key, value in outputs.items():
-        if key in tensors:
-            results.compare(key, value, tensors[key])
+    outputs[f"{prefix}.denoised"] = denoise(out, tensors[f"x.{case}.noisy"], index)
     if hidden is not None:
-        for i, value in enumerate(hidden.finish(tensors[f"d.{case}.token_idx"])):
-            results.compare(f"d.{case}.hidden_{i}", value, tensors[f"d.{case}.hidden_{i}"])
+        states = hidden.finish(tensors[f"d.{case}.token_idx"])
+        outputs |= {f"d.{case}.hidden_{i}": state for i, state in enumerate(states)}
+    results.compare_all(outputs, tensors)
 
 
 class _Hidden:
@@ -216,7 +214,7 @@ def verify_sampler(model: LayerFlowTransformer3DModel, tensors: Tensors, name: s
         v = generated_rows(task, full)
         outputs[f"y.{step[0]}.net_out_uncond_then_cond"] = v
         index = int(schedule.snapped[step[0]])
-        x0 = denoise_all(v, torch.cat([x] * 2), torch.tensor([index, index]))
+        x0 = denoise(v, torch.cat([x] * 2), torch.tensor([index, index]))
         scale = dynamic_guidance(6.0, int(t), steps)
         outputs[f"y.{step[0]}.denoised_cfg"] = x0[:1] + scale * (x0[1:] - x0[:1])
         units[f"y.{step[0]}.denoised_cfg"] = abs(scale) + abs(1 - scale)
@@ -231,9 +229,7 @@ def verify_sampler(model: LayerFlowTransformer3DModel, tensors: Tensors, name: s
     outputs["y.samples"] = sample_official(
         network, tensors["x.init_noise"], steps, 6.0, draw, on_step
     )
-    for key in sorted(outputs):
-        if key in tensors:
-            results.compare(key, outputs[key], tensors[key], units.get(key, 1.0))
+    results.compare_all(dict(sorted(outputs.items())), tensors, **units)
     results.check_complete(tensors)
     return results
 
@@ -252,9 +248,7 @@ def verify_loss(model: LayerFlowTransformer3DModel, tensors: Tensors, name: str)
         noise = insert_given(task, noise, torch.zeros_like(given))
     text = tensors["x.text"].view(len(clean), -1, tensors["x.text"].shape[-1])
     mask = torch.tensor(task.layout.given_frames()).expand(len(clean), -1)
-    loss, v = sequence_loss(
-        model, scheduler, clean, text, mask, t, noise, motion_gate=gate, return_prediction=True
-    )
+    loss, v = sequence_loss(model, scheduler, clean, text, mask, t, noise, motion_gate=gate)
     a = torch.from_numpy(signal_table())[t]
     net_out = generated_rows(task, v)
     noised = generated_rows(task, add_noise(scheduler, clean, noise, t))
@@ -263,7 +257,7 @@ def verify_loss(model: LayerFlowTransformer3DModel, tensors: Tensors, name: str)
         "y.alphas_cumprod_sqrt": a,
         "y.noised": noised,
         "y.net_out_v": net_out,
-        "y.denoised": denoise_all(net_out, noised, t),
+        "y.denoised": denoise(net_out, noised, t),
         "y.loss_per_sample": loss,
         "y.loss_mean": loss.mean()[None],
         "y.v_mse_per_sample_check": (net_out - target).square().flatten(1).mean(1),
@@ -298,14 +292,13 @@ def verify_schedule(tensors: Tensors, name: str) -> Results:
             f"{prefix}alphas_cumprod_sqrt_desc": schedule.signal,
             f"{prefix}quantised_idx": schedule.snapped,
             f"{prefix}quantised_alpha": signal_table()[schedule.snapped],
-            f"{prefix}cfg_scale_f64": [dynamic_guidance(6.0, t, count) for t in times],
+            f"{prefix}cfg_scale_f64": np.array([dynamic_guidance(6.0, t, count) for t in times]),
             f"{prefix}mult1_mult2_mult3_mult4_multnoise": schedule.multipliers,
         }
-    for key, value in outputs.items():
-        if key in tensors:
-            finite = tensors[key][tensors[key].isfinite()].abs().max()
-            unit = float(finite) if key == "table.eps_weighting_unused" else 1.0
-            results.compare(key, np.asarray(value), tensors[key], unit)
+    units = {}
+    if (weights := tensors.get("table.eps_weighting_unused")) is not None:
+        units["table.eps_weighting_unused"] = float(weights[weights.isfinite()].abs().max())
+    results.compare_all(outputs, tensors, **units)
     for kind in ("ddim", "dpm"):
         ours = make_scheduler(kind).alphas_cumprod.double().sqrt()
         results.compare(f"diffusers {kind} scheduler", ours, tensors["table.alphas_cumprod_sqrt"])

@@ -153,7 +153,7 @@ class Encoder:
         about: its `content` hash and prefixed `prompts`. ValueError for a clip that cannot be
         decoded, has too few frames, or does not fit the autoencoder.
         """
-        from layerflow.model.autoencoder import check_frames
+        from layerflow.model.autoencoder import check_frames, encode_clips
 
         pictures = self.pictures(row)
         chosen = variants(row["kind"], self.options.augment)
@@ -177,24 +177,13 @@ class Encoder:
                 **{f"{layer}_prompt": key for layer, key in zip(PROMPTED, keys, strict=True)},
             )
             for variant, picture, moments in zip(
-                chosen, pictures, self._moments(pictures), strict=True
+                chosen, pictures, encode_clips(self.vae, pictures), strict=True
             )
         ]
 
     def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
         """``pictures_of`` a corpus row, made in the child process."""
         return clips_of(row, call(self.reader, _pictures, dict(row), self.options))
-
-    def _moments(self, clips: Sequence[LayeredClip]) -> np.ndarray:
-        """float32 ``[N, 4, 2C, f, h, w]``."""
-        import torch
-
-        from layerflow.model.autoencoder import encode, layer_pixels
-
-        pixels = torch.from_numpy(np.concatenate([layer_pixels(clip) for clip in clips]))
-        mean, logvar = encode(self.vae, pixels.permute(0, 4, 1, 2, 3))
-        moments = torch.cat([mean, logvar], 2).transpose(1, 2)
-        return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
 
 
 def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8], float, str]]:

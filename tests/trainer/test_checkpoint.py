@@ -18,7 +18,7 @@ from trainer import checkpoint, loop, metrics
 from trainer.checkpoint import Position, differences, identity
 from trainer.claim import claim
 from trainer.export import copy_tree, load_model
-from trainer.stages import Trained, make_optimizer
+from trainer.stages import Trained
 from trainer.upload import MARKER
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def test_differences_between_stage_lists_name_each_field(tmp_path: Path) -> None
 def setup(tmp_path: Path, ema: float | None = 0.9) -> tuple[Trained, torch.optim.AdamW]:
     model, _ = load_model(make_model(tmp_path / "m"), CPU)
     trained = Trained(model, ["proj_out.weight", "proj_out.bias"], ema)
-    return trained, make_optimizer(trained, Optimizer.model_validate({}))
+    return trained, trained.optimizer(Optimizer.model_validate({}))
 
 
 def test_save_and_restore_give_every_bit_back(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_eight_bit_optimizer_without_its_package_is_a_clear_error(
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     trained, _ = setup(tmp_path)
     with pytest.raises(ValueError, match="needs bitsandbytes"):
-        make_optimizer(trained, Optimizer.model_validate({"kind": "adamw8bit"}))
+        trained.optimizer(Optimizer.model_validate({"kind": "adamw8bit"}))
 
 
 def test_eight_bit_steps_resume_exactly_and_a_bad_one_is_skipped(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_eight_bit_steps_resume_exactly_and_a_bad_one_is_skipped(tmp_path: Path)
             optimizer.step()
 
     trained = whole()
-    optimizer: Any = make_optimizer(trained, options)
+    optimizer: Any = trained.optimizer(options)
     steps(optimizer, trained, range(2))
     before = trained.values.clone()
     steps(optimizer, trained, range(2, 3))
@@ -236,7 +236,7 @@ def test_eight_bit_steps_resume_exactly_and_a_bad_one_is_skipped(tmp_path: Path)
     steps(optimizer, trained, range(4, 8))
 
     again = whole()
-    other: Any = make_optimizer(again, options)
+    other: Any = again.optimizer(options)
     checkpoint.restore(tmp_path, "base", again, other)
     steps(other, again, range(4, 8))
     assert torch.equal(again.values, trained.values)

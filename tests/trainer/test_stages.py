@@ -14,7 +14,7 @@ from tests.support.trainer_kit import make_model
 from trainer.export import load_model
 from trainer.optimizer import average_weight
 from trainer.planning.costs import step_costs
-from trainer.stages import Trained, attach, learning_rate, make_optimizer, trainable_names
+from trainer.stages import Trained, attach, learning_rate, trainable_names
 
 CPU = torch.device("cpu")
 
@@ -101,7 +101,7 @@ def test_parameters_and_gradients_are_views(model: Any) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trained = Trained(model, names, 0.5, warmup=False)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    optimizer = make_optimizer(trained, Optimizer.model_validate({"weight_decay": 0.0}))
+    optimizer = trained.optimizer(Optimizer.model_validate({"weight_decay": 0.0}))
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     sum(p.sum() for p in trained.parameters.values()).backward()
@@ -150,7 +150,7 @@ def test_weight_decay_leaves_norms_biases_and_the_layer_embedding(
     for parameter in trained.parameters.values():
         parameter.data.add_(1.0)
     options = {"weight_decay": 0.5, "decay_on": decay_on}
-    optimizer = make_optimizer(trained, Optimizer.model_validate(options))
+    optimizer = trained.optimizer(Optimizer.model_validate(options))
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     optimizer.step()  # without a gradient, only the decay acts

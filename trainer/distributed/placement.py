@@ -50,7 +50,8 @@ def place(manifest: TrainManifest, nodes: Sequence[Node]) -> Placement:
     GPUs, an accelerator type or labels that no node has, for too few GPUs where `gpus` was left
     out, and for workers that need more than any node has.
     """
-    usable, wait = [n for n in nodes if _has_labels(n, manifest.labels)], manifest.wait_for_nodes
+    wait = manifest.wait_for_nodes
+    usable = [node for node in nodes if manifest.labels.items() <= node.labels.items()]
     if not usable and not wait:
         raise ValueError(f"no node of the cluster has the labels {manifest.labels}")
     kind = manifest.accelerator_type
@@ -113,10 +114,6 @@ def worker_resources(manifest: TrainManifest, gpus: bool) -> dict[str, float]:
     """What Ray reserves for one worker."""
     wanted = {"CPU": CPU_DEFAULT, **manifest.resources_per_worker}
     return {**wanted, "GPU": 1.0} if gpus else wanted
-
-
-def _has_labels(node: Node, wanted: Mapping[str, str]) -> bool:
-    return all(node.labels.get(name) == value for name, value in wanted.items())
 
 
 def _size(nodes: Sequence[Node]) -> str:

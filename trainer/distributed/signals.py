@@ -7,6 +7,7 @@ was told; so there a step's numbers are copied away and read when the next step 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ class Signals:
         *,
         late: bool | None = None,
     ) -> None:
-        self.terminated, self.minutes = terminated, minutes
-        self.watches_clock = world.rank == 0 and minutes is not None
+        self.terminated = terminated
+        self.interval = math.inf if minutes is None or world.rank else 60 * minutes
         self.late = world.device.type == "cuda" if late is None else late
         self.saved()
 
@@ -61,14 +62,7 @@ class Signals:
     def send(self, trained: Trained | Sharded) -> None:
         """Put this worker's requests beside its gradients, before they are summed."""
         trained.stop.fill_(float(self.terminated.is_set()))
-        trained.due.fill_(float(self._is_due()))
-
-    def _is_due(self) -> bool:
-        return (
-            self.watches_clock
-            and self.minutes is not None
-            and time.monotonic() - self.since >= 60 * self.minutes
-        )
+        trained.due.fill_(float(time.monotonic() - self.since >= self.interval))
 
     def receive(self, trained: Trained | Sharded, in_a_row: torch.Tensor) -> Heard:
         """What all workers agree on: in this step, or in the one before where that is read late.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,8 @@ from layerflow.clip import (
     BLENDED,
     FOREGROUND,
     PROMPTED,
-    U8,
     LayeredClip,
     resize_clip,
-    sampled_layers,
 )
 from layerflow.evaluation import baselines, metrics
 from layerflow.model.layers import TASKS
@@ -102,92 +102,58 @@ def smoothed(values: Sequence[float], width: int) -> list[float]:
     return [round(float(sums[i]), 5) for i in picks]
 
 
-def open_model(folder: Path) -> Any:
-    """A pipeline that prints no progress bars."""
-    from layerflow.model.sample import load_pipeline
-
-    pipe = load_pipeline(folder, "float32")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def complete(
-    pipe: Any,
-    prompts: Sequence[Mapping[str, str]],
-    given: Sequence[Mapping[str, U8]],
+def sampled(
+    demo: Demo,
+    stage: str,
+    clips: Sequence[LayeredClip],
+    layers: Sequence[str],
     *,
     steps: int,
-    seed: int,
-    size: Sequence[int],
-    motion_gate: float | None = None,
-) -> list[dict[str, Any]]:
-    """Samples: layer -> uint8 frames for each prompt. Each sample has its own seed."""
+    gate: float = 0.0,
+) -> list[LayeredClip]:
+    """The clips' missing layers, from the model after a stage. Each sample has its own seed."""
     import torch
 
+    from layerflow.evaluation.predictions import complete
     from layerflow.model import adapters
+    from layerflow.model.sample import load_pipeline
 
-    out: list[dict[str, Any]] = []
-    for start in range(0, len(prompts), BATCH):
-        chosen = slice(start, start + BATCH)
-        here = [dict(prompt) for prompt in prompts[chosen]]
-        seeds = range(seed + start, seed + start + len(here))
-        gate = torch.full((len(here),), motion_gate or 0.0)
-        with adapters.motion_gate(pipe.transformer, gate):
-            made = pipe(
-                prompt=here,
-                given=[dict(item) for item in given[chosen]],
-                height=size[0],
-                width=size[1],
-                num_frames=size[2],
-                num_inference_steps=steps,
-                guidance_scale=1.0,
-                generator=[torch.Generator().manual_seed(s) for s in seeds],
-                output_type="uint8",
-            )
-        out += [sampled_layers(made.sample(i)) for i in range(len(here))]
-    return out
+    pipe = load_pipeline(demo.stage_export(stage), "float32")
+    pipe.set_progress_bar_config(disable=True)
+    made: list[LayeredClip] = []
+    for start in range(0, len(clips), BATCH):
+        batch = clips[start : start + BATCH]
+        seeds = [demo.manifest.seed + start + i for i in range(len(batch))]
+        with adapters.motion_gate(pipe.transformer, torch.full((len(batch),), gate)):
+            made += complete(pipe, batch, layers, steps=steps, guidance=1.0, seeds=seeds)
+    return made
 
 
-def show(demo: Demo, name: str, made: Sequence[dict[str, Any]], texts: Sequence[str]) -> None:
+def show(demo: Demo, name: str, made: Sequence[LayeredClip], texts: Sequence[str]) -> None:
     """A contact sheet of the first samples: ``OUT/sheets/NAME.png``."""
     from layerflow.media.contact_sheet import save_sheet
 
-    clips = [LayeredClip(**layers) for layers in made[:SHOWN]]
     path = demo.out / "sheets" / f"{name}.png"
-    save_sheet(path, clips, texts[:SHOWN], columns_per_layer=4, height=64)
-
-
-def shape_of(demo: Demo) -> tuple[int, int, int]:
-    """Height, width and frames that the network works at."""
-    said = demo.manifest.encode
-    return said.size[0], said.size[1], said.frames
+    save_sheet(path, made[:SHOWN], texts[:SHOWN], columns_per_layer=4, height=64)
 
 
 def decomposition(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
     """Alpha IoU (and what is behind the subject) on held-out clips, and every baseline."""
-    said, seed = demo.manifest.measure, demo.manifest.seed
-    models = {}
+    said, models = demo.manifest.measure, {}
     for stage in STAGES:
         if not demo.stage_export(stage).is_dir():
             continue
-        made = complete(
-            open_model(demo.stage_export(stage)),
-            [clip.prompts for clip in held_out],
-            [{BLENDED: clip.blended} for clip in held_out],
-            steps=said.decompose_steps,
-            seed=seed,
-            size=shape_of(demo),
-        )
+        made = sampled(demo, stage, held_out, (BLENDED,), steps=said.decompose_steps)
         pairs = list(zip(made, held_out, strict=True))
-        texts = [f"IoU {metrics.alpha_iou(m[ALPHA], c.alpha):.3f}" for m, c in pairs]
-        show(demo, f"decomposed after {stage}", made, texts)
+        ious = [metrics.alpha_iou(m.alpha, clip.alpha) for m, clip in pairs]
+        show(demo, f"decomposed after {stage}", made, [f"IoU {iou:.3f}" for iou in ious])
         behind = [
-            metrics.masked_psnr(m[BACKGROUND], clip.background, clip.alpha > 127)
+            metrics.masked_psnr(m.background, clip.background, clip.alpha > 127)
             for m, clip in pairs
         ]
         models[stage] = {
-            "iou": float(np.mean([metrics.alpha_iou(m[ALPHA], c.alpha) for m, c in pairs])),
-            "mad": float(np.mean([metrics.alpha_mad(m[ALPHA], c.alpha) for m, c in pairs])),
+            "iou": float(np.mean(ious)),
+            "mad": float(np.mean([metrics.alpha_mad(m.alpha, c.alpha) for m, c in pairs])),
             "background_psnr": float(np.nanmean(behind)),
         }
     training = load_clips(demo, "pasted", said.tuning_clips)
@@ -206,13 +172,13 @@ def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
     """
     said = demo.manifest.measure
     stills = load_clips(demo, "stills", said.drift_clips)
-    moving = repeated([clip.prompts for clip in held_out], said.drift_clips)
-    new = repeated([clip.prompts for clip in stills], said.drift_clips)
+    moving = list(islice(cycle(held_out), said.drift_clips))
+    new = [replace(c, prompts=s.prompts) for c, s in zip(moving, cycle(stills), strict=False)]
     rows = {
-        "moving clips (truth)": foreground_figures([(c.foreground, c.alpha) for c in held_out]),
-        "stills (truth)": foreground_figures([(c.foreground, c.alpha) for c in stills]),
+        "moving clips (truth)": foreground_figures(held_out),
+        "stills (truth)": foreground_figures(stills),
     }
-    for name, stage, gate, prompts in (
+    for name, stage, gate, clips in (
         ("base", "base", 0.0, moving),
         ("motion LoRA, gate 1", "motion", 1.0, moving),
         ("content LoRA, gate 1", "content", 1.0, new),
@@ -220,17 +186,9 @@ def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
     ):
         if not demo.stage_export(stage).is_dir():
             continue
-        made = complete(
-            open_model(demo.stage_export(stage)),
-            prompts,
-            [{}] * len(prompts),
-            steps=said.generate_steps,
-            seed=demo.manifest.seed,
-            size=shape_of(demo),
-            motion_gate=gate,
-        )
-        rows[name] = foreground_figures([(m[FOREGROUND][..., :3], m[ALPHA]) for m in made])
-        texts = [f"drift {metrics.drift(m[ALPHA]):.2f} px/frame" for m in made]
+        made = sampled(demo, stage, clips, (), steps=said.generate_steps, gate=gate)
+        rows[name] = foreground_figures(made)
+        texts = [f"drift {metrics.drift(m.alpha):.2f} px/frame" for m in made]
         show(demo, f"generated with {name}", made, texts)
     kept = None
     if "base" in rows and "content LoRA, gate 0" in rows:
@@ -238,23 +196,18 @@ def motion(demo: Demo, held_out: Sequence[LayeredClip]) -> dict[str, Any]:
     return {"rows": rows, "kept": kept}
 
 
-def repeated(items: Sequence[Mapping[str, str]], count: int) -> list[dict[str, str]]:
-    """``count`` items, from the start again where there are fewer."""
-    return [dict(items[i % len(items)]) for i in range(count)]
-
-
-def foreground_figures(layers: Sequence[tuple[U8, U8]]) -> dict[str, float]:
+def foreground_figures(clips: Sequence[LayeredClip]) -> dict[str, float]:
     """Means over clips: drift of the matte, red minus blue inside it (-1..1), its area."""
-    drifts = [metrics.drift(alpha) for _, alpha in layers]
+    layers = [(clip.foreground, clip.alpha > 127) for clip in clips]
     hues = [
-        float((f[..., 0].astype(np.float32) - f[..., 2])[a > 127].mean()) / 255
-        for f, a in layers
-        if (a > 127).any()
+        float((colour[..., 0].astype(np.float32) - colour[..., 2])[inside].mean()) / 255
+        for colour, inside in layers
+        if inside.any()
     ]
     return {
-        "drift": float(np.mean(drifts)),
+        "drift": float(np.mean([metrics.drift(clip.alpha) for clip in clips])),
         "red_minus_blue": float(np.mean(hues)) if hues else float("nan"),
-        "area": float(np.mean([(a > 127).mean() for _, a in layers])),
+        "area": float(np.mean([inside.mean() for _, inside in layers])),
     }
 
 

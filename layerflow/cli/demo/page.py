@@ -119,7 +119,9 @@ def write_page(demo: Demo, result: dict[str, Any]) -> Path:
         if title == "Training":
             parts.append(curves({k: v["curve"] for k, v in result["losses"].items()}))
         if title.startswith("Decomposition"):
-            parts.append(all_baselines(result["decomposition"]["baselines"]))
+            scores = result["decomposition"]["baselines"].items()
+            every = [(name, f"{iou:.3f}") for name, iou in sorted(scores, key=lambda s: -s[1])]
+            parts.append(f"<details><summary>all baselines</summary>{table(every)}</details>")
     parts.append("<h2>Samples of the finished model: one held-out clip, four tasks</h2>")
     for task in TASKS:
         contact = demo.out / "samples" / task / "contact.png"
@@ -147,11 +149,6 @@ def write_page(demo: Demo, result: dict[str, Any]) -> Path:
 def table(rows: Rows) -> str:
     cells = (f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows)
     return "<table>" + "".join(cells) + "</table>"
-
-
-def all_baselines(scores: dict[str, float]) -> str:
-    rows = [(name, f"{iou:.3f}") for name, iou in sorted(scores.items(), key=lambda i: -i[1])]
-    return "<details><summary>all baselines</summary>" + table(rows) + "</details>"
 
 
 def picture(png: bytes, caption: str) -> str:

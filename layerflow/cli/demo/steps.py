@@ -214,28 +214,23 @@ def draw_media(demo: Demo) -> None:
 
 def run_jobs(demo: Demo) -> dict[str, Summary]:
     """Mine, paste, pack. ValueError when a job leaves no clips to go on with."""
-    from pipelines.mine.job import run_mine
-    from pipelines.pack.job import run_pack
-    from pipelines.paste.job import run_paste
-
     how: dict[str, Any] = {"workers": demo.workers, "quiet": demo.quiet}
     counts = demo.manifest.counts
     jobs: dict[str, Summary] = {}
     with demo.step("mine"):
-        jobs["mined"] = run_mine(demo.mine, **how)
+        jobs["mined"] = front.run_job(demo.mine, **how)
     sources = [demo.media("foregrounds")]
     if jobs["mined"].kept:
         sources.append(demo.corpus("mined"))
     with demo.step("paste"):
-        jobs["pasted"] = run_paste(demo.paste("pasted", counts.training, 0, *sources), **how)
-        held_out = demo.paste(
-            "held-out", counts.held_out, HELD_OUT, demo.media("foregrounds-held-out")
-        )
-        jobs["held-out"] = run_paste(held_out, **how)
-        neutral = demo.paste("neutral", counts.neutral, 1, demo.media("neutral"))
-        jobs["neutral"] = run_paste(neutral, **how)
+        for name, count, seed, foregrounds in (
+            ("pasted", counts.training, 0, sources),
+            ("held-out", counts.held_out, HELD_OUT, [demo.media("foregrounds-held-out")]),
+            ("neutral", counts.neutral, 1, [demo.media("neutral")]),
+        ):
+            jobs[name] = front.run_job(demo.paste(name, count, seed, *foregrounds), **how)
     with demo.step("pack"):
-        jobs["stills"] = run_pack(demo.pack, **how)
+        jobs["stills"] = front.run_job(demo.pack, **how)
     for name, summary in jobs.items():
         if summary.kept == 0 and name != "mined":
             raise ValueError(f"{demo.corpus(name)}: no clips; reasons: {summary.reasons}")
@@ -244,6 +239,7 @@ def run_jobs(demo: Demo) -> dict[str, Summary]:
 
 def encode(demo: Demo) -> None:
     """A model to start from, and the latents of all training clips."""
+    from layerflow.corpus.table import Corpus
     from layerflow.model.presets import init_directory
 
     said = demo.manifest.encode
@@ -251,7 +247,7 @@ def encode(demo: Demo) -> None:
         height, width = said.size
         more: dict[str, Any] = {"num_frames": said.frames, **demo.manifest.model}
         init_directory(demo.model, "tiny", height=height, width=width, **more)
-    video = [name for name in ("mined", "pasted") if name == "pasted" or _rows(demo.corpus(name))]
+    video = [name for name in ("mined", "pasted") if len(Corpus.open(demo.corpus(name)))]
     for latents, corpora in (("video", video), ("neutral", ["neutral"]), ("stills", ["stills"])):
         front.encode(
             [demo.corpus(name) for name in corpora],
@@ -262,12 +258,6 @@ def encode(demo: Demo) -> None:
             workers=demo.workers,
             quiet=demo.quiet,
         )
-
-
-def _rows(path: Path) -> int:
-    from layerflow.corpus.table import Corpus
-
-    return len(Corpus.open(path))
 
 
 def train(demo: Demo) -> None:

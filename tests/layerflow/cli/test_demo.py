@@ -17,6 +17,7 @@ from layerflow.cli.demo import measure as demo_measure
 from layerflow.cli.demo import memory as demo_memory
 from layerflow.cli.demo import page as demo_page
 from layerflow.cli.demo import steps as demo_steps
+from layerflow.clip import LayeredClip
 from layerflow.evaluation import baselines
 from layerflow.model.layers import TASKS
 from manifests.common import load
@@ -135,7 +136,8 @@ def test_figures_of_generated_foregrounds() -> None:
     alpha = np.zeros((3, 8, 8), np.uint8)
     for t in range(3):
         alpha[t, 2:4, t : t + 2] = 255
-    seen = demo_measure.foreground_figures([(foreground, alpha)])
+    clip = LayeredClip(foreground, alpha, foreground, foreground)
+    seen = demo_measure.foreground_figures([clip])
     assert seen == {"drift": 1.0, "red_minus_blue": 1.0, "area": 4 / 64}
 
 

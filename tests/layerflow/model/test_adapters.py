@@ -184,29 +184,6 @@ def test_adapters_are_float32_on_a_bfloat16_network():
     assert run(model, data, [1.0, 0.0]).dtype == torch.bfloat16
 
 
-def test_merge_and_unmerge_are_exact():
-    model, data = with_adapters(), batch()
-    before = run(model, data)
-    weights = {key: value.clone() for key, value in model.state_dict().items()}
-    adapters.merge_adapters(model, ["content"])
-    assert not torch.equal(
-        model.state_dict()["transformer_blocks.1.attn1.to_q.base_layer.weight"],
-        weights["transformer_blocks.1.attn1.to_q.base_layer.weight"],
-    )
-    assert (run(model, data) - before).abs().max() < 1e-5
-    with pytest.raises(ValueError, match="merged already"):
-        adapters.merge_adapters(model, ["content"])
-    base = adapters.base_state_dict(model)
-    adapters.unmerge_adapters(model)
-    assert torch.equal(run(model, data), before)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, weights[key]), key
-    for key, value in adapters.base_state_dict(model).items():
-        assert torch.equal(value, base[key]), key  # saving while merged saves the originals
-    with pytest.raises(ValueError, match="no adapters"):
-        adapters.merge_adapters(model, ["other"])
-
-
 def test_file_says_rank_alpha_targets_and_loads_back(tmp_path):
     model, data = with_adapters(), batch()
     path = adapters.save_adapter(model, "content", tmp_path)

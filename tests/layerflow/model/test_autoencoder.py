@@ -138,11 +138,10 @@ def test_layers_as_the_network_sees_them():
 def test_encode_and_decode_layers():
     vae = BlockDCTAutoencoder(luma_bands=64, chroma_bands=64)
     sample = clip()
-    moments = autoencoder.encode_layers(vae, sample)
-    assert list(moments) == list(LAYERS)
-    assert all(m.shape == (384, 3, 2, 3) and m.dtype == np.float32 for m in moments.values())
-    assert (moments["alpha"][192:] == -30).all(), "no variance"
-    latents = np.stack([moments[name][:192].swapaxes(0, 1) for name in LAYERS])
+    moments = autoencoder.encode_clips(vae, [sample, sample])
+    assert moments.shape == (2, 4, 384, 3, 2, 3) and moments.dtype == np.float32
+    assert (moments[:, :, 192:] == -30).all(), "no variance"
+    latents = moments[1, :, :192].swapaxes(1, 2)
     decoded = autoencoder.decode_layers(vae, latents)
     for index, name in enumerate(LAYERS):
         assert np.abs(decoded[name] - autoencoder.layer_pixels(sample)[index]).max() < 1e-4
@@ -151,14 +150,13 @@ def test_encode_and_decode_layers():
 def test_a_repeated_still_is_one_repeated_latent():
     vae, still = BlockDCTAutoencoder(), clip(frames=1)
     moving = still.take([0, 0, 0])
-    one, three = autoencoder.encode_layers(vae, still), autoencoder.encode_layers(vae, moving)
-    for name in LAYERS:
-        assert np.array_equal(np.repeat(one[name], 3, axis=1), three[name])
+    one, three = (autoencoder.encode_clips(vae, [clip]) for clip in (still, moving))
+    assert np.array_equal(np.repeat(one, 3, axis=3), three)
 
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="multiples of 8"):
-        autoencoder.encode_layers(BlockDCTAutoencoder(), clip(height=20))
+        autoencoder.encode_clips(BlockDCTAutoencoder(), [clip(height=20)])
 
 
 def test_default_scale_brings_natural_latents_near_one():
@@ -167,8 +165,6 @@ def test_default_scale_brings_natural_latents_near_one():
     big = small.repeat(8, 1).repeat(8, 2)
     alpha = np.zeros((4, 32, 32), np.uint8)
     alpha[:, 8:24, 8:24] = 255
-    moments = autoencoder.encode_layers(
-        BlockDCTAutoencoder(), LayeredClip(big, alpha, big[::-1], big)
-    )
-    spread = np.stack([m[:27] for m in moments.values()]).std()
+    sample = LayeredClip(big, alpha, big[::-1], big)
+    spread = autoencoder.encode_clips(BlockDCTAutoencoder(), [sample])[:, :, :27].std()
     assert 0.3 < spread < 2.0
