@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import U8
+from layerflow.seeds import numbered
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Places of windows, the earlier ones and the later ones."""
@@ -136,7 +137,7 @@ def _coarse(signatures: U8) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 def _candidates(coarse: NDArray[np.float32], change: NDArray[np.float32]) -> Iterator[Pairs]:
     """Pairs that share a hash, most of them more than once."""
-    rng = np.random.default_rng(0)
+    rng = numbered(0)
     places = np.array([(a, b) for a in range(24) for b in range(a)])
     for _ in range(BANDS):
         chosen = places[rng.choice(len(places), BITS, replace=False)]

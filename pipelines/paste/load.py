@@ -59,6 +59,11 @@ class Loader:
         self._cache: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
         self._corpora: dict[Path, Corpus] = {}
 
+    def close(self) -> None:
+        """End the decoding child, delete local copies."""
+        self._decoder.close()
+        self.forget_files()
+
     def forget_files(self) -> None:
         """Delete the local copies of remote files; what was loaded of them is kept, what still
         reads from them is not."""

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import layerflow
 from layerflow import front
-from layerflow.cli import data, evaluate, model, publish, train
+from layerflow.cli import data, model, publish, train
 from layerflow.cli.main import build_app
 from tests.support import ROOT
 from tests.support.corpora import make_rows, write_corpus
@@ -29,7 +29,7 @@ COMMANDS = {
     "train": train.train,
     "sample": model.sample,
     "publish": publish.publish,
-    "evaluate": evaluate.evaluate,
+    "evaluate": train.evaluate,
 }
 ONLY_SAID = {"plan"}  # prints and stops
 
