@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ def print_misses(
     from rich.console import Console
     from rich.table import Table
 
-    from layerflow.corpus.table import Corpus
     from pipelines.gates import misses, resolve_gate
 
-    rows = [row for row in Corpus.open(out).rejected() if row["stage"] in ("filters", "gate")]
-    found = misses((row["quality"] or {} for row in rows), resolve_gate(gate, thresholds))
+    wanted_scores = resolve_gate(gate, thresholds)
+    if not wanted_scores:
+        return
+    found = misses((scores for _, scores in _judged(out)), wanted_scores)
     if not found:
         return
     console = Console(highlight=False, soft_wrap=True)
@@ -31,16 +32,27 @@ def print_misses(
         wanted = f"{'at least' if one.side == 'below' else 'at most'} {one.bound:g}"
         table.add_row(str(one.clips), one.score, f"{one.middle:.3g}", f"{one.nearest:.3g}", wanted)
     console.print(table)
-    for line in _advice(out, gate, rows):
+    for line in _advice(out, gate):
         console.print(line)
 
 
-def _advice(out: Path, gate: str, rows: list[dict[str, Any]]) -> list[str]:
+def _judged(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Step and scores of each row that the gate turned down, a batch in memory at a time."""
+    from layerflow.corpus.stats import read_batches
+    from layerflow.corpus.table import Table
+
+    for batch in read_batches(Table(out / "rejected"), ("stage", "quality")):
+        for row in batch.to_pylist():
+            if row["stage"] in ("filters", "gate"):
+                yield row["stage"], row["quality"] or {}
+
+
+def _advice(out: Path, gate: str) -> list[str]:
     from pipelines.gates import judge, looser
 
     lines = []
     for preset in looser(gate)[:1]:
-        passing = [row["stage"] for row in rows if judge(row["quality"] or {}, preset) is None]
+        passing = [step for step, scores in _judged(out) if judge(scores, preset) is None]
         early = passing.count("filters")
         more = f", and would look at the layers of {early} more" if early else ""
         lines = [

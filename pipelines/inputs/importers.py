@@ -7,6 +7,7 @@ that file and a line of ``IMPORTERS``. Most sets follow the naming conventions o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ class Listing:
         return self
 
 
-class Importer:
+class Importer(ABC):
     """One layout; what it has of its own beside ``list`` it overrides."""
 
     name: str
@@ -73,12 +74,12 @@ class Importer:
         """Whether a folder is certainly of this layout (``--layout auto``)."""
         return False
 
+    @abstractmethod
     def list(self, root: Path) -> Listing:
         """Everything in a folder, sorted; ``problem`` says what an entry misses.
 
         Raises ValueError when its index is broken.
         """
-        raise NotImplementedError
 
     def read(self, files: Mapping[str, Path]) -> StillLayers:
         """The layers of a listed still, by its files. Raises MediaError or ValueError."""

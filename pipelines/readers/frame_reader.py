@@ -5,6 +5,7 @@ A long video is never in memory as a whole: frames are read by number, at the si
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,16 +28,16 @@ NEAR_FRAMES = 2000  # of a video, which is decoded in one go to look at a few of
 PROBES = 9  # frames that are read to see what a layer holds
 
 
-class _FrameSource:
+class _FrameSource(ABC):
     """count, fps (0: unknown) and size (height, width) of what ``read`` gives."""
 
     count: int
     fps: float
     size: Size
 
+    @abstractmethod
     def read(self, chosen: Sequence[int], size: Size | None) -> U8:
         """Frames by number, uint8 ``[N, h, w, 3 or 4]``, colour and alpha as stored."""
-        raise NotImplementedError
 
     def mattes(self, chosen: Sequence[int], size: Size | None) -> U8 | None:
         """The same as mattes where they are stored as such, else None."""

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
 from layerflow.cli.misses import print_misses
-from layerflow.corpus.table import Corpus
+from layerflow.corpus.table import REJECTED_SCHEMA, Corpus, rejected_row
+from layerflow.corpus.writer import write_table
 from pipelines.gates import GATES, looser, misses
 from tests.support.mined import green_screen
 
@@ -55,9 +56,10 @@ def test_a_job_that_keeps_nothing_says_how_near_it_was_and_what_to_do(tmp_path: 
 
 
 def test_a_gate_that_turned_nothing_down_says_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Corpus, "open", classmethod(lambda cls, path: cls.__new__(cls)))
-    monkeypatch.setattr(Corpus, "rejected", lambda self: [{"stage": "decode", "quality": None}])
+    row = rejected_row("a.mp4", "decode", "broken", kind="mined", recipe="r")
+    write_table(tmp_path / "rejected", [row], REJECTED_SCHEMA)
     print_misses(tmp_path, "standard")
+    print_misses(tmp_path / "absent", "off")  # nothing is read where no score is judged
     assert capsys.readouterr().out == ""
