@@ -14,6 +14,8 @@ Of the columns beyond the four layers:
   ``prompt`` and ``origin``, ``visible_alpha`` (what the others leave to be seen of it; all of them
   add up to ``alpha``) and ``amodal_alpha`` (its own, as if nothing stood before it).
 - ``draw``: JSON of every random draw and measured match of a pasted clip.
+- ``known``: where the background was seen and the foreground's colour is more than a guess, see
+  ``layerflow.corpus.known``; null where that is everywhere.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from layerflow.clip import (
     U8,
     LayeredClip,
 )
+from layerflow.corpus.known import KNOWN, decode_known
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.media.cells import Bounds, decode_alpha, decode_color, encode_alpha, encode_png
 from layerflow.media.opening import MediaError
@@ -96,6 +99,11 @@ def _plate_faults(row: Row) -> Faults:
 def _decode_plate(row: Row, clip: LayeredClip) -> None:
     if row.get("plate") is not None:
         decode_color(row["plate"], Bounds.of(row))
+
+
+def _decode_known(row: Row, clip: LayeredClip) -> None:
+    if row.get(KNOWN) is not None:
+        decode_known(row[KNOWN], Bounds.of(row))
 
 
 def _object_faults(row: Row) -> Faults:
@@ -176,6 +184,10 @@ COLUMNS: tuple[Column, ...] = (
            always=False, check=_object_faults, cells=_object_cells, decode=_decode_singles),
     Column("draw", pa.string(),
            "JSON of every random draw and measured match of a pasted clip", always=False),
+    Column(KNOWN, pa.large_binary(),
+           "where the background was seen and the foreground's colour is no guess: grey 85 * "
+           "(background + 2 * foreground), lossless; null: everywhere",
+           always=False, media="mkv", decode=_decode_known),
 )  # fmt: skip
 
 SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if column.always])
