@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS, PROMPTED
+from layerflow.corpus.known import KNOWN
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.writer import SHARD_BYTES, write_shards
 from layerflow.documents import read_json
@@ -60,6 +61,7 @@ CLIPS = pa.schema(
         ("dtype", pa.string()),
         *((layer, pa.large_binary()) for layer in LAYERS),
         *((f"{layer}_prompt", pa.string()) for layer in PROMPTED),
+        (KNOWN, pa.large_binary()),  # uint8 [layers, f, h, w], 1 or 0; null: all is known
     ]
 )
 PROMPTS = pa.schema(
@@ -80,11 +82,16 @@ def prompt_key(prefixed: str) -> str:
 
 
 def clip_row(
-    moments: Mapping[str, NDArray[np.floating]], *, dtype: str = "float32", **columns: Any
+    moments: Mapping[str, NDArray[np.floating]],
+    *,
+    dtype: str = "float32",
+    known: NDArray[np.uint8] | None = None,
+    **columns: Any,
 ) -> dict[str, Any]:
     """A row of `clips/`.
 
     moments: layer -> ``[2C, f, h, w]``, all of one shape. dtype: ``float16`` or ``float32``.
+    known: uint8 ``[4, f, h, w]``, 1 or 0, what of each layer is known; None: all of it.
     columns: the remaining columns (`id`, `kind`, ...). ValueError for what does not fit.
     """
     if dtype not in DTYPES:
@@ -93,8 +100,11 @@ def clip_row(
     shape = shapes[LAYERS[0]]
     if len(set(shapes.values())) != 1 or len(shape) != 4 or shape[0] % 2:
         raise ValueError(f"moments must be [2C, f, h, w], one shape for all layers, not {shapes}")
+    if known is not None and known.shape != (len(LAYERS), *shape[1:]):
+        raise ValueError(f"known must be {[len(LAYERS), *shape[1:]]}, not {list(known.shape)}")
     row = {
         **columns,
+        KNOWN: None if known is None else (known != 0).astype(np.uint8).tobytes(),
         "latent_channels": shape[0] // 2,
         "latent_frames": shape[1],
         "latent_height": shape[2],
@@ -199,9 +209,12 @@ def _misfit(batch: pa.RecordBatch) -> int | None:
     axes = (batch.column(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
     shapes = zip(*(axis.to_pylist() for axis in axes), strict=True)
     lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in LAYERS]
-    kinds = batch.column("dtype").to_pylist()
-    for row, (shape, kind, *sizes) in enumerate(zip(shapes, kinds, *lengths, strict=True)):
+    masks = pc.binary_length(batch.column(KNOWN)).to_pylist()
+    about = zip(shapes, batch.column("dtype").to_pylist(), masks, *lengths, strict=True)
+    for row, (shape, kind, mask, *sizes) in enumerate(about):
         if kind not in DTYPES or not all(shape) or min(shape) < 1:
+            return row
+        if mask is not None and mask != len(LAYERS) * math.prod(shape[1:]):
             return row
         if set(sizes) != {2 * math.prod(shape) * DTYPES[kind].itemsize}:
             return row
@@ -230,12 +243,18 @@ class _Opened:
             _, offsets, data = batch.column(layer).buffers()
             starts = np.frombuffer(offsets, np.int64) if batch.num_rows else np.zeros(1, np.int64)
             self._media.append((starts[batch.column(layer).offset :], data))
+        self._known = batch.column(KNOWN)
 
     def layer(self, slot: int, row: int) -> NDArray[np.floating]:
         """A view of one layer's values, flat."""
         offsets, data = self._media[slot]
         kind, start = self._dtypes[row], int(offsets[row])
         return np.frombuffer(data, kind, (int(offsets[row + 1]) - start) // kind.itemsize, start)
+
+    def known(self, row: int) -> NDArray[np.bool_] | None:
+        """What is known of a row's latents, bool ``[4, f, h, w]``; None: all."""
+        cell, shape = self._known[row].as_buffer(), (len(LAYERS), *self.shapes[row][1:])
+        return None if cell is None else np.frombuffer(cell, np.uint8).reshape(shape) != 0
 
 
 class Latents:
@@ -284,7 +303,10 @@ class Latents:
                 batches += read_shard(self.path / folder / file)
             except ValueError as error:
                 raise ValueError(f"{error}; encode again") from error
-        for batch in batches:
+        for i, batch in enumerate(batches):
+            if schema is CLIPS and KNOWN not in batch.schema.names:  # made before there was one
+                nulls = pa.nulls(batch.num_rows, schema.types[-1])
+                batches[i] = batch = batch.append_column(KNOWN, nulls)
             if batch.schema.names != schema.names or batch.schema.types != schema.types:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
             if schema is CLIPS and (row := _misfit(batch)) is not None:
@@ -335,6 +357,7 @@ class Latents:
 
         moments: float32 ``[4, 2C, f, h, w]``, layers in order
         prompt_embeds: float32 ``[3, tokens, width]``; zeros where a layer has no prompt
+        known: bool ``[4, f, h, w]``, what of the latents is known; None: all of them
         """
         number, row = self._find(index)
         batch = self._opened.get(number) or self._opened.setdefault(
@@ -349,6 +372,7 @@ class Latents:
             **{name: values[row] for name, values in batch.columns.items()},
             "latent_frames": shape[1],
             "moments": moments,
+            "known": batch.known(row),
             "prompts": dict(zip(PROMPTED, keys, strict=True)),
             "prompt_embeds": self._embeddings(keys),
         }

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.corpus.known import KNOWN, decode_known, latent_known, resize_known
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
 from layerflow.corpus.row_cells import clips_of, layers_of
 from layerflow.corpus.row_check import check_equation, check_unread
 from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
-from layerflow.media.cells import MediaError
+from layerflow.media.cells import Bounds, MediaError
 from layerflow.media.isolate import call, caller
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
@@ -155,7 +156,7 @@ class Encoder:
         """
         from layerflow.model.autoencoder import check_frames, encode_clips
 
-        pictures = self.pictures(row)
+        pictures, masks = self.pictures(row), self.known(row)
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
         check_frames(self.vae, length)
@@ -174,10 +175,11 @@ class Encoder:
                 height=picture.size[0],
                 width=picture.size[1],
                 fps=picture.fps,
+                known=mask,
                 **{f"{layer}_prompt": key for layer, key in zip(PROMPTED, keys, strict=True)},
             )
-            for variant, picture, moments in zip(
-                chosen, pictures, encode_clips(self.vae, pictures), strict=True
+            for variant, picture, moments, mask in zip(
+                chosen, pictures, encode_clips(self.vae, pictures), masks, strict=True
             )
         ]
 
@@ -185,9 +187,37 @@ class Encoder:
         """``pictures_of`` a corpus row, made in the child process."""
         return clips_of(row, call(self.reader, _pictures, dict(row), self.options))
 
+    def known(self, row: Mapping[str, Any]) -> list[U8 | None]:
+        """What is known of each variant's latents, uint8 ``[4, f, h, w]``; None where all is."""
+        from layerflow.model.autoencoder import spatial_factor, temporal_factor
+
+        if row.get(KNOWN) is None:
+            return [None] * len(variants(row["kind"], self.options.augment))
+        cells = temporal_factor(self.vae), spatial_factor(self.vae)
+        pictures = call(self.reader, _known, dict(row), self.options)
+        masks = [latent_known(picture, LAYERS, *cells) for picture in pictures]
+        return [None if mask.all() else mask for mask in masks]
+
 
 def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8], float, str]]:
     return [layers_of(clip) for clip in pictures_of(row, options)]
+
+
+def _known(row: dict[str, Any], options: Options) -> list[U8]:
+    return known_pictures(row, options)
+
+
+def known_pictures(row: Mapping[str, Any], options: Options) -> list[U8]:
+    """The column ``known`` of a row, which has one, as its ``pictures_of`` are: uint8 ``[T, H, W]``
+    each. MediaError for a damaged one."""
+    augment = options.augment
+    keep = kept_frames(row, options.frames, augment.freeze)
+    known = decode_known(row[KNOWN], Bounds.of(row), keep)
+    size = options.size or known.shape[1:3]
+    return [
+        resize_known(view(v, known.shape[1:3], size, augment.min_crop, row["id"])(known), *size)
+        for v in variants(row["kind"], augment)
+    ]
 
 
 def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
@@ -197,10 +227,7 @@ def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
     """
     check_unread(row)
     augment = options.augment
-    if augment.freeze and row["kind"] != "image":
-        clip = decode_frames(row, frozen_frames(row, augment.freeze))
-    else:
-        clip = decode(row, options.frames)
+    clip = decode_frames(row, kept_frames(row, options.frames, augment.freeze))
     if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
         check_equation(row, clip)
     size = options.size or clip.size
@@ -227,24 +254,31 @@ def even_frames(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
+def kept_frames(row: Mapping[str, Any], frames: int | None, freeze: int = 0) -> list[int]:
+    """Which frames of a corpus row are encoded: `frames` of them (None: all; stills stay single),
+    or, with `freeze`, that many that are shown as stills. MediaError for a clip with fewer frames.
+    """
+    count = row["num_frames"]
+    if freeze and row["kind"] != "image":
+        return frozen_frames(row, freeze)
+    if not 1 <= count <= MAX_FRAMES:
+        raise MediaError(f"clip {row['id']} says that it has {count} frames")
+    if row["kind"] == "image":
+        return [0]
+    if frames is None:
+        return list(range(count))
+    if frames > count:
+        raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
+    return even_frames(count, frames)
+
+
 def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
     """The clip of a corpus row with `frames` of its frames (None: all; stills stay single).
 
     Only the chosen frames are converted, which is most of the work at small sizes. MediaError
     for damaged media and for a clip with fewer frames.
     """
-    count = row["num_frames"]
-    if not 1 <= count <= MAX_FRAMES:
-        raise MediaError(f"clip {row['id']} says that it has {count} frames")
-    if row["kind"] == "image":
-        keep = [0]
-    elif frames is None:
-        keep = list(range(count))
-    elif frames > count:
-        raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
-    else:
-        keep = even_frames(count, frames)
-    return decode_frames(row, keep)
+    return decode_frames(row, kept_frames(row, frames))
 
 
 def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
@@ -264,19 +298,30 @@ def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
 def vary(
     clip: LayeredClip, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
 ) -> LayeredClip:
-    """One variant of a clip at `size`. The window of a crop depends on the id and its number."""
-    if variant.frame:
-        clip = clip.take([variant.frame - 1])
+    """One variant of a clip at `size`."""
+    return resize_clip(_each(clip, view(variant, clip.size, size, min_crop, id_)), *size)
+
+
+def view(
+    variant: Variant, own: tuple[int, int], size: tuple[int, int], min_crop: float, id_: str
+) -> Callable[[U8], U8]:
+    """What a variant shows of any layer's frames ``[T, H, W, ...]``, before they are resized.
+
+    own: H and W. The window of a crop depends on the id and its number.
+    """
+    frames = slice(None) if not variant.frame else slice(variant.frame - 1, variant.frame)
+    window = (frames,)
     if variant.crop:
         chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
-        top, left, height, width = crop_window(clip.size, size, min_crop, chance)
-        window = (slice(None), slice(top, top + height), slice(left, left + width))
-        clip = _each(clip, lambda frames: frames[window])
-    if variant.flip:
-        clip = _each(clip, lambda frames: frames[:, :, ::-1])
-    if variant.reverse:
-        clip = _each(clip, lambda frames: frames[::-1])
-    return resize_clip(_each(clip, np.ascontiguousarray), *size)
+        top, left, height, width = crop_window(own, size, min_crop, chance)
+        window = (frames, slice(top, top + height), slice(left, left + width))
+
+    def show(layer: U8) -> U8:
+        layer = layer[window]
+        layer = layer[:, :, ::-1] if variant.flip else layer
+        return np.ascontiguousarray(layer[::-1] if variant.reverse else layer)
+
+    return show
 
 
 def _each(clip: LayeredClip, change: Any) -> LayeredClip:

@@ -22,6 +22,7 @@ from typing import Any
 
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
+from layerflow.corpus.known import KNOWN
 from layerflow.corpus.latents import (
     CLIPS,
     FORMAT_VERSION,
@@ -183,6 +184,8 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
             digest = hashlib.sha256(json.dumps([texts, row["kind"], row["alpha_kind"]]).encode())
             for layer in LAYERS:
                 digest.update(hashlib.sha256(row[layer] or b"").digest())
+            if row.get(KNOWN) is not None:
+                digest.update(hashlib.sha256(row[KNOWN]).digest())
             yield _Row(
                 corpus=str(folder),
                 index=index,
