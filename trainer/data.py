@@ -2,7 +2,8 @@
 
 A source is any object with ``len(source)`` and ``source.item(i)`` that gives `moments` (float32
 ``[4, 2C, f, h, w]``: mean and log-variance of each layer) and `prompt_embeds` (float32
-``[3, L, D]``). `layerflow.corpus.latents.Latents` is one.
+``[3, L, D]``), and maybe `known` (bool ``[4, f, h, w]``, or None where all is known).
+`layerflow.corpus.latents.Latents` is one.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class MixturePart:
     motion_gate: int = 0
     freeze: bool = False
 
-    def show(self, index: int, latents: NDArray[np.float32], moment: float) -> NDArray[np.float32]:
-        """``[4, f, C, h, w]`` of one of `rows` in its length here: a still repeated, and of a clip
+    def show(self, index: int, latents: NDArray[Any], moment: float) -> NDArray[Any]:
+        """``[4, f, ...]`` of one of `rows` in its length here: a still repeated, and of a clip
         to freeze the frame at `moment`, in [0, 1) of its length."""
         if self.freeze:
             frame = int(moment * latents.shape[1])
@@ -72,9 +73,12 @@ class Batch:
     """like latents"""
     motion_gate: torch.Tensor
     """float32 [B]: stills and video mix in a batch"""
+    known: torch.Tensor | None = None
+    """bool [B, 4, f, h, w]: what the loss is taken over; None: everything"""
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
+        found = (getattr(self, f.name) for f in fields(self))
+        return tuple(tensor for tensor in found if tensor is not None)  # only the last one may be
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
@@ -165,6 +169,7 @@ class Batches:
     """All batches of one stage, for one rank.
 
     uneven: the batch need not divide among the ranks and passes; some then get a sample less.
+    masked: batches say what is known.
     """
 
     def __init__(
@@ -176,6 +181,7 @@ class Batches:
         world: int = 1,
         accumulate: int = 1,
         uneven: bool = False,
+        masked: bool = False,
     ) -> None:
         if order.batch % (world * accumulate) and not uneven:
             raise ValueError(
@@ -184,6 +190,7 @@ class Batches:
             )
         self.parts, self.order = parts, order
         self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.masked = masked
 
     def step(self, step: int) -> list[Batch]:
         """This rank's share of a step, in `accumulate` or more batches of one shape each.
@@ -217,12 +224,14 @@ class Batches:
             given=torch.tensor(given),
             timesteps=torch.tensor([draw.timestep for draw in draws]),
             motion_gate=torch.tensor(gates),
+            known=torch.from_numpy(np.stack([s[3] for s in samples])) if self.masked else None,
         )
 
     def sample(
         self, draw: Draw
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Latents and noise, float32 [4, f, C, h, w], and prompt embeddings of one draw."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """Latents and noise, float32 [4, f, C, h, w], prompt embeddings, and what is known of the
+        latents, bool [4, f, h, w], of one draw."""
         part = self.parts[draw.component]
         item = part.source.item(part.rows[draw.row])
         rng = keyed(self.order.seed, self.order.stage, "noise", draw.number)
@@ -231,7 +240,7 @@ class Batches:
         text = item["prompt_embeds"]
         if any(draw.drop):
             text = text * ~np.asarray(draw.drop)[:, None, None]
-        return latents, noise, text
+        return latents, noise, text, part.show(draw.row, known_of(item), draw.frame)
 
     def stream(
         self, start: int, stop: int, prefetch: int = 0
@@ -242,6 +251,13 @@ class Batches:
             return
         with closing(_ahead(self, start, stop, prefetch)) as batches:
             yield from batches
+
+
+def known_of(item: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """What is known of an item of a source, bool ``[4, f, h, w]``."""
+    moments, known = item["moments"], item.get("known")
+    shape = (*moments.shape[:1], *moments.shape[2:])
+    return np.ones(shape, np.bool_) if known is None else known
 
 
 def draw_posterior(moments: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

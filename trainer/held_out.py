@@ -17,7 +17,15 @@ from layerflow.model.objective import layer_loss
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest, Validation
 from manifests.train_stage import Component
-from trainer.data import Batch, MixturePart, draw_posterior, make_part, open_latents, select_rows
+from trainer.data import (
+    Batch,
+    MixturePart,
+    draw_posterior,
+    known_of,
+    make_part,
+    open_latents,
+    select_rows,
+)
 from trainer.distributed.processes import ALONE, World
 
 
@@ -58,6 +66,7 @@ class HeldOut:
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, float]:
         """Mean loss by task over clips and timesteps at a motion gate; each worker does its share.
+        What a clip does not know is left out, whatever the stage's `mask`.
 
         size: samples of one forward pass, at most. precision: makes the context of a pass.
         """
@@ -86,7 +95,9 @@ class HeldOut:
         item = part.source.item(part.rows[index])
         rng = keyed("validation", item["id"])
         latents = draw_posterior(item["moments"], rng)
-        latents = part.show(index, latents, frozen_moment(item["id"]))
+        moment = frozen_moment(item["id"])
+        latents = part.show(index, latents, moment)
+        known = part.show(index, known_of(item), moment)
         count = len(self.options.timesteps)
         noise = rng.standard_normal((count, *latents.shape), np.float32)
         given = torch.tensor([layer in given_layers(task) for layer in LAYERS])
@@ -101,6 +112,7 @@ class HeldOut:
             given=repeat(given),
             timesteps=torch.tensor(self.options.timesteps),
             motion_gate=torch.full((count,), float(gate)),
+            known=repeat(torch.from_numpy(known)) if item.get("known") is not None else None,
         )
 
 
