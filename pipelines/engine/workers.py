@@ -17,6 +17,7 @@ from typing import Any
 
 from layerflow.files import FULL
 from layerflow.plugins import missing_packages
+from pipelines.engine.progress import progress
 from pipelines.engine.staging import InfrastructureError, Parts, Staging
 
 ATTEMPTS = 2
@@ -44,15 +45,14 @@ class Pool:
     """What runs the units of a job.
 
     workers: Ray tasks at a time; None: all CPUs; 0: this process, where an error is raised. quiet:
-    no progress. gpus: share of a GPU that one task takes, where the cluster has any. hold: with
-    GPUs, in actors that keep what the work loaded. accept_lost: any number of lost units are taken
+    no progress. gpus: share of a GPU that one task takes, where the cluster has any; then the units
+    run in actors, which keep what the work loaded. accept_lost: any number of lost units are taken
     for faults of their inputs.
     """
 
     workers: int | None = None
     quiet: bool = False
     gpus: float = 0.0
-    hold: bool = False
     accept_lost: bool = False
 
 
@@ -124,7 +124,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
     Returns why units that are not there afterwards were given up, by key.
     """
     if pool.workers == 0:
-        for unit in _progress(units, len(units), pool.quiet):
+        for unit in progress(units, len(units), pool.quiet):
             staging.commit(unit.key, make(unit.payload))
         return {}
     failed: dict[str, str] = {}
@@ -133,7 +133,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
         if not units:
             break
         rows = ray_rows(units, _attempt(make, staging), pool)
-        for row in _progress(rows, len(units), pool.quiet):
+        for row in progress(rows, len(units), pool.quiet):
             if row["stop"]:
                 raise InfrastructureError(row["stop"])
             if row["error"]:
@@ -199,32 +199,22 @@ def ray_rows(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
         source = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))
-        if there and pool.hold:
+        if there:  # a plain task with a GPU ends its process, and its networks load again
+            places = min(int(there / pool.gpus), len(items))
             pipeline = source.map(
                 _Held,
                 fn_constructor_args=(run,),
-                concurrency=min(pool.workers or there, there),
+                concurrency=min(pool.workers or places, places),
+                num_cpus=1,
                 num_gpus=pool.gpus,
                 max_restarts=-1,
                 max_task_retries=0,
             )
         else:
-            options: dict[str, Any] = {"num_gpus": pool.gpus} if there else {}
-            options |= {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
+            options: dict[str, Any] = {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
             pipeline = source.map(run, **options)
     try:
         yield from pipeline.iter_rows()
     except ray.exceptions.RayError as error:
         text = str(error).strip().splitlines()[-1:]
         raise InfrastructureError(f"Ray stopped: {type(error).__name__}: {text}") from error
-
-
-def _progress(items: Any, total: int, quiet: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    yield from track(
-        items, total=total, description="units", disable=hidden, transient=True, console=console
-    )
