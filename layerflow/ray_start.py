@@ -33,6 +33,12 @@ def start_ray(workers: int, object_store_bytes: int) -> bool:
     return True
 
 
+def ray_runs() -> bool:
+    """Whether there is a Ray already: one of this process, or a cluster to join."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or bool(ray is not None and ray.is_initialized())
+
+
 def stop_ray() -> None:
     """Shut the local Ray down, if one runs, so that its processes and memory go."""
     if "ray" in sys.modules:
