@@ -135,6 +135,17 @@ BASES = Plugins(
 """Model directories to start from: ``layerflow.model.presets.ModelPreset`` objects."""
 
 
+NETWORKS = Plugins(
+    "layerflow.networks",
+    "transformer",
+    {
+        "LayerFlowTransformer3DModel": "layerflow.model.cogvideox.base:COGVIDEOX",
+    },
+    attributes=("name", "blocks", "transformer", "pipeline", "noise"),
+)
+"""Class name of a transformer -> its base: ``layerflow.model.base.Base`` objects."""
+
+
 @lru_cache(maxsize=32)
 def _offers(group: str, search_path: tuple[str, ...]) -> tuple[Offer, ...]:
     """The entry points of a group. search_path: ``sys.path``, of which they are a function."""
