@@ -126,9 +126,9 @@ BASES = Plugins(
     "layerflow.bases",
     "preset",
     {
-        "tiny": "layerflow.model.presets:TINY_PRESET",
-        "cogvideox-2b": "layerflow.model.presets:COGVIDEOX_2B",
-        "cogvideox-5b": "layerflow.model.presets:COGVIDEOX_5B",
+        "tiny": "layerflow.model.cogvideox.presets:TINY_PRESET",
+        "cogvideox-2b": "layerflow.model.cogvideox.presets:COGVIDEOX_2B",
+        "cogvideox-5b": "layerflow.model.cogvideox.presets:COGVIDEOX_5B",
     },
     attributes=("options", "needs_base", "write"),
 )

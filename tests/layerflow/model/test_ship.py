@@ -22,10 +22,10 @@ from diffusers.pipelines.pipeline_loading_utils import (
 from layerflow import compat
 from layerflow.corpus.fingerprint import model_fingerprint
 from layerflow.model import adapters
-from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.presets import init_directory
 from layerflow.model.ship import bundle, ship_code
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from tests.support.model_kit import SMALL, randomise
 
 SAMPLE = """
