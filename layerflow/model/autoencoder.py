@@ -98,7 +98,7 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
 
 
 def _stand_in(config: Mapping[str, Any]) -> tuple[int, int]:
-    return 1, int(config["block_size"])
+    return 1, int(config.get("block_size", 8))
 
 
 @dataclass(frozen=True)

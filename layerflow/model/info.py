@@ -119,7 +119,7 @@ def cost(config: dict[str, Any], vae: dict[str, Any], parameters: int) -> Cost:
     gradients and two AdamW moments of all parameters.
     """
     base = base_of(config)
-    kind = kind_of(vae["_class_name"]) if vae else next(iter(base.autoencoders.values()))
+    kind = kind_of(str(vae.get("_class_name"))) if vae else next(iter(base.autoencoders.values()))
     temporal, spatial = kind.factors(vae)  # of no settings: the usual ones
     task = official_task(config["task"]) if config["mode"] == "official" else None
     height, width = config["sample_height"] * spatial, config["sample_width"] * spatial

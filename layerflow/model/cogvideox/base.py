@@ -20,9 +20,9 @@ class CogVideoX:
 
     name = "cogvideox"
     blocks = "transformer_blocks"
-    after_blocks = costs.AFTER_BLOCKS
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    schedulers = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+    after_blocks: tuple[str, ...] = costs.AFTER_BLOCKS
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    schedulers: tuple[str, ...] = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
     activation_bytes: ActivationBytes = costs.ACTIVATION_BYTES
     autoencoders: Mapping[str, AutoencoderKind] = parts.AUTOENCODERS
 

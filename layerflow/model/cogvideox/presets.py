@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from layerflow.model.autoencoder import BlockDCTAutoencoder
+from layerflow.model.cogvideox.base import COGVIDEOX
 from layerflow.model.cogvideox.from_base import make_scheduler, mark_layers, write_from_base
-from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.presets import ModelPreset, write_pipeline
 
@@ -73,7 +73,7 @@ def write_tiny(
         )
         transformer = tiny_transformer(options, vae.latent_channels)
     scheduler = make_scheduler(options["scheduler"])
-    pipe = LayerFlowPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    pipe = COGVIDEOX.pipeline(tokenizer, text_encoder, vae, transformer, scheduler)
     sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
     write_pipeline(folder, pipe, "tiny", options, sampling)
 

@@ -187,6 +187,8 @@ def test_bases_that_cannot_be_used(tmp_path, monkeypatch):
 
 def test_full_size_costs_are_the_published_ones():
     config = {
+        "_class_name": "LayerFlowTransformer3DModel",
+        "text_embed_dim": 4096,
         "mode": "official",
         "task": "gen_rgba",
         "sample_height": 60,
