@@ -245,7 +245,7 @@ def normalisation(vae: Any) -> tuple[Any, Any]:
     if getattr(config, "latents_mean", None) is None:
         return 0.0, float(config.scaling_factor)
     shift, spread = (
-        torch.tensor(config[name], dtype=torch.float64).view(-1, 1, 1, 1)
+        torch.tensor(getattr(config, name), dtype=torch.float64).view(-1, 1, 1, 1)
         for name in ("latents_mean", "latents_std")
     )
     return shift.float(), (1.0 / spread).float()
