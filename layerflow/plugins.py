@@ -126,13 +126,24 @@ BASES = Plugins(
     "layerflow.bases",
     "preset",
     {
-        "tiny": "layerflow.model.presets:TINY_PRESET",
-        "cogvideox-2b": "layerflow.model.presets:COGVIDEOX_2B",
-        "cogvideox-5b": "layerflow.model.presets:COGVIDEOX_5B",
+        "tiny": "layerflow.model.cogvideox.presets:TINY_PRESET",
+        "cogvideox-2b": "layerflow.model.cogvideox.presets:COGVIDEOX_2B",
+        "cogvideox-5b": "layerflow.model.cogvideox.presets:COGVIDEOX_5B",
     },
     attributes=("options", "needs_base", "write"),
 )
 """Model directories to start from: ``layerflow.model.presets.ModelPreset`` objects."""
+
+
+NETWORKS = Plugins(
+    "layerflow.networks",
+    "transformer",
+    {
+        "LayerFlowTransformer3DModel": "layerflow.model.cogvideox.base:COGVIDEOX",
+    },
+    attributes=("name", "blocks", "transformer", "pipeline", "noise"),
+)
+"""Class name of a transformer -> its base: ``layerflow.model.base.Base`` objects."""
 
 
 @lru_cache(maxsize=32)
