@@ -11,7 +11,7 @@ import torch
 
 from layerflow.clip import LAYERS
 from layerflow.corpus.latents import Latents
-from layerflow.model import objective
+from layerflow.model.base import base_of
 from manifests.train import TrainManifest, parse
 from tests.support.trainer_kit import make_latents, make_manifest, same, weights
 from tests.support.training_runs import losses, spawn
@@ -43,6 +43,8 @@ def masked(folder: Path, name: str = "out", mask: str | None = "known", **change
 def batches(manifest: TrainManifest, **how: Any) -> Batches:
     stage = manifest.stages[0]
     parts = open_parts(manifest, stage)
+    model, scheduler = load_model(manifest.model, torch.device("cpu"))
+    timesteps = base_of(model).noise(scheduler).timesteps
     order = Order(
         seed=manifest.seed,
         stage=stage.name,
@@ -52,7 +54,7 @@ def batches(manifest: TrainManifest, **how: Any) -> Batches:
         tasks=stage.tasks,
         joint=manifest.dropout.joint,
         layer=manifest.dropout.layer,
-        num_timesteps=1000,
+        timesteps=timesteps,
     )
     return Batches(parts, order, masked=True, **how)
 
@@ -60,10 +62,11 @@ def batches(manifest: TrainManifest, **how: Any) -> Batches:
 def by_hand(manifest: TrainManifest, step: int) -> list[float]:
     """Each sample's mean squared error over known elements of generated layers, one at a time."""
     model, scheduler = load_model(manifest.model, torch.device("cpu"))
+    process = base_of(model).noise(scheduler)
     found = []
     (batch,) = batches(manifest).step(step)
     for one in batch.split(1):
-        noisy = objective.add_noise(scheduler, one.latents, one.noise, one.timesteps)
+        noisy = process.add_noise(one.latents, one.noise, one.timesteps)
         keep = one.given[:, :, None, None, None, None]
         with torch.no_grad():
             predicted = model(
@@ -74,7 +77,7 @@ def by_hand(manifest: TrainManifest, step: int) -> list[float]:
                 motion_gate=one.motion_gate,
                 return_dict=False,
             )[0].view_as(one.latents)
-        target = objective.velocity(scheduler, one.latents, one.noise, one.timesteps)
+        target = process.target(one.latents, one.noise, one.timesteps)
         error = (predicted - target).numpy().astype(np.float64)[0]
         squares = [
             float((error[layer, frame, :, y, x] ** 2).sum())
