@@ -81,10 +81,11 @@ def _touched(unknown: NDArray[np.bool_], height: int, width: int) -> NDArray[np.
     """
     import cv2
 
-    h, w, y, x = cover_box(*unknown.shape[1:], height, width)
+    _, own_height, own_width = unknown.shape
+    h, w, y, x = cover_box(own_height, own_width, height, width)
     out = np.empty((len(unknown), height, width), np.bool_)
     for t, frame in enumerate(unknown.astype(np.float32)):
-        if h <= unknown.shape[1] and w <= unknown.shape[2]:
+        if h <= own_height and w <= own_width:
             amount = cv2.resize(frame, (w, h), interpolation=cv2.INTER_AREA)
         else:
             wider = cv2.dilate(frame, np.ones((3, 3), np.uint8))
@@ -106,9 +107,8 @@ def latent_known(known: U8, layers: Sequence[str], time: int, side: int) -> U8:
     first = count % 2 if time > 1 else 0
     if height % side or width % side or (count - first) % time:
         raise ValueError(f"{list(known.shape)} does not divide into cells of {time}x{side}x{side}")
-    planes = np.stack([known_of(layer, known) for layer in layers])
-    cells = planes.reshape(len(layers), count, height // side, side, width // side, side)
-    cells = cells.all((3, 5))
-    rest = cells[:, first:]
-    rest = rest.reshape(len(layers), -1, time, *rest.shape[2:]).all(2)
-    return np.concatenate([cells[:, :first], rest], 1).astype(np.uint8)
+    planes = np.stack([known_of(layer, known) for layer in layers]).astype(np.uint8)
+    blocks = planes.reshape(len(layers), count, height // side, side, width // side, side)
+    cells = blocks.min((3, 5))
+    rest = cells[:, first:].reshape(len(layers), -1, time, height // side, width // side).min(2)
+    return np.concatenate([cells[:, :first], rest], 1)

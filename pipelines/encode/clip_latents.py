@@ -301,7 +301,7 @@ def view(
     own: H and W. The window of a crop depends on the id and its number.
     """
     frames = slice(None) if not variant.frame else slice(variant.frame - 1, variant.frame)
-    window = (frames,)
+    window: tuple[slice, ...] = (frames,)
     if variant.crop:
         chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
         top, left, height, width = crop_window(own, size, min_crop, chance)

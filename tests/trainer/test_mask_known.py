@@ -66,6 +66,7 @@ def by_hand(manifest: TrainManifest, step: int) -> list[float]:
     found = []
     (batch,) = batches(manifest).step(step)
     for one in batch.split(1):
+        assert one.known is not None
         noisy = process.add_noise(one.latents, one.noise, one.timesteps)
         keep = one.given[:, :, None, None, None, None]
         with torch.no_grad():
@@ -169,7 +170,7 @@ def test_a_manifest_without_a_mask_says_nothing_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_killed_and_continued_end_as_one_that_was_not(tmp_path: Path) -> None:
-    shared = {"micro_batch": 2, "save_every": 1}
+    shared: dict[str, Any] = {"micro_batch": 2, "save_every": 1}
     alone = masked(tmp_path, "alone", **shared)
     spawn(alone, 1)
     pair = masked(tmp_path, "pair", **shared)

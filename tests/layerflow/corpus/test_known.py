@@ -29,7 +29,9 @@ def random_known(seed: int, shape: tuple[int, int, int], share: float = 0.03) ->
     return pack_known(*(rng.random((2, *shape)) > share))
 
 
-def test_each_plane_comes_back_from_the_stored_cell_and_nothing_is_stored_where_all_is_known():
+def test_each_plane_comes_back_from_the_stored_cell_and_nothing_is_stored_where_all_is_known() -> (
+    None
+):
     rng = np.random.default_rng(0)
     background, foreground = rng.random((2, 5, 20, 30)) > 0.5
     known = pack_known(background, foreground)
@@ -46,7 +48,7 @@ def test_each_plane_comes_back_from_the_stored_cell_and_nothing_is_stored_where_
     assert encode_known(np.full((2, 4, 4), ALL_KNOWN, np.uint8), 8.0) is None
 
 
-def test_validate_finds_what_is_wrong_with_the_column():
+def test_validate_finds_what_is_wrong_with_the_column() -> None:
     row = make_row(0)
     row["origin"]["sha256"] = "ab" * 32
     known = random_known(1, (3, 24, 32))
@@ -67,7 +69,9 @@ def test_validate_finds_what_is_wrong_with_the_column():
 
 
 @pytest.mark.parametrize("size", [(24, 36), (30, 30), (60, 100), (97, 121), (48, 72)])
-def test_a_resized_pixel_is_known_only_if_no_unknown_pixel_changes_it(size: tuple[int, int]):
+def test_a_resized_pixel_is_known_only_if_no_unknown_pixel_changes_it(
+    size: tuple[int, int],
+) -> None:
     """Found by experiment: unknown pixels get other values, and what then changes is unknown."""
     known = random_known(2, (2, 48, 72))
     rng = np.random.default_rng(3)
@@ -85,7 +89,7 @@ def test_a_resized_pixel_is_known_only_if_no_unknown_pixel_changes_it(size: tupl
         assert kept.sum() > 0.5 * (~changes).sum() > 0
 
 
-def test_a_latent_cell_is_known_if_all_its_pixels_in_all_its_frames_are():
+def test_a_latent_cell_is_known_if_all_its_pixels_in_all_its_frames_are() -> None:
     known = random_known(4, (9, 16, 24), share=0.004)
     found = latent_known(known, LAYERS, 4, 8)
     assert found.shape == (4, 3, 2, 3) and found.dtype == np.uint8

@@ -74,7 +74,8 @@ def test_the_mask_goes_through_every_variant_as_the_pictures_do(
 
 
 def test_latents_hold_it_and_a_change_is_encoded_again(model: Path, tmp_path: Path) -> None:
-    options = {"model": model, "out": tmp_path / "l", "size": (32, 40), "workers": 0, "quiet": True}
+    options: dict[str, Any] = {"model": model, "out": tmp_path / "l", "size": (32, 40)}
+    options |= {"workers": 0, "quiet": True}
     plain = [row(1, known=False), row(2, known=False)]
     write_table(tmp_path / "plain", plain, EXTENDED_SCHEMA)
     run_encode([tmp_path / "plain"], **options)
@@ -94,7 +95,8 @@ def test_latents_from_before_the_column_are_read_and_wrong_masks_are_not(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "l"
-    options = {"model": model, "out": out, "size": (32, 40), "workers": 0, "quiet": True}
+    options: dict[str, Any] = {"model": model, "out": out, "size": (32, 40), "workers": 0}
+    options["quiet"] = True
     write_table(tmp_path / "told", [row(1), row(2)], EXTENDED_SCHEMA)
     run_encode([tmp_path / "told"], **options)
     store = Latents.open(out)
