@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, F32, FOREGROUND
 
@@ -108,6 +109,14 @@ def compose(layers: dict[str, F32], over: tuple[str, ...]) -> F32:
     """
     out = layers[BACKGROUND].astype(np.float32)
     for name in over:
-        alpha = layers[matte_of(name)][..., None].astype(np.float32)
-        out = alpha * layers[name] + (1.0 - alpha) * out
+        out = matted_over(layers[name], layers[matte_of(name)], out)
     return out
+
+
+def matted_over(colour: NDArray, alpha: NDArray, below: F32) -> F32:
+    """One layer over what is below it: ``alpha * colour + (1 - alpha) * below``, float32.
+
+    colour, below ``[..., 3]``, alpha ``[...]`` in [0, 1].
+    """
+    share = alpha[..., None].astype(np.float32)
+    return share * colour + (1.0 - share) * below
