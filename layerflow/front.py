@@ -200,6 +200,9 @@ def encode(
     reverse: Annotated[bool, "also each clip backwards"] = False,
     crops: Annotated[int, "also this many windows of each clip"] = 0,
     freeze: Annotated[int, "instead of moving clips: this many frames of each, as stills"] = 0,
+    layers: Annotated[
+        str | None, "rgb, rgba, rgbax2 .. rgbax8, +effects; default: the model's"
+    ] = None,
     dtype: Annotated[str, "float32 or float16"] = "float32",
     workers: Workers = None,
     accept_lost: Annotated[bool, "go on if most units fail alike: reject their clips"] = False,
@@ -216,6 +219,7 @@ def encode(
         size=_size(size),
         frames=frames,
         augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
+        layers=layers,
         dtype=dtype,
         workers=workers,
         quiet=quiet,
@@ -252,9 +256,7 @@ def sample(
         Mapping[str, PathLike] | None,
         "LAYER=FILE, a video or picture of a layer that is given; repeatable",
     ] = None,
-    prompt: Annotated[
-        Mapping[str, str] | None, "LAYER=TEXT; layers: foreground, background, blended"
-    ] = None,
+    prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT, such as foreground.2=dog"] = None,
     negative_prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT"] = None,
     seed: Annotated[int, "of the first sample; then one more each"] = 0,
     count: Annotated[int, "samples to make"] = 1,
@@ -291,9 +293,7 @@ def publish(
     corpus: Annotated[PathLike, "a corpus folder"],
     repo_id: Annotated[str, "NAMESPACE/NAME on the Hub"],
     *,
-    dry_run: Annotated[
-        PathLike | None, "write the repository into this folder, upload nothing"
-    ] = None,
+    dry_run: Annotated[PathLike | None, "write the repository here, upload nothing"] = None,
     private: Annotated[bool, "who may see it"] = True,
     config: Annotated[str, "name of the configuration"] = "default",
     split: Annotated[str, "one name, or shares such as train=0.9,test=0.1"] = "train",

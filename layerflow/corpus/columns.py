@@ -133,9 +133,7 @@ def _decode_singles(row: Row, clip: LayeredClip) -> None:
         worst = int(np.abs(seen - clip.alpha).max())
         if worst > len(objects) + EXACT_LEVELS:
             raise MediaError(f"the visible alphas of its objects miss alpha by {worst} levels")
-        rms = objects_error(objects, clip)
-        if rms is not None and rms > CODED_RMS_LIMIT:
-            raise MediaError(f"its objects over the background miss blended by {rms:.1f} levels")
+        check_objects(objects, clip)
 
 
 ORIGIN = pa.struct(
@@ -277,6 +275,13 @@ def decode_objects(row: Row, keep: Sequence[int] | None = None) -> list[SingleOb
         )
         for item in row.get("objects") or ()
     ]
+
+
+def check_objects(objects: Sequence[SingleObject], clip: LayeredClip) -> None:
+    """Raises MediaError when the colours of all objects do not make the blended picture."""
+    rms = objects_error(objects, clip)
+    if rms is not None and rms > CODED_RMS_LIMIT:
+        raise MediaError(f"its objects over the background miss blended by {rms:.1f} levels rms")
 
 
 def objects_error(objects: Sequence[SingleObject], clip: LayeredClip) -> float | None:
