@@ -200,6 +200,28 @@ def stack_of(clip: LayeredClip, layers: LayerSet | None = None) -> LayerStack:
     )
 
 
+def sampled_stack(
+    layers: Mapping[str, U8 | None], prompts: Mapping[str, str], fps: float
+) -> LayerStack:
+    """Layers as the pipeline gives them as a stack of the set that has these: of an RGBA foreground
+    the colour, and alpha 255 where the model has none (None).
+
+    ValueError for layers that belong to no set.
+    """
+    known = {name: frames for name, frames in layers.items() if frames is not None}
+    plain = {
+        name: np.ascontiguousarray(frames[..., :3] if frames.ndim == 4 else frames)
+        for name, frames in known.items()
+    }
+    count = sum(name.partition(".")[0] == FOREGROUND for name in known)
+    name = f"rgbax{count}" if count > 1 else "rgba" if ALPHA in known else "rgb"
+    chosen = layer_set(f"{name}+{EFFECTS}" if EFFECTS in known else name)
+    if ALPHA not in known:
+        plain[ALPHA] = np.full(plain[BLENDED].shape[:3], 255, np.uint8)
+    texts = {layer: text for layer, text in prompts.items() if layer in chosen.prompted}
+    return LayerStack(chosen, plain, texts, fps)
+
+
 def shared(count: int, most: int) -> list[range]:
     """Which of ``count`` objects, back to front, make each of at most ``most`` foregrounds.
 
