@@ -22,9 +22,11 @@ from layerflow.clip import (
     from_level,
 )
 from layerflow.corpus.columns import SHADOWS, check_objects, decode_objects
-from layerflow.layer_set import EFFECTS, LayerSet, matte_of
+from layerflow.corpus.table import decode_row
+from layerflow.layer_set import EFFECTS, LayerSet, layer_set, matte_of
 from layerflow.layer_stack import LayerStack, join, joined_prompt, shared
 from layerflow.media.cells import Bounds, MediaError, decode_color
+from layerflow.media.isolate import isolated
 
 SURE = 4 / 255  # of effects: a plate and its background differ by less where nothing lies on them
 
@@ -99,6 +101,20 @@ def _shadow(row: Row, clip: LayeredClip, keep: Sequence[int] | None) -> dict[str
         share = np.clip(1.0 - shaded / np.maximum(lit, 1.0), 0.0, 1.0)
         alpha = from_level(np.where(share < SURE, 0.0, share) * 255.0)
     return {EFFECTS: np.zeros_like(plate), matte_of(EFFECTS): alpha, BACKGROUND: plate}
+
+
+def read_stack(row: Row, layers: LayerSet) -> LayerStack:
+    """``stack_of_row`` of a corpus row, decoded in a child process.
+
+    Raises MediaError for cells that do not decode to what the row says, and for a child that
+    crashes or hangs.
+    """
+    return stacks_of(row, [_read_stack(dict(row), layers.name)], layers)[0]
+
+
+@isolated
+def _read_stack(row: dict[str, Any], name: str) -> tuple[dict[str, U8], float, str]:
+    return frames_of(stack_of_row(row, decode_row(row), layer_set(name)))
 
 
 def frames_of(stack: LayerStack) -> tuple[dict[str, U8], float, str]:
