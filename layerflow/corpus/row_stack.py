@@ -2,7 +2,7 @@
 
 Of a set with one foreground it is the row's own. Of a set with several they are the row's single
 objects where all of them have a colour, back to front; more objects than the set has foregrounds
-are joined from behind (``layer_stack.shared``), and a row without such objects has one foreground.
+are joined from behind (``shared``), and a row without such objects has one foreground.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from layerflow.clip import (
 from layerflow.corpus.columns import SHADOWS, check_objects, decode_objects
 from layerflow.corpus.table import decode_row
 from layerflow.layer_set import EFFECTS, LayerSet, layer_set, matte_of
-from layerflow.layer_stack import LayerStack, join, joined_prompt, shared
 from layerflow.media.cells import Bounds, MediaError, decode_color
 from layerflow.media.isolate import isolated
+from layerflow.media.layer_stack import LayerStack, join, joined_prompt, shared
 
 SURE = 4 / 255  # of effects: a plate and its background differ by less where nothing lies on them
 

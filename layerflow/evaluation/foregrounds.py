@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from layerflow.clip import BLENDED, U8
 from layerflow.evaluation.metrics import Alpha, alpha_iou, alpha_mad, as_unit
 from layerflow.layer_set import matte_of
-from layerflow.layer_stack import LayerStack
+from layerflow.media.layer_stack import LayerStack
 from layerflow.model.layers import TASKS
 
 

@@ -23,8 +23,8 @@ from layerflow.clip import (
 )
 from layerflow.corpus.row_stack import read_stack
 from layerflow.layer_set import MAX_FOREGROUNDS, LayerSet, layer_set, matte_of, model_layers
-from layerflow.layer_stack import LayerStack, sampled_stack
 from layerflow.media.cells import MediaError
+from layerflow.media.layer_stack import LayerStack, sampled_stack
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from layerflow.evaluation.foregrounds import foreground_scores, given_of, recomp
 from layerflow.evaluation.predictions import EvaluateRequest, known_layers, pairs
 from layerflow.evaluation.tables import tables
 from layerflow.layer_set import matte_of
-from layerflow.layer_stack import LayerStack, stack_of
+from layerflow.media.layer_stack import LayerStack, stack_of
 from layerflow.outputs import local_output
 
 if TYPE_CHECKING:

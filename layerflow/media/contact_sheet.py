@@ -24,9 +24,9 @@ from layerflow.clip import (
 )
 from layerflow.files import write_bytes
 from layerflow.layer_set import matte_of
-from layerflow.layer_stack import LayerStack, stack_of
 from layerflow.locations import one_line
 from layerflow.media.cells import encode_png
+from layerflow.media.layer_stack import LayerStack, stack_of
 
 SHOWN = (BLENDED, FOREGROUND, ALPHA, BACKGROUND)
 Shown = LayeredClip | LayerStack

@@ -17,7 +17,6 @@ import numpy as np
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, U8
 from layerflow.files import write_bytes
 from layerflow.layer_set import EFFECTS, MAX_FOREGROUNDS, layer_set, matte_of
-from layerflow.layer_stack import LayerStack, sampled_stack
 from layerflow.media.cells import (
     encode_alpha,
     encode_png,
@@ -26,6 +25,7 @@ from layerflow.media.cells import (
     write_vp9_alpha,
 )
 from layerflow.media.contact_sheet import save_sheet
+from layerflow.media.layer_stack import LayerStack, sampled_stack
 
 OBJECTS = "objects"
 OVER = layer_set(f"rgbax{MAX_FOREGROUNDS}+{EFFECTS}").over

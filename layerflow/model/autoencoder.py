@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from layerflow.clip import LAYERS, LayeredClip
 from layerflow.documents import read_json
-from layerflow.layer_stack import LayerStack, stack_of
+from layerflow.media.layer_stack import LayerStack, stack_of
 
 NO_VARIANCE = -30.0
 """Log-variance of a latent that has none; diffusers clamps to this value."""

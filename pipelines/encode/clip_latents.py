@@ -19,9 +19,9 @@ from layerflow.corpus.row_stack import frames_of, stack_of_row, stacks_of
 from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
 from layerflow.layer_set import LayerSet, layer_set
-from layerflow.layer_stack import LayerStack
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import call, caller
+from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
 from pipelines.engine.cluster import torch_device

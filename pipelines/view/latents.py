@@ -30,7 +30,7 @@ from layerflow.clip import (
 from layerflow.corpus.fingerprint import folder_hash
 from layerflow.corpus.latents import NO_LOGVAR, Latents
 from layerflow.layer_set import matte_of
-from layerflow.layer_stack import LayerStack, sampled_stack
+from layerflow.media.layer_stack import LayerStack, sampled_stack
 
 SCORED = 256  # rows whose values are read for their scores
 SQUARES = 96  # pixels that the height of latents is enlarged to, about

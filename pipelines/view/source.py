@@ -35,9 +35,9 @@ from layerflow.corpus.stats import read_batches, small_rows
 from layerflow.corpus.table import Table, decode_row
 from layerflow.documents import read_json
 from layerflow.layer_set import MAX_FOREGROUNDS, layer_set, matte_of
-from layerflow.layer_stack import LayerStack
 from layerflow.locations import clean_uri
 from layerflow.media.cells import MediaError, decode_alpha, decode_color, encode_preview
+from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sample_files import read_objects, with_objects
 from layerflow.media.video import read_frames
 

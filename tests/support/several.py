@@ -16,7 +16,7 @@ from layerflow.corpus.columns import (
 )
 from layerflow.corpus.table import Corpus, encode_row, origin
 from layerflow.corpus.writer import write_table
-from layerflow.layer_stack import join
+from layerflow.media.layer_stack import join
 
 COLOURS = ((220, 40, 30), (30, 200, 60), (40, 60, 230), (230, 220, 40))
 

@@ -23,7 +23,7 @@ from layerflow.evaluation.foregrounds import (
 from layerflow.evaluation.predictions import EvaluateRequest, complete
 from layerflow.evaluation.run import run_evaluate, score_clip
 from layerflow.layer_set import layer_set
-from layerflow.layer_stack import LayerStack
+from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sample_files import write_layers
 from tests.support.several import several_corpus, several_row
 

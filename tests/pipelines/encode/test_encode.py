@@ -13,7 +13,7 @@ from layerflow.clip import LAYERS, LayeredClip, composite, resize_clip
 from layerflow.corpus.latents import Latents
 from layerflow.corpus.table import SCHEMA, decode_row, encode_row, origin
 from layerflow.corpus.writer import write_table
-from layerflow.layer_stack import stack_of
+from layerflow.media.layer_stack import stack_of
 from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_clips
 from layerflow.model.presets import init_directory
 from pipelines.encode import job as module

@@ -7,7 +7,7 @@ import pytest
 
 from layerflow.clip import LAYERS, LayeredClip, on_grey, resize_clip, to_float
 from layerflow.layer_set import layer_set
-from layerflow.layer_stack import LayerStack, join, shared, stack_of
+from layerflow.media.layer_stack import LayerStack, join, shared, stack_of
 from tests.support.several import COLOURS, several
 
 
