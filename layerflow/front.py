@@ -253,8 +253,7 @@ def sample(
     out: Annotated[PathLike, "folder for the results"],
     *,
     given: Annotated[
-        Mapping[str, PathLike] | None,
-        "LAYER=FILE, a video or picture of a layer that is given; repeatable",
+        Mapping[str, PathLike] | None, "LAYER=FILE, a given video or picture; repeatable"
     ] = None,
     prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT, such as foreground.2=dog"] = None,
     negative_prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT"] = None,
@@ -270,6 +269,7 @@ def sample(
     official_sampler: Annotated[bool, "the released sampler"] = False,
     exact_given: Annotated[bool, "copy given layers instead of decoding their latents"] = False,
     png: Annotated[bool, "also write every frame as PNG"] = False,
+    foregrounds: Annotated[int | None, "how many there are; default: all of the model's"] = None,
     dtype: Annotated[str | None, "float32, bfloat16 or float16"] = None,
     quiet: Quiet = True,
 ) -> list[Path]:
@@ -301,9 +301,7 @@ def publish(
     revision: Annotated[str | None, "branch to commit to"] = None,
     licence: Annotated[str | None, "licence of the whole repository, for its card"] = None,
     acknowledge_licences: Annotated[
-        bool,
-        "the right to keep clips whose licence forbids redistribution is there "
-        "(with --private only)",
+        bool, "clips whose licence forbids redistribution may be kept (with --private only)"
     ] = False,
     with_rejected: Annotated[bool, "also publish the rejected table"] = False,
     workers: Annotated[
@@ -330,8 +328,7 @@ def evaluate(
         PathLike | None, "instead: DIR/<id>/ as sample writes them, or a corpus"
     ] = None,
     task: Annotated[
-        Sequence[str] | None,
-        "generate, decompose, fg2bg, bg2fg or LAYER+LAYER given; repeatable",
+        Sequence[str] | None, "generate, decompose, fg2bg, bg2fg or LAYER+LAYER; repeatable"
     ] = None,
     count: Annotated[int | None, "clips at most; default: all"] = None,
     seed: Annotated[int, "of the first clip; then one more each"] = 0,
@@ -340,9 +337,7 @@ def evaluate(
     frames: ModelFrames = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    clip: Annotated[
-        PathLike | None, "folder of a CLIP model: consistency and text alignment"
-    ] = None,
+    clip: Annotated[PathLike | None, "folder of a CLIP model: consistency, text"] = None,
     aesthetic: Annotated[PathLike | None, "safetensors file of a linear head on --clip"] = None,
     quiet: Annotated[bool, "no line for each clip"] = True,
 ) -> dict[str, Any]:

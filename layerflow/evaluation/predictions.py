@@ -118,12 +118,22 @@ def sampled_pairs(
 
     wanted, seed = islice(truths(), request.count), request.seed
     while batch := list(islice(wanted, request.batch)):
-        clips = [truth for _, truth in batch]
-        seeds = range(seed, seed + len(batch))
-        made = complete(pipe, clips, layers, steps=steps, guidance=guidance, seeds=seeds)
-        for (id_, truth), predicted in zip(batch, made, strict=True):
-            yield id_, predicted, truth
+        made: dict[int, LayerStack] = {}
+        for places in alike([truth.names for _, truth in batch]):
+            clips, seeds = [batch[i][1] for i in places], [seed + i for i in places]
+            done = complete(pipe, clips, layers, steps=steps, guidance=guidance, seeds=seeds)
+            made |= dict(zip(places, done, strict=True))
+        for place, (id_, truth) in enumerate(batch):
+            yield id_, made[place], truth
         seed += len(batch)
+
+
+def alike(values: Sequence[Any]) -> list[list[int]]:
+    """The places of equal values: one pass of a model takes clips of the same layers."""
+    places: dict[Any, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return list(places.values())
 
 
 def read_truth(
@@ -162,8 +172,8 @@ def complete(
     seeds: Sequence[int],
     prompt_embeds: Any = None,
 ) -> list[Clip]:
-    """Each clip's missing layers from its given `layers` and prompts, in one batch. Of a stack
-    those are given that it has.
+    """Each clip's missing layers from its given `layers` and prompts, in one batch. Stacks are of
+    one number of foregrounds; of `layers` those are given that they have.
 
     prompt_embeds: ``[N, P, L, D]`` instead of the clips' prompts.
     """
@@ -181,8 +191,16 @@ def complete(
         guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="uint8",
+        **_counted(clips[0]),
     )
     return [_filled(clip, made.sample(i)) for i, clip in enumerate(clips)]
+
+
+def _counted(clip: LayeredClip | LayerStack) -> dict[str, int]:
+    """How many foregrounds there are, for a model that may have several."""
+    if isinstance(clip, LayerStack) and len(clip.layers.foregrounds) > 1:
+        return {"foregrounds": len(clip.foregrounds)}
+    return {}
 
 
 def _given(clip: LayeredClip | LayerStack, layers: Sequence[str]) -> dict[str, U8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from layerflow.clip import U8, resize_cover
-from layerflow.layer_set import LayerSet, model_layers
+from layerflow.layer_set import model_layers, prompted_of
 from layerflow.media.cells import MediaError
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.media.decode import Decoder
@@ -30,6 +30,7 @@ class SampleRequest:
 
     given: layer -> video or picture file. prompt, negative_prompt: layer -> text.
     height, width: pixels. num_frames: of one layer. count samples use the seeds from ``seed`` on.
+    foregrounds: how many there are, of a model with several.
     """
 
     model: Path
@@ -51,6 +52,7 @@ class SampleRequest:
     exact_given: bool = False
     png: bool = False
     dtype: str | None = None
+    foregrounds: int | None = None
 
 
 def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
@@ -66,8 +68,10 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
     pipe = load_pipeline(request.model, request.dtype)
     pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
     known = model_layers(request.model)
-    check_prompts(request, known)
-    layers, fps = _read_layers(request, pipe, known)
+    present = known.with_foregrounds(request.foregrounds or len(known.foregrounds))
+    check_prompts(request, prompted_of(present))
+    layers, fps = _read_layers(request, pipe, present)
+    some = {"foregrounds": request.foregrounds} if len(known.foregrounds) > 1 else {}
     steps, guidance = sampling_settings(request.model, request.steps, request.guidance)
     seeds = range(request.seed, request.seed + request.count)
     folders, clips = [], []
@@ -86,6 +90,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
             output_type="uint8",
             exact_given=request.exact_given,
             official_sampler=request.official_sampler,
+            **some,
         )
         name = request.id or f"seed-{request.seed}"
         if request.count > 1:
@@ -124,25 +129,26 @@ def _about(request: SampleRequest, seed: int, steps: int, guidance: float) -> di
     return said
 
 
-def check_prompts(request: SampleRequest, known: LayerSet) -> None:
-    """ValueError for a prompt of a layer that the model does not have."""
+def check_prompts(request: SampleRequest, prompted: Sequence[str]) -> None:
+    """ValueError for a prompt of a layer that is none of those with one."""
     for layer in (*request.prompt, *request.negative_prompt):
-        if layer not in known.prompted:
+        if layer not in prompted:
             raise ValueError(
-                f"{layer!r} has no prompt; the layers of this model with prompts are "
-                f"{', '.join(known.prompted)}"
+                f"{layer!r} has no prompt; the layers with prompts are {', '.join(prompted)}"
             )
 
 
-def _read_layers(request: SampleRequest, pipe: Any, known: LayerSet) -> tuple[dict[str, U8], float]:
+def _read_layers(
+    request: SampleRequest, pipe: Any, known: Sequence[str]
+) -> tuple[dict[str, U8], float]:
     """Given files at the size and length of the request, and the frame rate."""
     if not request.given:
         return {}, request.fps or 8.0
     height, width, count = pipe.default_size(request.height, request.width, request.num_frames)
     layers, rate = {}, None
     for layer, path in request.given.items():
-        if layer not in known.layers:
-            raise ValueError(f"--given names {layer!r}; the layers are {', '.join(known.layers)}")
+        if layer not in known:
+            raise ValueError(f"--given names {layer!r}; the layers are {', '.join(known)}")
         frames, own = read_file(path)
         if len(frames) == 1:
             frames = np.repeat(frames, count, axis=0)

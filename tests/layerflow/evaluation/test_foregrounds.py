@@ -175,4 +175,5 @@ def test_given_layers_of_a_stack_reach_the_pipeline_and_come_back_by_name() -> N
     layers = ("foreground.2", "alpha.2", "foreground.3", "blended")
     (made,) = complete(Pipe(), [truth], layers, steps=1, guidance=1.0, seeds=[0])
     assert set(asked["given"][0]) == {"foreground.2", "alpha.2", "blended"}  # it has no third one
+    assert asked["foregrounds"] == 2
     assert np.array_equal(made.layer("alpha"), matte(5)) and made.foregrounds == truth.foregrounds
