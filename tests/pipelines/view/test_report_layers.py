@@ -14,6 +14,7 @@ from layerflow.model.presets import init_directory
 from pipelines.encode.job import run_encode
 from pipelines.view.page import write_report
 from pipelines.view.source import PANELS, make_preview, open_source
+from tests.support.browser import browser
 from tests.support.several import COLOURS, several, several_corpus
 
 
@@ -63,3 +64,24 @@ def test_a_sheet_has_a_column_for_each_layer_that_some_clip_has() -> None:
     narrow = contact_sheet([clip], height=32)
     assert narrow.tobytes() == contact_sheet([stack_of(clip)], height=32).tobytes()
     assert shown_layers([clip]) == ["blended", "foreground", "alpha", "background"]
+
+
+def test_an_open_clip_shows_its_objects_over_a_backing(tmp_path: Path) -> None:
+    corpus = several_corpus(tmp_path / "c", 2)
+    write_report(corpus.path, tmp_path / "r.html", workers=0)
+    with browser(tmp_path) as page:
+        page.open((tmp_path / "r.html").as_uri())
+        page.run("open(listed[0])")
+        page.wait("return document.querySelectorAll('#panels figure').length === 10")
+        page.wait("return opened.player.shot")
+        texts = "return [...document.querySelectorAll('figcaption')].map(f => f.textContent)"
+        names = page.run(texts)
+        assert names[6:] == ["object 1", "alpha of object 1", "object 2", "alpha of object 2"]
+        page.run("opened.player.draw(true)")
+        script = """
+            const canvas = document.querySelectorAll('#panels canvas')[8];
+            return [...canvas.getContext('2d').getImageData(...arguments, 1, 1).data].slice(0, 3);
+        """
+        inside, outside = page.run(script, 22, 16), page.run(script, 2, 2)
+        assert max(abs(a - b) for a, b in zip(inside, COLOURS[1], strict=True)) < 40, inside
+        assert min(outside) > 170 and max(outside) - min(outside) < 12  # the checkerboard
