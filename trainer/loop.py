@@ -32,6 +32,7 @@ from trainer.distributed.processes import World, join_world, until_terminated
 from trainer.distributed.signals import Signals, give_up
 from trainer.export import export, load_model, model_after
 from trainer.held_out import HeldOut, held_out
+from trainer.layers import model_layers
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
@@ -125,6 +126,7 @@ def train(
 def make_batches(run: Run, stage: Stage) -> Batches:
     """The stage's batches for this rank. ValueError for what does not fit the manifest."""
     manifest, parts = run.manifest, open_parts(run.manifest, stage)
+    layers = model_layers(manifest.model)
     if stage.parallel == "fsdp":
         check_alike(parts, stage.name)
     dropout = stage.dropout or manifest.dropout
@@ -138,6 +140,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         joint=dropout.joint,
         layer=dropout.layer,
         num_timesteps=run.scheduler.config.num_train_timesteps,
+        prompts=len(layers.prompted),
     )
     return Batches(
         parts,
@@ -146,6 +149,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         world=run.world.size,
         accumulate=manifest.passes(stage, run.world.size),
         uneven=manifest.min_workers is not None,
+        layers=layers,
     )
 
 
@@ -179,7 +183,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
-                losses = layer_loss(transformer, run.scheduler, *batch.tensors())
+                losses = layer_loss(
+                    transformer, run.scheduler, *batch.tensors(), layers=batch.layers
+                )
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from layerflow.seeds import keyed
 
 BLOCK = 1024  # steps whose mixture counts are made at once
-PROMPTS = 3
+PROMPTS = 3  # of a model with one foreground
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Draw:
     task: str
     timestep: int
     drop: tuple[bool, ...]
-    """For each prompt, whether zeros replace it."""
+    """For each prompt of the model's layers, whether zeros replace it."""
     frame: float
     """In [0, 1): which frame a frozen clip shows."""
 
@@ -45,7 +45,8 @@ class Order:
 
     seed: of the run. stage: its name, so that stages do not share randomness. batch: samples a
     step. sizes, weights: rows and weight of each component of the mixture. tasks: task -> weight.
-    joint, layer: chances that all prompts, or each prompt, are dropped.
+    joint, layer: chances that all prompts, or each prompt, are dropped. prompts: how many a model
+    has.
 
     Within each step the shares of components and tasks are exact up to rounding, and timesteps
     are stratified: one in each of `batch` equal parts of 0..num_timesteps-1. Each component goes
@@ -61,6 +62,7 @@ class Order:
     joint: float = 0.0
     layer: float = 0.0
     num_timesteps: int = 1000
+    prompts: int = PROMPTS
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.weights) or not self.sizes or min(self.sizes) < 1:
@@ -76,7 +78,7 @@ class Order:
         tasks = rng.permutation(_systematic(list(self.tasks.values()), batch, rng.random()))
         strata = (rng.permutation(batch) + rng.random(batch)) / batch
         timesteps = np.minimum((strata * self.num_timesteps).astype(int), self.num_timesteps - 1)
-        chance = rng.random((batch, PROMPTS + 1))
+        chance = rng.random((batch, self.prompts + 1))
         drop = (chance[:, :1] < self.joint) | (chance[:, 1:] < self.layer)
         frames = rng.random(batch)
         names = list(self.tasks)

@@ -7,12 +7,14 @@ enter clean and are left out of the loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layerflow.model import adapters
+from layerflow.model.layers import Layout
 
 
 def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -45,12 +47,14 @@ def sequence_loss(
     *,
     given: Tensor | None = None,
     motion_gate: Tensor | None = None,
+    layout: Layout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each sample over its generated latents, for any layout.
 
     latents: clean ``[B, F, C, h, w]``; noise: like latents. text: ``[B, P*L, D]``.
-    given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, 4]``, the same by
-    layer, for the network's marks. timesteps: int64 ``[B]``. motion_gate: ``[B]``.
+    given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, n]``, the same by
+    layer, for the network's marks. timesteps: int64 ``[B]``. motion_gate: ``[B]``. layout: how
+    layers lie on the F latent frames; None: the network's own.
 
     Returns it, float32 ``[B]``, and the predicted v, ``[B, F, C, h, w]``.
     """
@@ -63,6 +67,7 @@ def sequence_loss(
         text.to(dtype),
         timesteps,
         given=given,
+        layout=layout,
         motion_gate=motion_gate,
         return_dict=False,
     )[0].float()
@@ -81,20 +86,27 @@ def layer_loss(
     timesteps: Tensor,
     noise: Tensor,
     motion_gate: Tensor | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Tensor:
     """Loss of each sample: the mean squared v error over its generated elements.
 
-    latents: clean ``[B, 4, f, C, h, w]``, layers in ``LAYERS`` order; noise: like latents.
-    prompt_embeds: ``[B, 3, L, D]``; a dropped prompt is zeros.
-    given: bool ``[B, 4]``; at least one layer of each sample must be generated (a sample without
+    latents: clean ``[B, n, f, C, h, w]``; noise: like latents.
+    prompt_embeds: ``[B, p, L, D]``; a dropped prompt is zeros.
+    given: bool ``[B, n]``; at least one layer of each sample must be generated (a sample without
     any has loss 0).
     timesteps: int64 ``[B]``. motion_gate: ``[B]``, 1 for static samples; None: that of the
     enclosing ``adapters.motion_gate`` block. The gate that is passed here also holds for this
     pass' recomputation under checkpointing.
+    layers: names of the n layers, in the order of the network's set; those in colour have the p
+    prompts. None: all of its layers. What is absent is in no sequence, attention or loss.
 
     Returns float32 ``[B]``. Differentiable.
     """
-    frames = given.repeat_interleave(latents.shape[2], dim=1)
+    count = latents.shape[2]
+    layout = None
+    if layers is not None:
+        layout = adapters.unwrap(transformer).layout(count * len(layers), tuple(layers))
+    frames = given.repeat_interleave(count, dim=1)
     loss, _ = sequence_loss(
         transformer,
         scheduler,
@@ -105,5 +117,6 @@ def layer_loss(
         noise.flatten(1, 2),
         given=given,
         motion_gate=motion_gate,
+        layout=layout,
     )
     return loss

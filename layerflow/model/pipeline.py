@@ -213,7 +213,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ),
             clean=self._encode_given(pixels, layout, shape, generator),
             given_frames=torch.tensor([layout.given_frames(sample) for sample in pixels]),
-            given_layers=torch.tensor([[name in sample for name in LAYERS] for sample in pixels]),
+            given_layers=torch.tensor([[n in sample for n in layout.layers] for sample in pixels]),
             guidance_scale=guidance_scale,
             dynamic=use_dynamic_cfg,
             attention_kwargs=attention_kwargs,

@@ -10,7 +10,6 @@ import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from torch import Tensor, nn
 
-from layerflow.clip import LAYERS
 from layerflow.model.layers import Layout
 
 MAX_TABLES = 16
@@ -20,12 +19,13 @@ class Tables(NamedTuple):
     """What one (layout, height, width) adds.
 
     video: ``[F, h*w, dim]`` or None. rotary: (cos, sin), each float32 ``[F*h*w, head_dim]``, or
-    None. frame_layers: int64 ``[F]``, index in ``LAYERS``. prompt_slots: int64 ``[P]``, index in
-    ``PROMPTED``.
+    None. frame_slots, frame_layers: int64 ``[F]``, index in the layout's layers and in its set's.
+    prompt_slots: int64 ``[P]``, index in the set's prompts.
     """
 
     video: Tensor | None
     rotary: tuple[Tensor, Tensor] | None
+    frame_slots: Tensor
     frame_layers: Tensor
     prompt_slots: Tensor
 
@@ -112,10 +112,8 @@ class Positions(nn.Module):
                 for t in (cos, sin)
             )
             rotary = (cos, sin)
-        layers, slots = (
-            _indices(i, like.device) for i in (layout.frame_layers, layout.prompt_slots)
-        )
-        return Tables(video, rotary, layers, slots)
+        places = (layout.frame_slots, layout.frame_layers, layout.prompt_slots)
+        return Tables(video, rotary, *(_indices(place, like.device) for place in places))
 
 
 class ExactTimesteps(nn.Module):
@@ -141,18 +139,17 @@ class LayerEmbedding(nn.Module):
     """Vectors that mark a token's layer, and whether its layer is given.
 
     text: ``[prompts, dim]`` for the tokens of each prompt (also the official layer embedding).
-    video: ``[4, dim]`` for the video tokens of each layer, in ``LAYERS`` order.
-    given: ``[4, dim]`` for the video tokens of each layer that is given.
+    video: ``[layers, dim]`` for the video tokens of each layer of the set, in its order.
+    given: ``[layers, dim]`` for the video tokens of each layer that is given.
 
     All zero at first, so that a network starts as what it was made from.
     """
 
-    def __init__(self, dim: int, num_prompts: int, video: bool) -> None:
+    def __init__(self, dim: int, num_prompts: int, num_layers: int) -> None:
         super().__init__()
-        layers = (len(LAYERS), dim)
         self.text = nn.Parameter(torch.zeros(num_prompts, dim)) if num_prompts else None
-        self.video = nn.Parameter(torch.zeros(layers)) if video else None
-        self.given = nn.Parameter(torch.zeros(layers)) if video else None
+        self.video = nn.Parameter(torch.zeros(num_layers, dim)) if num_layers else None
+        self.given = nn.Parameter(torch.zeros(num_layers, dim)) if num_layers else None
 
     def embed_text(
         self, text: Tensor, layout: Layout, tables: Tables, stored: Tensor | None
@@ -174,7 +171,7 @@ class LayerEmbedding(nn.Module):
     def embed_video(self, video: Tensor, tables: Tables, given: Tensor | None) -> Tensor:
         """Patches ``[B, F, n, dim]`` with positions, layer embedding and given marks added.
 
-        given: bool ``[B, 4]`` in ``LAYERS`` order, or None for nothing given.
+        given: bool ``[B, n]``, the layout's layers, or None for nothing given.
         """
         added = tables.video
         if self.video is not None:
@@ -183,7 +180,7 @@ class LayerEmbedding(nn.Module):
         if added is not None:
             video = video + added.to(video.dtype)
         if given is not None and self.given is not None:
-            mark = given.to(video.dtype)[:, tables.frame_layers, None]
+            mark = given.to(video.dtype)[:, tables.frame_slots, None]
             mark = mark * self.given[tables.frame_layers].to(video.dtype)
             video = video + mark[:, :, None]
         return video

@@ -22,7 +22,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
-from layerflow.clip import BLENDED, LAYERS, PROMPTED
+from layerflow.clip import BLENDED
+from layerflow.layer_set import layer_set
 from layerflow.model import adapters
 from layerflow.model.adapter_files import check_adapters, name_adapters, saved_adapters
 from layerflow.model.layers import Layout, native_layout, official_task
@@ -40,7 +41,8 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
     mode: ``native`` or ``official`` (bit-faithful to a released checkpoint).
     task: the released configuration (a key of ``layers.OFFICIAL``); official mode only.
     num_text_tokens: tokens of one prompt; the text is ``[B, P*L, D]``.
-    num_prompts: prompt slots; 3 in native mode.
+    layers: name of the set of layers (``layer_set.LayerSet``); native mode only.
+    num_prompts: prompt slots; in native mode one for each layer of the set in colour.
     positions: ``shared`` (each layer counts its time from 0) or ``continuous``; native mode only.
     stored_positions: prompts, tokens and frames of a position table that the weights carry.
     position_grid: height and width in patches that rotary positions were learnt at, whatever size
@@ -93,8 +95,9 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         norm_out_eps: float = 1e-5,
         exact_timesteps: bool = False,
         position_grid: tuple[int, int] | list[int] | None = None,
+        layers: str = "rgba",
     ) -> None:
-        _check_config(mode, task, positions, patch_size_t, ofs_embed_dim, num_prompts)
+        _check_config(mode, task, positions, patch_size_t, ofs_embed_dim, num_prompts, layers)
         # It makes no tables of its own: ``Positions`` makes them.
         own = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": False}
         taken = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
@@ -105,6 +108,7 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         )
         self.norm_out.norm.eps = norm_out_eps
         self.official = official_task(task) if mode == "official" else None
+        self.layer_set = layer_set(self.official.layout.of if self.official else layers)
         dim = num_attention_heads * attention_head_dim
         if exact_timesteps:
             self.time_proj = ExactTimesteps(dim)
@@ -119,13 +123,17 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
             tuple(stored_positions) if stored_positions else (0, 0, 0),  # type: ignore[arg-type]
         )
         embedded = num_prompts if self.official is None or self.official.layer_embedding else 0
-        self.layer_embedding = LayerEmbedding(dim, embedded, video=self.official is None)
+        marked = len(self.layer_set.layers) if self.official is None else 0
+        self.layer_embedding = LayerEmbedding(dim, embedded, marked)
         self.motion_gate = adapters.MotionGate()
 
-    def layout(self, num_frames: int | None = None) -> Layout:
+    def layout(
+        self, num_frames: int | None = None, layers: tuple[str, ...] | None = None
+    ) -> Layout:
         """How layers lie on ``num_frames`` latent frames (None: the configuration's own number).
 
-        ValueError for a number that this model cannot have.
+        layers: those of a sample that has not all of the set's; None: all. ValueError for a number
+        or for layers that this model cannot have.
         """
         config = self.config
         if self.official is not None:
@@ -135,10 +143,10 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
                     f"{config.task} has {layout.num_frames} latent frames, not {num_frames}"
                 )
             return layout
-        single: tuple[str, ...] = (BLENDED,)
-        layers, prompts = (single, single) if config.num_prompts == 1 else (LAYERS, PROMPTED)
+        own = (BLENDED,) if config.num_prompts == 1 else self.layer_set.layers
+        layers = own if layers is None else layers
         total = config.latent_frames * len(layers) if num_frames is None else num_frames
-        return native_layout(total, layers, prompts, config.positions == "shared")
+        return native_layout(total, layers, config.positions == "shared", self.layer_set.name)
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -157,7 +165,7 @@ class LayerFlowTransformer3DModel(CogVideoXTransformer3DModel):
         hidden_states: ``[B, F, C, H, W]``, given layers clean, the others noisy.
         encoder_hidden_states: ``[B, P*L, D]``; a missing or dropped prompt is zeros.
         timestep: ``[B]`` in 0..999, one for all layers of a sample.
-        given: bool ``[B, 4]`` in ``LAYERS`` order; None: nothing is given. It only marks tokens:
+        given: bool ``[B, n]``, the layout's layers; None: nothing is given. It only marks tokens:
             putting clean latents in place is the caller's work. Official networks mark nothing.
         layout: how layers lie on the frame axis; None: the model's own layout of F frames.
         motion_gate: float ``[B]``; None: that of the enclosing ``adapters.motion_gate`` block, or
@@ -306,6 +314,7 @@ def _check_config(
     patch_size_t: int | None,
     ofs_embed_dim: int | None,
     num_prompts: int,
+    layers: str,
 ) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
@@ -315,6 +324,10 @@ def _check_config(
         raise ValueError(f"positions must be one of {POSITIONS}, not {positions!r}")
     if patch_size_t is not None or ofs_embed_dim is not None:
         raise ValueError("CogVideoX 1.5 (patch_size_t, ofs_embed_dim) is not supported")
+    own = len(layer_set(layers).prompted)
     prompts = len(official_task(task).layout.prompts) if task else num_prompts
-    if prompts != num_prompts or (mode == "native" and num_prompts not in (1, len(PROMPTED))):
-        raise ValueError(f"num_prompts cannot be {num_prompts} here; native models have 3 (or 1)")
+    if prompts != num_prompts or (mode == "native" and num_prompts not in (1, own)):
+        raise ValueError(
+            f"num_prompts cannot be {num_prompts} here; native models of layers {layers} have "
+            f"{own} (or 1)"
+        )
