@@ -76,9 +76,9 @@ def draw_clip(family: Family, rng: np.random.Generator) -> LayeredClip:
     )
 
 
-def in_object(centre: F64, turn: float) -> tuple[F64, F64]:
+def in_object(centre: F64, turn: float, side: int = SIDE) -> tuple[F64, F64]:
     """Coordinates of every pixel in the frame of an object."""
-    y, x = np.indices((SIDE, SIDE)) + 0.5
+    y, x = np.indices((side, side)) + 0.5
     y, x = y - centre[0], x - centre[1]
     return y * np.cos(turn) - x * np.sin(turn), y * np.sin(turn) + x * np.cos(turn)
 
@@ -87,9 +87,9 @@ def vivid(hue: float, rng: np.random.Generator) -> F64:
     return np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.7, 1)))
 
 
-def draw_background(frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def draw_background(frames: int, rng: np.random.Generator, side: int = SIDE) -> NDArray[np.uint8]:
     """Two octaves of smooth noise with little colour; half of them pan up to 1.5 px a frame."""
-    wide = SIDE + 16
+    wide = side + 16
     noise = sum(
         weight
         * cv2.resize(
@@ -103,6 +103,6 @@ def draw_background(frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     out = []
     for t in range(frames):
         y, x = 8 + pan * (t - (frames - 1) / 2)
-        centre = (x + SIDE / 2 - 0.5, y + SIDE / 2 - 0.5)
-        out.append(cv2.getRectSubPix(picture.astype(np.float32), (SIDE, SIDE), centre))
+        centre = (x + side / 2 - 0.5, y + side / 2 - 0.5)
+        out.append(cv2.getRectSubPix(picture.astype(np.float32), (side, side), centre))
     return np.rint(np.stack(out) * 255).astype(np.uint8)

@@ -85,9 +85,11 @@ def count_flops(
     if checkpointing == "full":
         transformer.enable_gradient_checkpointing()
     adapters.set_trainable(transformer, trainable_names(transformer, stage))
-    values = {name: value.to("meta") for name, value in vars(batch).items()}
+    batch = batch.to(torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
-        losses = layer_loss(transformer, make_scheduler("ddim"), **values)
+        losses = layer_loss(
+            transformer, make_scheduler("ddim"), *batch.tensors(), layers=batch.layers
+        )
         forward = counter.get_total_flops()
         losses.mean().backward()
         return forward, counter.get_total_flops() - forward
@@ -131,7 +133,7 @@ def count_forward_bytes(
         batch, scheduler = random_batch(transformer.config, shape), make_scheduler("ddim")
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(transformer, scheduler, *batch.tensors())
+            layer_loss(transformer, scheduler, *batch.tensors(), layers=batch.layers)
         return live.most - before
 
 

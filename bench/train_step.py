@@ -180,7 +180,7 @@ def bare_step(manifest: TrainManifest, batch: Batch) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        losses = layer_loss(model, scheduler, *batch.tensors())
+        losses = layer_loss(model, scheduler, *batch.tensors(), layers=batch.layers)
         losses.mean().backward()
         optimizer.step()
 

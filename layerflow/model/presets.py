@@ -18,6 +18,7 @@ from torch import nn
 
 from layerflow.documents import read_json
 from layerflow.files import new_folder
+from layerflow.layer_set import layer_set
 from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.from_base import make_scheduler, mark_layers, write_from_base
 from layerflow.model.transformer import LayerFlowTransformer3DModel
@@ -27,6 +28,7 @@ from layerflow.plugins import BASES
 MAX_TINY_TEXT_TOKENS = 32
 
 TINY: dict[str, Any] = {
+    "layers": "rgba",
     "height": 32,
     "width": 32,
     "num_frames": 4,
@@ -49,10 +51,10 @@ TINY: dict[str, Any] = {
     "scheduler": "ddim",
     "seed": 0,
 }
-"""Options of the tiny preset and their values. height, width in pixels, num_frames of one layer;
-widths in channels; num_text_tokens of one prompt. layer_embedding_std: random layer embedding on
-video tokens at the start; gate_bias: AdaLN gates at the start; tie_query_key: keys start as copies
-of queries, so attention starts on "same place, other layer"."""
+"""Options of the tiny preset and their values. layers: name of their set; height, width in pixels,
+num_frames of one layer; widths in channels; num_text_tokens of one prompt. layer_embedding_std:
+random layer embedding on video tokens at the start; gate_bias: AdaLN gates at the start;
+tie_query_key: keys start as copies of queries, so attention starts on "same place, other layer"."""
 
 BASE: dict[str, Any] = {
     "height": 480,
@@ -181,7 +183,7 @@ def _tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTransformer3DModel:
     """A small network from nothing, initialised as it learns fastest (see ``TINY``)."""
-    factor = options["block_size"]
+    factor, layers = options["block_size"], layer_set(options["layers"])
     model = LayerFlowTransformer3DModel(
         num_attention_heads=options["num_attention_heads"],
         attention_head_dim=options["attention_head_dim"],
@@ -192,12 +194,14 @@ def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTran
         num_layers=options["num_layers"],
         sample_height=options["height"] // factor,
         sample_width=options["width"] // factor,
-        sample_frames=4 * options["num_frames"],
+        sample_frames=len(layers.layers) * options["num_frames"],
         patch_size=options["patch_size"],
         temporal_compression_ratio=1,
-        max_text_seq_length=3 * options["num_text_tokens"],
+        max_text_seq_length=len(layers.prompted) * options["num_text_tokens"],
         spatial_interpolation_scale=options["spatial_interpolation_scale"],
         num_text_tokens=options["num_text_tokens"],
+        num_prompts=len(layers.prompted),
+        layers=layers.name,
         positions=options["positions"],
         latent_frames=options["num_frames"],
     )
