@@ -87,9 +87,9 @@ def vivid(hue: float, rng: np.random.Generator) -> F64:
     return np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.7, 1)))
 
 
-def draw_background(frames: int, rng: np.random.Generator, side: int = SIDE) -> NDArray[np.uint8]:
+def draw_background(frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Two octaves of smooth noise with little colour; half of them pan up to 1.5 px a frame."""
-    wide = side + 16
+    wide = SIDE + 16
     noise = sum(
         weight
         * cv2.resize(
@@ -103,6 +103,6 @@ def draw_background(frames: int, rng: np.random.Generator, side: int = SIDE) -> 
     out = []
     for t in range(frames):
         y, x = 8 + pan * (t - (frames - 1) / 2)
-        centre = (x + side / 2 - 0.5, y + side / 2 - 0.5)
-        out.append(cv2.getRectSubPix(picture.astype(np.float32), (side, side), centre))
+        centre = (x + SIDE / 2 - 0.5, y + SIDE / 2 - 0.5)
+        out.append(cv2.getRectSubPix(picture.astype(np.float32), (SIDE, SIDE), centre))
     return np.rint(np.stack(out) * 255).astype(np.uint8)

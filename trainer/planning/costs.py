@@ -33,6 +33,9 @@ PASSED = {
 WHOLE = {"fp32": 44.0, "bf16": 29.5}  # more where all weights train, and nothing is recomputed
 LORA = 8.0  # more where a LoRA trains: its inputs, cast once for each target
 WORK = {"fp32": 30.0, "bf16": 12.0}  # for what is computed at the moment
+# More where a block with a LoRA is recomputed, but in the first: there nothing asks for the gradient
+# of its input.
+LORA_WORK = {"fp32": 0.0, "bf16": 4.5}
 OUTSIDE = 7.9  # what embeddings and the last norms keep
 # The most that a forward pass without gradients holds, a token and channel.
 FORWARD = {"fp32": 48.3, "bf16": 26.3}
@@ -220,14 +223,22 @@ def memory_bytes(
     precision, kind, d = manifest.precision, manifest.checkpointing, _width(config)
     state = 4 * (total + trained * (4 if average else 3)) / shards
     copies = 24.0 * d * d if precision == "bf16" else 0.0  # of one block's linear layers
+    # what lies between the two matrices of a block's LoRA, of all its targets
+    loras = 0 if "whole" in parts else parts.count("lora")
+    ranks = trained / (2 * d * loras) if loras else 0.0
+    between = tokens * ranks * (2.0 if precision == "bf16" else 4.0)
     kept, most = OUTSIDE * tokens * d, 0.0
-    for part in parts:
-        if part == "untouched":
-            continue
+    reached = [part for part in parts if part != "untouched"]
+    for index, part in enumerate(reached):
         whole = tokens * d * kept_bytes(precision, "none", part) + copies
         here = tokens * d * kept_bytes(precision, kind, part) + (copies if kind == "none" else 0)
+        work = WORK[precision]
+        if part == "lora":
+            whole += between
+            here += between if kind != "full" else 0.0
+            work += LORA_WORK[precision] if kind != "none" and index else 0.0
         kept += here
-        most = max(most, kept + max(0.0, whole - here) + tokens * d * WORK[precision])
+        most = max(most, kept + max(0.0, whole - here) + tokens * d * work)
     return float(state + most)
 
 
