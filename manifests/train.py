@@ -66,7 +66,7 @@ class Validation(Strict):
     @classmethod
     def _tasks(cls, value: list[str]) -> list[str]:
         for name in value:
-            given_layers(name, EVERY)
+            given_layers(name, EVERY.layers)
         return value
 
     @field_validator("timesteps")

@@ -162,7 +162,7 @@ class Stage(Strict):
     @classmethod
     def _tasks(cls, value: dict[str, float]) -> dict[str, float]:
         for name, weight in value.items():
-            given_layers(name, EVERY)
+            given_layers(name, EVERY.layers)
             if weight < 0:
                 raise ValueError(f"task {name!r} has a negative weight")
         if not sum(value.values()) > 0:

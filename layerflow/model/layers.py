@@ -18,8 +18,8 @@ from itertools import accumulate
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, PROMPTED
 from layerflow.layer_set import EFFECTS, MAX_FOREGROUNDS, layer_set
 
-EVERY = layer_set(f"rgbax{MAX_FOREGROUNDS}+{EFFECTS}").layers
-"""All layers that any set has."""
+EVERY = layer_set(f"rgbax{MAX_FOREGROUNDS}+{EFFECTS}")
+"""The set that has all layers of all sets."""
 
 TASKS: dict[str, tuple[str, ...]] = {
     "generate": (),
