@@ -34,9 +34,10 @@ from bench.train_gpu import (
     training_step,
 )
 from layerflow.model import adapters
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.objective import layer_loss
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
 from trainer.data import Batch
@@ -88,7 +89,7 @@ def count_flops(
     batch = batch.to(torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
         losses = layer_loss(
-            transformer, make_scheduler("ddim"), *batch.tensors(), layers=batch.layers
+            transformer, VPrediction(make_scheduler("ddim")), *batch.tensors(), layers=batch.layers
         )
         forward = counter.get_total_flops()
         losses.mean().backward()
@@ -130,10 +131,11 @@ def count_forward_bytes(
     half = manifest.precision == "bf16"
     with FakeTensorMode(), Live() as live, norms_in_fp32(half), torch.no_grad():
         fill(transformer, names)
-        batch, scheduler = random_batch(transformer.config, shape), make_scheduler("ddim")
+        batch = random_batch(transformer.config, shape)
+        process = VPrediction(make_scheduler("ddim"))
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(transformer, scheduler, *batch.tensors(), layers=batch.layers)
+            layer_loss(transformer, process, *batch.tensors(), layers=batch.layers)
         return live.most - before
 
 

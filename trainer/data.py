@@ -90,7 +90,7 @@ class Batch:
     given: torch.Tensor
     """bool [B, n]"""
     timesteps: torch.Tensor
-    """int64 [B]"""
+    """[B], times of the base's noise process"""
     noise: torch.Tensor
     """like latents"""
     motion_gate: torch.Tensor

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from layerflow.layer_set import LayerSet, layer_set
+from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest, Validation
@@ -63,7 +64,7 @@ class HeldOut:
     def losses(
         self,
         transformer: nn.Module,
-        scheduler: object,
+        process: NoiseProcess,
         *,
         gate: int = 0,
         size: int = 1,
@@ -86,7 +87,7 @@ class HeldOut:
                         few = few.to(world.device)
                         with precision():
                             losses = layer_loss(
-                                transformer, scheduler, *few.tensors(), layers=few.layers
+                                transformer, process, *few.tensors(), layers=few.layers
                             )
                         if turn < count:
                             total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)

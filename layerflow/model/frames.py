@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,6 +21,37 @@ OUTPUT_TYPES = ("pil", "np", "uint8", "pt", "latent")
 FLOOR = 0.1
 """Alpha below which straight colour cannot be told from the grey domain and is continued."""
 MATTES = frozenset(EVERY.mattes.values())
+
+
+@dataclass
+class LayerFlowPipelineOutput(BaseOutput):
+    """The layers of each sample, in the pipeline's output type.
+
+    foreground: RGBA with straight colour. alpha: one channel. background, blended: RGB. Models of
+    layers ``rgb`` have no alpha: then alpha is None and foreground is RGB as generated.
+    Further layers are entries: ``output["foreground.2"]`` is RGBA, ``output["alpha.2"]`` its matte.
+    For ``output_type="latent"`` each is scaled latents ``[B, f, C, h, w]``.
+    """
+
+    foreground: Any
+    alpha: Any
+    background: Any
+    blended: Any
+
+    @property
+    def frames(self) -> Any:
+        """The blended layer, under diffusers' name for a video."""
+        return self.blended
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """All layers that there are by name, in the order of the set."""
+        return {name: self[name] for name in EVERY.layers if name in self}
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """Layer -> frames of one sample; None for the alpha of a model without one."""
+        every = dict.fromkeys(LAYERS) | self.layers
+        return {name: None if frames is None else frames[index] for name, frames in every.items()}
 
 
 def as_frames(value: Any, layer: str) -> F32:

@@ -1,8 +1,8 @@
-"""LayerFlowPipeline: prompts and any given layers in, all layers out.
+"""The pipeline of every base: prompts and any given layers in, all layers out.
 
 ::
 
-    pipe = LayerFlowPipeline.from_pretrained("models/tiny")
+    pipe = layerflow.LayerFlowPipeline.from_pretrained("models/tiny")
     out = pipe(prompt={"foreground": "a red ball"}, given={"blended": frames})
     out.foreground, out.alpha, out.background, out.blended
 """
@@ -12,94 +12,72 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import (
-    CogVideoXDDIMScheduler,
-    CogVideoXDPMScheduler,
-    CogVideoXTransformer3DModel,
-    DiffusionPipeline,
-    ModelMixin,
-)
-from diffusers.loaders import CogVideoXLoraLoaderMixin
-from diffusers.utils import BaseOutput
+from diffusers import DiffusionPipeline
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-import layerflow.model.transformer  # noqa: F401  diffusers takes our classes from what is imported
 from layerflow.clip import LAYERS
+from layerflow.lazy import lazy_names
 from layerflow.model import autoencoder, frames, text
 from layerflow.model.denoise import Denoiser
+from layerflow.model.frames import LayerFlowPipelineOutput
 from layerflow.model.layers import Layout
 from layerflow.model.sequence import Generators, decode_sequence, draw_noise, encode_given
 
 Given = Mapping[str, Any]
 
-OWN_MODULES = {
-    "LayerFlowTransformer3DModel": "layerflow.model.transformer",
-    "BlockDCTAutoencoder": "layerflow.model.autoencoder",
-}
-
-
-@dataclass
-class LayerFlowPipelineOutput(BaseOutput):
-    """The layers of each sample, in the pipeline's output type.
-
-    foreground: RGBA with straight colour. alpha: one channel. background, blended: RGB. Official
-    RGB checkpoints have no alpha: then alpha is None and foreground is RGB as generated.
-    For ``output_type="latent"`` each is scaled latents ``[B, f, C, h, w]``.
-    """
-
-    foreground: Any
-    alpha: Any
-    background: Any
-    blended: Any
-
-    @property
-    def frames(self) -> Any:
-        """The blended layer, under diffusers' name for a video."""
-        return self.blended
-
-    def sample(self, index: int) -> dict[str, Any]:
-        """Layer -> frames of one sample; None for the alpha of a model without one."""
-        every = ((name, getattr(self, name)) for name in LAYERS)
-        return {name: None if frames is None else frames[index] for name, frames in every}
+__getattr__ = lazy_names(
+    __name__, {"LayerFlowPipeline": "layerflow.model.cogvideox.pipeline"}
+)  # where it was, and is looked for
 
 
 def _is_entry(value: Any) -> bool:
     """Whether this is a module and class of ``model_index.json``."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[1], str)
 
 
-class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
-    """All layers together, or some from the others. Conventions are CogVideoXPipeline's.
+class LayeredPipeline(DiffusionPipeline):
+    """All layers together, or some from the others. Conventions are those of diffusers' pipelines.
 
-    vae: ``AutoencoderKLCogVideoX`` or ``BlockDCTAutoencoder``; transformer:
-    ``LayerFlowTransformer3DModel``.
+    A base's pipeline derives from this and from diffusers' LoRA loader, has an ``__init__`` of its
+    own with the types of its components, and says:
+
+    own_modules: classes of ours -> the module that model folders name for them; it has to be
+    imported where the class is, and to have ``ModelMixin`` in it, where diffusers looks it up.
+    autoencoders: as ``Base.autoencoders``. denoiser: the loop. factors: pixel frames and pixels of
+    a latent where there is no autoencoder.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar = ["tokenizer", "text_encoder", "vae"]
     _callback_tensor_inputs: ClassVar = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        text_encoder: T5EncoderModel | None,
-        vae: ModelMixin | None,
-        transformer: CogVideoXTransformer3DModel,
-        scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            vae=vae,
-            transformer=transformer,
-            scheduler=scheduler,
-        )
+    own_modules: ClassVar[dict[str, str]] = {}
+    autoencoders: ClassVar[Mapping[str, autoencoder.AutoencoderKind]] = {}
+    denoiser: ClassVar[type[Denoiser]] = Denoiser
+    factors: ClassVar[tuple[int, int]] = (4, 8)
+
+    def register_modules(self, **parts: Any) -> None:
+        """diffusers' ``register_modules``; shipped code knows its autoencoders from here."""
+        autoencoder.KINDS.update(self.autoencoders)
+        super().register_modules(**parts)
+
+    def register_to_config(self, **entries: Any) -> None:
+        """diffusers' ``register_to_config``; our classes go on record under ``own_modules``."""
+        for part, entry in entries.items():
+            own = self.own_modules.get(entry[1]) if _is_entry(entry) else None
+            if own in sys.modules:
+                entries[part] = (own, entry[1])
+        super().register_to_config(**entries)
+
+    @staticmethod
+    def encode_texts(
+        tokenizer: Any, text_encoder: Any, texts: Sequence[str], num_tokens: int
+    ) -> Tensor:
+        """As ``Base.encode_texts``."""
+        raise NotImplementedError
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +85,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         said = super().load_config(*args, **kwargs)
         config = said[0] if isinstance(said, tuple) else said
         for part, entry in config.items():
-            own = OWN_MODULES.get(entry[1]) if _is_entry(entry) else None
+            own = cls.own_modules.get(entry[1]) if _is_entry(entry) else None
             if part != "_class_name" and own in sys.modules:
                 config[part] = [own, entry[1]]
         return said
@@ -123,20 +101,27 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """``[N, L, D]`` float32 of prefixed texts (``text.prefixed``); zeros for an empty one."""
         tokens = int(self.transformer.config.num_text_tokens)
-        return text.encode_texts(self.tokenizer, self.text_encoder, texts, tokens)
+        return self.encode_texts(self.tokenizer, self.text_encoder, texts, tokens)
 
     def default_size(
         self, height: int | None = None, width: int | None = None, num_frames: int | None = None
     ) -> tuple[int, int, int]:
         """Height and width in pixels and frames of one layer, the model's own where None."""
-        config, vae = self.transformer.config, self.vae
-        factor = 8 if vae is None else autoencoder.spatial_factor(vae)
-        times = 4 if vae is None else autoencoder.temporal_factor(vae)
+        config, factor = self.transformer.config, self._spatial_factor
         return (
             height or config.sample_height * factor,
             width or config.sample_width * factor,
-            num_frames or config.latent_frames * times,
+            num_frames or self._pixel_frames(config.latent_frames),
         )
+
+    @property
+    def _spatial_factor(self) -> int:
+        return self.factors[1] if self.vae is None else autoencoder.spatial_factor(self.vae)
+
+    def _pixel_frames(self, latent: int) -> int:
+        if self.vae is None:
+            return latent * self.factors[0]
+        return autoencoder.pixel_frames(self.vae, latent)
 
     @property
     def guidance_scale(self) -> float:
@@ -176,6 +161,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         exact_given: bool = False,
         official_sampler: bool = False,
+        foregrounds: int | None = None,
     ) -> LayerFlowPipelineOutput | tuple[Any, ...]:
         """Sample layers.
 
@@ -183,7 +169,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             prompt. Missing prompts are zeros. negative_prompt: likewise; missing is zeros, as
             released.
         given: layer -> frames for all samples, or a list, one per prompt. Frames are uint8, float
-            in [0, 1], PIL or torch, ``[T, H, W, C]``. An RGBA foreground gives alpha too; a
+            in [0, 1], PIL or torch, ``[T, H, W, C]``. An RGBA foreground gives its matte too; a
             foreground without alpha is taken to be on mid-grey.
         height, width: pixels; num_frames: of one layer. None: those of the given layers, else the
             model's own.
@@ -195,6 +181,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         output_type: ``pil``, ``np`` (float in [0, 1]), ``uint8``, ``pt`` or ``latent``.
         exact_given: return given layers pixel by pixel instead of through the autoencoder.
         official_sampler: the released sampler instead of the scheduler.
+        foregrounds: how many of the model's foregrounds there are, the hindmost first; None: all.
 
         ValueError for a wrong layer, size, frame count, shape or range, saying what is allowed.
         """
@@ -202,9 +189,10 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         count = self._count(prompt, prompt_embeds, given)
-        pixels = self._read_given(given, count)
-        layout, shape = self._plan(pixels, height, width, num_frames)
-        denoiser = Denoiser(
+        layers = self._layers(foregrounds)
+        pixels = self._read_given(given, count, layers)
+        layout, shape = self._plan(pixels, height, width, num_frames, layers)
+        denoiser = self.denoiser(
             pipe=self,
             layout=layout,
             prompt_embeds=self._embeds("prompt", prompt, prompt_embeds, count, layout),
@@ -257,12 +245,20 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(f"lists must be equally long and not empty: {counts}")
         return next(iter(counts.values()), 1)
 
-    def _read_given(self, given: Any, count: int) -> list[dict[str, frames.F32]]:
+    def _layers(self, foregrounds: int | None) -> tuple[str, ...]:
+        """The layers of a sample with so many foregrounds."""
+        if foregrounds is None:
+            return self.transformer.layout().layers
+        return self.transformer.layer_set.with_foregrounds(foregrounds)
+
+    def _read_given(
+        self, given: Any, count: int, layers: tuple[str, ...]
+    ) -> list[dict[str, frames.F32]]:
         """Per sample: given layer -> float32 in [0, 1]."""
         items = list(given) if isinstance(given, (list, tuple)) else [given] * count
         if any(item is not None and not isinstance(item, Mapping) for item in items):
             raise ValueError("given must be a dict of layer -> frames, or a list of such dicts")
-        samples = [frames.read_given(item) for item in items]
+        samples = [frames.read_given(item, layers) for item in items]
         task = self.transformer.official
         for sample in samples:
             if task is not None and tuple(sample) != task.given:
@@ -278,10 +274,11 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         height: int | None,
         width: int | None,
         num_frames: int | None,
+        layers: tuple[str, ...],
     ) -> tuple[Layout, tuple[int, int, int, int]]:
         """The layout and the latent shape ``(F, C, h, w)`` of what was asked for."""
         config, task = self.transformer.config, self.transformer.official
-        factor = 8 if self.vae is None else autoencoder.spatial_factor(self.vae)
+        factor = self._spatial_factor
         sizes = {next(iter(sample.values())).shape[:3] for sample in samples if sample}
         if len(sizes) > 1:
             raise ValueError(f"given layers of different samples differ in size: {sorted(sizes)}")
@@ -293,11 +290,11 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             if a is not None and b is not None and a != b:
                 raise ValueError(f"{name} is {a}, but the given layers have {b}")
         height, width, _ = self.default_size(height or given[1], width or given[2])
-        step = factor * config.patch_size
+        step = factor * self.transformer.patch_side
         if height % step or width % step:
             raise ValueError(f"height and width must be multiples of {step}: {height}x{width}")
         size = (height // factor, width // factor)
-        layout = self._layout(num_frames or given[0])
+        layout = self._layout(num_frames or given[0], layers)
         if task is not None and size != (config.sample_height, config.sample_width):
             raise ValueError(
                 f"{task.name} works at {config.sample_height * factor}x"
@@ -305,25 +302,25 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
         return layout, (layout.num_frames, config.in_channels, *size)
 
-    def _layout(self, num_frames: int | None) -> Layout:
+    def _layout(self, num_frames: int | None, layers: tuple[str, ...]) -> Layout:
         if self.transformer.official is not None:
             if num_frames not in (None, 16):
                 raise ValueError(f"official models make 16 frames a layer, not {num_frames}")
             return self.transformer.layout()
         if num_frames is None:
-            return self.transformer.layout()
+            return self.transformer.layout(layers=layers)
         if self.vae is None:
             raise ValueError("without an autoencoder the number of frames is the model's own")
         autoencoder.check_frames(self.vae, num_frames)
-        layers = len(self.transformer.layout().layers)
-        return self.transformer.layout(layers * autoencoder.latent_frames(self.vae, num_frames))
+        latent = autoencoder.latent_frames(self.vae, num_frames)
+        return self.transformer.layout(len(layers) * latent, layers)
 
     def _embeds(
         self, name: str, prompt: Any, embeds: Tensor | None, count: int, layout: Layout
     ) -> Tensor:
         """``[N, P*L, D]`` from prompts or ready embeddings; zeros when there are neither."""
-        config = self.transformer.config
-        tokens, width = config.num_text_tokens, config.text_embed_dim
+        network = self.transformer
+        tokens, width = network.config.num_text_tokens, network.text_width
         slots = len(layout.prompts)
         if embeds is not None:
             if embeds.ndim == 4:
@@ -377,12 +374,11 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     ) -> LayerFlowPipelineOutput:
         if output_type == "latent":
             parts: dict[str, Any] = {n: latents[:, place] for n, place in layout.slices.items()}
-            return LayerFlowPipelineOutput(**{name: parts.get(name) for name in LAYERS})
-        layers = decode_sequence(self.vae, latents, layout, self.transformer.official)
-        out = frames.finish(layers, exact)
-        return LayerFlowPipelineOutput(
-            **{
-                name: None if out.get(name) is None else frames.convert(out[name], output_type)
-                for name in LAYERS
-            }
-        )
+        else:
+            layers = decode_sequence(self.vae, latents, layout, self.transformer.official)
+            done = frames.finish(layers, exact)
+            parts = {name: frames.convert(value, output_type) for name, value in done.items()}
+        output = LayerFlowPipelineOutput(**{name: parts.pop(name, None) for name in LAYERS})
+        for name, value in parts.items():
+            output[name] = value
+        return output

@@ -11,7 +11,8 @@ import torch
 
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.layer_set import layer_set
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
 from layerflow.model.layers import prompted
 from layerflow.model.objective import layer_loss
 from manifests.train_stage import Component
@@ -21,6 +22,7 @@ from trainer.layers import shared_layers, take_layers
 from trainer.order import Order
 
 RGB, RGBA, TWO = (layer_set(name) for name in ("rgb", "rgba", "rgbax2"))
+STEPS = VPrediction(make_scheduler("ddim")).timesteps
 CHANNELS, TOKENS, WIDTH = 27, 8, 32  # those of model_kit's network
 
 
@@ -68,7 +70,7 @@ def batches_of(
     chances = {name: options.pop(name, 0.0) for name in ("joint", "layer")}
     tasks = options.pop("tasks", {"decompose": 1.0, "generate": 1.0})
     order = Order(
-        3, "x", batch, [len(part.rows)], [1.0], tasks, prompts=len(own.prompted), **chances
+        3, "x", batch, [len(part.rows)], [1.0], tasks, STEPS, prompts=len(own.prompted), **chances
     )
     return Batches([part], order, layers=own, **options)
 
@@ -147,13 +149,13 @@ def test_clips_of_one_and_two_foregrounds_share_a_step_in_passes_of_their_own() 
 
 def test_a_mixed_step_has_the_gradient_of_its_samples_one_by_one() -> None:
     """Whatever the number of ranks and passes, and so after any resumption."""
-    model, scheduler = small_transformer(layers="rgbax2"), make_scheduler("ddim")
+    model, process = small_transformer(layers="rgbax2"), VPrediction(make_scheduler("ddim"))
     part = part_of(Rows([1, 2, 2, 1]))
 
     def gradient(found: list[Any]) -> torch.Tensor:
         model.zero_grad()
         for batch in found:
-            layer_loss(model, scheduler, *batch.tensors(), layers=batch.layers).sum().backward()
+            layer_loss(model, process, *batch.tensors(), layers=batch.layers).sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     together = gradient(batches_of(part).step(2))
@@ -178,9 +180,9 @@ def test_absent_layers_are_in_no_sequence_attention_or_loss() -> None:
     }
     one.load_state_dict(state)
     (batch,) = batches_of(part_of(Rows([1, 1, 1, 1]))).step(0)
-    scheduler = make_scheduler("ddim")
-    seen = layer_loss(two, scheduler, *batch.tensors(), layers=batch.layers)
-    torch.testing.assert_close(seen, layer_loss(one, scheduler, *batch.tensors()))
+    process = VPrediction(make_scheduler("ddim"))
+    seen = layer_loss(two, process, *batch.tensors(), layers=batch.layers)
+    torch.testing.assert_close(seen, layer_loss(one, process, *batch.tensors()))
     seen.sum().backward()
     absent = [row for row in range(6) if row not in rows]
     assert not two.layer_embedding.video.grad[absent].any()
