@@ -11,14 +11,15 @@ sample holds the layers that both have. Samples of one forward pass have the sam
 
 from __future__ import annotations
 
+import operator
 import queue
 import threading
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ from trainer.layers import (
 from trainer.order import Draw, Order, share
 
 NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample
+
+
+Tensors: TypeAlias = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]
 
 
 class ClipSource(Protocol):
@@ -98,20 +104,30 @@ class Batch:
     layers: tuple[str, ...] = LAYERS
     """The n layers of all samples, of which p have prompts."""
 
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self)[:-1])
+    def tensors(self) -> Tensors:
+        return (
+            self.latents,
+            self.prompt_embeds,
+            self.given,
+            self.timesteps,
+            self.noise,
+            self.motion_gate,
+        )
 
     def to(self, device: torch.device) -> Batch:
-        moved = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
-        return Batch(*moved, self.layers)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
-        return Batch(*(tensor.pin_memory() for tensor in self.tensors()), self.layers)
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        names = [field.name for field in fields(self) if field.name != "layers"]
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def split(self, size: int) -> list[Batch]:
         """The same in batches of at most `size` samples."""
-        pieces = zip(*(tensor.split(size) for tensor in self.tensors()), strict=True)
-        return [Batch(*piece, self.layers) for piece in pieces]
+        parts = (slice(start, start + size) for start in range(0, self.size, size))
+        return [self._each(operator.itemgetter(part)) for part in parts]
 
     @property
     def size(self) -> int:

@@ -135,8 +135,8 @@ def network_pixels(given: Mapping[str, F32]) -> dict[str, F32]:
         if layer in MATTES:
             frames = np.repeat(frames[..., None], 3, axis=-1)
         pixels = frames * 2 - 1
-        if (matte := EVERY.mattes.get(layer)) in given:
-            pixels = pixels * given[matte][..., None]
+        if (cover := given.get(EVERY.mattes.get(layer, ""))) is not None:
+            pixels = pixels * cover[..., None]
         out[layer] = np.ascontiguousarray(pixels, np.float32)
     return out
 
