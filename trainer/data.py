@@ -26,15 +26,14 @@ import torch
 from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS
-from layerflow.layer_set import LayerSet, layer_set
-from layerflow.model.layers import given_layers, prompted
+from layerflow.layer_set import LayerSet, layer_set, model_layers, prompted_of
+from layerflow.model.layers import given_layers
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest
 from manifests.train_stage import Component, Stage
 from trainer.layers import (
     foregrounds,
     given_marks,
-    model_layers,
     shared_layers,
     stored_set,
     take_layers,
@@ -313,7 +312,7 @@ class Batches:
         text = item["prompt_embeds"]
         if any(draw.drop):
             dropped = dict(zip(self.layers.prompted, draw.drop, strict=True))
-            here = np.asarray([dropped[layer] for layer in prompted(layers)])
+            here = np.asarray([dropped[layer] for layer in prompted_of(layers)])
             text = text * ~here[:, None, None]
         return latents, noise, text
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerflow.layer_set import LayerSet, layer_set
+from layerflow.layer_set import LayerSet, layer_set, model_layers
 from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
 from layerflow.seeds import keyed
@@ -27,7 +27,7 @@ from trainer.data import (
     select_rows,
 )
 from trainer.distributed.processes import ALONE, World
-from trainer.layers import given_marks, model_layers, take_layers
+from trainer.layers import given_marks, take_layers
 
 
 class HeldOut:

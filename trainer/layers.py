@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from layerflow.clip import LAYERS
-from layerflow.documents import read_json
-from layerflow.layer_set import LayerSet, layer_set
-from layerflow.model.layers import given_layers, prompted
+from layerflow.layer_set import LayerSet, layer_set, prompted_of
+from layerflow.model.layers import given_layers
 
 
 def stored_set(source: Any) -> LayerSet:
@@ -22,12 +20,6 @@ def foregrounds(source: Any) -> list[int]:
     if len(stored_set(source).foregrounds) == 1:
         return [1] * len(source)
     return list(source.column("foregrounds"))
-
-
-def model_layers(folder: str | Path) -> LayerSet:
-    """The set of layers of a model folder's network; that of ``rgba`` where it does not say."""
-    config = Path(folder) / "transformer" / "config.json"
-    return layer_set(read_json(config).get("layers", "rgba") if config.is_file() else "rgba")
 
 
 def shared_layers(model: LayerSet, stored: LayerSet, count: int) -> tuple[str, ...]:
@@ -62,6 +54,6 @@ def take_layers(item: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]
     if held == layers:
         return item
     moments = item["moments"][[held.index(layer) for layer in layers]]
-    slots = [prompted(held).index(layer) for layer in prompted(layers)]
+    slots = [prompted_of(held).index(layer) for layer in prompted_of(layers)]
     text = item["prompt_embeds"][slots]
     return {**item, "layers": layers, "moments": moments, "prompt_embeds": text}

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerflow.layer_set import model_layers
 from layerflow.model.base import base_of
 from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
@@ -34,7 +35,6 @@ from trainer.distributed.processes import World, join_world, until_terminated
 from trainer.distributed.signals import Signals, give_up
 from trainer.export import export, load_model, model_after
 from trainer.held_out import HeldOut, held_out
-from trainer.layers import model_layers
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check

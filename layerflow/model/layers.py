@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, PROMPTED
-from layerflow.layer_set import EFFECTS, MAX_FOREGROUNDS, layer_set
+from layerflow.layer_set import EFFECTS, MAX_FOREGROUNDS, layer_set, prompted_of
 
 EVERY = layer_set(f"rgbax{MAX_FOREGROUNDS}+{EFFECTS}")
 """The set that has all layers of all sets."""
@@ -43,11 +43,6 @@ def given_layers(task: str, layers: Sequence[str] = LAYERS) -> tuple[str, ...]:
             f"{', '.join(layers)} joined by '+'"
         )
     return tuple(layer for layer in layers if layer in named)
-
-
-def prompted(layers: Iterable[str]) -> tuple[str, ...]:
-    """Those of the layers that have a prompt."""
-    return tuple(layer for layer in layers if _kind(layer) in PROMPTED)
 
 
 def _kind(layer: str) -> str:
@@ -149,7 +144,7 @@ def native_layout(
         raise ValueError(
             f"{num_frames} latent frames do not divide among {len(layers)} layers {layers}"
         )
-    return Layout(layers, (count,) * len(layers), prompted(layers), shared_positions, of=of)
+    return Layout(layers, (count,) * len(layers), prompted_of(layers), shared_positions, of=of)
 
 
 def single_layout(num_frames: int) -> Layout:

@@ -14,12 +14,12 @@ from diffusers import AutoencoderKLCogVideoX
 
 from bench.train_gpu import CONFIG_2B, SHAPE_2B, planned_bytes, random_batch
 from bench.train_memory import count_bytes, count_flops, count_forward_bytes, network
-from layerflow.layer_set import layer_set
+from layerflow.layer_set import layer_set, prompted_of
 from layerflow.model import autoencoder
 from layerflow.model.base import block_parts
 from layerflow.model.cogvideox.costs import step_costs
 from layerflow.model.cogvideox.presets import TINY, tiny_transformer
-from layerflow.model.layers import prompted
+from layerflow.model.info import cost
 from manifests.train import TrainManifest, parse
 from manifests.train_stage import Stage
 from tests.support import ROOT
@@ -110,7 +110,7 @@ def test_flops_of_other_layers_equal_what_torch_counts(layers: str) -> None:
         model = network(stage, config)
         batch = random_batch(model.config, shape)
         for names in {own.layers, own.with_foregrounds(1)}:
-            prompts = len(prompted(names))
+            prompts = len(prompted_of(names))
             few = Batch(
                 batch.latents[:, : len(names)],
                 batch.prompt_embeds[:, :prompts],
@@ -126,6 +126,18 @@ def test_flops_of_other_layers_equal_what_torch_counts(layers: str) -> None:
             costs = step_costs(model, seen, trained, prompts=prompts)
             assert forward == pytest.approx(shape[0] * costs.forward, rel=tolerance)
             assert backward == pytest.approx(shape[0] * costs.backward, rel=tolerance)
+
+
+@pytest.mark.parametrize("layers", ["rgb", "rgba", "rgbax2"])
+def test_info_says_what_torch_counts(layers: str) -> None:
+    """Of the forward pass, within 1 %: what lies around the blocks is left out."""
+    config = of_layers(config_2b(10), layers)
+    stage, count = stage_of(SIXTH), len(layer_set(layers).layers)
+    batch = random_batch(network(stage, config).config, (1, count, *SHAPE_2B[2:]))
+    forward, _ = count_flops(stage, config, batch)
+    said = {**network(stage, config).config, "_class_name": "LayerFlowTransformer3DModel"}
+    assert cost(said, {}, 0).forward_flops == pytest.approx(forward, rel=0.01)
+    assert cost(said, {}, 0).latent_frames == 4 * count
 
 
 @pytest.mark.parametrize("layers", ["rgb", "rgbax2"])

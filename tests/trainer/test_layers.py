@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from layerflow.clip import LAYERS, PROMPTED
-from layerflow.layer_set import layer_set
+from layerflow.layer_set import layer_set, prompted_of
 from layerflow.model.cogvideox.from_base import make_scheduler
 from layerflow.model.cogvideox.noise import VPrediction
-from layerflow.model.layers import prompted
 from layerflow.model.objective import layer_loss
 from manifests.train_stage import Component
 from tests.support.model_kit import small_transformer
@@ -36,7 +35,7 @@ class Rows:
         for count in counts:
             held = layer_set(layers).with_foregrounds(count)
             shape = (len(held), 2 * CHANNELS, 2, 2, 3)
-            text = (len(prompted(held)), TOKENS, WIDTH)
+            text = (len(prompted_of(held)), TOKENS, WIDTH)
             self.items.append(
                 {
                     "layers": held,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from layerflow.layer_set import prompted_of
 from layerflow.model.base import Costs, base_of, block_parts
-from layerflow.model.layers import prompted
 from manifests.train import TrainManifest
 from manifests.train_stage import Stage
 from trainer.data import Shape, buckets, buckets_text, open_parts
@@ -206,7 +206,7 @@ def sample_costs(
 ) -> Costs:
     """``Base.step_costs`` of a sample of that shape."""
     latents = (len(shape.layers), shape.frames, transformer.config.in_channels, *shape[1:3])
-    prompts = len(prompted(shape.layers))
+    prompts = len(prompted_of(shape.layers))
     base = base_of(transformer)
     return base.step_costs(transformer, latents, trained, checkpointing, prompts)
 
