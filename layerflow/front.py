@@ -165,9 +165,13 @@ def pack(
 
 def init(
     directory: Annotated[PathLike, "folder to make"],
-    preset: Annotated[str, "{layerflow.bases}"],
+    preset: Annotated[str | None, "{layerflow.bases}"] = None,
     *,
     base: Annotated[PathLike | None, "model folder or Hub id that the preset starts from"] = None,
+    source: Annotated[
+        PathLike | None, "instead of a preset: a model or run, with other layers"
+    ] = None,
+    layers: Annotated[str | None, "rgb, rgba, rgbax2 to rgbax8; or rgba+effects"] = None,
     size: Annotated[Size | None, "HEIGHTxWIDTH, such as 480x720"] = None,
     frames: Annotated[int | None, "frames of one layer"] = None,
     positions: Annotated[str | None, "shared or continuous"] = None,
@@ -181,6 +185,8 @@ def init(
         Path(directory),
         preset,
         None if base is None else str(base),
+        None if source is None else str(source),
+        layers=layers,
         height=height,
         width=width,
         num_frames=frames,

@@ -25,7 +25,7 @@ from layerflow.documents import read_json
 
 EFFECTS = "effects"
 MAX_FOREGROUNDS = 8
-_NAME = re.compile(r"rgb(?:a(?:x([2-8]))?(\+effects)?)?")
+_SET_NAME = re.compile(r"rgb(?:a(?:x([2-8]))?(\+effects)?)?")
 
 
 def foreground_name(number: int) -> str:
@@ -69,7 +69,7 @@ class LayerSet:
     over: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        said = _NAME.fullmatch(self.name)
+        said = _SET_NAME.fullmatch(self.name)
         if said is None:
             raise ValueError(
                 f"layers must be rgb, rgba, rgbax2 to rgbax{MAX_FOREGROUNDS}, or one of the last "
