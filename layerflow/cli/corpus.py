@@ -169,6 +169,13 @@ def _plain(text: str) -> str:
     return escape(one_line(text[:300]))
 
 
+def _here(folder: Path | str) -> Path:
+    """A folder on this disk. Raises ValueError for one in an object store."""
+    if isinstance(folder, str):
+        raise ValueError(f"{folder}: is in an object store; copy it to a local folder to view it")
+    return folder
+
+
 def view(
     source: Annotated[
         str, typer.Argument(help="a corpus (also hf://datasets/...), latents, or samples")
@@ -188,7 +195,7 @@ def view(
     from layerflow.corpus.published import fetched, is_published, open_corpus
     from layerflow.corpus.validate import refuse_unpackable
 
-    folder = fetched(source)
+    folder = _here(fetched(source))
     if is_published(folder):
         refuse_unpackable(open_corpus(folder))
     if serve:

@@ -31,7 +31,6 @@ from layerflow.corpus.table import (
     FORMAT_VERSION,
     REJECTED_SCHEMA,
     Corpus,
-    Table,
     rejected_row,
 )
 from layerflow.corpus.validate import refuse_unsound
@@ -214,8 +213,8 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
 
     def left_out() -> Rows:
         for corpus in corpora:
-            if (Path(corpus.path) / "rejected" / "state.json").is_file():
-                yield from Table(Path(corpus.path) / "rejected").rows()
+            if (table := corpus.rejected_table()) is not None:
+                yield from table.rows()
         yield from repeated
 
     return write_derived(out, "merge", {}, corpora, schema, kept(), left_out())
@@ -262,12 +261,6 @@ def _sound(corpus: AnyCorpus, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _identity(corpus: AnyCorpus) -> str:
-    if isinstance(corpus, PublishedCorpus):
-        return corpus.identity()
-    return (corpus.path / "state.json").read_text()
-
-
 def _name(corpus: AnyCorpus) -> str:
     return str(corpus.path) if is_remote(corpus.path) else Path(corpus.path).resolve().name
 
@@ -305,7 +298,7 @@ def write_derived(
     ``out`` holds something else.
     """
     out = local_output(out)
-    parents = [_identity(c) for c in corpora]
+    parents = [c.identity() for c in corpora]
     recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
     if out.exists():
         return _finished(out, recipe)
