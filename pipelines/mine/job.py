@@ -25,6 +25,7 @@ from layerflow.media.decode import shared_decoder
 from layerflow.media.video import Limits
 from layerflow.outputs import local_output
 from layerflow.plugins import packages_of
+from layerflow.store import read_location
 from manifests.mine import MineOptions
 from pipelines.captions.captioner import CAPTIONERS, make_captioner
 from pipelines.engine.cluster import require_gpus
@@ -128,7 +129,7 @@ def _rows(
     if span.look is None:
         reject("worker", span.lost)
         return
-    findings = Findings.of(json.loads(Path(span.look).read_text()))
+    findings = Findings.of(json.loads(read_location(span.look)))
     for step, reason in findings.problems:
         reject(step, reason)
     if not findings.windows:
