@@ -34,7 +34,10 @@ MinPsnr = Annotated[float | None, "dB below which a clip is encoded again, finer
 Deadline = Annotated[float | None, "seconds that decoding a source may take"]
 Licence = Annotated[str | None, "licence of the inputs"]
 Attribution = Annotated[str | None, "whom to name"]
-Workers = Annotated[int | None, "tasks at a time; default: all CPUs; 0: no Ray, this process"]
+WORKERS = "tasks at a time; default: all CPUs; 0: no Ray, this process"
+Workers = Annotated[int | None, WORKERS]
+Append = Annotated[bool, "add to the corpus that is there what it does not hold yet"]
+Version = Annotated[int | None, "version of the corpus; default: the newest"]
 AcceptLost = Annotated[bool, "go on if most units fail alike: each becomes a rejected row"]
 ModelSize = Annotated[Size | None, "HEIGHTxWIDTH; default: the model's"]
 ModelFrames = Annotated[int | None, "default: the model's"]
@@ -42,7 +45,7 @@ Steps = Annotated[int | None, "default: the model's, or 50"]
 Guidance = Annotated[float | None, "default: the model's, or 6"]
 Quiet = Annotated[bool, "no progress bar"]
 
-RUNTIME = ("workers", "accept_lost", "quiet")
+RUNTIME = ("append", "workers", "accept_lost", "quiet")
 PATHS = ("corpus", "out", "model", "predictions", "clip", "aesthetic")
 """Arguments that requests hold as ``Path``."""
 
@@ -69,6 +72,7 @@ def mine(
     caption_key_env: Annotated[str | None, "environment variable with the endpoint's key"] = None,
     licence: Licence = None,
     attribution: Attribution = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -86,7 +90,7 @@ def mine(
 
     content |= {"captions": captions} if captions else {}
     options = check(content, MineOptions, "layerflow mine")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def paste(
@@ -110,6 +114,7 @@ def paste(
     more: Annotated[
         Mapping[str, Any] | None, "any other key of the manifest: objects=1,2 shutter=0"
     ] = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -124,7 +129,7 @@ def paste(
     from manifests.paste import PasteOptions
 
     options = check(content, PasteOptions, "layerflow paste")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def pack(
@@ -147,6 +152,7 @@ def pack(
     deadline: Deadline = None,
     licence: Licence = None,
     attribution: Attribution = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -160,7 +166,7 @@ def pack(
     from manifests.pack import PackOptions
 
     options = check(content, PackOptions, "layerflow pack")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def init(
@@ -291,6 +297,7 @@ def publish(
     corpus: Annotated[PathLike, "a corpus folder"],
     repo_id: Annotated[str, "NAMESPACE/NAME on the Hub"],
     *,
+    version: Version = None,
     dry_run: Annotated[
         PathLike | None, "write the repository into this folder, upload nothing"
     ] = None,
@@ -318,7 +325,10 @@ def publish(
 
     options = _request(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
-    return run_publish(Path(corpus), options, dry_run=folder, workers=workers, quiet=quiet)
+    from layerflow.corpus.log import at_version
+
+    where = Path(at_version(corpus, version))
+    return run_publish(where, options, dry_run=folder, workers=workers, quiet=quiet)
 
 
 def evaluate(
@@ -333,6 +343,7 @@ def evaluate(
         Sequence[str] | None,
         "generate, decompose, fg2bg, bg2fg or LAYER+LAYER given; repeatable",
     ] = None,
+    version: Version = None,
     count: Annotated[int | None, "clips at most; default: all"] = None,
     seed: Annotated[int, "of the first clip; then one more each"] = 0,
     batch: Annotated[int, "clips sampled at a time"] = 4,
@@ -348,8 +359,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of a model's samples, or of ``predictions``, against the true layers of a corpus."""
     arguments = locals()
+    from layerflow.corpus.log import at_version
     from layerflow.evaluation.run import EvaluateRequest, run_evaluate
 
+    arguments["corpus"] = at_version(corpus, version)
     request = _request(EvaluateRequest, arguments, tasks=tuple(task or ("decompose",)))
     return run_evaluate(request, say=(lambda line: None) if quiet else print)
 

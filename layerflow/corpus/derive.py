@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from layerflow.clip import KINDS
 from layerflow.corpus.columns import COLUMNS, joined_schema, small_columns
+from layerflow.corpus.log import REJECTED, Version, commit
 from layerflow.corpus.published import PublishedCorpus, is_remote
 from layerflow.corpus.row_cells import check_stored
 from layerflow.corpus.scores import QUALITY_FIELDS
@@ -34,11 +35,12 @@ from layerflow.corpus.table import (
     rejected_row,
 )
 from layerflow.corpus.validate import refuse_unsound
-from layerflow.corpus.writer import write_table
+from layerflow.corpus.writer import write_shards_of
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.media.opening import MediaError
 from layerflow.outputs import local_output
+from layerflow.store import Store
 
 RECORD = ".inputs.json"  # beside a corpus: its jobs' options with paths, by recipe; local only
 Rows = Iterator[dict[str, Any]]
@@ -304,8 +306,10 @@ def write_derived(
         return _finished(out, recipe)
     reasons: Counter[str] = Counter()
     with new_folder(out) as building:
-        kept = write_table(building, rows, schema)
-        left_out = write_table(building / "rejected", tallied(rejected, reasons), REJECTED_SCHEMA)
+        made = write_shards_of(building, rows, schema)
+        turned = tallied(rejected, reasons)
+        refused = write_shards_of(building / REJECTED, turned, REJECTED_SCHEMA)
+        kept, left_out = (sum(one.rows or 0 for one in shards) for shards in (made, refused))
         info = {
             "kind": kind,
             "recipe": recipe,
@@ -318,7 +322,8 @@ def write_derived(
             "reasons": dict(reasons),
             "made_from": [{"name": _name(c), **c.info} for c in corpora],
         }
-        (building / "corpus.json").write_text(json.dumps(info, indent=2, sort_keys=True))
+        write_json(building / "corpus.json", info)
+        commit(Store(building), Version(1, kind, made, refused, info))
         jobs = {k: job for c in reversed(corpora) for k, job in recorded_jobs(c.path).items()}
         if jobs:
             write_json(building / RECORD, jobs)

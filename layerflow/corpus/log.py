@@ -103,6 +103,11 @@ def split_address(where: str | Path) -> tuple[str | Path, int | None]:
     return path if isinstance(where, str) else Path(path), int(match["number"])
 
 
+def at_version(where: str | Path, version: int | None) -> str:
+    """The address of a corpus at a version; None: as it stands."""
+    return str(where) if version is None else f"{where}@v{version}"
+
+
 def file_name(number: int) -> str:
     return f"{VERSIONS}/{number:06d}.json"
 

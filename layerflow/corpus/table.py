@@ -255,6 +255,10 @@ class Table:
         )
         return list(accumulate(rows))
 
+    def shard(self, number: int) -> ShardReader:
+        """One shard by its place."""
+        return self._reader(number)
+
     def files(self) -> list[Path]:
         """The Arrow shards on this disk, in order."""
         return [Path(self.path) / shard.file for shard in self.shards]

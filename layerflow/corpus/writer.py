@@ -44,6 +44,18 @@ def write_table(
     Deterministic: equal rows give equal files. Writes into ``folder``, which the caller publishes
     when it is complete. Memory holds one record batch.
     """
+    shards = write_shards_of(folder, rows, schema, shard_bytes=shard_bytes)
+    return sum(shard.rows or 0 for shard in shards)
+
+
+def write_shards_of(
+    folder: Path,
+    rows: Iterable[Mapping[str, Any]],
+    schema: pa.Schema,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[Shard, ...]:
+    """``write_table``; returns its shards as a log says them."""
     folder.mkdir(parents=True, exist_ok=True)
     source = iter(rows)
     groups = iter(lambda: list(islice(source, ROWS_PER_BATCH)), [])
@@ -52,16 +64,15 @@ def write_table(
     def part(number: int) -> Path:
         return folder / f"part-{number:05d}"
 
-    shards, total = write_shards(batches, schema, part, shard_bytes)
+    shards, _ = write_shards(batches, schema, part, shard_bytes)
     if not shards:
         pa.ipc.new_stream(str(part(0)), schema).close()
     names = [f"data-{i:05d}-of-{max(shards, 1):05d}.arrow" for i in range(max(shards, 1))]
-    digest = hashlib.sha256()
     for number, name in enumerate(names):
-        digest.update(file_sha256(part(number)).encode())
         publish_file(part(number), folder / name)
-    _write_sidecars(folder, schema, names, digest.hexdigest()[:16])
-    return total
+    found = tuple(_described(Store(folder), name) for name in names)
+    write_sidecars(folder, schema, found)
+    return found
 
 
 def write_shards(

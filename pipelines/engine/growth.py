@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from layerflow.corpus import log
 from layerflow.corpus.log import Shard, Version
 from layerflow.corpus.stats import tallied
 from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, Corpus, rejected_row
-from layerflow.corpus.writer import ROWS_PER_BATCH, logged, settle, write_shard
+from layerflow.corpus.writer import ROWS_PER_BATCH, settle, write_shard
 from layerflow.documents import parse_json, read_json
 from layerflow.files import write_json
 from layerflow.store import Store
 from pipelines.engine.cutting import Piece, cut, make_shards
+from pipelines.engine.ledger import adopted, done_units, sweep_shards, write_done
 from pipelines.engine.recipe import Recipe, Summary, difference, unit_key
 from pipelines.engine.replay import remember
 from pipelines.engine.runner import Place
@@ -74,7 +75,7 @@ class Growth:
         plan = unit_key([unit.key for unit in units])
         base = log.newest(store)
         if append and base is None:
-            base = _adopted(store, recipe, plan, units)
+            base = adopted(store, recipe, plan, units)
         if append and base is not None:
             known = done_units(store, base, recipe.hash)
             units = [unit for unit in units if unit.key not in known]
@@ -113,6 +114,7 @@ class Growth:
             remember(self.store.local, self.recipe.kind, self.recipe.hash, self.recipe.given)
         if found is not None and self.base is not None:
             settle(self.store, self.base, self._base().schema, REJECTED_SCHEMA)
+            sweep_shards(self.store)
         return found
 
     def _base(self) -> Corpus:
@@ -307,57 +309,7 @@ class Growth:
 
     def _with_done(self, version: Version) -> Version:
         name = write_done(self.store, self.recipe.hash, [unit.key for unit in self.units])
-        return Version(**{**vars(version), "done": (*version.done, name)})
-
-
-def _adopted(store: Store, recipe: Recipe, plan: str, units: Sequence[Unit]) -> Version | None:
-    """A finished local corpus of before there was a log, as version 1 of one; None without."""
-    if store.local is None or not (store.local / "state.json").is_file():
-        return None
-    info = Corpus.open(store.local).info
-    if info.get("state") != "complete":
-        return None
-    version = logged(store.local, str(info.get("kind", "")), info)
-    if (info.get("recipe"), info.get("plan")) == (recipe.hash, plan):
-        name = write_done(store, recipe.hash, [unit.key for unit in units])
-        version = Version(**{**vars(version), "done": (name,)})
-    log.commit(store, version)
-    return log.newest(store)
-
-
-def write_done(store: Store, recipe: str, keys: Sequence[str]) -> str:
-    """Put the list of a job's units into the log; returns its name there."""
-    text = "\n".join([recipe, *sorted(keys)]) + "\n"
-    name = f"done-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
-    store.put(f"{log.VERSIONS}/{name}", text.encode())
-    return name
-
-
-def done_units(store: Store, version: Version, recipe: str) -> set[str]:
-    """The units of jobs of a recipe whose rows are in a version."""
-    known: set[str] = set()
-    for name in version.done:
-        first, *keys = store.read(f"{log.VERSIONS}/{name}").decode().split()
-        known.update(keys if first == recipe else ())
-    return known
-
-
-def sweep_shards(store: Store) -> None:
-    """Remove local shards that no version names: of a job that was killed and asked for others.
-
-    For the holder of the folder's lock.
-    """
-    if store.local is None:
-        return
-    for folder, named in (
-        (store.local, log.named_files(store)),
-        (store.local / log.REJECTED, log.named_files(store, rejected=True)),
-    ):
-        for path in folder.glob("data-*.arrow"):
-            if path.name not in named:
-                path.unlink()
-        for path in folder.glob(".*.tmp"):
-            path.unlink()
+        return replace(version, done=(*version.done, name))
 
 
 def id_number(id: str) -> int:

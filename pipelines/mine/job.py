@@ -23,7 +23,7 @@ from layerflow.corpus.table import EXTENDED_SCHEMA, rejected_row
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import shared_decoder
 from layerflow.media.video import Limits
-from layerflow.outputs import local_output
+from layerflow.outputs import corpus_output
 from layerflow.plugins import packages_of
 from layerflow.store import read_location
 from manifests.mine import MineOptions
@@ -70,7 +70,7 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     how: see ``Running``. Raises ValueError for a request that cannot work (inputs, output folder,
     backend, weights) before any work starts.
     """
-    out = local_output(options.out)
+    out = corpus_output(options.out)
     options = options.model_copy(update={"matting": resolved(options.matting)})
     packages = packages_of(
         matting=(MATTING, options.matting.partition(":")[0]),
