@@ -12,6 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from layerflow.arguments import PATHS, manifest, many
+from layerflow.corpus.log import at_version
+
 if TYPE_CHECKING:
     from manifests.mine import MineOptions
     from manifests.pack import PackOptions
@@ -45,10 +48,6 @@ Steps = Annotated[int | None, "default: the model's, or 50"]
 Guidance = Annotated[float | None, "default: the model's, or 6"]
 Quiet = Annotated[bool, "no progress bar"]
 
-RUNTIME = ("append", "workers", "accept_lost", "quiet")
-PATHS = ("corpus", "out", "model", "predictions", "clip", "aesthetic")
-"""Arguments that requests hold as ``Path``."""
-
 
 def mine(
     inputs: Annotated[PathLikes, "video files and folders"],
@@ -81,7 +80,7 @@ def mine(
 
     Raises ValueError for a request that cannot work.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     named = ("caption_model", "captioner", "caption_url", "caption_key_env")
     given = [key for key in named if key in content]
     captions = {key.removeprefix("caption_"): content.pop(key) for key in given}
@@ -123,7 +122,7 @@ def paste(
 
     more: any other key of the manifest, such as ``{"objects": [1, 2]}``. Errors as of ``mine``.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     content |= content.pop("more", {})
     from manifests.common import check
     from manifests.paste import PasteOptions
@@ -161,7 +160,7 @@ def pack(
 
     columns: of a table, ``{"foreground": "rgba"}``.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     from manifests.common import check
     from manifests.pack import PackOptions
 
@@ -216,7 +215,7 @@ def encode(
     from pipelines.encode.job import run_encode
 
     return run_encode(
-        _many(corpora),
+        many(corpora),
         model=str(model),
         out=str(out),
         size=_size(size),
@@ -325,8 +324,6 @@ def publish(
 
     options = _request(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
-    from layerflow.corpus.log import at_version
-
     where = Path(at_version(corpus, version))
     return run_publish(where, options, dry_run=folder, workers=workers, quiet=quiet)
 
@@ -385,23 +382,12 @@ def run_job(options: MineOptions | PasteOptions | PackOptions, **how: Any) -> Su
     return run_pack(options, **how)
 
 
-def _many(value: PathLikes) -> list[str]:
-    return [str(item) for item in ([value] if isinstance(value, str | Path) else value)]
-
-
 def _size(size: Size | None) -> tuple[int, int] | None:
     if size is None or not isinstance(size, str):
         return size
     from manifests.common import parse_size
 
     return parse_size(size)
-
-
-def _manifest(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as keys of a manifest: no run-time ones, none that was left out."""
-    content = {k: v for k, v in arguments.items() if k not in RUNTIME and v is not None}
-    many = {k: _many(content[k]) for k in ("inputs", "foregrounds", "backgrounds") if k in content}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in content.items()} | many
 
 
 def _request(kind: Any, arguments: dict[str, Any], **values: Any) -> Any:

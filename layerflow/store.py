@@ -61,11 +61,13 @@ class Store:
         """Errors of clients of object stores, which are of many kinds, as OSError with the URL."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError):
+        except FileExistsError:
             raise
         except ImportError as error:
             raise ValueError(f"{self} {what}: {error}") from error
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and what == "cannot be read":
+                raise
             text = f"{self} {what}: {type(error).__name__}: {str(error)[:300]}"
             raise OSError(without_secrets(text)) from error
 

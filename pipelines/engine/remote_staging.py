@@ -37,6 +37,13 @@ READERS = 16  # requests for small parts at a time
 AHEAD = 256
 
 
+def begin(folder: Path | str, inputs: Iterable[str], deferred: frozenset[str]) -> Staging:
+    """``Staging.begin`` of a folder, here or, by its URL, in an object store."""
+    if isinstance(folder, str):
+        return RemoteStaging.take(folder, inputs, deferred)
+    return Staging.begin(folder, inputs, deferred)
+
+
 @dataclass(frozen=True)
 class RemoteStaging(Staging):
     """A folder of an object store as ``Staging``; ``folder`` is not used."""
@@ -58,7 +65,7 @@ class RemoteStaging(Staging):
         return str(self.store)
 
     def below(self, name: str) -> Staging:
-        return Staging.begin(f"{self.url}/{name}", self.inputs)
+        return RemoteStaging.take(f"{self.url}/{name}", self.inputs, frozenset())
 
     def clear(self) -> None:
         self.store.remove("")

@@ -18,6 +18,7 @@ from typing import Any, TypedDict, TypeVar
 
 from layerflow.files import remove
 from layerflow.store import Store
+from pipelines.engine.remote_staging import begin
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part, locked
 from pipelines.engine.workers import (
     ROUNDS,
@@ -97,7 +98,7 @@ def run_units(
         if done is not None:
             _clear(place.folder)  # of a job that was killed when it was all but done
             return done
-        staging = Staging.begin(place.folder, place.inputs, place.deferred)
+        staging = begin(place.folder, place.inputs, place.deferred)
         resumed = len(units) - len(staging.missing(unit.key for unit in units))
         prepare = _surveyed(units, survey, staging, pool) if survey else list
         for _ in range(ROUNDS):

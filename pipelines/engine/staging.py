@@ -93,18 +93,14 @@ class Staging:
     @classmethod
     def begin(
         cls,
-        folder: Path | str,
+        folder: Path,
         inputs: Iterable[str] = (),
         deferred: frozenset[str] = frozenset(),
     ) -> Staging:
         """Take charge of a folder, new or of an earlier run, for one driver at a time.
 
-        folder: a URL gives ``RemoteStaging``. What killed processes left half written is removed.
+        What killed processes left half written is removed.
         """
-        if isinstance(folder, str):
-            from pipelines.engine.remote_staging import RemoteStaging
-
-            return RemoteStaging.take(folder, inputs, deferred)
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):
             remove(left)
