@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerflow import front
+from layerflow.arguments import RUNTIME
 from layerflow.cli.misses import print_misses
 from layerflow.cli.options import with_options_of
 
@@ -33,7 +34,7 @@ def pack(columns: list[str] | None, **options: Any) -> None:
     _finish(front.pack(**options, columns=_assignments(columns or [], "--column") or None))
 
 
-@with_options_of(front.mine, only=front.RUNTIME)
+@with_options_of(front.mine, only=RUNTIME)
 def build(
     manifest: Annotated[Path, typer.Argument(help="a corpus manifest (YAML)")], **how: Any
 ) -> None:
