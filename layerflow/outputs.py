@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from layerflow.store import in_object_store
+from layerflow.corpus.store import in_object_store
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?:[:/]|$)")  # also as a Path shows it: s3:/bucket
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from layerflow.corpus import log
 from layerflow.corpus.log import Shard, Version
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus
 from layerflow.corpus.writer import SHARD_BYTES, logged, settle
 from layerflow.outputs import corpus_output
-from layerflow.store import Store
 from pipelines.engine.cutting import Piece, make_shards
 from pipelines.engine.ledger import sweep_shards
 from pipelines.engine.runner import Damaged, Place, run_units

@@ -39,8 +39,8 @@ def print_misses(
 def _judged(out: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Step and scores of each row that the gate turned down, a batch in memory at a time."""
     from layerflow.corpus.stats import read_batches
+    from layerflow.corpus.store import in_object_store
     from layerflow.corpus.table import Corpus, Table
-    from layerflow.store import in_object_store
 
     remote = in_object_store(out)
     table = Corpus.open(out).rejected_table() if remote else Table(Path(out) / "rejected")

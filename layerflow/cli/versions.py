@@ -22,8 +22,8 @@ def log(
     import json as encoder
 
     from layerflow.corpus.log import lines, numbers, read
+    from layerflow.corpus.store import Store
     from layerflow.corpus.table import Corpus
-    from layerflow.store import Store
 
     store = Store(corpus)
     versions = [read(store, number) for number in numbers(store)]

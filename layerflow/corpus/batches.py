@@ -16,7 +16,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from layerflow.corpus.shards import Message, check_types, named_errors, parse_message
-from layerflow.store import Store
+from layerflow.corpus.store import Store
 
 Read = Callable[[int, int], pa.Buffer]
 """Start and end of a range -> its bytes; fewer at the end of the file."""

@@ -28,6 +28,7 @@ from layerflow.corpus.row_cells import check_stored
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.splits import Assignment, assign
 from layerflow.corpus.stats import chunks, read_batches, small_rows, tallied
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import (
     FORMAT_VERSION,
     REJECTED_SCHEMA,
@@ -40,7 +41,6 @@ from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.media.opening import MediaError
 from layerflow.outputs import local_output
-from layerflow.store import Store
 
 RECORD = ".inputs.json"  # beside a corpus: its jobs' options with paths, by recipe; local only
 Rows = Iterator[dict[str, Any]]

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from layerflow.corpus.store import Store, in_object_store
 from layerflow.documents import MAX_BYTES, parse_json
 from layerflow.regular import read_regular
-from layerflow.store import Store, in_object_store
 
 VERSIONS = "versions"
 REJECTED = "rejected"

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from layerflow.clip import LAYERS, LayeredClip
 from layerflow.corpus.columns import MEDIA
 from layerflow.corpus.log import numbers, split_address
+from layerflow.corpus.store import Store, in_object_store
 from layerflow.corpus.table import SCHEMA, Chunk, Corpus, Table, decode_row
 from layerflow.media.cells import MediaError
-from layerflow.store import Store, in_object_store
 
 REMOTE = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<rest>.*))?"

@@ -37,6 +37,7 @@ from layerflow.corpus.log import (
 )
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.shards import table_files
+from layerflow.corpus.store import Store, in_object_store
 from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media.cells import (
     Bounds,
@@ -45,7 +46,6 @@ from layerflow.media.cells import (
     encode_color,
     encode_png,
 )
-from layerflow.store import Store, in_object_store
 
 FORMAT_VERSION = 1
 MAX_OPEN = 64  # shards of a table that stay open

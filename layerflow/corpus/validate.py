@@ -22,11 +22,11 @@ from layerflow.corpus.published import PublishedCorpus, is_remote, open_corpus
 from layerflow.corpus.row_check import Problem, RowReport, check_row
 from layerflow.corpus.shards import table_files
 from layerflow.corpus.stats import stats
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
 from layerflow.documents import read_json
 from layerflow.media.cells import MediaError
 from layerflow.media.sandbox import Contained, Work, contained_map
-from layerflow.store import Store
 
 __all__ = ["check_folder", "check_rows", "stats", "validate"]
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 from layerflow.corpus.batches import ShardReader
 from layerflow.corpus.log import REJECTED, Shard, Version
 from layerflow.corpus.shards import table_files
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import file_sha256
 from layerflow.files import json_text, publish_file, write_text
-from layerflow.store import Store
 
 ROWS_PER_BATCH = 4
 SHARD_BYTES = 160 << 20

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from layerflow.corpus.log import Shard
 from layerflow.corpus.shards import read_shard
+from layerflow.corpus.store import Store
 from layerflow.corpus.writer import ROWS_PER_BATCH, SHARD_BYTES, write_shard
-from layerflow.store import Store
 from pipelines.engine.runner import Damaged
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part
 from pipelines.engine.workers import Pool, Unit, run_staged

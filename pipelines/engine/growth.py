@@ -24,11 +24,11 @@ import pyarrow as pa
 from layerflow.corpus import log
 from layerflow.corpus.log import Shard, Version
 from layerflow.corpus.stats import tallied
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, Corpus, rejected_row
 from layerflow.corpus.writer import ROWS_PER_BATCH, settle, write_shard
 from layerflow.documents import parse_json, read_json
 from layerflow.files import write_json
-from layerflow.store import Store
 from pipelines.engine.cutting import Piece, cut, make_shards
 from pipelines.engine.ledger import adopted, done_units, sweep_shards, write_done
 from pipelines.engine.recipe import Recipe, Summary, difference, unit_key

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from layerflow.corpus import log
 from layerflow.corpus.log import Version
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
 from layerflow.corpus.writer import logged
 from layerflow.files import remove
-from layerflow.store import Store
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.workers import Unit
 

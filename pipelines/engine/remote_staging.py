@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from layerflow.store import Store
+from layerflow.corpus.store import Store
 from pipelines.engine import staging
 from pipelines.engine.staging import (
     RECORD,

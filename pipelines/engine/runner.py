@@ -16,8 +16,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from layerflow.corpus.store import Store
 from layerflow.files import remove
-from layerflow.store import Store
 from pipelines.engine.remote_staging import begin
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part, locked
 from pipelines.engine.workers import (

@@ -220,7 +220,7 @@ class Staging:
         return self.folder / key / name
 
     def location(self, key: str, name: str) -> str:
-        """Where a part lies, for ``layerflow.store.read_location`` on any machine."""
+        """Where a part lies, for ``layerflow.corpus.store.read_location`` on any machine."""
         return str(self.path(key, name))
 
     def read(self, key: str, name: str) -> bytes:

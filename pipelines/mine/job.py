@@ -19,13 +19,13 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from layerflow.corpus.store import read_location
 from layerflow.corpus.table import EXTENDED_SCHEMA, rejected_row
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import shared_decoder
 from layerflow.media.video import Limits
 from layerflow.outputs import corpus_output
 from layerflow.plugins import packages_of
-from layerflow.store import read_location
 from manifests.mine import MineOptions
 from pipelines.captions.captioner import CAPTIONERS, make_captioner
 from pipelines.engine.cluster import require_gpus

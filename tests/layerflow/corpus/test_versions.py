@@ -17,9 +17,9 @@ from layerflow.corpus import log
 from layerflow.corpus.batches import ShardReader
 from layerflow.corpus.derive import merge_corpora
 from layerflow.corpus.published import open_corpus
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import SCHEMA, Corpus, Table
 from layerflow.corpus.writer import logged, settle, write_shard, write_table
-from layerflow.store import Store
 from tests.support.corpora import make_rows, write_corpus
 from tests.support.corpus_rows import make_row
 

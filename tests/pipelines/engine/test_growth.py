@@ -12,9 +12,9 @@ import pytest
 
 from layerflow.corpus import log
 from layerflow.corpus.published import open_corpus
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
 from layerflow.corpus.validate import check_folder
-from layerflow.store import Store
 from pipelines import compact as compaction
 from pipelines.compact import run_compact
 from pipelines.engine import cutting

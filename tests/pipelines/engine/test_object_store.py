@@ -11,8 +11,8 @@ import pytest
 from layerflow.corpus import log
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.stats import stats
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
-from layerflow.store import Store
 from pipelines.compact import run_compact
 from pipelines.engine.jobs import Outcome, run_job
 from tests.support.job_units import RECIPE, units, work
