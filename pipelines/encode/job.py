@@ -30,6 +30,7 @@ from layerflow.corpus.latents import (
     LatentsWriter,
     prompt_key,
 )
+from layerflow.corpus.log import split_address
 from layerflow.corpus.published import fetched, open_corpus
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.outputs import local_output
@@ -127,7 +128,7 @@ def run_encode(
         return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
 
     folder = out.with_name(f".{out.name}.staging")
-    roots = dict.fromkeys([*(row.corpus for row in rows), options.model])
+    roots = dict.fromkeys([*(str(split_address(row.corpus)[0]) for row in rows), options.model])
     busy = f"{out}: another job is writing these latents"
     return run_units(
         [*text_units, *clip_units],
@@ -174,8 +175,7 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
         folder = fetched(path)
         corpus = open_corpus(folder)
         refuse_unsound(corpus, ids=False)  # below, over all of them
-        for index in range(len(corpus)):
-            row = corpus.row(index)
+        for index, row in enumerate(corpus.rows()):
             if row["id"] in seen:
                 raise ValueError(f"{path}: clip {row['id']} is in these corpora more than once")
             seen.add(row["id"])
@@ -184,7 +184,7 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
             for layer in LAYERS:
                 digest.update(hashlib.sha256(row[layer] or b"").digest())
             yield _Row(
-                corpus=str(folder),
+                corpus=corpus.address,
                 index=index,
                 id=row["id"],
                 content=digest.hexdigest()[:32],

@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from layerflow.cli.main import build_app
 from layerflow.corpus import log
+from layerflow.corpus.derive import filter_corpus, merge_corpora
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.stats import stats
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
+from layerflow.corpus.validate import validate
 from pipelines.compact import run_compact
 from pipelines.engine.jobs import Outcome, run_job
+from pipelines.paste.job import run_paste
+from tests.support.corpora import make_rejected, make_rows
 from tests.support.job_units import RECIPE, units, work
+from tests.support.pasted import backdrops
+from tests.support.pasted import options as paste_options
 
 pytest.importorskip("s3fs", reason="needs the extra s3")
 pytest.importorskip("moto", reason="needs the extra dev")
@@ -145,6 +153,28 @@ def make_other() -> Any:
     from pipelines.engine.jobs import make_recipe
 
     return make_recipe("pasted", {"size": "another"}, 1)
+
+
+def test_commands_that_read_a_corpus_read_one_in_a_bucket(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(4)
+    cutouts = units(1), lambda payload: Outcome(rows=rows, rejected=make_rejected())
+    for where in (out, tmp_path / "c"):
+        run_job(*cutouts, out=where, recipe=RECIPE, workers=0, quiet=True)
+    here = Corpus.open(tmp_path / "c")
+    assert merge_corpora([open_corpus(out)], tmp_path / "m").left_out == 3
+    assert list(Corpus.open(tmp_path / "m").rows()) == list(here.rows())
+    filter_corpus(open_corpus(out), tmp_path / "f", kinds=["pasted"])
+    assert Corpus.open(tmp_path / "f").ids() == [r["id"] for r in rows if r["kind"] == "pasted"]
+    assert validate(out) == []
+    told = CliRunner().invoke(build_app(), ["log", out]).output
+    assert told.startswith("version 1  pasted: 4 rows in 1 shards")
+    behind = backdrops(tmp_path / "bg", 1)
+    said = paste_options(tmp_path, Path("unused"), behind, foregrounds=[out], count=2, frames=4)
+    run_paste(said, workers=0, quiet=True)
+    uris = {row["origin"]["uri"] for row in Corpus.open(said.out).rows(["origin"])}
+    assert uris and all(uri.startswith("video-") for uri in uris)
 
 
 def test_what_else_lies_in_a_bucket_stays_there(out: str, bucket: Any) -> None:
