@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from layerflow.layer_set import layer_set
 from layerflow.model.base import block_parts
 from layerflow.model.cogvideox.costs import step_costs
 from layerflow.model.cogvideox.from_base import make_scheduler
@@ -215,7 +216,7 @@ def training_step(
     def step() -> None:
         trained.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, manifest.precision == "bf16"):
-            losses = layer_loss(transformer, process, *batch.tensors())
+            losses = layer_loss(transformer, process, *batch.tensors(), layers=batch.layers)
         losses.mean().backward()
         norm = trained.clip(clip)
         optimizer.found_inf = (~norm.isfinite()).float()
@@ -226,15 +227,17 @@ def training_step(
 
 
 def random_batch(config: Any, shape: tuple[int, ...]) -> Batch:
-    samples = shape[0]
-    width = (samples, 3, config.max_text_seq_length // 3, config.text_embed_dim)
+    """shape: ``[B, n, f, C, h, w]``; the n layers are all of the network's."""
+    samples, layers = shape[0], layer_set(config.layers)
+    text = (samples, len(layers.prompted), config.num_text_tokens, config.text_embed_dim)
     return Batch(
         latents=torch.randn(shape),
         noise=torch.randn(shape),
-        prompt_embeds=torch.randn(width),
-        given=torch.zeros(samples, 4, dtype=torch.bool),
+        prompt_embeds=torch.randn(text),
+        given=torch.zeros(samples, shape[1], dtype=torch.bool),
         timesteps=torch.full((samples,), 500),
         motion_gate=torch.ones(samples),
+        layers=layers.layers,
     )
 
 

@@ -86,9 +86,11 @@ def count_flops(
     if checkpointing == "full":
         transformer.enable_gradient_checkpointing()
     adapters.set_trainable(transformer, trainable_names(transformer, stage))
-    values = {name: value.to("meta") for name, value in vars(batch).items()}
+    batch = batch.to(torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
-        losses = layer_loss(transformer, VPrediction(make_scheduler("ddim")), **values)
+        losses = layer_loss(
+            transformer, VPrediction(make_scheduler("ddim")), *batch.tensors(), layers=batch.layers
+        )
         forward = counter.get_total_flops()
         losses.mean().backward()
         return forward, counter.get_total_flops() - forward
@@ -133,7 +135,7 @@ def count_forward_bytes(
         process = VPrediction(make_scheduler("ddim"))
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(transformer, process, *batch.tensors())
+            layer_loss(transformer, process, *batch.tensors(), layers=batch.layers)
         return live.most - before
 
 

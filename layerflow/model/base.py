@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -67,7 +67,9 @@ class ActivationBytes:
     passed: what a block keeps for the backward pass. whole: more where all its weights train, and
     nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target). work:
     for what is computed at the moment. outside: what embeddings and the last norms keep. forward:
-    the most that a forward pass without gradients holds.
+    the most that a forward pass without gradients holds. lora_work: more than work where a block
+    with a LoRA is recomputed, but in the first that is: there nothing asks for the gradient of its
+    input.
     """
 
     passed: Mapping[tuple[str, str], float]
@@ -76,6 +78,7 @@ class ActivationBytes:
     work: Mapping[str, float]
     outside: float
     forward: Mapping[str, float]
+    lora_work: Mapping[str, float] = field(default_factory=dict)
 
 
 class Base(Protocol):
@@ -139,9 +142,11 @@ class Base(Protocol):
         shape: tuple[int, ...],
         trained: Collection[str],
         checkpointing: str = "none",
+        prompts: int | None = None,
     ) -> Costs:
-        """FLOPs of one sample's training step. shape: latents ``[layers, f, C, h, w]``; trained:
-        names of parameters; checkpointing: ``none``, ``selective`` or ``full``."""
+        """FLOPs of one sample's training step. shape: latents ``[n, f, C, h, w]`` of its n layers;
+        trained: names of parameters; checkpointing: ``none``, ``selective`` or ``full``; prompts:
+        how many of the layers have one (None: as many as the model has)."""
 
 
 def base_of(of: Any) -> Base:

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.clip import U8, LayeredClip
 from layerflow.corpus.known import KNOWN, decode_known, latent_known, resize_known
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
-from layerflow.corpus.row_cells import clips_of, layers_of
 from layerflow.corpus.row_check import check_equation, check_unread
+from layerflow.corpus.row_stack import frames_of, stack_of_row, stacks_of
 from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
+from layerflow.layer_set import LayerSet, layer_set
 from layerflow.media.cells import Bounds, MediaError
 from layerflow.media.isolate import call, caller
+from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
 from pipelines.engine.cluster import torch_device
@@ -83,13 +85,18 @@ def variants(kind: str, augment: Augment) -> list[Variant]:
 
 @dataclass(frozen=True)
 class Options:
-    """What the latents depend on, besides the clips."""
+    """What the latents depend on, besides the clips. layers: name of the set."""
 
     model: str
     size: tuple[int, int] | None = None
     frames: int | None = None
     dtype: str = "float32"
     augment: Augment = field(default_factory=Augment)
+    layers: str = "rgba"
+
+    @property
+    def set(self) -> LayerSet:
+        return layer_set(self.layers)
 
 
 class Encoder:
@@ -148,15 +155,19 @@ class Encoder:
         """
         from layerflow.model.autoencoder import check_frames, encode_clips
 
-        pictures, masks = self.pictures(row), self.known(row)
+        pictures = self.pictures(row)
+        masks = self.known(row, pictures[0].names)
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
         check_frames(self.vae, length)
+        names = pictures[0].prompted
         keys = [prompt_key(text) for text in about["prompts"]]
         return [
             clip_row(
-                dict(zip(LAYERS, moments, strict=True)),
+                dict(zip(picture.names, moments, strict=True)),
                 dtype=self.options.dtype,
+                layers=self.options.set,
+                known=mask,
                 id=row["id"] + variant.suffix,
                 source=row["id"],
                 content=about["content"],
@@ -167,63 +178,62 @@ class Encoder:
                 height=picture.size[0],
                 width=picture.size[1],
                 fps=picture.fps,
-                known=mask,
-                **{f"{layer}_prompt": key for layer, key in zip(PROMPTED, keys, strict=True)},
+                **{f"{layer}_prompt": key for layer, key in zip(names, keys, strict=True)},
             )
             for variant, picture, moments, mask in zip(
                 chosen, pictures, encode_clips(self.vae, pictures), masks, strict=True
             )
         ]
 
-    def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
+    def pictures(self, row: Mapping[str, Any]) -> list[LayerStack]:
         """``pictures_of`` a corpus row, made in the child process."""
-        return clips_of(row, call(self.reader, _pictures, dict(row), self.options))
+        answer = call(self.reader, _pictures, dict(row), self.options)
+        return stacks_of(row, answer, self.options.set)
 
-    def known(self, row: Mapping[str, Any]) -> list[U8 | None]:
-        """What is known of each variant's latents, uint8 ``[4, f, h, w]``; None where all is."""
+    def known(self, row: Mapping[str, Any], layers: Sequence[str]) -> list[U8 | None]:
+        """What is known of each variant's latents, uint8 ``[n, f, h, w]``; None where all is.
+
+        layers: names of the n layers.
+        """
         from layerflow.model.autoencoder import spatial_factor, temporal_factor
 
         if row.get(KNOWN) is None:
             return [None] * len(variants(row["kind"], self.options.augment))
         cells = temporal_factor(self.vae), spatial_factor(self.vae)
-        pictures = call(self.reader, _known, dict(row), self.options)
-        masks = [latent_known(picture, LAYERS, *cells) for picture in pictures]
+        pictures = call(self.reader, known_pictures, dict(row), self.options)
+        masks = [latent_known(picture, layers, *cells) for picture in pictures]
         return [None if mask.all() else mask for mask in masks]
 
 
 def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8], float, str]]:
-    return [layers_of(clip) for clip in pictures_of(row, options)]
-
-
-def _known(row: dict[str, Any], options: Options) -> list[U8]:
-    return known_pictures(row, options)
+    return [frames_of(stack) for stack in pictures_of(row, options)]
 
 
 def known_pictures(row: Mapping[str, Any], options: Options) -> list[U8]:
     """The column ``known`` of a row, which has one, as its ``pictures_of`` are: uint8 ``[T, H, W]``
     each. MediaError for a damaged one."""
-    augment = options.augment
-    keep = kept_frames(row, options.frames, augment.freeze)
-    known = decode_known(row[KNOWN], Bounds.of(row), keep)
-    size = options.size or known.shape[1:3]
+    known = decode_known(row[KNOWN], Bounds.of(row), kept_frames(row, options))
+    own, least = known.shape[1:3], options.augment.min_crop
+    size = options.size or own
     return [
-        resize_known(view(v, known.shape[1:3], size, augment.min_crop, row["id"])(known), *size)
-        for v in variants(row["kind"], augment)
+        resize_known(view(variant, own, size, least, row["id"])(known), *size)
+        for variant in variants(row["kind"], options.augment)
     ]
 
 
-def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
+def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayerStack]:
     """Every variant of a corpus row as it goes into the autoencoder, decoded in this process.
 
     MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
     """
     check_unread(row)
-    augment = options.augment
-    clip = decode_frames(row, kept_frames(row, options.frames, augment.freeze))
+    augment, keep = options.augment, kept_frames(row, options)
+    clip = decode_frames(row, keep)
     if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
         check_equation(row, clip)
+    stack = stack_of_row(row, clip, options.set, keep)
     size = options.size or clip.size
-    return [vary(clip, v, size, augment.min_crop, row["id"]) for v in variants(clip.kind, augment)]
+    return [vary(stack, v, size, augment.min_crop, row["id"]) for v in variants(clip.kind, augment)]
 
 
 def text_shape(model: str) -> tuple[int, int]:
@@ -245,13 +255,25 @@ def even_frames(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def kept_frames(row: Mapping[str, Any], frames: int | None, freeze: int = 0) -> list[int]:
-    """Which frames of a corpus row are encoded: `frames` of them (None: all; stills stay single),
-    or, with `freeze`, that many that are shown as stills. MediaError for a clip with fewer frames.
+def kept_frames(row: Mapping[str, Any], options: Options) -> list[int]:
+    """Which frames of a row are encoded. MediaError for one with too few."""
+    if options.augment.freeze and row["kind"] != "image":
+        return frozen_frames(row, options.augment.freeze)
+    return chosen_frames(row, options.frames)
+
+
+def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
+    """The clip of a corpus row with `frames` of its frames (None: all; stills stay single).
+
+    Only the chosen frames are converted, which is most of the work at small sizes. MediaError
+    for damaged media and for a clip with fewer frames.
     """
+    return decode_frames(row, chosen_frames(row, frames))
+
+
+def chosen_frames(row: Mapping[str, Any], frames: int | None) -> list[int]:
+    """Which frames of a row are taken; see ``decode``. MediaError for one with fewer."""
     count = row["num_frames"]
-    if freeze and row["kind"] != "image":
-        return frozen_frames(row, freeze)
     if not 1 <= count <= MAX_FRAMES:
         raise MediaError(f"clip {row['id']} says that it has {count} frames")
     if row["kind"] == "image":
@@ -261,15 +283,6 @@ def kept_frames(row: Mapping[str, Any], frames: int | None, freeze: int = 0) -> 
     if frames > count:
         raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
     return even_frames(count, frames)
-
-
-def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
-    """The clip of a corpus row with `frames` of its frames (None: all; stills stay single).
-
-    Only the chosen frames are converted, which is most of the work at small sizes. MediaError
-    for damaged media and for a clip with fewer frames.
-    """
-    return decode_frames(row, kept_frames(row, frames))
 
 
 def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
@@ -287,10 +300,10 @@ def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
 
 
 def vary(
-    clip: LayeredClip, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
-) -> LayeredClip:
+    stack: LayerStack, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
+) -> LayerStack:
     """One variant of a clip at `size`."""
-    return resize_clip(_each(clip, view(variant, clip.size, size, min_crop, id_)), *size)
+    return stack.each(view(variant, stack.size, size, min_crop, id_)).resized(*size)
 
 
 def view(
@@ -300,23 +313,18 @@ def view(
 
     own: H and W. The window of a crop depends on the id and its number.
     """
-    frames = slice(None) if not variant.frame else slice(variant.frame - 1, variant.frame)
-    window: tuple[slice, ...] = (frames,)
+    window = [slice(variant.frame - 1, variant.frame) if variant.frame else slice(None)]
     if variant.crop:
         chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
         top, left, height, width = crop_window(own, size, min_crop, chance)
-        window = (frames, slice(top, top + height), slice(left, left + width))
+        window += [slice(top, top + height), slice(left, left + width)]
 
     def show(layer: U8) -> U8:
-        layer = layer[window]
+        layer = layer[tuple(window)]
         layer = layer[:, :, ::-1] if variant.flip else layer
         return np.ascontiguousarray(layer[::-1] if variant.reverse else layer)
 
     return show
-
-
-def _each(clip: LayeredClip, change: Any) -> LayeredClip:
-    return replace(clip, **{layer: change(clip.layer(layer)) for layer in LAYERS})
 
 
 def crop_window(

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from layerflow.clip import LayeredClip, composite
+from layerflow.clip import ALPHA, LAYERS, LayeredClip, composite
 from layerflow.corpus import latents as module
 from layerflow.corpus.known import KNOWN, encode_known, pack_known
 from layerflow.corpus.latents import CLIPS, Latents
 from layerflow.corpus.table import EXTENDED_SCHEMA, encode_row, origin
 from layerflow.corpus.writer import write_table
+from layerflow.media.layer_stack import LayerStack
 from layerflow.model.presets import init_directory
 from pipelines.encode.clip_latents import Augment, Encoder, Options, pictures_of
 from pipelines.encode.job import run_encode
@@ -42,10 +43,10 @@ def row(index: int, known: bool = True, kind: str = "mined") -> dict[str, Any]:
     return made | {KNOWN: cell if known else None}
 
 
-def from_alpha(clip: LayeredClip, side: int) -> np.ndarray:
+def from_alpha(picture: LayerStack, side: int) -> np.ndarray:
     """Which cells are known by a clip's alpha, bool [T, h, w]."""
-    height, width = clip.size
-    cells = clip.alpha.reshape(-1, height // side, side, width // side, side)
+    height, width = picture.size
+    cells = picture.layer(ALPHA).reshape(-1, height // side, side, width // side, side)
     return (cells == 255).all((2, 4))
 
 
@@ -64,7 +65,7 @@ def test_the_mask_goes_through_every_variant_as_the_pictures_do(
     options = Options(str(model), size, frames=None if kind == "image" else 4, augment=augment)
     source = row(1, kind=kind)
     encoder = Encoder(options)
-    masks, pictures = encoder.known(source), pictures_of(source, options)
+    masks, pictures = encoder.known(source, LAYERS), pictures_of(source, options)
     assert len(masks) == len(pictures) > 1
     for mask, picture in zip(masks, pictures, strict=True):
         assert mask is not None and mask.shape[0] == 4
@@ -108,7 +109,7 @@ def test_latents_from_before_the_column_are_read_and_wrong_masks_are_not(
         Latents.open(tmp_path / "bad")
     older = pa.schema([field for field in CLIPS if field.name != KNOWN])
     with monkeypatch.context() as patch:
-        patch.setattr(module, "CLIPS", older)
+        patch.setattr(module, "clips_schema", lambda layers: older)
         with module.LatentsWriter(tmp_path / "old", store.fingerprint) as writer:
             writer.clips({k: v for k, v in one.items() if k != KNOWN} for one in rows)
     old = Latents.open(tmp_path / "old")
