@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
+from layerflow.corpus.known import KNOWN
 from layerflow.corpus.latent_rows import PROMPTS, RGBA, clips_schema, prompt_key
 from layerflow.corpus.latents import FORMAT_VERSION, Latents, LatentsWriter
 from layerflow.corpus.log import split_address
@@ -188,6 +189,8 @@ def wanted_rows(
             digest = hashlib.sha256(json.dumps(about).encode())
             for cell in row_cells(row, layers):
                 digest.update(hashlib.sha256(cell).digest())
+            if row.get(KNOWN) is not None:
+                digest.update(hashlib.sha256(row[KNOWN]).digest())
             yield _Row(
                 corpus=corpus.address,
                 index=index,
