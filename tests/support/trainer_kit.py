@@ -11,6 +11,7 @@ from diffusers import CogVideoXDDIMScheduler
 
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row, prompt_key, prompt_row
+from layerflow.layer_set import layer_set
 from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from manifests.train import TrainManifest, parse
@@ -18,8 +19,19 @@ from manifests.train import TrainManifest, parse
 CHANNELS, TOKENS, TEXT_WIDTH = 4, 2, 8
 
 
-def make_model(folder: Path, *, layers: int = 2, channels: int = CHANNELS, seed: int = 0) -> Path:
-    """A pipeline directory as far as the trainer needs one: transformer, scheduler, autoencoder."""
+def make_model(
+    folder: Path,
+    *,
+    layers: int = 2,
+    channels: int = CHANNELS,
+    seed: int = 0,
+    of: str = "rgba",
+) -> Path:
+    """A pipeline directory as far as the trainer needs one: transformer, scheduler, autoencoder.
+
+    layers: blocks of the network. of: its set of layers.
+    """
+    prompts = len(layer_set(of).prompted)
     torch.manual_seed(seed)
     transformer = LayerFlowTransformer3DModel(
         num_attention_heads=2,
@@ -34,7 +46,9 @@ def make_model(folder: Path, *, layers: int = 2, channels: int = CHANNELS, seed:
         sample_frames=8,
         patch_size=1,
         temporal_compression_ratio=1,
-        max_text_seq_length=3 * TOKENS,
+        max_text_seq_length=prompts * TOKENS,
+        num_prompts=prompts,
+        layers=of,
         num_text_tokens=TOKENS,
         latent_frames=2,
     )
@@ -59,13 +73,15 @@ def make_latents(
     size: int = 2,
     posterior: bool = True,
     seed: int = 0,
+    channels: int = CHANNELS,
+    text: tuple[int, int] = (TOKENS, TEXT_WIDTH),
 ) -> Path:
-    """`count` clips of random latents with distinct prompts."""
+    """`count` clips of random latents with distinct prompts. text: tokens and width of one."""
     rng = np.random.default_rng(seed)
     texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(3)]
 
     def moments() -> np.ndarray:
-        shape = (CHANNELS, frames, size, size)
+        shape = (channels, frames, size, size)
         logvar = np.full(shape, -2.0 if posterior else -30.0)
         return np.concatenate([rng.standard_normal(shape), logvar]).astype(np.float32)
 
@@ -89,9 +105,7 @@ def make_latents(
 
     with LatentsWriter(folder, {"format_version": FORMAT_VERSION}) as writer:
         writer.clips(clips())
-        writer.prompts(
-            prompt_row(text, rng.standard_normal((TOKENS, TEXT_WIDTH))) for text in texts
-        )
+        writer.prompts(prompt_row(prompt, rng.standard_normal(text)) for prompt in texts)
     return folder
 
 
