@@ -206,6 +206,9 @@ def encode(
     reverse: Annotated[bool, "also each clip backwards"] = False,
     crops: Annotated[int, "also this many windows of each clip"] = 0,
     freeze: Annotated[int, "instead of moving clips: this many frames of each, as stills"] = 0,
+    layers: Annotated[
+        str | None, "rgb, rgba, rgbax2 .. rgbax8, +effects; default: the model's"
+    ] = None,
     dtype: Annotated[str, "float32 or float16"] = "float32",
     workers: Workers = None,
     accept_lost: Annotated[bool, "go on if most units fail alike: reject their clips"] = False,
@@ -222,6 +225,7 @@ def encode(
         size=_size(size),
         frames=frames,
         augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
+        layers=layers,
         dtype=dtype,
         workers=workers,
         quiet=quiet,
@@ -255,12 +259,9 @@ def sample(
     out: Annotated[PathLike, "folder for the results"],
     *,
     given: Annotated[
-        Mapping[str, PathLike] | None,
-        "LAYER=FILE, a video or picture of a layer that is given; repeatable",
+        Mapping[str, PathLike] | None, "LAYER=FILE, a given video or picture; repeatable"
     ] = None,
-    prompt: Annotated[
-        Mapping[str, str] | None, "LAYER=TEXT; layers: foreground, background, blended"
-    ] = None,
+    prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT, such as foreground.2=dog"] = None,
     negative_prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT"] = None,
     seed: Annotated[int, "of the first sample; then one more each"] = 0,
     count: Annotated[int, "samples to make"] = 1,
@@ -274,6 +275,7 @@ def sample(
     official_sampler: Annotated[bool, "the released sampler"] = False,
     exact_given: Annotated[bool, "copy given layers instead of decoding their latents"] = False,
     png: Annotated[bool, "also write every frame as PNG"] = False,
+    foregrounds: Annotated[int | None, "how many there are; default: all of the model's"] = None,
     dtype: Annotated[str | None, "float32, bfloat16 or float16"] = None,
     quiet: Quiet = True,
 ) -> list[Path]:
@@ -297,9 +299,7 @@ def publish(
     corpus: Annotated[PathLike, "a corpus folder"],
     repo_id: Annotated[str, "NAMESPACE/NAME on the Hub"],
     *,
-    dry_run: Annotated[
-        PathLike | None, "write the repository into this folder, upload nothing"
-    ] = None,
+    dry_run: Annotated[PathLike | None, "write the repository here, upload nothing"] = None,
     private: Annotated[bool, "who may see it"] = True,
     config: Annotated[str, "name of the configuration"] = "default",
     split: Annotated[str, "one name, or shares such as train=0.9,test=0.1"] = "train",
@@ -307,9 +307,7 @@ def publish(
     revision: Annotated[str | None, "branch to commit to"] = None,
     licence: Annotated[str | None, "licence of the whole repository, for its card"] = None,
     acknowledge_licences: Annotated[
-        bool,
-        "the right to keep clips whose licence forbids redistribution is there "
-        "(with --private only)",
+        bool, "clips whose licence forbids redistribution may be kept (with --private only)"
     ] = False,
     with_rejected: Annotated[bool, "also publish the rejected table"] = False,
     workers: Annotated[
@@ -336,8 +334,7 @@ def evaluate(
         PathLike | None, "instead: DIR/<id>/ as sample writes them, or a corpus"
     ] = None,
     task: Annotated[
-        Sequence[str] | None,
-        "generate, decompose, fg2bg, bg2fg or LAYER+LAYER given; repeatable",
+        Sequence[str] | None, "generate, decompose, fg2bg, bg2fg or LAYER+LAYER; repeatable"
     ] = None,
     count: Annotated[int | None, "clips at most; default: all"] = None,
     seed: Annotated[int, "of the first clip; then one more each"] = 0,
@@ -346,9 +343,7 @@ def evaluate(
     frames: ModelFrames = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    clip: Annotated[
-        PathLike | None, "folder of a CLIP model: consistency and text alignment"
-    ] = None,
+    clip: Annotated[PathLike | None, "folder of a CLIP model: consistency, text"] = None,
     aesthetic: Annotated[PathLike | None, "safetensors file of a linear head on --clip"] = None,
     quiet: Annotated[bool, "no line for each clip"] = True,
 ) -> dict[str, Any]:

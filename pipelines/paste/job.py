@@ -47,7 +47,7 @@ STEPS: Steps[Sample] = (
     check,
     encode,
 )
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 def run_paste(options: PasteOptions, **how: Unpack[Running]) -> Summary:
