@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler
 
-from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row, prompt_key, prompt_row
 from layerflow.layer_set import layer_set
 from layerflow.model.autoencoder import BlockDCTAutoencoder
@@ -75,10 +74,13 @@ def make_latents(
     seed: int = 0,
     channels: int = CHANNELS,
     text: tuple[int, int] = (TOKENS, TEXT_WIDTH),
+    layers: str = "rgba",
 ) -> Path:
-    """`count` clips of random latents with distinct prompts. text: tokens and width of one."""
-    rng = np.random.default_rng(seed)
-    texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(3)]
+    """`count` clips of random latents with distinct prompts. text: tokens and width of one. layers:
+    their set, of which the first clip has one foreground, the next two, and so on."""
+    rng, own = np.random.default_rng(seed), layer_set(layers)
+    slots = len(own.prompted)
+    texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(slots)]
 
     def moments() -> np.ndarray:
         shape = (channels, frames, size, size)
@@ -87,9 +89,14 @@ def make_latents(
 
     def clips() -> Any:
         for i in range(count):
-            keys = {f"{p}_prompt": prompt_key(texts[3 * i + s]) for s, p in enumerate(PROMPTED)}
+            present = own.with_foregrounds(1 + i % len(own.foregrounds))
+            keys = {
+                f"{p}_prompt": prompt_key(texts[slots * i + s]) if p in present else ""
+                for s, p in enumerate(own.prompted)
+            }
             yield clip_row(
-                {layer: moments() for layer in LAYERS},
+                {layer: moments() for layer in present},
+                layers=own,
                 id=f"{kind}{i:04d}",
                 source=f"{kind}{i:04d}",
                 content=f"{seed}-{i}",
@@ -103,7 +110,10 @@ def make_latents(
                 **keys,
             )
 
-    with LatentsWriter(folder, {"format_version": FORMAT_VERSION}) as writer:
+    about: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    if layers != "rgba":
+        about["layers"] = layers
+    with LatentsWriter(folder, about) as writer:
         writer.clips(clips())
         writer.prompts(prompt_row(prompt, rng.standard_normal(text)) for prompt in texts)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,33 @@ def test_three_stages_of_an_rgb_model_train_on_rgba_latents_and_it_samples(tmp_p
     made = pipe(prompt_embeds=text, num_inference_steps=2, output_type="np", guidance_scale=1.0)
     assert made.alpha is None and made.foreground.shape == (1, 2, 16, 16, 3)
     assert np.isfinite(made.blended).all()
+
+
+def two_foregrounds(folder: Path, out: str, **changes: Any) -> Any:
+    """A run on clips of one and two foregrounds, the base stage and a motion stage."""
+    if not (folder / "model").exists():
+        make_model(folder / "model", of="rgbax2")
+        make_latents(folder / "video", count=10, layers="rgbax2")
+        make_latents(folder / "stills", count=6, kind="image", frames=1, seed=1)
+    kit = make_manifest(folder, micro_batch=2)
+    stages = [kit.stages[0].model_copy(update={"steps": 4}), kit.stages[2]]
+    said = {"stages": stages, "out": str(folder / out), **changes}
+    return kit.model_copy(update=said)
+
+
+def test_clips_of_one_and_two_foregrounds_train_and_resume_exactly(tmp_path: Path) -> None:
+    whole = two_foregrounds(tmp_path, "whole")
+    said: list[str] = []
+    assert train(whole, whole.out, log=said.append)
+    assert any("4 layers of 2x2x2 (5 clips), 6 layers of 2x2x2 (5 clips)" in line for line in said)
+    broken = two_foregrounds(tmp_path, "broken", save_every=1)
+    stop = threading.Event()
+    ended = train(broken, broken.out, log=said.append, stop=stop, report=lambda row: stop.set())
+    assert not ended and train(broken, broken.out, log=said.append)
+    assert any("goes on after step" in line for line in said)
+    ends = [weights(Path(run.out) / "export") for run in (whole, broken)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_an_imported_rgb_checkpoint_goes_on_training(tmp_path: Path) -> None:
