@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,8 +224,10 @@ def test_three_stages_of_an_rgb_model_train_on_rgba_latents_and_it_samples(tmp_p
     make_latents(tmp_path / "video", count=10)
     make_latents(tmp_path / "stills", count=6, kind="image", frames=1, seed=1)
     held_out = {"latents": "video", "every": 5, "clips": 2, "tasks": ["generate", "fg2bg"]}
-    said = make_manifest(tmp_path, validation=held_out)
+    said = make_manifest(tmp_path, validation={**held_out, "samples": 1, "sample_steps": 1})
     assert train(said, said.out, log=lambda line: None)
+    shown = json.loads((Path(said.out) / "samples/00000005/metrics.json").read_text())
+    assert "iou" not in shown["tasks"]["fg2bg"] and shown["tasks"]["fg2bg"]
     before, after = weights(tmp_path / "model"), weights(Path(said.out) / "export")
     name = "transformer/layer_embedding.video"
     assert after[name].shape == before[name].shape == (3, 32)
@@ -243,7 +246,9 @@ def two_foregrounds(folder: Path, out: str, **changes: Any) -> Any:
         make_model(folder / "model", of="rgbax2")
         make_latents(folder / "video", count=10, layers="rgbax2")
         make_latents(folder / "stills", count=6, kind="image", frames=1, seed=1)
-    kit = make_manifest(folder, micro_batch=2)
+    held_out = {"latents": "video", "every": 4, "clips": 10, "tasks": ["decompose"]}
+    held_out |= {"samples": 2, "sample_steps": 1}
+    kit = make_manifest(folder, micro_batch=2, validation=held_out)
     stages = [kit.stages[0].model_copy(update={"steps": 4}), kit.stages[2]]
     said = {"stages": stages, "out": str(folder / out), **changes}
     return kit.model_copy(update=said)
@@ -259,6 +264,8 @@ def test_clips_of_one_and_two_foregrounds_train_and_resume_exactly(tmp_path: Pat
     ended = train(broken, broken.out, log=said.append, stop=stop, report=lambda row: stop.set())
     assert not ended and train(broken, broken.out, log=said.append)
     assert any("goes on after step" in line for line in said)
+    shown = json.loads((tmp_path / "whole/samples/00000004/metrics.json").read_text())
+    assert {"iou_foreground", "iou_foreground.2", "order"} <= shown["tasks"]["decompose"].keys()
     ends = [weights(Path(run.out) / "export") for run in (whole, broken)]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
