@@ -7,15 +7,16 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= build/demo
+DEMO = $(if $(VIDEOS),--videos "$(VIDEOS)") $(if $(SEED),--seed $(SEED))
 TEST_PROCESSES ?= 2
 
 .PHONY: demo demo-full test test-slow check bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/layerflow demo --out $(OUT) $(if $(VIDEOS),--videos "$(VIDEOS)")
+	$(BIN)/layerflow demo --out $(OUT) $(DEMO)
 
 demo-full: $(VENV)/.demo
-	$(BIN)/layerflow demo --full --out $(OUT)-full $(if $(VIDEOS),--videos "$(VIDEOS)")
+	$(BIN)/layerflow demo --full --out $(OUT)-full $(DEMO)
 
 test: $(VENV)/.test check
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile

@@ -108,14 +108,17 @@ class DemoManifest(Strict):
     full: dict[str, Any] = Field({}, description="what the longer demo says instead")
 
 
-def load(path: Path, *, full: bool = False) -> DemoManifest:
-    """The demo manifest of a file; ``full``: with what its key of that name says instead.
+def load(path: Path, *, full: bool = False, seed: int | None = None) -> DemoManifest:
+    """The demo manifest of a file; ``full``: with what its key of that name says instead; seed:
+    instead of the manifest's.
 
     ValueError, where, field and what is wrong.
     """
     content = read_yaml(path)
-    if full and isinstance(content, Mapping):
-        content = merged(content, content.get("full", {}))
+    if full and isinstance(content, Mapping) and isinstance(content.get("full"), Mapping):
+        content = merged(content, content["full"])
+    if seed is not None and isinstance(content, Mapping):
+        content = {**content, "seed": seed}
     return check(content, DemoManifest, str(path))
 
 

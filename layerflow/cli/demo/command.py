@@ -22,6 +22,10 @@ def demo(
     full: Annotated[
         bool, typer.Option("--full", help="the longer one: more clips and steps")
     ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="of media and training; default: the manifest's"),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
 ) -> None:
     """Draw videos and stills, mine, paste, pack, encode, train all stages, sample, measure.
@@ -35,7 +39,7 @@ def demo(
     from manifests.demo import load
 
     path = manifest or Path(manifests.__file__).parent / "demo.yaml"
-    said = load(path, full=full)
+    said = load(path, full=full, seed=seed)
     run = demo_steps.Demo(said, path.parent, out, videos, workers, quiet)
     run.show = lambda result: demo_page.write_page(run, result)
     typer.echo(f"demo: {out}/report.html grows step by step")

@@ -142,6 +142,7 @@ class Demo:
             path,
             model=str(self.model),
             out=str(self.out / "train"),
+            seed=said.seed + self.manifest.seed,
             latents=latents,
             keep_exports=True,
             stages=[
