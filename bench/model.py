@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from layerflow.model import adapters
-from layerflow.model.presets import TINY, tiny_transformer
-from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.model.cogvideox.presets import TINY, tiny_transformer
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 
 
 @dataclass(frozen=True)

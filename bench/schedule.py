@@ -38,7 +38,7 @@ from layerflow.files import write_json
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.model import adapters, frames
 from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_clips
-from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, load, parse
 from trainer.distributed.launch import launch

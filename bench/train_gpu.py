@@ -31,16 +31,19 @@ from typing import Any
 
 import torch
 
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.base import block_parts
+from layerflow.model.cogvideox.costs import step_costs
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.presets import TINY, tiny_transformer
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.objective import layer_loss
-from layerflow.model.presets import TINY, tiny_transformer
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
 from trainer.data import Batch
 from trainer.distributed.processes import ALONE
 from trainer.metrics import device_peak, memory_gib
-from trainer.planning.costs import block_parts, memory_bytes, step_costs
+from trainer.planning.costs import memory_bytes
 from trainer.runtime import attention_kernel, prepare
 from trainer.stages import attach, lay_out, trainable_names
 
@@ -177,7 +180,7 @@ def planned_bytes(
     sizes = {n: p.numel() for n, p in transformer.named_parameters()}
     return memory_bytes(
         manifest,
-        transformer.config,
+        transformer,
         block_parts(transformer, names),
         total=sum(sizes.values()),
         trained=sum(sizes[n] for n in names),
@@ -206,13 +209,13 @@ def training_step(
     trained = lay_out(transformer, stage, ALONE, bf16=manifest.precision == "bf16")
     optimizer = trained.optimizer(stage.optimizer or manifest.optimizer)
     batch = random_batch(transformer.config, shape).to(device)
-    scheduler = make_scheduler("ddim")
+    process = VPrediction(make_scheduler("ddim"))
     clip = (stage.optimizer or manifest.optimizer).clip
 
     def step() -> None:
         trained.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, manifest.precision == "bf16"):
-            losses = layer_loss(transformer, scheduler, *batch.tensors())
+            losses = layer_loss(transformer, process, *batch.tensors())
         losses.mean().backward()
         norm = trained.clip(clip)
         optimizer.found_inf = (~norm.isfinite()).float()

@@ -34,9 +34,10 @@ from bench.train_gpu import (
     training_step,
 )
 from layerflow.model import adapters
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.objective import layer_loss
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
 from trainer.data import Batch
@@ -87,7 +88,7 @@ def count_flops(
     adapters.set_trainable(transformer, trainable_names(transformer, stage))
     values = {name: value.to("meta") for name, value in vars(batch).items()}
     with FlopCounterMode(display=False) as counter:
-        losses = layer_loss(transformer, make_scheduler("ddim"), **values)
+        losses = layer_loss(transformer, VPrediction(make_scheduler("ddim")), **values)
         forward = counter.get_total_flops()
         losses.mean().backward()
         return forward, counter.get_total_flops() - forward
@@ -128,10 +129,11 @@ def count_forward_bytes(
     half = manifest.precision == "bf16"
     with FakeTensorMode(), Live() as live, norms_in_fp32(half), torch.no_grad():
         fill(transformer, names)
-        batch, scheduler = random_batch(transformer.config, shape), make_scheduler("ddim")
+        batch = random_batch(transformer.config, shape)
+        process = VPrediction(make_scheduler("ddim"))
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(transformer, scheduler, *batch.tensors())
+            layer_loss(transformer, process, *batch.tensors())
         return live.most - before
 
 

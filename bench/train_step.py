@@ -38,6 +38,7 @@ from layerflow.corpus.latents import (
     prompt_key,
     prompt_row,
 )
+from layerflow.model.base import base_of
 from layerflow.model.objective import layer_loss
 from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, parse
@@ -130,7 +131,9 @@ def make_batches(manifest: TrainManifest) -> Batches:
     stage = manifest.stages[0]
     parts = open_parts(manifest, stage)
     rows = [len(part.rows) for part in parts]
-    order = Order(0, stage.name, manifest.batch, rows, [1.0], stage.tasks, 0.1, 0.05)
+    model, scheduler = load_model(manifest.model, CPU)
+    timesteps = base_of(model).noise(scheduler).timesteps
+    order = Order(0, stage.name, manifest.batch, rows, [1.0], stage.tasks, timesteps, 0.1, 0.05)
     return Batches(parts, order)
 
 
@@ -175,12 +178,13 @@ def now() -> tuple[float, float]:
 def bare_step(manifest: TrainManifest, batch: Batch) -> Callable[[], None]:
     """Forward + backward + AdamW on one batch, nothing else."""
     model, scheduler = load_model(manifest.model, CPU)
+    process = base_of(model).noise(scheduler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
 
     def step() -> None:
         optimizer.zero_grad()
-        losses = layer_loss(model, scheduler, *batch.tensors())
+        losses = layer_loss(model, process, *batch.tensors())
         losses.mean().backward()
         optimizer.step()
 

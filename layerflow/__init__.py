@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from layerflow.corpus.table import Corpus
     from layerflow.corpus.torch_data import TorchClips
     from layerflow.front import encode, evaluate, init, mine, pack, paste, publish, sample, train
-    from layerflow.model.pipeline import LayerFlowPipeline
-    from layerflow.model.transformer import LayerFlowTransformer3DModel
+    from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
+    from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 
 _HOMES = {
     "LayeredClip": "layerflow.clip",
@@ -35,8 +35,8 @@ _HOMES = {
     "open_corpus": "layerflow.corpus.published",
     "Corpus": "layerflow.corpus.table",
     "TorchClips": "layerflow.corpus.torch_data",
-    "LayerFlowPipeline": "layerflow.model.pipeline",
-    "LayerFlowTransformer3DModel": "layerflow.model.transformer",
+    "LayerFlowPipeline": "layerflow.model.cogvideox.pipeline",
+    "LayerFlowTransformer3DModel": "layerflow.model.cogvideox.transformer",
     **dict.fromkeys(
         ("encode", "evaluate", "init", "mine", "pack", "paste", "publish", "sample", "train"),
         "layerflow.front",

@@ -1,5 +1,5 @@
-"""The place that model folders on record name; the code is in ``layerflow.model.pipeline``."""
+"""The place that model folders on record name; the code is in ``layerflow.model.cogvideox``."""
 
-from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 
 __all__ = ["LayerFlowPipeline"]

@@ -14,10 +14,11 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module, metadata
 from typing import Any
+
+from layerflow.nearest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,9 @@ class Plugins:
             raise ValueError(f"{packages} offer a {self.what} {name!r} each: uninstall one")
         if not offers:
             names = self.names()
-            near = get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"unknown {self.what} {name!r}; {hint}choose one of {', '.join(names)}"
+                f"unknown {self.what} {name!r}; {did_you_mean(name, names)}choose one of "
+                f"{', '.join(names)}"
             )
         return offers[0]
 
@@ -126,13 +126,24 @@ BASES = Plugins(
     "layerflow.bases",
     "preset",
     {
-        "tiny": "layerflow.model.presets:TINY_PRESET",
-        "cogvideox-2b": "layerflow.model.presets:COGVIDEOX_2B",
-        "cogvideox-5b": "layerflow.model.presets:COGVIDEOX_5B",
+        "tiny": "layerflow.model.cogvideox.presets:TINY_PRESET",
+        "cogvideox-2b": "layerflow.model.cogvideox.presets:COGVIDEOX_2B",
+        "cogvideox-5b": "layerflow.model.cogvideox.presets:COGVIDEOX_5B",
     },
     attributes=("options", "needs_base", "write"),
 )
 """Model directories to start from: ``layerflow.model.presets.ModelPreset`` objects."""
+
+
+NETWORKS = Plugins(
+    "layerflow.networks",
+    "transformer",
+    {
+        "LayerFlowTransformer3DModel": "layerflow.model.cogvideox.base:COGVIDEOX",
+    },
+    attributes=("name", "blocks", "transformer", "pipeline", "noise"),
+)
+"""Class name of a transformer -> its base: ``layerflow.model.base.Base`` objects."""
 
 
 @lru_cache(maxsize=32)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 
 
 def start_ray(workers: int, object_store_bytes: int) -> bool:
@@ -32,8 +34,17 @@ def start_ray(workers: int, object_store_bytes: int) -> bool:
             "include_dashboard": False,
             "object_store_memory": object_store_bytes,
         }
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(**options)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own aborts the process
     return True
+
+
+def ray_runs() -> bool:
+    """Whether there is a Ray already: one of this process, or a cluster to join."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or bool(ray is not None and ray.is_initialized())
 
 
 def stop_ray() -> None:

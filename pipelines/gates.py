@@ -13,6 +13,7 @@ from statistics import median
 from typing import Literal
 
 from layerflow.corpus.scores import PRESETS, QUALITY_FIELDS, thresholds
+from layerflow.nearest import did_you_mean
 
 Gate = Mapping[str, tuple[float, float]]
 GATES: dict[str, Gate] = {"off": {}, **{name: thresholds(name) for name in PRESETS}}
@@ -22,7 +23,10 @@ GATES: dict[str, Gate] = {"off": {}, **{name: thresholds(name) for name in PRESE
 def resolve_gate(preset: str, thresholds: Mapping[str, tuple[float, float]] | None = None) -> Gate:
     """The preset's thresholds with some replaced or added. Raises ValueError for unknown names."""
     if preset not in GATES:
-        raise ValueError(f"unknown quality gate {preset!r}; choose one of {', '.join(GATES)}")
+        raise ValueError(
+            f"unknown quality gate {preset!r}; {did_you_mean(preset, GATES)}choose one of "
+            f"{', '.join(GATES)}"
+        )
     gate = {**GATES[preset], **(thresholds or {})}
     judge({}, gate)
     return gate
@@ -49,7 +53,8 @@ def _first_failed(
     for name, (low, high) in gate.items():
         if name not in QUALITY_FIELDS:
             raise ValueError(
-                f"quality gate names an unknown score {name!r}; known: {', '.join(QUALITY_FIELDS)}"
+                f"quality gate names an unknown score {name!r}; "
+                f"{did_you_mean(name, QUALITY_FIELDS)}known: {', '.join(QUALITY_FIELDS)}"
             )
         value = scores.get(name)
         if value is None or math.isnan(value):

@@ -67,7 +67,7 @@ class Batch:
     given: torch.Tensor
     """bool [B, 4]"""
     timesteps: torch.Tensor
-    """int64 [B]"""
+    """[B], times of the base's noise process"""
     noise: torch.Tensor
     """like latents"""
     motion_gate: torch.Tensor

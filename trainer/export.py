@@ -13,31 +13,24 @@ import torch
 
 from layerflow.files import new_folder, write_json
 from layerflow.model import adapters
+from layerflow.model.base import base_of
 from layerflow.model.ship import ship_code
 from manifests.train import TrainManifest
 from trainer.card import write_card
 from trainer.checkpoint import fill, load_stage
 from trainer.stages import attach
 
-SCHEDULERS = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 LINK_BYTES = 64 << 20  # larger files of the model (text encoders) are hard-linked, not copied
 
 
 def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
     """Transformer (with the adapters saved beside it) and noise scheduler of a pipeline."""
-    import diffusers
-
-    from layerflow.model.transformer import LayerFlowTransformer3DModel
-
     folder = Path(folder)
-    transformer = LayerFlowTransformer3DModel.from_pretrained(
+    base = base_of(folder)
+    transformer = base.transformer.from_pretrained(
         folder / "transformer", torch_dtype=torch.float32
     )
-    said = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    if said["_class_name"] not in SCHEDULERS:
-        raise ValueError(f"{folder}/scheduler: {said['_class_name']} is none of {SCHEDULERS}")
-    scheduler = getattr(diffusers, said["_class_name"]).from_pretrained(folder / "scheduler")
-    return transformer.to(device), scheduler
+    return transformer.to(device), base.load_scheduler(folder)
 
 
 def model_after(

@@ -13,6 +13,7 @@ from torch import nn
 
 from layerflow.clip import LAYERS
 from layerflow.model.layers import given_layers
+from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest, Validation
@@ -50,7 +51,7 @@ class HeldOut:
     def losses(
         self,
         transformer: nn.Module,
-        scheduler: object,
+        process: NoiseProcess,
         *,
         gate: int = 0,
         size: int = 1,
@@ -72,7 +73,7 @@ class HeldOut:
                     for few in batch.split(size):
                         few = few.to(world.device)
                         with precision():
-                            losses = layer_loss(transformer, scheduler, *few.tensors())
+                            losses = layer_loss(transformer, process, *few.tensors())
                         if turn < count:
                             total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
                 total = total.to(world.device)

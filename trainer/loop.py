@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerflow.model.base import base_of
+from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
@@ -51,7 +53,7 @@ class Run:
     out: Path
     world: World
     transformer: nn.Module
-    scheduler: Any
+    process: NoiseProcess
     held_out: HeldOut | None
     terminated: threading.Event
     log: Log
@@ -96,7 +98,7 @@ def train(
             out=out,
             world=world,
             transformer=prepare(transformer, manifest),
-            scheduler=scheduler,
+            process=base_of(transformer).noise(scheduler),
             held_out=held_out(manifest),
             terminated=terminated,
             log=log_here,
@@ -137,7 +139,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         tasks=stage.tasks,
         joint=dropout.joint,
         layer=dropout.layer,
-        num_timesteps=run.scheduler.config.num_train_timesteps,
+        timesteps=run.process.timesteps,
     )
     return Batches(
         parts,
@@ -179,7 +181,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
-                losses = layer_loss(transformer, run.scheduler, *batch.tensors())
+                losses = layer_loss(transformer, run.process, *batch.tensors())
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerflow.files import replacing
+from layerflow.model.base import Costs, base_of
 from trainer.data import Batch
-from trainer.planning.costs import Costs, peak_of, step_costs
+from trainer.planning.costs import peak_of
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
@@ -144,6 +145,7 @@ class Metrics:
 
 
 def make_metrics(run: Run, trained: Trained | Sharded, resume_at: int) -> Metrics:
+    step_costs = base_of(run.transformer).step_costs
     return Metrics(
         run.out,
         costs=cache(lambda shape: step_costs(run.transformer, shape, trained.parameters)),

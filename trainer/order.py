@@ -9,8 +9,9 @@ workers, sees what an unbroken one sees, and nothing but the step needs saving.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,8 @@ class Draw:
     row: int
     """Which of that part's rows, 0 to its size - 1."""
     task: str
-    timestep: int
+    timestep: float
+    """As the base's noise process has it: whole steps stay int."""
     drop: tuple[bool, ...]
     """For each prompt, whether zeros replace it."""
     frame: float
@@ -45,11 +47,12 @@ class Order:
 
     seed: of the run. stage: its name, so that stages do not share randomness. batch: samples a
     step. sizes, weights: rows and weight of each component of the mixture. tasks: task -> weight.
-    joint, layer: chances that all prompts, or each prompt, are dropped.
+    timesteps: of a `layerflow.model.noise.NoiseProcess`. joint, layer: chances that all prompts,
+    or each prompt, are dropped.
 
     Within each step the shares of components and tasks are exact up to rounding, and timesteps
-    are stratified: one in each of `batch` equal parts of 0..num_timesteps-1. Each component goes
-    through its rows in a new seeded permutation every epoch.
+    are stratified: those of one number in each of `batch` equal parts of [0, 1). Each component
+    goes through its rows in a new seeded permutation every epoch.
     """
 
     seed: int
@@ -58,9 +61,9 @@ class Order:
     sizes: Sequence[int]
     weights: Sequence[float]
     tasks: Mapping[str, float]
+    timesteps: Callable[[NDArray[np.float64]], NDArray[Any]]
     joint: float = 0.0
     layer: float = 0.0
-    num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.weights) or not self.sizes or min(self.sizes) < 1:
@@ -75,7 +78,7 @@ class Order:
         parts = rng.permutation(self._components(step))
         tasks = rng.permutation(_systematic(list(self.tasks.values()), batch, rng.random()))
         strata = (rng.permutation(batch) + rng.random(batch)) / batch
-        timesteps = np.minimum((strata * self.num_timesteps).astype(int), self.num_timesteps - 1)
+        timesteps = self.timesteps(strata).tolist()
         chance = rng.random((batch, PROMPTS + 1))
         drop = (chance[:, :1] < self.joint) | (chance[:, 1:] < self.layer)
         frames = rng.random(batch)
@@ -87,7 +90,7 @@ class Order:
                 component=int(parts[slot]),
                 row=rows[slot],
                 task=names[tasks[slot]],
-                timestep=int(timesteps[slot]),
+                timestep=timesteps[slot],
                 drop=tuple(bool(d) for d in drop[slot]),
                 frame=float(frames[slot]),
             )

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from layerflow.model.base import base_of
 from manifests.train import TrainManifest
 
 KERNELS = {
@@ -35,7 +36,7 @@ def prepare(transformer: Any, manifest: TrainManifest) -> Any:
     elif manifest.checkpointing == "selective":
         transformer.enable_gradient_checkpointing(run_selectively)
     if manifest.compile:
-        for block in transformer.transformer_blocks:
+        for block in getattr(transformer, base_of(transformer).blocks):
             block.compile()
     return transformer
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from layerflow.clip import U8, LayeredClip, sampled_layers
 from layerflow.files import replacing, write_json
 from layerflow.model import adapters
+from layerflow.model.base import base_of
 from layerflow.model.info import sampling_settings
 from layerflow.model.layers import given_layers
 from manifests.train import TrainManifest, parse
@@ -114,14 +115,14 @@ def run_job(job: SampleJob) -> None:
 def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
     """The pipeline of that step: finished stages, then the job's own weights."""
     from layerflow.model.autoencoder import load_autoencoder
-    from layerflow.model.pipeline import LayerFlowPipeline
 
     device = torch.device(job.device)
     weights = load_file(Path(job.folder) / WEIGHTS)
     transformer, scheduler = model_after(manifest, Path(job.out), job.stage, weights, device)
     vae = load_autoencoder(Path(manifest.model) / "vae").to(device)
     transformer = run_as_trained(transformer.eval(), manifest, device)
-    pipe = LayerFlowPipeline(None, None, vae, transformer, scheduler)
+    pipeline = base_of(transformer).pipeline
+    pipe = pipeline(None, None, vae, transformer, scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layerflow.model import adapters
+from layerflow.model.base import base_of
 from layerflow.seeds import torch_seed
 from manifests.train_stage import Lora, Optimizer, Stage, block_indices
 from trainer.distributed.processes import World
@@ -42,7 +43,7 @@ def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
         chosen = set(adapters.adapter_parameters(transformer, stage.trains.lora))
     else:
         blocks = block_indices(stage.trains.blocks, num_blocks(transformer))
-        prefixes = tuple(f"transformer_blocks.{index}." for index in blocks)
+        prefixes = tuple(f"{base_of(transformer).blocks}.{index}." for index in blocks)
         chosen = {name for name in names if name.startswith(prefixes)} - lora
     for pattern in stage.trains.also:
         matched = {name for name in names if fnmatchcase(name, pattern)} - lora
@@ -53,7 +54,7 @@ def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
 
 
 def num_blocks(transformer: nn.Module) -> int:
-    return len(transformer.transformer_blocks)  # type: ignore[arg-type]
+    return len(getattr(adapters.unwrap(transformer), base_of(transformer).blocks))
 
 
 def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:

@@ -34,7 +34,7 @@ def measure(run: Run, stage: Stage, gate: int) -> dict[str, float]:
     assert run.held_out is not None
     return run.held_out.losses(
         run.transformer,
-        run.scheduler,
+        run.process,
         gate=gate,
         size=run.manifest.pass_size(stage, run.world.size),
         world=run.world,

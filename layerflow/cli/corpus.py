@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -194,6 +195,7 @@ def view(
     if serve:
         from pipelines.view.server import serve as serve_page
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # its end, not an interruption
         serve_page(folder, port=port, model=model)
         return
     from pipelines.view.page import write_report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 
 import typer
@@ -33,9 +34,19 @@ def build_app() -> typer.Typer:
     return app
 
 
+class Stopped(BaseException):
+    """SIGINT or SIGTERM. No ``KeyboardInterrupt``, whose message would be Typer's."""
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise Stopped(number)
+
+
 def main() -> None:
     """Run a command. A wrong request ends with status 2 and one clear message, no traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         build_app()()
     except (ValueError, OSError) as error:
@@ -47,9 +58,11 @@ def main() -> None:
         text = f"layerflow: {without_secrets(str(error))}"
         print(on_screen([text], ERROR_WIDTH), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("layerflow: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stopped:
+        code = int(stopped.args[0])
+        word = "interrupted" if code == signal.SIGINT else "terminated"
+        print(f"layerflow: {word}; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + code)
 
 
 if __name__ == "__main__":

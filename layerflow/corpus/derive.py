@@ -39,6 +39,7 @@ from layerflow.corpus.writer import write_table
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.media.opening import MediaError
+from layerflow.nearest import did_you_mean
 from layerflow.outputs import local_output
 
 RECORD = ".inputs.json"  # beside a corpus: its jobs' options with paths, by recipe; local only
@@ -104,7 +105,9 @@ def parse_where(text: str) -> list[Condition]:
         elif name in NUMBERS:
             conditions.append(Condition(name, sign, _number(part, value)))
         else:
-            raise ValueError(f"{name!r} is no score or column; there are {[*NUMBERS, *WORDS]}")
+            known = [*NUMBERS, *WORDS]
+            hint = did_you_mean(name, known)
+            raise ValueError(f"{name!r} is no score or column; {hint}there are {known}")
     return conditions
 
 

@@ -146,11 +146,12 @@ def target_modules(
             raise ValueError(f"no linear layer is called {target!r}; usual are {TARGETS}")
     if blocks is None:
         return targets
-    count = len(transformer.transformer_blocks)
+    blocks_in = transformer.block_list
+    count = len(getattr(transformer, blocks_in))
     chosen = sorted(set(blocks))
     if not chosen or chosen[0] < 0 or chosen[-1] >= count:
         raise ValueError(f"blocks {chosen}: the model has blocks 0 to {count - 1}")
-    prefixes = tuple(f"transformer_blocks.{i}." for i in chosen)
+    prefixes = tuple(f"{blocks_in}.{i}." for i in chosen)
     endings = tuple(f".{target}" for target in targets)
     return [p for p in linears if p.startswith(prefixes) and p.endswith(endings)]
 

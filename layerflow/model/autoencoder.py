@@ -1,4 +1,4 @@
-"""Clips <-> latents, layer by layer; and the parameter-free stand-in autoencoder.
+"""Clips <-> latents, layer by layer, by any autoencoder; and the parameter-free stand-in.
 
 Every layer is encoded by itself, so latents can be kept and mixed per layer. The network sees the
 foreground on mid-grey and alpha as three equal channels, all in [-1, 1]. Official checkpoints use
@@ -8,8 +8,10 @@ the joint pass instead: one VAE call over the concatenated clip, in one chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,20 +97,87 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
         return self.decode(self.encode(sample).latent_dist.mode()).sample
 
 
+def _stand_in(config: Mapping[str, Any]) -> tuple[int, int]:
+    return 1, int(config.get("block_size", 8))
+
+
+@dataclass(frozen=True)
+class AutoencoderKind:
+    """What one class of autoencoders asks of clips.
+
+    module: where the class is. factors: its settings -> pixel frames and pixels of a latent.
+    chunk, rests: it takes n frames if n modulo ``chunk`` latents' frames is one of ``rests``, and
+    makes ``ceil(n / frames of a latent)`` latents of them. one_by_one: clips pass it one at a time,
+    to save memory.
+
+    Its latents are scaled by what its settings say: see ``normalisation``.
+    """
+
+    module: str
+    factors: Callable[[Mapping[str, Any]], tuple[int, int]]
+    chunk: int = 1
+    rests: tuple[int, ...] = (0,)
+    one_by_one: bool = True
+
+    def takes(self, num_frames: int, factor: int) -> bool:
+        """Whether it gives that many frames back. factor: pixel frames of a latent."""
+        return num_frames > 0 and num_frames % (self.chunk * factor) in self.rests
+
+    def check_frames(self, num_frames: int, factor: int) -> None:
+        """ValueError with the nearest counts unless it ``takes`` that many."""
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be 1 or more, not {num_frames}")
+        if self.takes(num_frames, factor):
+            return
+        step = self.chunk * factor
+        near = [n for n in range(num_frames - step, num_frames) if self.takes(n, factor)]
+        above = range(num_frames, num_frames + step + 1)
+        near.append(next(n for n in above if self.takes(n, factor)))
+        rules = " and ".join(f"{step}k" + f"+{rest}" * bool(rest) for rest in self.rests)
+        raise ValueError(
+            f"this autoencoder cannot take {num_frames} frames, only {rules} "
+            f"(nearest: {', '.join(map(str, near))})"
+        )
+
+    def latent_frames(self, num_frames: int, factor: int) -> int:
+        """Latent frames of as many pixel frames."""
+        return -(-num_frames // factor)
+
+    def pixel_frames(self, latent_frames: int, factor: int) -> int:
+        """The most pixel frames of as many latents that it takes."""
+        most = latent_frames * factor
+        counts = range(most, most - factor, -1)
+        return next((n for n in counts if self.takes(n, factor)), most)
+
+
+KINDS = {
+    "BlockDCTAutoencoder": AutoencoderKind(
+        "layerflow.model.autoencoder", _stand_in, one_by_one=False
+    )
+}
+"""Class name -> kind: the stand-in, and those of the bases that have been asked for."""
+
+
+def kind_of(name: str) -> AutoencoderKind:
+    """The kind of a class name. ValueError for one that no base has."""
+    if name not in KINDS:
+        for base in import_module("layerflow.model.base").bases():
+            KINDS.update(base.autoencoders)
+    if name not in KINDS:
+        raise ValueError(f"unknown autoencoder {name!r}; not {sorted(KINDS)}")
+    return KINDS[name]
+
+
 def autoencoder_class(folder: Path) -> Any:
     """The class of a saved autoencoder. ValueError for a folder without one, or of another kind."""
-    import diffusers
-
-    kinds = {
-        "BlockDCTAutoencoder": BlockDCTAutoencoder,
-        "AutoencoderKLCogVideoX": diffusers.AutoencoderKLCogVideoX,
-    }
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no autoencoder (no config.json)")
     said = read_json(folder / "config.json", {"_class_name": str})["_class_name"]
-    if said not in kinds:
-        raise ValueError(f"{folder}: unknown autoencoder {said!r}; not {sorted(kinds)}")
-    return kinds[said]
+    try:
+        kind = kind_of(said)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return getattr(import_module(kind.module), said)
 
 
 def load_autoencoder(folder: Path) -> Any:
@@ -135,41 +204,51 @@ def _basis(block: int, luma: int, chroma: int) -> Tensor:
 
 
 def check_frames(vae: Any, num_frames: int) -> None:
-    """ValueError unless the autoencoder gives as many frames back as it was given.
+    """ValueError unless the autoencoder gives as many frames back as it was given."""
+    _kind(vae).check_frames(num_frames, temporal_factor(vae))
 
-    The stand-in takes any number. diffusers' CogVideoX VAE, which works in chunks of 8, takes 8k
-    and 8k + 1 only.
-    """
-    if num_frames < 1:
-        raise ValueError(f"num_frames must be 1 or more, not {num_frames}")
-    step = 2 * temporal_factor(vae)
-    if temporal_factor(vae) > 1 and num_frames % step > 1:
-        low = num_frames - num_frames % step
-        allowed = ", ".join(str(n) for n in (low, low + 1, low + step) if n)
-        raise ValueError(
-            f"this autoencoder cannot take {num_frames} frames, only {step}k and {step}k+1 "
-            f"(nearest: {allowed})"
-        )
+
+def _kind(vae: Any) -> AutoencoderKind:
+    return kind_of(type(vae).__name__)
 
 
 def temporal_factor(vae: Any) -> int:
     """Pixel frames of one latent frame."""
-    own = getattr(vae, "temporal_compression_ratio", None)
-    return int(own or vae.config.temporal_compression_ratio)
+    return _kind(vae).factors(vae.config)[0]
 
 
 def spatial_factor(vae: Any) -> int:
     """Pixels of one latent pixel's side."""
-    own = getattr(vae, "spatial_compression_ratio", None)
-    return int(own or 2 ** (len(vae.config.block_out_channels) - 1))
+    return _kind(vae).factors(vae.config)[1]
 
 
 def latent_frames(vae: Any, num_frames: int) -> int:
-    """Latent frames of ``num_frames`` pixel frames; an odd number's first frame stands alone."""
-    factor = temporal_factor(vae)
-    if factor == 1:
-        return num_frames
-    return num_frames // factor if num_frames % 2 == 0 else (num_frames - 1) // factor + 1
+    """Latent frames of ``num_frames`` pixel frames that it takes."""
+    return _kind(vae).latent_frames(num_frames, temporal_factor(vae))
+
+
+def pixel_frames(vae: Any, latent_frames: int) -> int:
+    """Pixel frames of as many latent frames."""
+    return _kind(vae).pixel_frames(latent_frames, temporal_factor(vae))
+
+
+def normalisation(vae: Any) -> tuple[Any, Any]:
+    """(shift, scale) of the affine map from an autoencoder's latents to the network's:
+    ``(z - shift) * scale``. Numbers, or ``[C, 1, 1, 1]`` float32 where its settings have
+    statistics of each channel (``latents_mean``, ``latents_std``).
+
+    The map is exact for posteriors too: a normal distribution with mean m and log-variance l goes
+    over into one with ``(m - shift) * scale`` and ``l + 2 log(scale)``. So cached moments are those
+    of normalised latents.
+    """
+    config = vae.config
+    if getattr(config, "latents_mean", None) is None:
+        return 0.0, float(config.scaling_factor)
+    shift, spread = (
+        torch.tensor(getattr(config, name), dtype=torch.float64).view(-1, 1, 1, 1)
+        for name in ("latents_mean", "latents_std")
+    )
+    return shift.float(), (1.0 / spread).float()
 
 
 def device_of(vae: Any) -> Any:
@@ -181,33 +260,37 @@ def device_of(vae: Any) -> Any:
 def encode(vae: Any, pixels: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
     """``[B, 3, T, H, W]`` in [-1, 1] -> scaled mean and log-variance, ``[B, f, C, h, w]`` float32.
 
-    The clips are encoded one at a time unless the autoencoder is the stand-in: memory.
+    Both are those of normalised latents, see ``normalisation``.
     whole: the caller has set up ``one_chunk``, which takes frame counts that chunks do not.
     ValueError for a frame count that it cannot take.
     """
     if not whole:
         check_frames(vae, pixels.shape[2])
     pixels = pixels.to(device=device_of(vae), dtype=vae.dtype)
-    parts = [pixels] if isinstance(vae, BlockDCTAutoencoder) else list(pixels.split(1))
+    parts = list(pixels.split(1)) if _kind(vae).one_by_one else [pixels]
     with torch.no_grad():
         spread = [vae.encode(part).latent_dist for part in parts]
-    scale = float(vae.config.scaling_factor)
-    mean = torch.cat([d.mean for d in spread]).float() * scale
+    shift, scale = _at(normalisation(vae), pixels.device)
+    mean = (torch.cat([d.mean for d in spread]).float() - shift) * scale
     logvar = torch.cat([d.logvar for d in spread]).float()
-    logvar = torch.where(
-        logvar <= NO_VARIANCE, logvar, logvar + 2 * math.log(scale)
-    )  # "none" stays "none"
+    wider = 2 * (math.log(scale) if isinstance(scale, float) else scale.log())
+    logvar = torch.where(logvar <= NO_VARIANCE, logvar, logvar + wider)  # "none" stays "none"
     return mean.transpose(1, 2), logvar.transpose(1, 2)
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Scaled ``[B, f, C, h, w]`` -> pixels ``[B, 3, T, H, W]`` float32, clamped to [-1, 1]."""
-    z = (latents / float(vae.config.scaling_factor)).transpose(1, 2)
+    shift, scale = _at(normalisation(vae), latents.device)
+    z = latents.transpose(1, 2) / scale + shift
     z = z.to(device=device_of(vae), dtype=vae.dtype)
-    parts = [z] if isinstance(vae, BlockDCTAutoencoder) else list(z.split(1))
+    parts = list(z.split(1)) if _kind(vae).one_by_one else [z]
     with torch.no_grad():
         pixels = torch.cat([vae.decode(part).sample for part in parts])
     return pixels.float().clamp(-1, 1)
+
+
+def _at(values: tuple[Any, Any], device: Any) -> tuple[Any, ...]:
+    return tuple(v if isinstance(v, float) else v.to(device) for v in values)
 
 
 @contextmanager

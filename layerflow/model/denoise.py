@@ -1,22 +1,31 @@
-"""The denoising loop: guidance, given layers held clean, scheduler or official sampler."""
+"""The denoising loop of every base: guidance, given layers held clean, a scheduler of diffusers."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import CogVideoXDPMScheduler
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import retrieve_timesteps
 from torch import Tensor
 
 from layerflow.model.layers import Layout
-from layerflow.model.official_sampler import dynamic_guidance, sample_official
 from layerflow.model.sequence import Generators
 
 Callback = Callable[..., dict[str, Any]]
+
+
+def dynamic_guidance(scale: float, timestep: int, num_steps: int) -> float:
+    """Guidance at a step: ``1 + scale * (1 - cos(pi * ((n - t) / n)^5)) / 2``.
+
+    t is the 0..999 timestep and n the number of sampling steps (CogVideoX' formula as released, so
+    the value jumps between 1 and 1 + scale). Released with scale 6.
+    """
+    progress = (num_steps - timestep) / num_steps
+    return 1 + scale * (1 - math.cos(math.pi * progress**5.0)) / 2
 
 
 @dataclass
@@ -40,6 +49,8 @@ class Denoiser:
     attention_kwargs: dict[str, Any] | None = None
     callback: Callback | None = None
     callback_inputs: tuple[str, ...] = field(default=("latents",))
+    steps: Tensor = field(init=False)
+    options: dict[str, Any] = field(init=False)
 
     def spread(self, num_videos: int, device: torch.device) -> None:
         """Repeat every sample and move all to the device."""
@@ -59,7 +70,7 @@ class Denoiser:
         return torch.where(mask, self.clean, latents)
 
     def predict(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor | None, Tensor]:
-        """v without and with the prompt, float32. Without guidance the first is None."""
+        """What is predicted without and with the prompt, float32; first None without guidance."""
         guided = self.guidance_scale > 1
         halves = 2 if guided else 1
         text = self.prompt_embeds
@@ -93,44 +104,40 @@ class Denoiser:
         """Sample with the pipeline's diffusers scheduler; latents ``[B, F, C, h, w]`` of noise."""
         scheduler = self.pipe.scheduler
         steps, num_steps = retrieve_timesteps(scheduler, num_steps, latents.device, timesteps)
-        options: dict[str, Any] = {"generator": generator}
-        if "eta" in inspect.signature(scheduler.step).parameters:
-            options["eta"] = eta
-        latents = latents * scheduler.init_noise_sigma
-        old: Tensor | None = None
+        self.prepare(steps, {"generator": generator, "eta": eta})
+        latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
         with self.pipe.progress_bar(total=num_steps) as progress:
             for i, t in enumerate(steps):
                 if self.pipe.interrupt:
                     continue
-                without, v = self.predict(scheduler.scale_model_input(latents, t), t)
+                without, v = self.predict(self.network_input(latents, t), t)
                 if without is not None:
                     v = without + self._scale(int(t), num_steps) * (v - without)
-                if isinstance(scheduler, CogVideoXDPMScheduler):
-                    back = steps[i - 1] if i else None
-                    latents, old = scheduler.step(v, old, t, back, latents, **options)[:2]
-                else:
-                    latents = scheduler.step(v, t, latents, **options, return_dict=False)[0]
+                latents = self.step(i, v, latents)
                 latents = self._after_step(i, t, self.hold_given(latents.float()))
                 progress.update()
         return latents
 
+    def prepare(self, steps: Tensor, options: dict[str, Any]) -> None:
+        """Before the first step: the timesteps, and options for schedulers that take them."""
+        taken = inspect.signature(self.pipe.scheduler.step).parameters
+        self.steps = steps
+        self.options = {name: value for name, value in options.items() if name in taken}
+
+    def network_input(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """What the scheduler makes of latents before the network sees them."""
+        scale = getattr(self.pipe.scheduler, "scale_model_input", None)
+        return latents if scale is None else scale(latents, timestep)
+
+    def step(self, index: int, predicted: Tensor, latents: Tensor) -> Tensor:
+        """The latents after a step, by the scheduler."""
+        t, scheduler = self.steps[index], self.pipe.scheduler
+        after: Tensor = scheduler.step(predicted, t, latents, **self.options, return_dict=False)[0]
+        return after
+
     def run_official(self, latents: Tensor, num_steps: int, draw: Callable[[], Tensor]) -> Tensor:
-        """Sample with the released sampler."""
-        with self.pipe.progress_bar(total=num_steps) as progress:
-
-            def network(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-                without, v = self.predict(x, t)
-                return (v if without is None else without), v
-
-            def on_step(i: int, t: int, x: Tensor) -> Tensor:
-                progress.update()
-                return self._after_step(i, torch.tensor(t), x)
-
-            scale = self.guidance_scale
-            latents = sample_official(
-                network, latents, num_steps, scale, draw, on_step, dynamic=self.dynamic
-            )
-        return self.hold_given(latents)
+        """Sample with the released sampler. ValueError for a base without one."""
+        raise ValueError("there is no official sampler for this base model: leave it out")
 
     def _scale(self, timestep: int, num_steps: int) -> float:
         if not self.dynamic:

@@ -13,14 +13,13 @@ from safetensors import SafetensorError, safe_open
 from layerflow.clip import LAYERS
 from layerflow.documents import read_json
 from layerflow.model.adapter_files import read_adapter, saved_adapters
+from layerflow.model.autoencoder import kind_of
+from layerflow.model.base import base_of
 from layerflow.model.layers import official_task
+from layerflow.plugins import NETWORKS
 
 SETTINGS = "layerflow.json"
 
-# Measured on CogVideoX-2B LoRA training at 17,776 tokens: 1.86 MB a token without activation
-# checkpointing and 0.115 MB with it, in bf16; here per block and channel.
-ACTIVATION_BYTES = 32.3
-CHECKPOINTED_BYTES = 2.0
 GIB = 1 << 30
 
 
@@ -58,10 +57,10 @@ def describe(directory: str | Path) -> dict[str, Any]:
             f"{folder} holds no model (no transformer/config.json); see layerflow init"
         )
     config = read_json(config_file)
-    if config.get("_class_name") != "LayerFlowTransformer3DModel":
+    if config.get("_class_name") not in NETWORKS.names():
         raise ValueError(
             f"{folder} holds a {config.get('_class_name')}; make a LayerFlow model of it with "
-            "layerflow init DIR --preset cogvideox-2b --base FOLDER"
+            "layerflow init DIR --preset NAME --base FOLDER"
         )
     parameters = {
         part: count_parameters(folder / part)
@@ -116,36 +115,34 @@ def count_parameters(folder: Path) -> int:
 def cost(config: dict[str, Any], vae: dict[str, Any], parameters: int) -> Cost:
     """Cost of one sample at the model's own size.
 
-    FLOPs: ``24 d^2 L s`` for the linear layers and ``4 s^2 d L`` for attention, with s tokens,
-    width d and L blocks. Training state: fp32 weights, gradients and two AdamW moments of all
-    parameters.
+    FLOPs: by ``Base.forward_flops``. Activations: of its blocks. Training state: fp32 weights,
+    gradients and two AdamW moments of all parameters.
     """
-    spatial = vae.get("block_size", 8)  # pixels a latent pixel's side
-    temporal = 1 if "block_size" in vae else vae.get("temporal_compression_ratio", 4)
+    base = base_of(config)
+    kind = kind_of(str(vae.get("_class_name"))) if vae else next(iter(base.autoencoders.values()))
+    temporal, spatial = kind.factors(vae)  # of no settings: the usual ones
     task = official_task(config["task"]) if config["mode"] == "official" else None
     height, width = config["sample_height"] * spatial, config["sample_width"] * spatial
     per_layer = config["latent_frames"]
     frames = task.layout.num_frames if task else per_layer * len(LAYERS)
-    patch = config["patch_size"] * spatial
+    patch = base.patch(config) * spatial
     video = frames * (height // patch) * (width // patch)
-    text = config["num_prompts"] * config["num_text_tokens"]
+    text = config["num_prompts"] * base.text_shape(config)[0]
     tokens = video + text
-    dim = config["num_attention_heads"] * config["attention_head_dim"]
-    blocks = config["num_layers"]
-    flops = 24.0 * dim**2 * blocks * tokens + 4.0 * tokens**2 * dim * blocks
-    channels = float(tokens * blocks * dim)
+    channels = float(tokens * config["num_layers"] * base.width(config))
+    kept = base.activation_bytes.passed
     return Cost(
         height=height,
         width=width,
-        num_frames=per_layer * temporal,
+        num_frames=kind.pixel_frames(per_layer, temporal),
         latent_frames=frames,
         video_tokens=video,
         text_tokens=text,
-        forward_flops=flops,
+        forward_flops=base.forward_flops(config, video, text),
         weight_bytes_bf16=2 * parameters,
         training_state_bytes=16 * parameters,
-        activation_bytes=channels * ACTIVATION_BYTES,
-        checkpointed_activation_bytes=channels * CHECKPOINTED_BYTES,
+        activation_bytes=channels * kept["bf16", "none"],
+        checkpointed_activation_bytes=channels * kept["bf16", "full"],
     )
 
 

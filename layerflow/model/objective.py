@@ -1,42 +1,20 @@
-"""Noise, v-target and the loss on generated layers.
+"""The loss on generated layers, for any base and its noise process.
 
-v-prediction with unit weight (official ``loss.py`` and ``denoiser_scaling.py``: the x0 error
-weighted by 1/(1-abar) is the plain v error). One timestep a sample for all its layers; given layers
-enter clean and are left out of the loss.
+One timestep a sample for all its layers; given layers enter clean and are left out of the loss.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layerflow.model import adapters
-
-
-def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """``sqrt(abar_t) * clean + sqrt(1 - abar_t) * noise``; timesteps int64 ``[B]``."""
-    signal, spread = noise_levels(scheduler, timesteps, clean)
-    return signal * clean + spread * noise
-
-
-def velocity(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """The target ``v = sqrt(abar_t) * noise - sqrt(1 - abar_t) * clean``."""
-    signal, spread = noise_levels(scheduler, timesteps, clean)
-    return signal * noise - spread * clean
-
-
-def noise_levels(scheduler: Any, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, float32, shaped to multiply ``like``."""
-    table = scheduler.alphas_cumprod.to(device=like.device, dtype=torch.float32)
-    abar = table[timesteps.to(like.device)].view(-1, *(1 for _ in like.shape[1:]))
-    return abar.sqrt(), (1.0 - abar).sqrt()
+from layerflow.model.noise import NoiseProcess
 
 
 def sequence_loss(
     transformer: nn.Module,
-    scheduler: Any,
+    process: NoiseProcess,
     latents: Tensor,
     text: Tensor,
     given_frames: Tensor,
@@ -50,13 +28,13 @@ def sequence_loss(
 
     latents: clean ``[B, F, C, h, w]``; noise: like latents. text: ``[B, P*L, D]``.
     given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, 4]``, the same by
-    layer, for the network's marks. timesteps: int64 ``[B]``. motion_gate: ``[B]``.
+    layer, for the network's marks. timesteps: ``[B]``, times of the process. motion_gate: ``[B]``.
 
-    Returns it, float32 ``[B]``, and the predicted v, ``[B, F, C, h, w]``.
+    Returns it, float32 ``[B]``, and the prediction, ``[B, F, C, h, w]``.
     """
     mask = given_frames.to(latents.device)
     spread = mask[:, :, None, None, None]
-    noisy = torch.where(spread, latents, add_noise(scheduler, latents, noise, timesteps))
+    noisy = torch.where(spread, latents, process.add_noise(latents, noise, timesteps))
     dtype = adapters.unwrap(transformer).dtype
     predicted = transformer(
         noisy.to(dtype),
@@ -66,7 +44,7 @@ def sequence_loss(
         motion_gate=motion_gate,
         return_dict=False,
     )[0].float()
-    target = velocity(scheduler, latents, noise, timesteps)
+    target = process.target(latents, noise, timesteps)
     per_frame = (predicted - target).square().flatten(2).mean(2)  # frames are equally large
     generated = (~mask).to(per_frame)
     return (per_frame * generated).sum(1) / generated.sum(1).clamp_min(1), predicted
@@ -74,7 +52,7 @@ def sequence_loss(
 
 def layer_loss(
     transformer: nn.Module,
-    scheduler: Any,
+    process: NoiseProcess,
     latents: Tensor,
     prompt_embeds: Tensor,
     given: Tensor,
@@ -82,13 +60,13 @@ def layer_loss(
     noise: Tensor,
     motion_gate: Tensor | None = None,
 ) -> Tensor:
-    """Loss of each sample: the mean squared v error over its generated elements.
+    """Loss of each sample: the mean squared error of the prediction over its generated elements.
 
     latents: clean ``[B, 4, f, C, h, w]``, layers in ``LAYERS`` order; noise: like latents.
     prompt_embeds: ``[B, 3, L, D]``; a dropped prompt is zeros.
     given: bool ``[B, 4]``; at least one layer of each sample must be generated (a sample without
     any has loss 0).
-    timesteps: int64 ``[B]``. motion_gate: ``[B]``, 1 for static samples; None: that of the
+    timesteps: ``[B]``. motion_gate: ``[B]``, 1 for static samples; None: that of the
     enclosing ``adapters.motion_gate`` block. The gate that is passed here also holds for this
     pass' recomputation under checkpointing.
 
@@ -97,7 +75,7 @@ def layer_loss(
     frames = given.repeat_interleave(latents.shape[2], dim=1)
     loss, _ = sequence_loss(
         transformer,
-        scheduler,
+        process,
         latents.flatten(1, 2),
         prompt_embeds.flatten(1, 2),
         frames,

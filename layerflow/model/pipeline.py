@@ -1,8 +1,8 @@
-"""LayerFlowPipeline: prompts and any given layers in, all layers out.
+"""The pipeline of every base: prompts and any given layers in, all layers out.
 
 ::
 
-    pipe = LayerFlowPipeline.from_pretrained("models/tiny")
+    pipe = layerflow.LayerFlowPipeline.from_pretrained("models/tiny")
     out = pipe(prompt={"foreground": "a red ball"}, given={"blended": frames})
     out.foreground, out.alpha, out.background, out.blended
 """
@@ -16,20 +16,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import (
-    CogVideoXDDIMScheduler,
-    CogVideoXDPMScheduler,
-    CogVideoXTransformer3DModel,
-    DiffusionPipeline,
-    ModelMixin,
-)
-from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-import layerflow.model.transformer  # noqa: F401  diffusers takes our classes from what is imported
 from layerflow.clip import LAYERS
+from layerflow.lazy import lazy_names
 from layerflow.model import autoencoder, frames, text
 from layerflow.model.denoise import Denoiser
 from layerflow.model.layers import Layout
@@ -37,10 +29,9 @@ from layerflow.model.sequence import Generators, decode_sequence, draw_noise, en
 
 Given = Mapping[str, Any]
 
-OWN_MODULES = {
-    "LayerFlowTransformer3DModel": "layerflow.model.transformer",
-    "BlockDCTAutoencoder": "layerflow.model.autoencoder",
-}
+__getattr__ = lazy_names(
+    __name__, {"LayerFlowPipeline": "layerflow.model.cogvideox.pipeline"}
+)  # where it was, and is looked for
 
 
 @dataclass
@@ -70,36 +61,49 @@ class LayerFlowPipelineOutput(BaseOutput):
 
 def _is_entry(value: Any) -> bool:
     """Whether this is a module and class of ``model_index.json``."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[1], str)
 
 
-class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
-    """All layers together, or some from the others. Conventions are CogVideoXPipeline's.
+class LayeredPipeline(DiffusionPipeline):
+    """All layers together, or some from the others. Conventions are those of diffusers' pipelines.
 
-    vae: ``AutoencoderKLCogVideoX`` or ``BlockDCTAutoencoder``; transformer:
-    ``LayerFlowTransformer3DModel``.
+    A base's pipeline derives from this and from diffusers' LoRA loader, has an ``__init__`` of its
+    own with the types of its components, and says:
+
+    own_modules: classes of ours -> the module that model folders name for them; it has to be
+    imported where the class is, and to have ``ModelMixin`` in it, where diffusers looks it up.
+    autoencoders: as ``Base.autoencoders``. denoiser: the loop. factors: pixel frames and pixels of
+    a latent where there is no autoencoder.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar = ["tokenizer", "text_encoder", "vae"]
     _callback_tensor_inputs: ClassVar = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        text_encoder: T5EncoderModel | None,
-        vae: ModelMixin | None,
-        transformer: CogVideoXTransformer3DModel,
-        scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            vae=vae,
-            transformer=transformer,
-            scheduler=scheduler,
-        )
+    own_modules: ClassVar[dict[str, str]] = {}
+    autoencoders: ClassVar[Mapping[str, autoencoder.AutoencoderKind]] = {}
+    denoiser: ClassVar[type[Denoiser]] = Denoiser
+    factors: ClassVar[tuple[int, int]] = (4, 8)
+
+    def register_modules(self, **parts: Any) -> None:
+        """diffusers' ``register_modules``; shipped code knows its autoencoders from here."""
+        autoencoder.KINDS.update(self.autoencoders)
+        super().register_modules(**parts)
+
+    def register_to_config(self, **entries: Any) -> None:
+        """diffusers' ``register_to_config``; our classes go on record under ``own_modules``."""
+        for part, entry in entries.items():
+            own = self.own_modules.get(entry[1]) if _is_entry(entry) else None
+            if own in sys.modules:
+                entries[part] = (own, entry[1])
+        super().register_to_config(**entries)
+
+    @staticmethod
+    def encode_texts(
+        tokenizer: Any, text_encoder: Any, texts: Sequence[str], num_tokens: int
+    ) -> Tensor:
+        """As ``Base.encode_texts``."""
+        raise NotImplementedError
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +111,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         said = super().load_config(*args, **kwargs)
         config = said[0] if isinstance(said, tuple) else said
         for part, entry in config.items():
-            own = OWN_MODULES.get(entry[1]) if _is_entry(entry) else None
+            own = cls.own_modules.get(entry[1]) if _is_entry(entry) else None
             if part != "_class_name" and own in sys.modules:
                 config[part] = [own, entry[1]]
         return said
@@ -123,20 +127,27 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """``[N, L, D]`` float32 of prefixed texts (``text.prefixed``); zeros for an empty one."""
         tokens = int(self.transformer.config.num_text_tokens)
-        return text.encode_texts(self.tokenizer, self.text_encoder, texts, tokens)
+        return self.encode_texts(self.tokenizer, self.text_encoder, texts, tokens)
 
     def default_size(
         self, height: int | None = None, width: int | None = None, num_frames: int | None = None
     ) -> tuple[int, int, int]:
         """Height and width in pixels and frames of one layer, the model's own where None."""
-        config, vae = self.transformer.config, self.vae
-        factor = 8 if vae is None else autoencoder.spatial_factor(vae)
-        times = 4 if vae is None else autoencoder.temporal_factor(vae)
+        config, factor = self.transformer.config, self._spatial_factor
         return (
             height or config.sample_height * factor,
             width or config.sample_width * factor,
-            num_frames or config.latent_frames * times,
+            num_frames or self._pixel_frames(config.latent_frames),
         )
+
+    @property
+    def _spatial_factor(self) -> int:
+        return self.factors[1] if self.vae is None else autoencoder.spatial_factor(self.vae)
+
+    def _pixel_frames(self, latent: int) -> int:
+        if self.vae is None:
+            return latent * self.factors[0]
+        return autoencoder.pixel_frames(self.vae, latent)
 
     @property
     def guidance_scale(self) -> float:
@@ -204,7 +215,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         count = self._count(prompt, prompt_embeds, given)
         pixels = self._read_given(given, count)
         layout, shape = self._plan(pixels, height, width, num_frames)
-        denoiser = Denoiser(
+        denoiser = self.denoiser(
             pipe=self,
             layout=layout,
             prompt_embeds=self._embeds("prompt", prompt, prompt_embeds, count, layout),
@@ -281,7 +292,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     ) -> tuple[Layout, tuple[int, int, int, int]]:
         """The layout and the latent shape ``(F, C, h, w)`` of what was asked for."""
         config, task = self.transformer.config, self.transformer.official
-        factor = 8 if self.vae is None else autoencoder.spatial_factor(self.vae)
+        factor = self._spatial_factor
         sizes = {next(iter(sample.values())).shape[:3] for sample in samples if sample}
         if len(sizes) > 1:
             raise ValueError(f"given layers of different samples differ in size: {sorted(sizes)}")
@@ -293,7 +304,7 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             if a is not None and b is not None and a != b:
                 raise ValueError(f"{name} is {a}, but the given layers have {b}")
         height, width, _ = self.default_size(height or given[1], width or given[2])
-        step = factor * config.patch_size
+        step = factor * self.transformer.patch_side
         if height % step or width % step:
             raise ValueError(f"height and width must be multiples of {step}: {height}x{width}")
         size = (height // factor, width // factor)
@@ -322,8 +333,8 @@ class LayerFlowPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self, name: str, prompt: Any, embeds: Tensor | None, count: int, layout: Layout
     ) -> Tensor:
         """``[N, P*L, D]`` from prompts or ready embeddings; zeros when there are neither."""
-        config = self.transformer.config
-        tokens, width = config.num_text_tokens, config.text_embed_dim
+        network = self.transformer
+        tokens, width = network.config.num_text_tokens, network.text_width
         slots = len(layout.prompts)
         if embeds is not None:
             if embeds.ndim == 4:

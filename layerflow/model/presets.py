@@ -1,70 +1,37 @@
 """Model directories to start from.
 
 ``init_directory`` writes a complete pipeline folder that works offline: a tiny one made from
-nothing, or a native LayerFlow model started from a CogVideoX folder (diffusers format) or from an
-official LayerFlow model that ``layerflow convert`` wrote.
+nothing, or a native model started from a base's folder. Each base has its presets; here is what
+they share.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerflow.documents import read_json
 from layerflow.files import new_folder
-from layerflow.model.autoencoder import BlockDCTAutoencoder
-from layerflow.model.from_base import make_scheduler, mark_layers, write_from_base
-from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.lazy import lazy_names
+from layerflow.model.base import Base
 from layerflow.outputs import free_output
 from layerflow.plugins import BASES
 
-MAX_TINY_TEXT_TOKENS = 32
+COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 
-TINY: dict[str, Any] = {
-    "height": 32,
-    "width": 32,
-    "num_frames": 4,
-    "block_size": 8,
-    "luma_bands": 15,
-    "chroma_bands": 6,
-    "scaling_factor": 0.6,
-    "patch_size": 1,
-    "num_attention_heads": 3,
-    "attention_head_dim": 32,
-    "num_layers": 4,
-    "time_embed_dim": 96,
-    "text_width": 32,
-    "num_text_tokens": 16,
-    "spatial_interpolation_scale": 0.5,
-    "positions": "shared",
-    "layer_embedding_std": 0.5,
-    "gate_bias": 0.2,
-    "tie_query_key": True,
-    "scheduler": "ddim",
-    "seed": 0,
-}
-"""Options of the tiny preset and their values. height, width in pixels, num_frames of one layer;
-widths in channels; num_text_tokens of one prompt. layer_embedding_std: random layer embedding on
-video tokens at the start; gate_bias: AdaLN gates at the start; tie_query_key: keys start as copies
-of queries, so attention starts on "same place, other layer"."""
-
-BASE: dict[str, Any] = {
-    "height": 480,
-    "width": 720,
-    "num_frames": 16,
-    "positions": "shared",
-    "layer_embedding_std": 0.0,
-    "dtype": "bfloat16",
-    "seed": 0,
-}
-"""Options of the presets that start from a base model. dtype: of the stored transformer."""
-
+__getattr__ = lazy_names(
+    __name__,
+    dict.fromkeys(
+        ("TINY", "BASE", "write_tiny", "tiny_transformer", "TINY_PRESET"),
+        "layerflow.model.cogvideox.presets",
+    ),
+)  # where they were, and packages with presets of their own look for them
 
 Write = Callable[[Path, str | Path, Mapping[str, Any], Collection[str]], None]
 """Fills an empty folder: (folder, base, options, names of the options that were asked for)."""
@@ -84,7 +51,7 @@ class ModelPreset:
 def init_directory(
     directory: str | Path, preset: str, base: str | Path | None = None, **overrides: Any
 ) -> Path:
-    """Write a pipeline folder that ``LayerFlowPipeline.from_pretrained`` opens.
+    """Write a pipeline folder that its base's pipeline opens.
 
     preset: a name of ``layerflow.plugins.BASES``. base: a model folder or a Hub id to start from,
     for the presets that need one. overrides: any of the preset's ``options``.
@@ -117,112 +84,82 @@ def _record(folder: Path, made_by: Mapping[str, str]) -> None:
     path.write_text(json.dumps({**settings, **made_by}, indent=2) + "\n")
 
 
-def write_tiny(
-    folder: Path, base: str | Path, options: Mapping[str, Any], asked: Collection[str] = ()
+def resolve_base(base: str | Path) -> Path:
+    """The folder of a base model; a Hub id is downloaded, since naming it asks for that.
+
+    ValueError when it is neither.
+    """
+    folder = Path(base)
+    if folder.is_dir():
+        if not (folder / "transformer" / "config.json").is_file():
+            raise ValueError(
+                f"{folder} is no model in diffusers format (no transformer/config.json)"
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(str(base), allow_patterns=wanted))
+    except Exception as error:
+        raise ValueError(
+            f"base {str(base)!r} is no folder, and cannot be downloaded: {error}"
+        ) from error
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """``float32``, ``float16`` or ``bfloat16``."""
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in kinds:
+        raise ValueError(f"dtype must be one of {sorted(kinds)}, not {name!r}")
+    return kinds[name]
+
+
+def copy_components(
+    base: Path | None, folder: Path, classes: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """Copy a base's VAE, text encoder, tokenizer and scheduler; returns their index entries.
+
+    classes: part -> library and class, for what the base's own index leaves out.
+    """
+    if base is None:
+        return {}
+    index_file = base / "model_index.json"
+    index = read_json(index_file) if index_file.is_file() else {}
+    copied = {}
+    for part in COMPONENTS:
+        if (base / part).is_dir():
+            shutil.copytree(base / part, folder / part)
+            copied[part] = index.get(part) or classes.get(part)
+    return copied
+
+
+def finish_folder(
+    folder: Path, copied: Mapping[str, Any], base: Base, scheduler: Any = None
 ) -> None:
-    """Write a complete folder made from nothing (``TINY`` options); ``base`` is not used."""
-    from layerflow.model.pipeline import LayerFlowPipeline
+    """Write ``model_index.json`` of a base's folder, and a scheduler unless None."""
+    import diffusers
 
-    _check_tiny(options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(options["seed"]))
-        text_encoder, tokenizer = _tiny_text(options)
-        vae = BlockDCTAutoencoder(
-            options["block_size"],
-            options["luma_bands"],
-            options["chroma_bands"],
-            options["scaling_factor"],
-        )
-        transformer = tiny_transformer(options, vae.latent_channels)
-    scheduler = make_scheduler(options["scheduler"])
-    pipe = LayerFlowPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    entries: dict[str, Any] = {part: copied.get(part, [None, None]) for part in COMPONENTS}
+    if scheduler is not None:
+        shutil.rmtree(folder / "scheduler", ignore_errors=True)
+        scheduler.save_pretrained(folder / "scheduler")
+        entries["scheduler"] = ["diffusers", type(scheduler).__name__]
+    pipeline, network = base.pipeline, base.transformer.__name__
+    index = {
+        "_class_name": pipeline.__name__,
+        "_diffusers_version": diffusers.__version__,
+        "transformer": [pipeline.own_modules[network], network],
+        **entries,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def write_pipeline(
+    folder: Path, pipe: Any, preset: str, options: Mapping[str, Any], sampling: Mapping[str, Any]
+) -> None:
+    """Write a pipeline made from nothing, and into ``layerflow.json`` how. sampling: steps and
+    guidance that suit it (``num_inference_steps``, ``guidance_scale``)."""
     pipe.save_pretrained(str(folder))
-    sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
-    settings = {"preset": "tiny", "options": dict(options), "sampling": sampling}
+    settings = {"preset": preset, "options": dict(options), "sampling": dict(sampling)}
     (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _check_tiny(options: Mapping[str, Any]) -> None:
-    step = options["block_size"] * options["patch_size"]
-    if options["height"] % step or options["width"] % step or options["num_frames"] < 1:
-        raise ValueError(
-            f"height and width must be multiples of {step} and num_frames 1 or more: "
-            f"{options['height']}x{options['width']}, {options['num_frames']}"
-        )
-    if not 1 <= options["num_text_tokens"] <= MAX_TINY_TEXT_TOKENS:
-        raise ValueError(
-            f"num_text_tokens must be 1 to {MAX_TINY_TEXT_TOKENS}, not {options['num_text_tokens']}"
-        )
-    width = options["num_attention_heads"] * options["attention_head_dim"]
-    if width % 16:
-        raise ValueError(f"heads x head size must be a multiple of 16 (sin-cos table): {width}")
-
-
-def _tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A random two-layer T5 and the byte-level tokenizer, which needs no files."""
-    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
-
-    tokenizer = ByT5Tokenizer(model_max_length=options["num_text_tokens"])
-    width = options["text_width"]
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=width // 2,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return T5EncoderModel(config).eval(), tokenizer
-
-
-def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTransformer3DModel:
-    """A small network from nothing, initialised as it learns fastest (see ``TINY``)."""
-    factor = options["block_size"]
-    model = LayerFlowTransformer3DModel(
-        num_attention_heads=options["num_attention_heads"],
-        attention_head_dim=options["attention_head_dim"],
-        in_channels=channels,
-        out_channels=channels,
-        time_embed_dim=options["time_embed_dim"],
-        text_embed_dim=options["text_width"],
-        num_layers=options["num_layers"],
-        sample_height=options["height"] // factor,
-        sample_width=options["width"] // factor,
-        sample_frames=4 * options["num_frames"],
-        patch_size=options["patch_size"],
-        temporal_compression_ratio=1,
-        max_text_seq_length=3 * options["num_text_tokens"],
-        spatial_interpolation_scale=options["spatial_interpolation_scale"],
-        num_text_tokens=options["num_text_tokens"],
-        positions=options["positions"],
-        latent_frames=options["num_frames"],
-    )
-    for parameter in (model.proj_out.weight, model.proj_out.bias):
-        nn.init.zeros_(parameter)
-    for block in model.transformer_blocks:
-        for norm in (block.norm1, block.norm2):
-            _open_gates(norm.linear, options["gate_bias"])
-        if options["tie_query_key"]:
-            block.attn1.to_k.load_state_dict(block.attn1.to_q.state_dict())
-    nn.init.zeros_(model.norm_out.linear.weight)
-    nn.init.zeros_(model.norm_out.linear.bias)
-    mark_layers(model, options["layer_embedding_std"])
-    return model
-
-
-def _open_gates(modulation: nn.Linear, gate: float) -> None:
-    """Modulation that starts as the identity: no shift, no scale, gates at ``gate``."""
-    nn.init.zeros_(modulation.weight)
-    nn.init.zeros_(modulation.bias)
-    with torch.no_grad():
-        for index in (2, 5):  # (shift, scale, gate) of video tokens, then of text tokens
-            modulation.bias.chunk(6)[index].fill_(gate)
-
-
-TINY_PRESET = ModelPreset("0.94 M parameters, made from nothing, for CPUs", write_tiny, TINY, False)
-COGVIDEOX_2B = ModelPreset("from CogVideoX-2B (sin-cos positions)", write_from_base, BASE)
-COGVIDEOX_5B = ModelPreset("from CogVideoX-5B (rotary positions)", write_from_base, BASE)

@@ -118,14 +118,14 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
     """The pipeline of a model folder, on the GPU if there is one (then bfloat16 by default)."""
     import torch
 
-    from layerflow.model.from_base import torch_dtype
-    from layerflow.model.pipeline import LayerFlowPipeline
+    from layerflow.model.base import base_of
+    from layerflow.model.presets import torch_dtype
 
     if not (model / "model_index.json").is_file():
         raise ValueError(f"{model} is no model folder (no model_index.json); see layerflow init")
     gpu = torch.cuda.is_available()
     kind = torch_dtype(dtype or ("bfloat16" if gpu else "float32"))
-    pipe = LayerFlowPipeline.from_pretrained(model, dtype=kind)
+    pipe = base_of(model).pipeline.from_pretrained(model, dtype=kind)
     return pipe.to("cuda") if gpu else pipe
 
 

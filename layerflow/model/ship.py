@@ -18,13 +18,11 @@ from pathlib import Path
 
 import layerflow
 from layerflow.model.adapter_files import GATED_WEIGHTS, saved_adapters
+from layerflow.model.base import base_of
 
-PIPELINE = ("layerflow_pipeline", "layerflow.model.pipeline", "LayerFlowPipeline")
-COMPONENTS = {
-    "LayerFlowTransformer3DModel": ("layerflow_transformer", "layerflow.model.transformer"),
-    "BlockDCTAutoencoder": ("layerflow_autoencoder", "layerflow.model.autoencoder"),
-}
-"""Class -> the file that is shipped for it, and the module that it comes from."""
+PIPELINE = "layerflow_pipeline"
+COMPONENTS = {"transformer": "layerflow_transformer", "vae": "layerflow_autoencoder"}
+"""Part -> the file that is shipped for it, where its class is ours."""
 
 HEADER = '''"""{name} of the LayerFlow toolkit {version}, as one file for diffusers.
 
@@ -43,15 +41,15 @@ def ship_code(folder: Path) -> None:
     Adapters get a name under which diffusers brings them from the Hub. This package opens the
     folder as before, with its own code.
     """
-    file, module, name = PIPELINE
-    path = folder / "model_index.json"
+    pipeline, path = base_of(folder).pipeline, folder / "model_index.json"
     index = json.loads(path.read_text())
-    (folder / f"{file}.py").write_text(bundle(module, name))
-    index["_class_name"] = [file, name]
+    (folder / f"{PIPELINE}.py").write_text(bundle(pipeline.__module__, pipeline.__name__))
+    index["_class_name"] = [PIPELINE, pipeline.__name__]
     for part, said in index.items():
-        if isinstance(said, list) and len(said) == 2 and said[1] in COMPONENTS:
-            file, module = COMPONENTS[said[1]]
-            (folder / part / f"{file}.py").write_text(bundle(module, said[1]))
+        if isinstance(said, list) and len(said) == 2 and said[1] in pipeline.own_modules:
+            file = COMPONENTS[part]
+            code = bundle(pipeline.own_modules[said[1]], said[1])
+            (folder / part / f"{file}.py").write_text(code)
             index[part] = [file, said[1]]
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     for adapter in saved_adapters(folder / "transformer").values():

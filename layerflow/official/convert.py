@@ -18,8 +18,10 @@ from torch import Tensor
 from layerflow.files import new_folder
 from layerflow.model import adapters
 from layerflow.model.adapter_files import write_adapter
-from layerflow.model.from_base import copy_components, finish_folder, resolve_base, torch_dtype
+from layerflow.model.cogvideox.base import COGVIDEOX
+from layerflow.model.cogvideox.from_base import CLASSES, make_scheduler
 from layerflow.model.layers import OFFICIAL, OfficialTask, official_task
+from layerflow.model.presets import copy_components, finish_folder, resolve_base, torch_dtype
 from layerflow.official import names as official
 from layerflow.official.torchfile import StoredTensor, read_torch_file
 from layerflow.outputs import free_output
@@ -65,8 +67,8 @@ def convert_checkpoint(
     }
     with new_folder(out) as folder:
         write_network(folder / "transformer", source, chosen, latent_size, kind)
-        copied = copy_components(origin, folder)
-        finish_folder(folder, copied, scheduler="dpm")
+        copied = copy_components(origin, folder, CLASSES)
+        finish_folder(folder, copied, COGVIDEOX, make_scheduler("dpm"))
         (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
     return out
 
@@ -125,7 +127,7 @@ def write_network(
     dtype: torch.dtype | None,
 ) -> None:
     """Write ``config.json``, the weights and the adapters of one network, strictly."""
-    from layerflow.model.transformer import LayerFlowTransformer3DModel
+    from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 
     config = official.network_config(source, task, latent_size)
     targets = official.base_targets(source, task)

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from layerflow.model import adapters
+from layerflow.model.cogvideox.official_sampler import signal_table
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.layers import OfficialTask, official_task
-from layerflow.model.official_sampler import signal_table
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from layerflow.official import names as official
 
 Tensors = dict[str, Tensor]

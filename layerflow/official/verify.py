@@ -19,19 +19,20 @@ import torch
 from torch import Tensor
 
 from layerflow.model import adapters
-from layerflow.model.from_base import make_scheduler
-from layerflow.model.layers import OfficialTask
-from layerflow.model.objective import add_noise, sequence_loss, velocity
-from layerflow.model.official_sampler import (
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.official_sampler import (
     NUM_TRAIN_STEPS,
     denoise,
-    dynamic_guidance,
     official_schedule,
     sample_official,
     shifted_alphas_cumprod,
     signal_table,
 )
-from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
+from layerflow.model.denoise import dynamic_guidance
+from layerflow.model.layers import OfficialTask
+from layerflow.model.objective import sequence_loss
 from layerflow.official.golden import (
     Results,
     Tensors,
@@ -239,7 +240,7 @@ def verify_loss(model: LayerFlowTransformer3DModel, tensors: Tensors, name: str)
     """A training loss on fixed input, through the objective that the trainer uses."""
     task = _task(model)
     results = Results(name, f"loss {task.name}")
-    scheduler = make_scheduler("dpm")
+    process = VPrediction(make_scheduler("dpm"))
     t, gate = tensors["x.idx"], tensors["x.motion_scale"].float()
     given = tensors.get("x.cond_input")
     clean = insert_given(task, tensors["x.x0"], given)
@@ -248,11 +249,11 @@ def verify_loss(model: LayerFlowTransformer3DModel, tensors: Tensors, name: str)
         noise = insert_given(task, noise, torch.zeros_like(given))
     text = tensors["x.text"].view(len(clean), -1, tensors["x.text"].shape[-1])
     mask = torch.tensor(task.layout.given_frames()).expand(len(clean), -1)
-    loss, v = sequence_loss(model, scheduler, clean, text, mask, t, noise, motion_gate=gate)
+    loss, v = sequence_loss(model, process, clean, text, mask, t, noise, motion_gate=gate)
     a = torch.from_numpy(signal_table())[t]
     net_out = generated_rows(task, v)
-    noised = generated_rows(task, add_noise(scheduler, clean, noise, t))
-    target = generated_rows(task, velocity(scheduler, clean, noise, t))
+    noised = generated_rows(task, process.add_noise(clean, noise, t))
+    target = generated_rows(task, process.target(clean, noise, t))
     outputs = {
         "y.alphas_cumprod_sqrt": a,
         "y.noised": noised,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,10 +26,6 @@ from pipelines.engine.cluster import torch_device
 
 MAX_FRAMES = 10_000  # of one clip
 SHARED_BYTES = 512 << 20  # pictures of one row; those of a larger one go through a pipe
-AUTOENCODERS = {
-    "BlockDCTAutoencoder": "layerflow.model.autoencoder",
-    "AutoencoderKLCogVideoX": "diffusers",
-}
 
 
 @dataclass(frozen=True)
@@ -106,22 +100,22 @@ class Encoder:
     @cached_property
     def vae(self) -> Any:
         """The autoencoder, on a GPU if there is one."""
-        folder = Path(self.options.model)
-        name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
-        if name not in AUTOENCODERS:
-            raise ValueError(f"{folder}/vae: unknown autoencoder {name!r}; not {set(AUTOENCODERS)}")
-        kind = getattr(importlib.import_module(AUTOENCODERS[name]), name)
-        return kind.from_pretrained(folder / "vae").eval().to(torch_device())
+        from layerflow.model.autoencoder import load_autoencoder
+
+        return load_autoencoder(Path(self.options.model) / "vae").to(torch_device())
 
     @cached_property
     def text(self) -> tuple[Any, Any]:
         """Tokenizer and text encoder, on a GPU if there is one."""
-        from transformers import AutoTokenizer, T5EncoderModel
+        tokenizer, encoder = self.base.load_text(Path(self.options.model))
+        return tokenizer, encoder.to(torch_device())
 
-        folder = Path(self.options.model)
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
-        return tokenizer, encoder.eval().to(torch_device())
+    @cached_property
+    def base(self) -> Any:
+        """What the model is built on."""
+        from layerflow.model.base import base_of
+
+        return base_of(self.options.model)
 
     @cached_property
     def reader(self) -> Contained:
@@ -140,10 +134,8 @@ class Encoder:
 
     def prompts(self, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows of `prompts/` for prefixed texts."""
-        from layerflow.model.text import encode_texts
-
         tokens, _ = text_shape(self.options.model)
-        embeddings = encode_texts(*self.text, list(texts), tokens).cpu().numpy()
+        embeddings = self.base.encode_texts(*self.text, list(texts), tokens).cpu().numpy()
         for text, embedding in zip(texts, embeddings, strict=True):
             yield prompt_row(text, embedding, dtype=self.options.dtype)
 
@@ -209,11 +201,10 @@ def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
 
 def text_shape(model: str) -> tuple[int, int]:
     """Tokens of one prompt, and width of one token, as the model's transformer wants them."""
-    path = Path(model) / "transformer" / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{model} is no model directory (no transformer/config.json)")
-    config = read_json(path, {"num_text_tokens": int, "text_embed_dim": int})
-    return int(config["num_text_tokens"]), int(config["text_embed_dim"])
+    from layerflow.model.base import base_of
+
+    base = base_of(model)
+    return base.text_shape(read_json(Path(model) / "transformer" / "config.json"))
 
 
 def origin_group(origin: Mapping[str, Any]) -> str:

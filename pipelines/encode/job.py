@@ -133,7 +133,7 @@ def run_encode(
         [*text_units, *clip_units],
         Place(folder, folder / "lock", busy, [root for root in roots if Path(root).exists()]),
         partial(encode_unit, options=options),
-        Pool(workers, quiet, gpus=1.0, hold=True, accept_lost=accept_lost),
+        Pool(workers, quiet, gpus=1.0, accept_lost=accept_lost),
         settle=partial(_settled, str(model)),
         compact=compact,
     )

@@ -121,14 +121,15 @@ def run_job(
     schema: pa.Schema = SCHEMA,
     refuse: Refuse | None = None,
     survey: Survey | None = None,
+    light: bool = False,
     gpus: float = 0.0,
     **how: Unpack[Running],
 ) -> Summary:
     """Run every unit that is not staged yet, then compact into the corpus ``out``.
 
     schema: of the corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their
-    order and says why one is left out as a near-duplicate. survey: before the work. gpus: share of
-    a GPU that one task of the work takes. how: see ``Running``.
+    order and says why one is left out as a near-duplicate. survey: before the work. light, gpus:
+    see ``Pool``. how: see ``Running``.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
     the disk is full or the fault lies with the machines (``engine.workers``); what was done by
     then is kept, and the same call goes on from there.
@@ -144,7 +145,7 @@ def run_job(
         units,
         Place(out / "staging", out / ".lock", busy, roots(recipe.given)),
         partial(_parts, work, schema, recipe.options.get("packages", {})),
-        Pool(workers, quiet, gpus, accept_lost=how.get("accept_lost", False)),
+        Pool(workers, quiet, light, gpus, how.get("accept_lost", False)),
         settle=partial(_lost, recipe, schema),
         compact=partial(_compact, started, out, units, recipe, plan, schema, refuse),
         claim=partial(_claim, out, recipe, plan),

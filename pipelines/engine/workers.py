@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +18,16 @@ from typing import Any
 
 from layerflow.files import FULL
 from layerflow.plugins import missing_packages
+from layerflow.ray_start import ray_runs
+from pipelines.engine.progress import progress
 from pipelines.engine.staging import InfrastructureError, Parts, Staging
 
 ATTEMPTS = 2
 ROUNDS = 3
 """Times that damaged units are done again before the disk is blamed."""
+
+WORTH_RAY = 20.0
+"""Seconds of work that must be left for Ray to be started for it: that takes about eight."""
 
 MOST = 0.5
 """Share of a job's units, if it has two or more, that cannot all be at fault themselves: when more
@@ -44,15 +50,16 @@ class Pool:
     """What runs the units of a job.
 
     workers: Ray tasks at a time; None: all CPUs; 0: this process, where an error is raised. quiet:
-    no progress. gpus: share of a GPU that one task takes, where the cluster has any. hold: with
-    GPUs, in actors that keep what the work loaded. accept_lost: any number of lost units are taken
-    for faults of their inputs.
+    no progress. light: where there is no Ray yet and ``workers`` is None, units run here as long as
+    little is left; for work that cannot take the process down. gpus: share of a GPU that one task
+    takes, where the cluster has any; then the units run in actors, which keep what the work loaded.
+    accept_lost: any number of lost units are taken for faults of their inputs.
     """
 
     workers: int | None = None
     quiet: bool = False
+    light: bool = False
     gpus: float = 0.0
-    hold: bool = False
     accept_lost: bool = False
 
 
@@ -124,7 +131,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
     Returns why units that are not there afterwards were given up, by key.
     """
     if pool.workers == 0:
-        for unit in _progress(units, len(units), pool.quiet):
+        for unit in progress(units, len(units), pool.quiet):
             staging.commit(unit.key, make(unit.payload))
         return {}
     failed: dict[str, str] = {}
@@ -132,8 +139,8 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
     for _ in range(ATTEMPTS):
         if not units:
             break
-        rows = ray_rows(units, _attempt(make, staging), pool)
-        for row in _progress(rows, len(units), pool.quiet):
+        rows = _attempts(units, _attempt(make, staging), pool)
+        for row in progress(rows, len(units), pool.quiet):
             if row["stop"]:
                 raise InfrastructureError(row["stop"])
             if row["error"]:
@@ -172,6 +179,24 @@ def _attempt(make: Make, staging: Staging) -> Callable[[dict[str, str]], dict[st
     return run
 
 
+def _attempts(
+    units: Sequence[Unit], run: Callable[[dict[str, str]], dict[str, str]], pool: Pool
+) -> Iterator[dict[str, str]]:
+    """What ``run`` says of each unit, run here for a start if the pool is light, then on Ray."""
+    light = pool.light and pool.workers is None and not ray_runs()
+    started, done = time.monotonic(), 0
+    while light and done < len(units):
+        yield run(_item(units[done]))
+        done += 1
+        light = (time.monotonic() - started) / done * (len(units) - done) < WORTH_RAY
+    if done < len(units):
+        yield from ray_rows(units[done:], run, pool)
+
+
+def _item(unit: Unit) -> dict[str, str]:
+    return {"key": unit.key, "payload": json.dumps(unit.payload)}
+
+
 class _Held:
     """An actor that keeps what its work loaded."""
 
@@ -194,37 +219,27 @@ def ray_rows(
     from pipelines.engine.cluster import start_ray
 
     start_ray(pool.workers)
-    items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in units]
+    items = [_item(unit) for unit in units]
     there = int(ray.cluster_resources().get("GPU", 0)) if pool.gpus else 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
         source = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))
-        if there and pool.hold:
+        if there:  # a plain task with a GPU ends its process, and its networks load again
+            places = min(int(there / pool.gpus), len(items))
             pipeline = source.map(
                 _Held,
                 fn_constructor_args=(run,),
-                concurrency=min(pool.workers or there, there),
+                concurrency=min(pool.workers or places, places),
+                num_cpus=1,
                 num_gpus=pool.gpus,
                 max_restarts=-1,
                 max_task_retries=0,
             )
         else:
-            options: dict[str, Any] = {"num_gpus": pool.gpus} if there else {}
-            options |= {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
+            options: dict[str, Any] = {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
             pipeline = source.map(run, **options)
     try:
         yield from pipeline.iter_rows()
     except ray.exceptions.RayError as error:
         text = str(error).strip().splitlines()[-1:]
         raise InfrastructureError(f"Ray stopped: {type(error).__name__}: {text}") from error
-
-
-def _progress(items: Any, total: int, quiet: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    yield from track(
-        items, total=total, description="units", disable=hidden, transient=True, console=console
-    )

@@ -63,6 +63,7 @@ def run_pack(options: PackOptions, **how: Unpack[Running]) -> Summary:
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,
+        light=True,
         **how,
     )
 

@@ -64,6 +64,7 @@ def run_paste(options: PasteOptions, **how: Unpack[Running]) -> Summary:
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,
+        light=True,
         refuse=None if options.repeats else Repeats(),
         **how,
     )

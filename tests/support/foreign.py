@@ -97,7 +97,8 @@ CARDS = Cards()
 """
 
 BASES = """
-from layerflow.model.presets import TINY, ModelPreset, write_tiny
+from layerflow.model.cogvideox.presets import TINY, write_tiny
+from layerflow.model.presets import ModelPreset
 
 SMALL = ModelPreset("one block", write_tiny, {**TINY, "num_layers": 1}, needs_base=False)
 """

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from layerflow.model.presets import TINY, init_directory, tiny_transformer
-from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.model.cogvideox.presets import TINY, tiny_transformer
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
+from layerflow.model.presets import init_directory
 
 SMALL: dict[str, Any] = {
     "height": 16,

@@ -12,7 +12,7 @@ from diffusers import CogVideoXDDIMScheduler
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row, prompt_key, prompt_row
 from layerflow.model.autoencoder import BlockDCTAutoencoder
-from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from manifests.train import TrainManifest, parse
 
 CHANNELS, TOKENS, TEXT_WIDTH = 4, 2, 8

@@ -15,11 +15,13 @@ from diffusers import AutoencoderKLCogVideoX
 from bench.train_gpu import CONFIG_2B, SHAPE_2B, planned_bytes, random_batch
 from bench.train_memory import count_bytes, count_flops, count_forward_bytes, network
 from layerflow.model import autoencoder
-from layerflow.model.presets import TINY, tiny_transformer
+from layerflow.model.base import block_parts
+from layerflow.model.cogvideox.costs import step_costs
+from layerflow.model.cogvideox.presets import TINY, tiny_transformer
 from manifests.train import TrainManifest, parse
 from manifests.train_stage import Stage
 from tests.support import ROOT
-from trainer.planning.costs import block_parts, forward_bytes, peak_of, step_costs
+from trainer.planning.costs import forward_bytes, peak_of
 from trainer.planning.count import Live, decoder_bytes
 from trainer.stages import trainable_names
 
@@ -95,7 +97,7 @@ def test_a_validation_pass_holds_what_the_plan_says(precision: str) -> None:
     model = network(stage, config)
     trained = sum(p.numel() for n, p in model.named_parameters() if "blocks.1." in n)
     tokens = shape[0] * step_costs(model, shape[1:], ()).tokens
-    planned = forward_bytes(said, model.config, tokens=tokens, cast=trained)
+    planned = forward_bytes(said, model, tokens=tokens, cast=trained)
     held = count_forward_bytes(said, stage, config, shape)
     assert planned == pytest.approx(held, rel=0.05)
 

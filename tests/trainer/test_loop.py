@@ -16,6 +16,7 @@ import torch
 
 from layerflow.corpus.latents import Latents
 from layerflow.model import adapters
+from layerflow.model.base import base_of
 from layerflow.model.layers import given_layers
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest
@@ -196,6 +197,7 @@ def plain_loop(
         tasks=stage.tasks,
         joint=manifest.dropout.joint,
         layer=manifest.dropout.layer,
+        timesteps=base_of(model).noise(scheduler).timesteps,
     )
     named = dict(model.named_parameters())
     shrunk = [n for n, p in named.items() if p.ndim > 1 and not n.startswith("layer_embedding")]
@@ -384,7 +386,8 @@ def test_at_gate_0_motion_has_no_gradient_and_no_effect(unbroken: TrainManifest)
     model, scheduler = load_model(out / "export", CPU)
     plain, _ = load_model(out / "stages/base/export", CPU)
     stage = unbroken.stages[2]
-    order = Order(seed=1, stage="x", batch=4, sizes=[6, 10], weights=[1, 1], tasks=stage.tasks)
+    process = base_of(model).noise(scheduler)
+    order = Order(1, "x", 4, [6, 10], [1, 1], stage.tasks, process.timesteps)
     (batch,) = Batches(open_parts(unbroken, stage), order).step(0)
     names = list(adapters.adapter_parameters(model, "motion"))
     adapters.set_trainable(model, names)
@@ -393,7 +396,7 @@ def test_at_gate_0_motion_has_no_gradient_and_no_effect(unbroken: TrainManifest)
         model.zero_grad()
         lost = loop.layer_loss(
             model,
-            scheduler,
+            process,
             batch.latents,
             batch.prompt_embeds,
             batch.given,

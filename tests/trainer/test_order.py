@@ -19,6 +19,7 @@ def make(**changes: object) -> Order:
         "sizes": [13, 5],
         "weights": [3.0, 1.0],
         "tasks": {"generate": 2.0, "decompose": 1.0},
+        "timesteps": lambda u: (1000 * u).astype(int),
         "joint": 0.1,
         "layer": 0.05,
     }

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from layerflow.model import adapters
+from layerflow.model.cogvideox.costs import step_costs
 from manifests.train_stage import Optimizer, Stage
 from tests.support.trainer_kit import make_model
 from trainer.export import load_model
 from trainer.optimizer import average_weight
-from trainer.planning.costs import step_costs
 from trainer.stages import Trained, attach, learning_rate, trainable_names
 
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def test_loading_what_does_not_fit_is_an_error(model: Any) -> None:
 
 def test_costs_of_cogvideox_2b_equal_the_published_formula() -> None:
     """22,278 tokens, width 1920, 30 blocks: full training 520 TFLOP a sample (3 x forward)."""
-    from layerflow.model.transformer import LayerFlowTransformer3DModel
+    from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 
     with torch.device("meta"):
         model = LayerFlowTransformer3DModel(max_text_seq_length=678)

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from layerflow.model import adapters
+from layerflow.model.base import base_of
 from manifests.train_stage import Optimizer
 from trainer.distributed.processes import World
 from trainer.optimizer import adamw_settings, average_weight, decays, parameter_groups
@@ -50,7 +51,7 @@ class Sharded:
             if bf16
             else MixedPrecisionPolicy()
         )
-        blocks: Any = transformer.transformer_blocks
+        blocks: Any = getattr(transformer, base_of(transformer).blocks)
         for module in (*blocks, transformer):
             sharded: Any = fully_shard(module, mesh=mesh, mp_policy=policy)
             sharded.set_gradient_divide_factor(1.0)  # the loss is divided by the global batch

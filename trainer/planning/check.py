@@ -8,6 +8,7 @@ from typing import Any
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
 from layerflow.documents import read_json
 from layerflow.model.autoencoder import autoencoder_class
+from layerflow.model.base import base_of
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
 from trainer.held_out import held_out
@@ -20,10 +21,8 @@ def check(manifest: TrainManifest) -> None:
     workers = max(1, manifest.workers)
     for stage in manifest.stages:
         manifest.passes(stage, workers)
-    path = Path(manifest.model) / "transformer" / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{manifest.model} is no model directory (no transformer/config.json)")
-    config = read_json(path)
+    base_of(manifest.model)
+    config = read_json(Path(manifest.model) / "transformer" / "config.json")
     parts = model_fingerprint(manifest.model)
     names = {c.latents for stage in manifest.stages for c in stage.mixture}
     if manifest.validation is not None:
@@ -48,10 +47,11 @@ def check_latents(folder: str, config: dict[str, Any], parts: dict[str, str]) ->
             f"{folder} was encoded with another model; encode the corpus again.\n  "
             + "\n  ".join(different)
         )
-    wanted = (config["num_text_tokens"], config["text_embed_dim"])
+    base = base_of(config)
+    wanted = base.text_shape(config)
     if latents.prompt_keys() and latents.text_shape != wanted:
         raise ValueError(f"{folder}: prompts of {latents.text_shape}, the model takes {wanted}")
-    patch = config["patch_size"]
+    patch = base.patch(config)
     columns = ("latent_channels", "latent_height", "latent_width")
     for shape in sorted(set(zip(*(latents.column(name) for name in columns), strict=True))):
         channels, height, width = shape

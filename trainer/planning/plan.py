@@ -9,21 +9,14 @@ from typing import Any
 
 import torch
 
+from layerflow.model.base import Costs, base_of, block_parts
 from manifests.train import TrainManifest
 from manifests.train_stage import Stage
 from trainer.data import buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
 from trainer.planning.check import check
-from trainer.planning.costs import (
-    PEAKS,
-    Costs,
-    block_parts,
-    forward_bytes,
-    memory_bytes,
-    peak_of,
-    step_costs,
-)
+from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
 from trainer.planning.count import decoder_bytes
 from trainer.sampling import guidance_scale
 from trainer.stages import attach, gate_of, trainable_names
@@ -130,14 +123,10 @@ def find_hardware(manifest: TrainManifest, placement: Placement | None = None) -
 
 def empty_model(folder: str | Path) -> Any:
     """The transformer without weights: its parameters take no memory."""
-    from layerflow.model.transformer import LayerFlowTransformer3DModel
-
-    path = Path(folder) / "transformer"
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{folder} is no model directory (no transformer/config.json)")
-    config = LayerFlowTransformer3DModel.load_config(path)
+    network = base_of(folder).transformer
+    config = network.load_config(Path(folder) / "transformer")
     with torch.device("meta"):
-        return LayerFlowTransformer3DModel.from_config(config)
+        return network.from_config(config)
 
 
 def plan_stage(
@@ -151,12 +140,12 @@ def plan_stage(
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
     size = manifest.pass_size(stage, workers)
-    channels = transformer.config.in_channels
+    base, channels = base_of(transformer), transformer.config.in_channels
 
     def costs(shape: tuple[int, int, int]) -> Costs:
         frames, height, width = shape
         latents = (4, frames, channels, height, width)
-        return step_costs(transformer, latents, set(names), manifest.checkpointing)
+        return base.step_costs(transformer, latents, set(names), manifest.checkpointing)
 
     by_shape = {shape: costs(shape) for shape in found}
     weights = torch.tensor([component.weight for component in stage.mixture])
@@ -171,7 +160,7 @@ def plan_stage(
     def memory(said: TrainManifest, tokens: int) -> float:
         return memory_bytes(
             said,
-            transformer.config,
+            transformer,
             block_parts(transformer, names),
             total=total,
             trained=trained,
@@ -182,7 +171,7 @@ def plan_stage(
 
     groups: dict[str, int] = {}
     for name in names:
-        group = ".".join(name.split(".")[:2]) if name.startswith("transformer_blocks") else name
+        group = ".".join(name.split(".")[:2]) if name.startswith(f"{base.blocks}.") else name
         groups[group] = groups.get(group, 0) + sizes[name]
     validation, sampling = validation_bytes(
         manifest, stage, transformer, hardware, state=memory(manifest, 0), trained=trained
@@ -234,12 +223,13 @@ def validation_bytes(
 
     def tokens(shape: tuple[int, int, int]) -> int:
         frames, height, width = shape
-        return step_costs(transformer, (4, frames, config.in_channels, height, width), ()).tokens
+        latents = (4, frames, config.in_channels, height, width)
+        return base_of(transformer).step_costs(transformer, latents, ()).tokens
 
     seen = [*part.shapes, *(found.parts[0].shapes if judges_gate_0(stage) else ())]
     count = min(manifest.pass_size(stage, workers), len(options.timesteps))
     most = count * max(tokens(shape) for shape in seen)
-    passing = forward_bytes(manifest, config, tokens=most, cast=trained)
+    passing = forward_bytes(manifest, transformer, tokens=most, cast=trained)
     if not options.samples:
         return state + passing, None
     total = sum(p.numel() for p in transformer.parameters())
@@ -247,7 +237,7 @@ def validation_bytes(
     latents = (frames, config.in_channels, height, width)
     weights, decoding = decoder_bytes(Path(manifest.model) / "vae", latents)
     most = tokens((frames, height, width)) * (2 if guidance_scale(manifest) > 1 else 1)
-    guided = forward_bytes(manifest, config, tokens=most, cast=total)
+    guided = forward_bytes(manifest, transformer, tokens=most, cast=total)
     own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
     return state + passing, own if hardware.spare else own + state
 

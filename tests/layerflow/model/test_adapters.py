@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from layerflow.model import adapters
 from layerflow.model.adapter_files import GATED_WEIGHTS, METADATA_KEY, read_adapter, write_adapter
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.objective import layer_loss
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from tests.support.model_kit import batch, plain_cogvideox, small_transformer
 
 
@@ -83,7 +84,7 @@ def gradients(model):
 @pytest.mark.parametrize("through", ["block", "argument"])
 def test_checkpointing_sees_the_gate_of_the_forward_pass(through):
     """Recomputation uses the forward pass' gate even if it has been changed since."""
-    scheduler, data = make_scheduler("ddim"), batch()
+    process, data = VPrediction(make_scheduler("ddim")), batch()
     gate = torch.tensor([1.0, 0.0])
     found = {}
     for checkpointed in (False, True):
@@ -92,10 +93,10 @@ def test_checkpointing_sees_the_gate_of_the_forward_pass(through):
         if checkpointed:
             model.enable_gradient_checkpointing()
         if through == "argument":
-            loss = layer_loss(model, scheduler, **data, motion_gate=gate)
+            loss = layer_loss(model, process, **data, motion_gate=gate)
         else:
             with adapters.motion_gate(model, gate):
-                loss = layer_loss(model, scheduler, **data)
+                loss = layer_loss(model, process, **data)
         with adapters.motion_gate(model, 1 - gate):
             loss.mean().backward()
         found[checkpointed] = gradients(model)
@@ -108,9 +109,10 @@ def test_checkpointing_sees_the_gate_of_the_forward_pass(through):
 def test_only_static_samples_train_motion():
     model, data = with_adapters(), batch()
     adapters.set_trainable(model, adapters.adapter_parameters(model, "motion"))
+    process = VPrediction(make_scheduler("ddim"))
     for gate, trains in ([0.0, 0.0], False), ([0.0, 1.0], True):
         model.zero_grad()
-        loss = layer_loss(model, make_scheduler("ddim"), **data, motion_gate=torch.tensor(gate))
+        loss = layer_loss(model, process, **data, motion_gate=torch.tensor(gate))
         loss.mean().backward()
         assert any(bool(grad.any()) for grad in gradients(model).values()) is trains
 
@@ -201,7 +203,7 @@ def test_stock_diffusers_loads_our_file_with_the_same_effect(tmp_path):
     """Our native start of a CogVideoX network and diffusers' own change alike."""
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
-    from layerflow.model.from_base import native_from
+    from layerflow.model.cogvideox.from_base import native_from
     from layerflow.model.layers import single_layout
 
     base = plain_cogvideox(rotary=False)
@@ -231,7 +233,7 @@ def test_stock_diffusers_loads_our_file_with_the_same_effect(tmp_path):
 
 def test_motion_is_not_there_for_loaders_that_know_no_gate(tmp_path):
     """diffusers' loader, by folder or by name, takes nothing of it; ours takes it gated."""
-    from layerflow.model.from_base import native_from
+    from layerflow.model.cogvideox.from_base import native_from
     from layerflow.model.layers import single_layout
 
     base = plain_cogvideox(rotary=False)

@@ -1,33 +1,13 @@
-"""Noise, target and loss."""
+"""The loss, with CogVideoX' noise process."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from layerflow.model import objective
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
 from tests.support.model_kit import batch, small_transformer
-
-
-@pytest.mark.parametrize("kind", ["ddim", "dpm"])
-def test_noise_and_velocity_are_diffusers(kind):
-    scheduler, data = make_scheduler(kind), batch()
-    x, n, t = data["latents"], data["noise"], data["timesteps"]
-    assert torch.allclose(
-        objective.add_noise(scheduler, x, n, t), scheduler.add_noise(x, n, t), atol=1e-6
-    )
-    assert torch.allclose(
-        objective.velocity(scheduler, x, n, t), scheduler.get_velocity(x, n, t), atol=1e-6
-    )
-
-
-def test_terminal_noise_is_pure():
-    scheduler, data = make_scheduler("ddim"), batch()
-    last = torch.tensor([999, 999])
-    assert torch.equal(
-        objective.add_noise(scheduler, data["latents"], data["noise"], last), data["noise"]
-    )
 
 
 class Oracle(torch.nn.Module):
@@ -45,41 +25,41 @@ class Oracle(torch.nn.Module):
 
 
 def test_loss_is_the_mean_over_generated_elements():
-    scheduler, data = make_scheduler("ddim"), batch()
+    process, data = VPrediction(make_scheduler("ddim")), batch()
     data["given"] = torch.tensor([[0, 0, 0, 1], [1, 1, 0, 0]], dtype=torch.bool)
-    target = objective.velocity(scheduler, data["latents"], data["noise"], data["timesteps"])
+    target = process.target(data["latents"], data["noise"], data["timesteps"])
     error = torch.zeros(2, 4, 2, 1, 1, 1)
     error[0, 3] = 100.0  # given: must not count
     error[0, 1] = 3.0
     error[1, 2] = 2.0
     oracle = Oracle(target, error.flatten(1, 2))
-    loss = objective.layer_loss(oracle, scheduler, **data)
+    loss = objective.layer_loss(oracle, process, **data)
     assert loss.dtype == torch.float32
     assert torch.allclose(loss, torch.tensor([9.0 / 3, 4.0 / 2]), rtol=1e-4)
 
 
 def test_given_layers_enter_clean():
-    scheduler, data = make_scheduler("ddim"), batch()
+    process, data = VPrediction(make_scheduler("ddim")), batch()
     oracle = Oracle(data["latents"], 0.0)
-    objective.layer_loss(oracle, scheduler, **data)
+    objective.layer_loss(oracle, process, **data)
     seen = oracle.seen.view_as(data["latents"])
     assert torch.equal(seen[0, 3], data["latents"][0, 3])
-    noised = objective.add_noise(scheduler, data["latents"], data["noise"], data["timesteps"])
+    noised = process.add_noise(data["latents"], data["noise"], data["timesteps"])
     assert torch.equal(seen[0, :3], noised[0, :3]) and torch.equal(seen[1], noised[1])
 
 
 def test_a_mixed_batch_equals_its_samples():
-    model, scheduler, data = small_transformer(), make_scheduler("ddim"), batch(3)
-    together = objective.layer_loss(model, scheduler, **data)
+    model, process, data = small_transformer(), VPrediction(make_scheduler("ddim")), batch(3)
+    together = objective.layer_loss(model, process, **data)
     for i in range(3):
         one = {key: value[i : i + 1] for key, value in data.items()}
-        alone = objective.layer_loss(model, scheduler, **one)
+        alone = objective.layer_loss(model, process, **one)
         assert (alone[0] - together[i]).abs() < 1e-5
 
 
 def test_bfloat16_network_gives_a_float32_loss():
     model = small_transformer().to(torch.bfloat16)
-    loss = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+    loss = objective.layer_loss(model, VPrediction(make_scheduler("ddim")), **batch())
     assert loss.dtype == torch.float32 and torch.isfinite(loss).all()
 
 
@@ -87,9 +67,9 @@ def test_under_bfloat16_autocast():
     """How the trainer runs it on a GPU: float32 weights, autocast, checkpointing."""
     model = small_transformer()
     model.enable_gradient_checkpointing()
-    plain = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+    plain = objective.layer_loss(model, VPrediction(make_scheduler("ddim")), **batch())
     with torch.autocast("cpu", torch.bfloat16):
-        loss = objective.layer_loss(model, make_scheduler("ddim"), **batch())
+        loss = objective.layer_loss(model, VPrediction(make_scheduler("ddim")), **batch())
     loss.mean().backward()
     assert loss.dtype == torch.float32 and torch.allclose(loss, plain, rtol=0.1)
     assert torch.isfinite(model.layer_embedding.given.grad).all()

@@ -14,9 +14,9 @@ from PIL import Image
 
 from layerflow.clip import LAYERS, PROMPTED, to_float
 from layerflow.model import frames
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.layers import OFFICIAL
-from layerflow.model.pipeline import LayerFlowPipeline
 from layerflow.model.text import prefixed, prompt_texts
 from layerflow.official.golden import build_network
 from layerflow.official.names import Ready
@@ -420,7 +420,7 @@ def test_the_official_sampler_is_the_golden_one(shared):
 
 
 def native_pipe(rotary):
-    from layerflow.model.from_base import native_from
+    from layerflow.model.cogvideox.from_base import native_from
 
     base = plain_cogvideox(rotary)
     transformer = native_from(base, {"num_frames": 8, "height": 32, "width": 48})

@@ -19,11 +19,13 @@ from layerflow.media.cells import decode_alpha, decode_png, write_prores4444
 from layerflow.media.decode import Decoder
 from layerflow.model import adapters
 from layerflow.model import info as describe
-from layerflow.model.from_base import make_scheduler
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.presets import BASE
 from layerflow.model.layers import native_layout
 from layerflow.model.objective import layer_loss
-from layerflow.model.pipeline import LayerFlowPipeline
-from layerflow.model.presets import BASE, init_directory
+from layerflow.model.presets import init_directory
 from layerflow.official.convert import convert_checkpoint
 from manifests.common import parse_size
 from tests.support import official_reference as reference
@@ -83,7 +85,7 @@ def test_the_tiny_network_learns(tiny):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        loss = layer_loss(model, pipe.scheduler, **data).mean()
+        loss = layer_loss(model, VPrediction(pipe.scheduler), **data).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -185,6 +187,8 @@ def test_bases_that_cannot_be_used(tmp_path, monkeypatch):
 
 def test_full_size_costs_are_the_published_ones():
     config = {
+        "_class_name": "LayerFlowTransformer3DModel",
+        "text_embed_dim": 4096,
         "mode": "official",
         "task": "gen_rgba",
         "sample_height": 60,

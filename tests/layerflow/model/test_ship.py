@@ -22,10 +22,10 @@ from diffusers.pipelines.pipeline_loading_utils import (
 from layerflow import compat
 from layerflow.corpus.fingerprint import model_fingerprint
 from layerflow.model import adapters
-from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.presets import init_directory
 from layerflow.model.ship import bundle, ship_code
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from tests.support.model_kit import SMALL, randomise
 
 SAMPLE = """
@@ -70,7 +70,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_opens_in_a_process_without_the_package(shipped: Path, tmp_path: Path) -> None:
     pipe = LayerFlowPipeline.from_pretrained(shipped)  # the package's own code, and no trust asked
     assert type(pipe) is LayerFlowPipeline
-    assert type(pipe.transformer).__module__ == "layerflow.model.transformer"
+    assert type(pipe.transformer).__module__ == "layerflow.model.cogvideox.transformer"
     assert type(pipe.vae).__module__ == "layerflow.model.autoencoder"
     here: dict[str, object] = {"pipe": pipe}
     exec(SAMPLE, here)
@@ -96,7 +96,7 @@ def test_it_opens_in_a_process_without_the_package(shipped: Path, tmp_path: Path
 
 def test_each_file_stands_alone() -> None:
     for module, name in (
-        ("layerflow.model.pipeline", "LayerFlowPipeline"),
+        ("layerflow.model.cogvideox.pipeline", "LayerFlowPipeline"),
         ("layerflow.model.transformer", "LayerFlowTransformer3DModel"),
         ("layerflow.model.autoencoder", "BlockDCTAutoencoder"),
     ):

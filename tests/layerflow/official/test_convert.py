@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from layerflow.model import adapter_files, adapters
 from layerflow.model.adapter_files import read_adapter
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.layers import OFFICIAL
-from layerflow.model.pipeline import LayerFlowPipeline
 from layerflow.official.convert import convert_checkpoint, find_states
 from layerflow.official.names import guess_from_name
 from layerflow.official.torchfile import Inert, StoredTensor, read_torch_file

@@ -326,6 +326,30 @@ def test_a_reason_that_most_units_share_stops_the_job_until_it_is_mended_or_acce
     assert reasons.count("worker") == len(bad) and summary.resumed == 6 - len(bad)
 
 
+@pytest.mark.parametrize(("seconds", "here"), [(1.0, 6), (3.9, 6), (4.1, 1), (30.0, 1)])
+def test_a_light_job_runs_here_until_more_is_left_than_ray_is_worth(
+    seconds: float, here: int, tmp_path: Path, quiet: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """After the first of 6 units of 4.1 s 20.5 s are left; after one of 3.9 s, 19.5 s."""
+    on_ray, clock = list[str](), [0.0]
+    play(monkeypatch, lambda item, run: (on_ray.append(item["key"]), run(item))[1])
+    monkeypatch.setattr(workers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(workers, "ray_runs", lambda: False)
+
+    def slow(payload: dict[str, Any]) -> Outcome:
+        clock[0] += seconds
+        return work(payload)
+
+    run(tmp_path / "c", slow, workers=None, light=True)
+    assert len(on_ray) == 6 - here
+    assert files(tmp_path / "c") == quiet
+    monkeypatch.setattr(workers, "ray_runs", lambda: True)
+    on_ray.clear()
+    run(tmp_path / "d", work, workers=None, light=True)
+    assert len(on_ray) == 6
+
+
 def test_different_reasons_are_no_mass_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

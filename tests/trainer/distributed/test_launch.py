@@ -20,7 +20,7 @@ from layerflow.clip import LayeredClip
 from layerflow.corpus.table import SCHEMA, encode_row, origin
 from layerflow.corpus.writer import write_table
 from layerflow.model.adapters import adapter_names
-from layerflow.model.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, Validation
 from pipelines.encode.clip_latents import Augment

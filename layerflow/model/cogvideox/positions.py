@@ -1,33 +1,17 @@
-"""Positions and layer embeddings: what is added to tokens to say where and whose they are."""
+"""CogVideoX' positions: what is added to tokens to say where they are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from torch import Tensor, nn
 
-from layerflow.clip import LAYERS
+from layerflow.model.layer_embedding import Tables, indices
 from layerflow.model.layers import Layout
 
 MAX_TABLES = 16
-
-
-class Tables(NamedTuple):
-    """What one (layout, height, width) adds.
-
-    video: ``[F, h*w, dim]`` or None. rotary: (cos, sin), each float32 ``[F*h*w, head_dim]``, or
-    None. frame_layers: int64 ``[F]``, index in ``LAYERS``. prompt_slots: int64 ``[P]``, index in
-    ``PROMPTED``.
-    """
-
-    video: Tensor | None
-    rotary: tuple[Tensor, Tensor] | None
-    frame_layers: Tensor
-    prompt_slots: Tensor
 
 
 class Positions(nn.Module):
@@ -94,11 +78,11 @@ class Positions(nn.Module):
             )
         if not layout.shared_positions:
             return self.video[:frames].to(dtype)
-        return self.video[_indices(layout.positions, self.video.device)].to(dtype)
+        return self.video[indices(layout.positions, self.video.device)].to(dtype)
 
     def _make(self, layout: Layout, height: int, width: int, like: Tensor) -> Tables:
         frames, tokens = max(layout.positions) + 1, height * width
-        index = _indices(layout.positions, torch.device("cpu"))
+        index = indices(layout.positions, torch.device("cpu"))
         video = rotary = None
         if self.kind == "sincos":
             spatial, temporal = self.interpolation
@@ -113,7 +97,7 @@ class Positions(nn.Module):
             )
             rotary = (cos, sin)
         layers, slots = (
-            _indices(i, like.device) for i in (layout.frame_layers, layout.prompt_slots)
+            indices(i, like.device) for i in (layout.frame_layers, layout.prompt_slots)
         )
         return Tables(video, rotary, layers, slots)
 
@@ -137,58 +121,6 @@ class ExactTimesteps(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-class LayerEmbedding(nn.Module):
-    """Vectors that mark a token's layer, and whether its layer is given.
-
-    text: ``[prompts, dim]`` for the tokens of each prompt (also the official layer embedding).
-    video: ``[4, dim]`` for the video tokens of each layer, in ``LAYERS`` order.
-    given: ``[4, dim]`` for the video tokens of each layer that is given.
-
-    All zero at first, so that a network starts as what it was made from.
-    """
-
-    def __init__(self, dim: int, num_prompts: int, video: bool) -> None:
-        super().__init__()
-        layers = (len(LAYERS), dim)
-        self.text = nn.Parameter(torch.zeros(num_prompts, dim)) if num_prompts else None
-        self.video = nn.Parameter(torch.zeros(layers)) if video else None
-        self.given = nn.Parameter(torch.zeros(layers)) if video else None
-
-    def embed_text(
-        self, text: Tensor, layout: Layout, tables: Tables, stored: Tensor | None
-    ) -> Tensor:
-        """Projected text ``[B, P*L, dim]`` with layer embedding and stored positions added.
-
-        stored: ``[P, L, dim]`` or None.
-        """
-        added = stored
-        if self.text is not None:
-            own = self.text
-            if len(own) != len(layout.prompts):
-                own = own[tables.prompt_slots]
-            added = own[:, None] if added is None else added + own[:, None]
-        if added is None:
-            return text
-        return (text.unflatten(1, (len(layout.prompts), -1)) + added.to(text.dtype)).flatten(1, 2)
-
-    def embed_video(self, video: Tensor, tables: Tables, given: Tensor | None) -> Tensor:
-        """Patches ``[B, F, n, dim]`` with positions, layer embedding and given marks added.
-
-        given: bool ``[B, 4]`` in ``LAYERS`` order, or None for nothing given.
-        """
-        added = tables.video
-        if self.video is not None:
-            layer = self.video[tables.frame_layers][:, None]
-            added = layer if added is None else added + layer
-        if added is not None:
-            video = video + added.to(video.dtype)
-        if given is not None and self.given is not None:
-            mark = given.to(video.dtype)[:, tables.frame_layers, None]
-            mark = mark * self.given[tables.frame_layers].to(video.dtype)
-            video = video + mark[:, :, None]
-        return video
-
-
 def crop_region(
     size: tuple[int, int], base: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -202,7 +134,3 @@ def crop_region(
         fitted = (round(base[1] / size[1] * size[0]), base[1])
     top, left = (round((base[i] - fitted[i]) / 2) for i in (0, 1))
     return (top, left), (top + fitted[0], left + fitted[1])
-
-
-def _indices(values: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long, device=device)

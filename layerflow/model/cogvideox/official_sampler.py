@@ -8,7 +8,6 @@ nearest table entry, and of two noises drawn in a step the second is used (offic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,22 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layerflow.model.denoise import dynamic_guidance
+
 NUM_TRAIN_STEPS = 1000
 BETAS = (0.00085, 0.012)
 SHIFT = 3.0
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-
-
-def dynamic_guidance(scale: float, timestep: int, num_steps: int) -> float:
-    """Guidance at a step: ``1 + scale * (1 - cos(pi * ((n - t) / n)^5)) / 2``.
-
-    t is the 0..999 timestep and n the number of sampling steps (CogVideoX' formula as released, so
-    the value jumps between 1 and 1 + scale). Released with scale 6.
-    """
-    progress = (num_steps - timestep) / num_steps
-    return 1 + scale * (1 - math.cos(math.pi * progress**5.0)) / 2
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,80 +13,17 @@ from torch import Tensor, nn
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.documents import read_json
 from layerflow.model import adapters
+from layerflow.model.cogvideox.base import COGVIDEOX
+from layerflow.model.cogvideox.positions import Positions
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.layers import single_layout
-from layerflow.model.positions import Positions
-from layerflow.model.transformer import LayerFlowTransformer3DModel
+from layerflow.model.presets import copy_components, finish_folder, resolve_base, torch_dtype
 
-COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 CLASSES = {
     "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     "text_encoder": ["transformers", "T5EncoderModel"],
     "tokenizer": ["transformers", "T5Tokenizer"],
 }
-
-
-def resolve_base(base: str | Path) -> Path:
-    """The folder of a base model; a Hub id is downloaded, since naming it asks for that.
-
-    ValueError when it is neither.
-    """
-    folder = Path(base)
-    if folder.is_dir():
-        if not (folder / "transformer" / "config.json").is_file():
-            raise ValueError(
-                f"{folder} is no model in diffusers format (no transformer/config.json)"
-            )
-        return folder
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(str(base), allow_patterns=wanted))
-    except Exception as error:
-        raise ValueError(
-            f"base {str(base)!r} is no folder, and cannot be downloaded: {error}"
-        ) from error
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """``float32``, ``float16`` or ``bfloat16``."""
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name not in kinds:
-        raise ValueError(f"dtype must be one of {sorted(kinds)}, not {name!r}")
-    return kinds[name]
-
-
-def copy_components(base: Path | None, folder: Path) -> dict[str, Any]:
-    """Copy a base's VAE, text encoder, tokenizer and scheduler; returns their index entries."""
-    if base is None:
-        return {}
-    index_file = base / "model_index.json"
-    index = read_json(index_file) if index_file.is_file() else {}
-    copied = {}
-    for part in COMPONENTS:
-        if (base / part).is_dir():
-            shutil.copytree(base / part, folder / part)
-            copied[part] = index.get(part) or CLASSES.get(part)
-    return copied
-
-
-def finish_folder(folder: Path, copied: Mapping[str, Any], scheduler: str | None) -> None:
-    """Write ``model_index.json``, and a scheduler of that kind unless None."""
-    entries: dict[str, Any] = {part: copied.get(part, [None, None]) for part in COMPONENTS}
-    if scheduler is not None:
-        shutil.rmtree(folder / "scheduler", ignore_errors=True)
-        own = make_scheduler(scheduler)
-        own.save_pretrained(folder / "scheduler")
-        entries["scheduler"] = ["diffusers", type(own).__name__]
-    import diffusers
-
-    index = {
-        "_class_name": "LayerFlowPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "transformer": ["layerflow.model.transformer", "LayerFlowTransformer3DModel"],
-        **entries,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def write_from_base(
@@ -105,8 +41,10 @@ def write_from_base(
         options = {k: v for k, v in options.items() if k not in ("height", "width") or k in asked}
     model = native_from(network, options)
     model.save_pretrained(folder / "transformer")
-    copied = copy_components(origin, folder)
-    finish_folder(folder, copied, scheduler=None if "scheduler" in copied else "dpm")
+    copied = copy_components(origin, folder, CLASSES)
+    finish_folder(
+        folder, copied, COGVIDEOX, None if "scheduler" in copied else make_scheduler("dpm")
+    )
     size = {side: 8 * model.config[f"sample_{side}"] for side in ("height", "width")}
     settings = {"base": Path(base).name, "options": {**options, **size}}
     (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")

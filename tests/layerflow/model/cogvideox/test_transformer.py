@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from layerflow.model import adapters
-from layerflow.model.from_base import has_plain_positions, make_scheduler, native_from
+from layerflow.model.cogvideox.from_base import has_plain_positions, make_scheduler, native_from
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.positions import crop_region
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.layers import OFFICIAL, native_layout, single_layout
 from layerflow.model.objective import layer_loss
-from layerflow.model.positions import crop_region
-from layerflow.model.transformer import LayerFlowTransformer3DModel
 from layerflow.official.golden import build_network
 from layerflow.official.names import Ready
 from tests.support import official_reference as reference
@@ -200,7 +201,7 @@ def test_tables_made_in_inference_mode_serve_training():
         model(
             data["latents"].flatten(1, 2), data["prompt_embeds"].flatten(1, 2), torch.tensor([1, 2])
         )
-    loss = layer_loss(model, make_scheduler("ddim"), **data)
+    loss = layer_loss(model, VPrediction(make_scheduler("ddim")), **data)
     loss.sum().backward()
     assert model.proj_out.weight.grad is not None
 
@@ -274,7 +275,7 @@ def test_checkpointed_gradients_are_the_plain_ones():
         if checkpointed:
             model.enable_gradient_checkpointing()
         model.train()
-        layer_loss(model, make_scheduler("ddim"), **data).mean().backward()
+        layer_loss(model, VPrediction(make_scheduler("ddim")), **data).mean().backward()
         grads[checkpointed] = {n: p.grad for n, p in model.named_parameters()}
     assert len(grads[True]) > 40
     for name, grad in grads[False].items():

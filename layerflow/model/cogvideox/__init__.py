@@ -1,0 +1,1 @@
+"""CogVideoX as a base: its network, noise, files and costs."""

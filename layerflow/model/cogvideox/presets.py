@@ -1,0 +1,164 @@
+"""What ``layerflow init`` makes on CogVideoX: a tiny model, and native ones from a base."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerflow.model.autoencoder import BlockDCTAutoencoder
+from layerflow.model.cogvideox.base import COGVIDEOX
+from layerflow.model.cogvideox.from_base import make_scheduler, mark_layers, write_from_base
+from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
+from layerflow.model.presets import ModelPreset, write_pipeline
+
+MAX_TINY_TEXT_TOKENS = 32
+
+TINY: dict[str, Any] = {
+    "height": 32,
+    "width": 32,
+    "num_frames": 4,
+    "block_size": 8,
+    "luma_bands": 15,
+    "chroma_bands": 6,
+    "scaling_factor": 0.6,
+    "patch_size": 1,
+    "num_attention_heads": 3,
+    "attention_head_dim": 32,
+    "num_layers": 4,
+    "time_embed_dim": 96,
+    "text_width": 32,
+    "num_text_tokens": 16,
+    "spatial_interpolation_scale": 0.5,
+    "positions": "shared",
+    "layer_embedding_std": 0.5,
+    "gate_bias": 0.2,
+    "tie_query_key": True,
+    "scheduler": "ddim",
+    "seed": 0,
+}
+"""Options of the tiny preset and their values. height, width in pixels, num_frames of one layer;
+widths in channels; num_text_tokens of one prompt. layer_embedding_std: random layer embedding on
+video tokens at the start; gate_bias: AdaLN gates at the start; tie_query_key: keys start as copies
+of queries, so attention starts on "same place, other layer"."""
+
+BASE: dict[str, Any] = {
+    "height": 480,
+    "width": 720,
+    "num_frames": 16,
+    "positions": "shared",
+    "layer_embedding_std": 0.0,
+    "dtype": "bfloat16",
+    "seed": 0,
+}
+"""Options of the presets that start from a base model. dtype: of the stored transformer."""
+
+
+def write_tiny(
+    folder: Path, base: str | Path, options: Mapping[str, Any], asked: Collection[str] = ()
+) -> None:
+    """Write a complete folder made from nothing (``TINY`` options); ``base`` is not used."""
+    _check_tiny(options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(options["seed"]))
+        text_encoder, tokenizer = tiny_text(options)
+        vae = BlockDCTAutoencoder(
+            options["block_size"],
+            options["luma_bands"],
+            options["chroma_bands"],
+            options["scaling_factor"],
+        )
+        transformer = tiny_transformer(options, vae.latent_channels)
+    scheduler = make_scheduler(options["scheduler"])
+    pipe = COGVIDEOX.pipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
+    write_pipeline(folder, pipe, "tiny", options, sampling)
+
+
+def _check_tiny(options: Mapping[str, Any]) -> None:
+    step = options["block_size"] * options["patch_size"]
+    if options["height"] % step or options["width"] % step or options["num_frames"] < 1:
+        raise ValueError(
+            f"height and width must be multiples of {step} and num_frames 1 or more: "
+            f"{options['height']}x{options['width']}, {options['num_frames']}"
+        )
+    if not 1 <= options["num_text_tokens"] <= MAX_TINY_TEXT_TOKENS:
+        raise ValueError(
+            f"num_text_tokens must be 1 to {MAX_TINY_TEXT_TOKENS}, not {options['num_text_tokens']}"
+        )
+    width = options["num_attention_heads"] * options["attention_head_dim"]
+    if width % 16:
+        raise ValueError(f"heads x head size must be a multiple of 16 (sin-cos table): {width}")
+
+
+def tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """A random two-layer T5 and the byte-level tokenizer, which needs no files."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    tokenizer = ByT5Tokenizer(model_max_length=options["num_text_tokens"])
+    width = options["text_width"]
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5EncoderModel(config).eval(), tokenizer
+
+
+def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTransformer3DModel:
+    """A small network from nothing, initialised as it learns fastest (see ``TINY``)."""
+    factor = options["block_size"]
+    model = LayerFlowTransformer3DModel(
+        num_attention_heads=options["num_attention_heads"],
+        attention_head_dim=options["attention_head_dim"],
+        in_channels=channels,
+        out_channels=channels,
+        time_embed_dim=options["time_embed_dim"],
+        text_embed_dim=options["text_width"],
+        num_layers=options["num_layers"],
+        sample_height=options["height"] // factor,
+        sample_width=options["width"] // factor,
+        sample_frames=4 * options["num_frames"],
+        patch_size=options["patch_size"],
+        temporal_compression_ratio=1,
+        max_text_seq_length=3 * options["num_text_tokens"],
+        spatial_interpolation_scale=options["spatial_interpolation_scale"],
+        num_text_tokens=options["num_text_tokens"],
+        positions=options["positions"],
+        latent_frames=options["num_frames"],
+    )
+    for parameter in (model.proj_out.weight, model.proj_out.bias):
+        nn.init.zeros_(parameter)
+    for block in model.transformer_blocks:
+        for norm in (block.norm1, block.norm2):
+            _open_gates(norm.linear, options["gate_bias"])
+        if options["tie_query_key"]:
+            block.attn1.to_k.load_state_dict(block.attn1.to_q.state_dict())
+    nn.init.zeros_(model.norm_out.linear.weight)
+    nn.init.zeros_(model.norm_out.linear.bias)
+    mark_layers(model, options["layer_embedding_std"])
+    return model
+
+
+def _open_gates(modulation: nn.Linear, gate: float) -> None:
+    """Modulation that starts as the identity: no shift, no scale, gates at ``gate``."""
+    nn.init.zeros_(modulation.weight)
+    nn.init.zeros_(modulation.bias)
+    with torch.no_grad():
+        for index in (2, 5):  # (shift, scale, gate) of video tokens, then of text tokens
+            modulation.bias.chunk(6)[index].fill_(gate)
+
+
+TINY_PRESET = ModelPreset("0.94 M parameters, made from nothing, for CPUs", write_tiny, TINY, False)
+COGVIDEOX_2B = ModelPreset("from CogVideoX-2B (sin-cos positions)", write_from_base, BASE)
+COGVIDEOX_5B = ModelPreset("from CogVideoX-5B (rotary positions)", write_from_base, BASE)
