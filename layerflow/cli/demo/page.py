@@ -140,7 +140,10 @@ def write_page(demo: Demo, result: dict[str, Any]) -> Path:
     parts = ["<h1>LayerFlow demo</h1>"]
     if not done:
         parts.append(f"<p>At work: {html.escape(result.get('running', ''))}. This page grows.</p>")
-    for title, rows in figures(result):
+    tables = figures(result)
+    if not done:  # what is at work stands on top
+        tables = [tables[-1], *tables[:-1]]
+    for title, rows in tables:
         parts += [f"<h2>{html.escape(title)}</h2>", table(rows)]
         if title == "Training" and result.get("losses"):
             parts.append(curves({k: v["curve"] for k, v in result["losses"].items()}))
