@@ -50,7 +50,7 @@ PATHS = ("corpus", "out", "model", "predictions", "clip", "aesthetic")
 def mine(
     inputs: Annotated[PathLikes, "video files and folders"],
     out: CorpusOut,
-    size: ClipSize,
+    size: ClipSize = "480x720",
     *,
     frames: ClipFrames = 16,
     fps: ClipFps = 8.0,
@@ -78,14 +78,9 @@ def mine(
     Raises ValueError for a request that cannot work.
     """
     content = _manifest(locals())
-    named = ("caption_model", "captioner", "caption_url", "caption_key_env")
-    given = [key for key in named if key in content]
-    captions = {key.removeprefix("caption_"): content.pop(key) for key in given}
-    from manifests.common import check
-    from manifests.mine import MineOptions
+    from manifests.mine import of_command
 
-    content |= {"captions": captions} if captions else {}
-    options = check(content, MineOptions, "layerflow mine")
+    options = of_command(content)
     return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 

@@ -7,7 +7,7 @@ the matte is made soft as that of the motion backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class AutoMatting:
     """Mattes a clip by the vote of motion and networks; without networks it is ``motion``.
 
     ``model``: which networks, see ``which_networks``. ``device``: theirs. ``networks``: objects to
-    use in place of those.
+    use in place of those. ``observe`` is called with the sources of every clip, to look inside.
     """
 
     name = NAME
@@ -57,7 +57,9 @@ class AutoMatting:
         model: str | None = None,
         device: str = "cpu",
         networks: Sequence[Network] | None = None,
+        observe: Callable[[Sequence[Source]], None] | None = None,
     ) -> None:
+        self.observe = observe
         if networks is None:
             told = which_networks(model)
             networks = [] if told == ALONE else [_Onnx(one, device) for one in told.split("+")]
@@ -86,6 +88,8 @@ class AutoMatting:
             mover = _mover(clip, found, stability)
             shape = clip.gray.shape
             networks = [from_network(n, frames, shape, clip.matches) for n in self.networks]
+            if self.observe is not None:
+                self.observe([mover, *networks])
             motion = None if found is None else found.motion
             fused = fuse(clip, mover, networks, motion)
             if fused is None or not fused.mask.any():
