@@ -14,6 +14,7 @@ Of the columns beyond the four layers:
   ``prompt`` and ``origin``, ``visible_alpha`` (what the others leave to be seen of it; all of them
   add up to ``alpha``) and ``amodal_alpha`` (its own, as if nothing stood before it).
 - ``draw``: JSON of every random draw and measured match of a pasted clip.
+- ``subject``: which subject a mined clip shows: one id for all clips of a shot.
 """
 
 from __future__ import annotations
@@ -176,6 +177,9 @@ COLUMNS: tuple[Column, ...] = (
            always=False, check=_object_faults, cells=_object_cells, decode=_decode_singles),
     Column("draw", pa.string(),
            "JSON of every random draw and measured match of a pasted clip", always=False),
+    Column("subject", pa.string(),
+           "id of what a mined clip shows, the same in all clips of a shot", always=False,
+           shown=True),
 )  # fmt: skip
 
 SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if column.always])

@@ -106,6 +106,22 @@ def fit_backdrop(backdrop: Backdrop, frames: U8) -> Backdrop | None:
     return Backdrop(backdrop.picture, backdrop.known, np.stack(tones))
 
 
+def presence(backdrop: Backdrop, frames: U8) -> np.ndarray:
+    """How much of each of the frames uint8 [N, H, W, 3] stands before the backdrop.
+
+    float64 [N] in [0, 1]: of what is known of the backdrop, the share that differs from it in the
+    frame's own light. ``frames`` have the size of those that it was found in.
+    """
+    known, shares = backdrop.known, []
+    for frame in frames:
+        lit = cv2.LUT(backdrop.picture, _tone(frame, backdrop.picture, known)[None])
+        apart = np.abs(frame.astype(np.int16) - lit).max(-1).astype(np.float32)
+        differs = ((cv2.blur(apart, (3, 3)) > _SAME) & known).astype(np.uint8)
+        opened = cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        shares.append(float(opened.sum()) / max(1, int(known.sum())))
+    return np.array(shares)
+
+
 def shared_with(backdrop: Backdrop, frames: U8, alpha: U8) -> float:
     """How much of a matte's solid part, where the backdrop is known, is just the backdrop.
 

@@ -37,7 +37,7 @@ from pipelines.matting.motion.backend import Pass
 from pipelines.mine.job import STEPS
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.record import write_prompts
-from pipelines.mine.survey import Findings, plan_duplicates, survey_unit
+from pipelines.mine.survey import Findings, plan_survey, survey_unit
 from pipelines.mine.window import Video, Window
 
 MAX_WINDOWS = 60
@@ -75,9 +75,9 @@ def write_explanation(options: MineOptions) -> Path:
 def _trials(options: MineOptions) -> Iterator[Trial]:
     units = plan_units(list_sources(options.inputs), options)
     looks = [(unit, survey_unit(unit.payload, options=options)) for unit in units]
-    twins = plan_duplicates(looks)
+    added = plan_survey(looks)
     for unit, look in looks:
-        span = replace(VideoSpan(**unit.payload), **twins.get(unit.key, {}))
+        span = replace(VideoSpan(**unit.payload), **added.get(unit.key, {}))
         findings, name = Findings.of(look), clean_uri(span.uri)
         for step, reason in findings.problems:
             yield Trial(name, (step, reason))
@@ -91,7 +91,7 @@ def _trials(options: MineOptions) -> Iterator[Trial]:
 
 
 def _trial(window: Window, title: str) -> Trial:
-    trial = Trial(title)
+    trial, before = Trial(title), window.video.before
     seen: list[Any] = []
     if hasattr(window.video.backend, "observe"):
         window.video.backend.observe = seen.append
@@ -104,6 +104,8 @@ def _trial(window: Window, title: str) -> Trial:
             trial.broken = str(error)
             trial.refused = trial.refused or ("layers", trial.broken)
             break
+    if trial.refused and trial.refused[0] in EARLY:  # the job has no matte of it then
+        window.video.before = before
     trial.scores = window.scores
     trial.pictures = list(_pictures(window, _sources(seen)))
     return trial
@@ -192,6 +194,7 @@ def summary(options: MineOptions, gate: Gate, found: Sequence[Trial]) -> list[st
     return lines
 
 
+EARLY = ("duplicates", "filters")
 JUDGED = ("filters", "gate")
 
 

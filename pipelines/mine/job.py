@@ -38,7 +38,7 @@ from pipelines.matting import MATTING
 from pipelines.matting.auto.networks import resolved
 from pipelines.mine import filters, layers, record
 from pipelines.mine.plan import VideoSpan, plan_units
-from pipelines.mine.survey import Findings, plan_duplicates, survey_unit
+from pipelines.mine.survey import Findings, plan_survey, survey_unit
 from pipelines.mine.window import Video, Window, matting_backend
 from pipelines.vision.inpaint import INPAINTERS, make_inpainter
 
@@ -55,11 +55,12 @@ STEPS: Steps[Window] = (
     layers.solve_foreground,
     layers.score_layers,
     layers.score_traces,
+    layers.score_seam,
     layers.judge_layers,  # rejected as "gate"
     record.write_prompts,
     record.encode,
 )
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 
@@ -82,7 +83,7 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     return run_job(
         plan_units(list_sources(options.inputs), options, table),
         partial(mine_unit, options=options, recipe=recipe),
-        survey=Survey(partial(survey_unit, options=options), plan_duplicates),
+        survey=Survey(partial(survey_unit, options=options), plan_survey),
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,

@@ -48,7 +48,7 @@ def encode(window: Window) -> None:
         recipe=recipe,
         crf=options.crf,
     )
-    window.row = row | shadow_cells(window)
+    window.row = row | shadow_cells(window) | {"subject": window.subject}
 
 
 def shadow_cells(window: Window) -> dict[str, Any]:

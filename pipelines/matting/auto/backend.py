@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from layerflow.weights import known, path_of
-from pipelines.matting import BACKDROP, Backdrop, Matte, check_frames
+from pipelines.matting import BACKDROP, EARLIER, Backdrop, Earlier, Matte, check_frames
 from pipelines.matting.auto.fuse import Fused, fuse
 from pipelines.matting.auto.networks import ALONE, NAME, which_networks
 from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
@@ -49,8 +49,8 @@ class AutoMatting:
     """
 
     name = NAME
-    version = "1"
-    needs = frozenset({BACKDROP})
+    version = "2"
+    needs = frozenset({BACKDROP, EARLIER})
 
     def __init__(
         self,
@@ -67,8 +67,15 @@ class AutoMatting:
         self.motion = MotionMatting(passes=_PASSES) if self.networks else MotionMatting()
         self.licence = "Apache-2.0; weights: " + (", ".join(n.name for n in networks) or "none")
 
-    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
+    def __call__(
+        self,
+        frames: np.ndarray,
+        backdrop: Backdrop | None = None,
+        earlier: Earlier | None = None,
+    ) -> Matte:
         """Matte uint8 [T, H, W, 3]; all zero with confidence 0 where no source sees a subject.
+
+        Of several objects one that goes on from the ``earlier`` matte is preferred.
 
         Confidence: ``NAME_vote`` of ``motion`` and of each network, the IoU of what it alone would
         say with the matte; ``matte_agreement``, the mean vote, each weighing as far as it is
@@ -78,12 +85,13 @@ class AutoMatting:
         """
         check_frames(frames)
         if not self.networks:
-            return self.motion(frames, backdrop)
+            return self.motion(frames, backdrop, earlier)
         if len(frames) < 2 or min(frames.shape[1:3]) < 16:
             mean = np.mean([network.predict(frames) for network in self.networks], axis=0)
             return matte_from_predictions(frames, mean.astype(np.float32))
         with single_thread():
-            clip = prepare(frames, self.motion.work_area, self.motion.segments, backdrop)
+            area, segments = self.motion.work_area, self.motion.segments
+            clip = prepare(frames, area, segments, backdrop, earlier)
             found, stability = self.motion.iterate(clip)
             mover = _mover(clip, found, stability)
             shape = clip.gray.shape

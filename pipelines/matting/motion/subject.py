@@ -21,6 +21,7 @@ from pipelines.vision.evidence import Matches, grid
 from pipelines.vision.registration import Registration, project
 
 KEEP = 0.35  # parts that score at least this share of the best one belong to the subject
+STRANGER = 0.15  # times the score of a part that does not go on from the subject before the clip
 _LEAST_SCORE = 0.01  # below this there is no subject, only errors of the flow
 
 
@@ -58,11 +59,13 @@ def best_hypothesis(
     cues: Cues,
     ignored: np.ndarray,
     attempts: int,
+    known: np.ndarray | None = None,
 ) -> Hypothesis | None:
     """The reading with the best subject, or None if nothing moves by itself.
 
     ``seeds_without`` gives the evidence when some superpixels, weights [N] in [0, 1], are ignored.
     After each attempt its best mover is ignored too, so that a strong one cannot hide another.
+    ``known``: see ``familiar``.
     """
     best: Hypothesis | None = None
     for _ in range(attempts):
@@ -76,8 +79,10 @@ def best_hypothesis(
             break
         part = parts_of(graph, inside)
         names = np.unique(part[inside])
-        scores = np.array([score_part(graph, part == n, p, cues) for n in names])
-        if scores.max() > (_LEAST_SCORE if best is None else best.score):
+        looks = np.array([score_part(graph, part == n, p, cues) for n in names])
+        scores = looks * [familiar(graph, part == n, known) for n in names]
+        real = looks[scores.argmax()] > _LEAST_SCORE
+        if real and (best is None or scores.max() > best.score):
             chosen = np.isin(part, names[scores >= KEEP * scores.max()])
             best = Hypothesis(
                 float(scores.max()), seeds, p, level, agreement, chosen, ignored.copy()
@@ -167,6 +172,19 @@ def shape_score(graph: Graph, part: np.ndarray) -> float:
     centrality = np.exp(-0.5 * (offset**2).sum())
     relative = (size / np.sqrt(height * width)) ** 0.75
     return float(relative * persistence * np.exp(-3 * contact) * centrality)
+
+
+def familiar(graph: Graph, part: np.ndarray, known: np.ndarray | None) -> float:
+    """1 for a part, bool [N], that begins where the earlier subject ended, else ``STRANGER``.
+
+    ``known``: [N], how much of each superpixel of the first frame the subject's matte covers that
+    was carried along to it; None where there is none, and then every part has 1.
+    """
+    if known is None:
+        return 1.0
+    first = part & (graph.frame == 0)
+    area = graph.area[first]
+    return 1.0 if len(area) and float(known[first] @ area) >= 0.5 * area.sum() else STRANGER
 
 
 def _travel(graph: Graph, part: np.ndarray, cues: Cues) -> float:
