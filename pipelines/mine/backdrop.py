@@ -36,6 +36,7 @@ _TRAVEL = 0.02  # of the height
 _STRUCTURE = 6.0  # levels of the Laplacian; a blank wall would fit any view
 _SAME_VIEW = 0.65  # share of the structure that a frame of the same view shows in its place
 _EQUAL = 8.0  # levels
+_DARKEST, _HUE = 0.4, 0.15  # of a shadow: what is left of the light, and how far channels differ
 _STRIP = 64  # rows at a time: the stack of all frames is large
 _SAMPLES, _REWEIGHTED = 4000, 8  # of a tone curve's fit
 
@@ -110,13 +111,17 @@ def presence(backdrop: Backdrop, frames: U8) -> np.ndarray:
     """How much of each of the frames uint8 [N, H, W, 3] stands before the backdrop.
 
     float64 [N] in [0, 1]: of what is known of the backdrop, the share that differs from it in the
-    frame's own light. ``frames`` have the size of those that it was found in.
+    frame's own light and is no shadow on it, darker in the same colour. ``frames`` have the size of
+    those that it was found in.
     """
     known, shares = backdrop.known, []
     for frame in frames:
         lit = cv2.LUT(backdrop.picture, _tone(frame, backdrop.picture, known)[None])
         apart = np.abs(frame.astype(np.int16) - lit).max(-1).astype(np.float32)
-        differs = ((cv2.blur(apart, (3, 3)) > _SAME) & known).astype(np.uint8)
+        ratio = cv2.blur((frame + np.float32(8)) / (lit + np.float32(8)), (3, 3))
+        dark = (ratio.mean(-1) > _DARKEST) & (ratio.mean(-1) < 1)
+        shadow = dark & (ratio.max(-1) - ratio.min(-1) < _HUE)
+        differs = ((cv2.blur(apart, (3, 3)) > _SAME) & known & ~shadow).astype(np.uint8)
         opened = cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
         shares.append(float(opened.sum()) / max(1, int(known.sum())))
     return np.array(shares)
