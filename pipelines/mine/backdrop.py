@@ -107,24 +107,30 @@ def fit_backdrop(backdrop: Backdrop, frames: U8) -> Backdrop | None:
     return Backdrop(backdrop.picture, backdrop.known, np.stack(tones))
 
 
-def presence(backdrop: Backdrop, frames: U8) -> np.ndarray:
-    """How much of each of the frames uint8 [N, H, W, 3] stands before the backdrop.
+def presence(backdrop: Backdrop, frames: U8) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each of the frames uint8 [N, H, W, 3] stands before the backdrop, float64 [N].
 
-    float64 [N] in [0, 1]: of what is known of the backdrop, the share that differs from it in the
-    frame's own light and is no shadow on it, darker in the same colour. ``frames`` have the size of
-    those that it was found in.
+    Of what is known of the backdrop the share that differs from it in the frame's own light; and of
+    the picture's outermost two pixels the share that does and is no shadow, darker in the same
+    colour. ``frames`` have the size of those that it was found in.
     """
-    known, shares = backdrop.known, []
+    known, shares, contacts = backdrop.known, [], []
+    ring = np.ones(known.shape, bool)
+    ring[2:-2, 2:-2] = False
     for frame in frames:
         lit = cv2.LUT(backdrop.picture, _tone(frame, backdrop.picture, known)[None])
         apart = np.abs(frame.astype(np.int16) - lit).max(-1).astype(np.float32)
+        differs = (cv2.blur(apart, (3, 3)) > _SAME) & known
         ratio = cv2.blur((frame + np.float32(8)) / (lit + np.float32(8)), (3, 3))
         dark = (ratio.mean(-1) > _DARKEST) & (ratio.mean(-1) < 1)
         shadow = dark & (ratio.max(-1) - ratio.min(-1) < _HUE)
-        differs = ((cv2.blur(apart, (3, 3)) > _SAME) & known & ~shadow).astype(np.uint8)
-        opened = cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-        shares.append(float(opened.sum()) / max(1, int(known.sum())))
-    return np.array(shares)
+        shares.append(float(_opened(differs).sum()) / max(1, int(known.sum())))
+        contacts.append(float(_opened(differs & ~shadow)[ring].mean()))
+    return np.array(shares), np.array(contacts)
+
+
+def _opened(mask: np.ndarray) -> np.ndarray:
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
 
 
 def shared_with(backdrop: Backdrop, frames: U8, alpha: U8) -> float:

@@ -34,6 +34,7 @@ from pipelines.mine.shots import ClipSpan, Comes, cut_windows, find_shots, why_n
 _LOOKS, _MOST_LOOKS = 8, 600  # at who is there: in the time of a window, in a shot
 _SOMEBODY = 0.01  # share of the picture
 _MUCH = 0.5  # of the most that a window shows of somebody; with less he comes or goes
+_CROSSING = 0.02  # of the border; who crosses it covers so much more in some frames than in others
 _EDGE = (16, 9)  # pixels of a picture by which two spans of one shot are joined
 _ALIKE = 10.0  # levels that two neighbouring frames of one shot differ at most, on average
 
@@ -162,11 +163,13 @@ def _comes(times: F64, thumbs: U8, shot: tuple[int, int], options: MineOptions) 
     at = np.unique(
         own.searchsorted(np.linspace(own[0], own[-1], int((own[-1] - own[0]) / step) + 2))
     )
-    there = presence(backdrop, thumbs[shot[0] + at])
+    there, crossing = presence(backdrop, thumbs[shot[0] + at])
 
     def comes(start: float, end: float) -> bool:
-        shares = np.interp(np.linspace(start, end, _LOOKS + 1), own[at], there)
-        return bool(shares.max() > _SOMEBODY and shares.min() < _MUCH * shares.max())
+        between = np.linspace(start, end, _LOOKS + 1)
+        share, border = (np.interp(between, own[at], values) for values in (there, crossing))
+        moves = np.ptp(border) > _CROSSING or share.min() < _MUCH * share.max()
+        return bool(moves and share.max() > _SOMEBODY)
 
     return comes
 
