@@ -1,4 +1,4 @@
-"""What mining takes of real films, against labels that were given by eye before any result was seen.
+"""What mining takes of real films, against labels given by eye before any result was seen.
 
     layerflow mine FILMS --out mined --size 240x360 --gate off --matting auto
     python -m bench.windows mined [more corpora] [--sheet taken.png --preset standard]
@@ -6,9 +6,9 @@
 ``bench/windows.csv`` says of each window, by its first, middle and last frame, whether it has a
 clear subject: ``yes``, one thing that a person would cut out, whole or nearly so in every frame;
 ``partly``, it comes, goes, is cut or there are several; ``no``. The corpora hold every window
-(gate ``off``), so that each preset of the gate is judged by the stored scores. Precision: of what is
-taken, the share of ``yes``; in brackets that of ``yes`` and ``partly``. Yield: of ``yes`` the share
-that is taken. Also the seams of neighbouring windows.
+(gate ``off``), so that each preset of the gate is judged by the stored scores. Precision: of what
+is taken, the share of ``yes``; in brackets that of ``yes`` and ``partly``. Yield: of ``yes`` the
+share that is taken. Also the seams of neighbouring windows.
 """
 
 from __future__ import annotations
