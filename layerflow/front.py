@@ -54,7 +54,7 @@ def mine(
     *,
     frames: ClipFrames = 16,
     fps: ClipFps = 8.0,
-    matting: Annotated[str, "backend: {layerflow.matting}"] = "motion",
+    matting: Annotated[str, "backend: {layerflow.matting}"] = "auto",
     weights: Annotated[PathLike | None, "the backend's weights, a path"] = None,
     gate: Annotated[str, "quality gate: off, loose, standard, strict"] = "standard",
     device: Annotated[str, "cpu or cuda: of backend and inpainter"] = "cpu",

@@ -75,7 +75,7 @@ class MineOptions(Strict):
     size: Size = Field(description="HEIGHTxWIDTH of the clips")
     frames: int = Field(16, ge=2, le=512, description="frames of a clip")
     fps: float = Field(8.0, gt=0, le=240, description="frames a second of a clip")
-    matting: str = Field("motion", description="matting backend")
+    matting: str = Field("auto", description="matting backend")
     weights: str | None = Field(None, description="the backend's weights, a local path")
     gate: Gate = Field("standard", description="quality gate")
     thresholds: dict[str, tuple[Bound, Bound]] = Field(

@@ -30,6 +30,7 @@ from pipelines.captions.captioner import CAPTIONERS, make_captioner
 from pipelines.engine.cluster import require_gpus
 from pipelines.engine.jobs import Outcome, Recipe, Running, Summary, make_recipe, run_job
 from pipelines.engine.runner import Survey
+from pipelines.engine.staging import InfrastructureError
 from pipelines.engine.steps import Refused, Steps, run_steps
 from pipelines.gates import resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
@@ -113,6 +114,7 @@ def check_request(options: MineOptions, workers: int | None) -> float:
 def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) -> Outcome:
     """All clips of one ``VideoSpan``: every window of its survey, through ``STEPS``."""
     span, outcome = VideoSpan(**payload), Outcome()
+    _require_backend(options)
 
     def reject(step: str, reason: str, **more: Any) -> None:
         row = rejected_row(span.uri, step, reason, kind="mined", recipe=recipe.hash, **more)
@@ -120,6 +122,20 @@ def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) 
 
     outcome.rows = _rows(span, options, recipe, reject)
     return outcome
+
+
+def _require_backend(options: MineOptions) -> None:
+    """Raises InfrastructureError where the backend cannot be made, which it could at the start.
+
+    So a machine that lacks the weights stops the job, and no window is rejected for it.
+    """
+    try:
+        matting_backend(options.matting, options.weights, options.device)
+    except ValueError as error:
+        raise InfrastructureError(
+            f"matting backend {options.matting.partition('@')[0]} does not work on this machine: "
+            f"{error}"
+        ) from error
 
 
 def _rows(

@@ -81,7 +81,7 @@ class AutoMatting:
         say with the matte; ``matte_agreement``, the mean vote, each weighing as far as it is
         trusted, and 0 if none is; ``matte_confidence``, the mean field inside minus outside, times
         that; ``matte_stability``, how steady what took part is; ``motion_contrast`` as of
-        ``motion``, absent where nothing moves; ``colour_separation``.
+        ``motion``, 0 where nothing moves by itself; ``colour_separation``.
         """
         check_frames(frames)
         if not self.networks:
@@ -130,6 +130,5 @@ def _confidence(
         "matte_stability": sum(s.steady * fused.weights[s.name] for s in sources),
         "colour_separation": float((ratio[mask] > 0).mean() - (ratio[~mask] > 0).mean()),
     }
-    if motion is not None:
-        confidence["motion_contrast"] = motion_contrast(clip, motion, mask)
-    return confidence
+    contrast = 0.0 if motion is None else motion_contrast(clip, motion, mask)
+    return confidence | {"motion_contrast": contrast}
