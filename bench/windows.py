@@ -1,133 +1,145 @@
 """What mining takes of real films, against labels given by eye before any result was seen.
 
-    layerflow mine FILMS --out mined --size 240x360 --gate off --matting auto
-    python -m bench.windows mined [more corpora] [--sheet taken.png --preset standard]
+    python -m bench.windows mine FILMS --out FOLDER [--every 3]     # goes on where it was stopped
+    python -m bench.windows show FOLDER [--preset standard]
 
 ``bench/windows.csv`` says of each window, by its first, middle and last frame, whether it has a
 clear subject: ``yes``, one thing that a person would cut out, whole or nearly so in every frame;
-``partly``, it comes, goes, is cut or there are several; ``no``. The corpora hold every window
-(gate ``off``), so that each preset of the gate is judged by the stored scores. Precision: of what
-is taken, the share of ``yes``; in brackets that of ``yes`` and ``partly``. Yield: of ``yes`` the
-share that is taken. Also the seams of neighbouring windows.
+``partly``, it comes, goes, is cut or there are several; ``no``. Every window (or every third) goes
+through the steps of ``mine`` as for ``--explain``, so that all presets of the gate are judged by
+one run. Precision: of what is taken the share of ``yes``; in brackets that of ``yes`` and
+``partly``. Yield: of ``yes`` the share that is taken. A contact sheet shows what a preset takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import cv2
 import numpy as np
 
 from layerflow.corpus.scores import PRESETS
-from layerflow.corpus.table import Corpus, decode_row
-from layerflow.media.contact_sheet import save_sheet
+from manifests.mine import MineOptions
 from pipelines.gates import judge
-from pipelines.mine.score import seam
+from pipelines.matting.auto.networks import resolved
+from pipelines.mine.explain import every_window, try_window
+from pipelines.mine.window import Window
 
 LABELS = Path(__file__).with_name("windows.csv")
-Label = Mapping[tuple[str, float], tuple[str, str]]
-Found = tuple[Corpus, int, dict[str, Any], str]
-"""Corpus, index in it, the row without media, the label."""
+Row = dict[str, Any]
 
 
-def labels() -> Label:
-    """(film, start in seconds) -> label and why."""
+def mine(films: Sequence[str], out: Path, size: str, matting: str, every: int) -> None:
+    """``out/rows.jsonl``: film, start, label and scores of each window, and its pictures beside."""
+    out.mkdir(parents=True, exist_ok=True)
+    done = {(row["film"], row["start"]) for row in read(out)}
+    options = MineOptions(inputs=list(films), out="", size=size, matting=resolved(matting))
+    known = labels()
+    for index, window in enumerate(w for w in every_window(options) if isinstance(w, Window)):
+        film, start = PurePosixPath(window.video.span.uri).name, round(window.place.start, 2)
+        if index % every or (film, start) in done:
+            continue
+        trial = try_window(window, "")
+        picture = np.concatenate([picture for _, picture in trial.pictures[:6]], axis=1)
+        cv2.imwrite(str(out / f"{film}-{start:.2f}.png"), picture[..., ::-1])
+        row = {"film": film, "start": start, "label": known[film, start], "scores": trial.scores}
+        with (out / "rows.jsonl").open("a") as file:
+            file.write(json.dumps({**row, "subject": window.subject, "broken": trial.broken}))
+            file.write("\n")
+
+
+def labels() -> dict[tuple[str, float], str]:
+    """(film, start in seconds) -> label."""
     with LABELS.open(newline="") as file:
-        return {
-            (row["video"], float(row["window"])): (row["subject"], row["why"])
-            for row in csv.DictReader(file)
-        }
+        found = csv.DictReader(file)
+        return {(row["video"], float(row["window"])): row["subject"] for row in found}
 
 
-def found_in(corpora: Sequence[Corpus]) -> list[Found]:
-    """Every clip with its label. Raises KeyError for a window that has none."""
-    known, found = labels(), []
-    for corpus in corpora:
-        for index, row in enumerate(corpus.rows(["id", "origin", "quality"])):
-            name = PurePosixPath(row["origin"]["uri"]).name
-            label, _ = known[name, round(row["origin"]["start"], 2)]
-            found.append((corpus, index, row, label))
-    return found
+def read(folder: Path) -> list[Row]:
+    path = folder / "rows.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def print_yield(found: Sequence[Found]) -> None:
-    total = Counter(label for *_, label in found)
+def show(folders: Sequence[Path], preset: str) -> None:
+    """Print the tables; write the sheet of what ``preset`` takes into the first folder."""
+    rows = [row | {"folder": folder} for folder in folders for row in read(folder)]
+    total = Counter(row["label"] for row in rows)
     print("windows:", dict(total))
-    for preset in PRESETS:
-        taken = [one for one in found if judge(one[2]["quality"], preset) is None]
-        count = Counter(label for *_, label in taken)
-        number = max(1, len(taken))
+    for one in PRESETS:
+        taken = [row for row in rows if judge(row["scores"], one) is None]
+        count, number = Counter(row["label"] for row in taken), max(1, len(taken))
         print(
-            f"{preset}: {len(taken)} taken {dict(count)}, precision {count['yes'] / number:.2f} "
+            f"{one}: {len(taken)} taken {dict(count)}, precision {count['yes'] / number:.2f} "
             f"({(count['yes'] + count['partly']) / number:.2f}), "
             f"yield {count['yes'] / max(1, total['yes']):.2f}"
         )
-        films: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for one in taken:
-            films[PurePosixPath(one[2]["origin"]["uri"]).name][one[3]] += 1
-        for film, kinds in sorted(films.items()):
-            print("   ", film, dict(kinds))
+        _by_film(taken)
+        _refusals(rows, one)
+    _seams(rows)
+    _sheet(rows, preset, folders[0] / f"{preset}.png")
 
 
-def print_refusals(found: Sequence[Found]) -> None:
-    """What stood against windows with a clear subject, and who was taken without one."""
-    for preset in PRESETS:
-        reasons: Counter[str] = Counter()
-        for _, _, row, label in found:
-            why = judge(row["quality"], preset)
-            if label == "yes" and why is not None:
-                film = PurePosixPath(row["origin"]["uri"]).stem
-                reasons[f"{' '.join(why.split()[0:3:2])}, {film}"] += 1
-            if label == "no" and why is None:
-                print(f"  {preset} took without a subject: {row['origin']}")
-        print(f"{preset} refused of yes:", dict(reasons.most_common()))
+def _by_film(taken: Sequence[Row]) -> None:
+    films: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in taken:
+        films[row["film"]][row["label"]] += 1
+    for film, kinds in sorted(films.items()):
+        print("   taken of", film, dict(kinds))
 
 
-def print_seams(corpora: Sequence[Corpus]) -> None:
-    """Of neighbouring windows of each film, computed from the stored layers."""
-    for corpus in corpora:
-        seams: defaultdict[str, list[float]] = defaultdict(list)
-        last: Any = None
-        for index, row in enumerate(corpus.rows(["origin", "fps"])):
-            origin, clip = row["origin"], decode_row(corpus.row(index))
-            if last and last[0] == origin["uri"] and origin["start"] - last[1] < 1.5 / row["fps"]:
-                score = seam(last[2], last[3], clip.blended[0], clip.alpha[0])
-                if score is not None:
-                    seams[PurePosixPath(origin["uri"]).name].append(score)
-            last = origin["uri"], origin["end"], clip.blended[-1], clip.alpha[-1]
-        for film, values in seams.items():
-            told = f"{np.mean(values):.3f} mean, {np.median(values):.3f} middle, {min(values):.3f}"
-            print(f"seams of {film}: {told} least, {len(values)} of them")
+def _refusals(rows: Sequence[Row], preset: str) -> None:
+    """What stood against windows with a clear subject."""
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        why = judge(row["scores"], preset)
+        if row["label"] == "yes" and why is not None:
+            reasons[f"{why.split()[0]} {why.split()[2]}, {row['film']}"] += 1
+    print("   refused of yes:", dict(reasons.most_common()))
 
 
-def write_sheet(path: Path, found: Sequence[Found], preset: str) -> None:
-    """A contact sheet of what a preset takes."""
-    taken = [one for one in found if judge(one[2]["quality"], preset) is None]
-    clips = [decode_row(corpus.row(index)) for corpus, index, *_ in taken]
-    names = [
-        f"{PurePosixPath(row['origin']['uri']).name} {row['origin']['start']:.2f} {label}"
-        for *_, row, label in taken
-    ]
-    save_sheet(path, clips, names, height=72, columns_per_layer=2)
+def _seams(rows: Sequence[Row]) -> None:
+    seams: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if "seam" in row["scores"]:
+            seams[row["film"]].append(row["scores"]["seam"])
+    for film, found in seams.items():
+        print(f"seams of {film}: mean {np.mean(found):.3f}, least {min(found):.3f}, {len(found)}")
+
+
+def _sheet(rows: Sequence[Row], preset: str, path: Path) -> None:
+    strips = []
+    for row in rows:
+        if judge(row["scores"], preset) is None:
+            strip = cv2.imread(str(row["folder"] / f"{row['film']}-{row['start']:.2f}.png"))
+            text = f"{row['film']} {row['start']:.2f} {row['label']}"
+            strips.append(cv2.putText(strip, text, (4, 14), 0, 0.45, (0, 255, 255), 1))
+    if strips:
+        width = max(strip.shape[1] for strip in strips)
+        wide = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in strips]
+        cv2.imwrite(str(path), np.concatenate(wide))
+        print(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpora", nargs="+", type=Path)
-    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("do", choices=("mine", "show"))
+    parser.add_argument("inputs", nargs="+")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--size", default="240x360")
+    parser.add_argument("--matting", default="auto")
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--preset", default="standard", choices=PRESETS)
     asked = parser.parse_args()
-    corpora = [Corpus.open(path) for path in asked.corpora]
-    found = found_in(corpora)
-    print_yield(found)
-    print_refusals(found)
-    print_seams(corpora)
-    if asked.sheet:
-        write_sheet(asked.sheet, found, asked.preset)
+    if asked.do == "mine":
+        mine(asked.inputs, asked.out, asked.size, asked.matting, asked.every)
+    else:
+        show([Path(folder) for folder in asked.inputs], asked.preset)
 
 
 if __name__ == "__main__":

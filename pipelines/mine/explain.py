@@ -73,24 +73,36 @@ def write_explanation(options: MineOptions) -> Path:
 
 
 def _trials(options: MineOptions) -> Iterator[Trial]:
+    for found in every_window(options):
+        if isinstance(found, Window):
+            span = f"{found.place.start:.2f} to {found.place.end:.2f} s"
+            yield try_window(found, f"{clean_uri(found.video.span.uri)}, {span}")
+        else:
+            uri, step, reason = found
+            yield Trial(clean_uri(uri), (step, reason))
+
+
+def every_window(options: MineOptions) -> Iterator[Window | tuple[str, str, str]]:
+    """The windows of the inputs as the job has them, before their steps; of what gives none the
+    input, the step and the reason."""
     units = plan_units(list_sources(options.inputs), options)
     looks = [(unit, survey_unit(unit.payload, options=options)) for unit in units]
     added = plan_survey(looks)
     for unit, look in looks:
         span = replace(VideoSpan(**unit.payload), **added.get(unit.key, {}))
-        findings, name = Findings.of(look), clean_uri(span.uri)
+        findings = Findings.of(look)
         for step, reason in findings.problems:
-            yield Trial(name, (step, reason))
+            yield span.uri, step, reason
         if not findings.windows:
             continue
         with local_copy(span.location, Limits().max_bytes) as path:
             video = Video(options, "", span, findings, path, shared_decoder(options.deadline))
             for index, place in enumerate(findings.windows):
-                window = Window(video, place, span.duplicates.get(str(index)))
-                yield _trial(window, f"{name}, {place.start:.2f} to {place.end:.2f} s")
+                yield Window(video, place, span.duplicates.get(str(index)))
 
 
-def _trial(window: Window, title: str) -> Trial:
+def try_window(window: Window, title: str) -> Trial:
+    """The window through the job's steps, and on past a refusal."""
     trial, before = Trial(title), window.video.before
     seen: list[Any] = []
     if hasattr(window.video.backend, "observe"):
