@@ -7,7 +7,7 @@ leaves have flow inside but stay in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -80,10 +80,10 @@ def best_hypothesis(
         part = parts_of(graph, inside)
         names = np.unique(part[inside])
         looks = np.array([score_part(graph, part == n, p, cues) for n in names])
-        scores = looks * [familiar(graph, part == n, known) for n in names]
+        scores, kept = choose(looks, [familiar(graph, part == n, known) for n in names])
         real = looks[scores.argmax()] > _LEAST_SCORE
         if real and (best is None or scores.max() > best.score):
-            chosen = np.isin(part, names[scores >= KEEP * scores.max()])
+            chosen = np.isin(part, names[kept])
             best = Hypothesis(
                 float(scores.max()), seeds, p, level, agreement, chosen, ignored.copy()
             )
@@ -174,17 +174,28 @@ def shape_score(graph: Graph, part: np.ndarray) -> float:
     return float(relative * persistence * np.exp(-3 * contact) * centrality)
 
 
-def familiar(graph: Graph, part: np.ndarray, known: np.ndarray | None) -> float:
-    """1 for a part, bool [N], that begins where the earlier subject ended, else ``STRANGER``.
+def familiar(graph: Graph, part: np.ndarray, known: np.ndarray | None) -> bool | None:
+    """Whether a part, bool [N], begins where the subject before the clip ended.
 
     ``known``: [N], how much of each superpixel of the first frame the subject's matte covers that
-    was carried along to it; None where there is none, and then every part has 1.
+    was carried along to it; None where there is none, and so is the answer.
     """
     if known is None:
-        return 1.0
+        return None
     first = part & (graph.frame == 0)
     area = graph.area[first]
-    return 1.0 if len(area) and float(known[first] @ area) >= 0.5 * area.sum() else STRANGER
+    return bool(len(area) and float(known[first] @ area) >= 0.5 * area.sum())
+
+
+def choose(looks: np.ndarray, goes_on: Sequence[bool | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of parts, and which of them are the subject, of how much each looks like one.
+
+    goes_on: of ``familiar``. All that belongs to the subject before the clip stays, and strangers
+    count less.
+    """
+    stays, stranger = np.array([[one is True, one is False] for one in goes_on]).T
+    scores = looks * np.where(stranger, STRANGER, 1.0)
+    return scores, (scores >= KEEP * scores.max()) | stays
 
 
 def _travel(graph: Graph, part: np.ndarray, cues: Cues) -> float:

@@ -16,6 +16,7 @@ from layerflow.corpus.validate import check_folder
 from pipelines.inputs.listing import list_sources
 from pipelines.matting import Earlier, make_backend
 from pipelines.matting.auto.backend import AutoMatting
+from pipelines.matting.motion.subject import STRANGER, choose
 from pipelines.mine.job import run_mine
 from pipelines.mine.plan import plan_units
 from pipelines.mine.score import seam
@@ -114,6 +115,17 @@ def two_movers() -> tuple[U8, U8]:
         cv2.circle(small, (108 - 2 * t, 48), 11, 255, -1)
         mattes.append(small)
     return np.stack(frames), np.stack(mattes)
+
+
+def test_all_of_the_subject_before_stays_and_strangers_count_less() -> None:
+    looks = np.array([0.9, 0.2, 0.1])
+    scores, kept = choose(looks, [None] * 3)
+    assert scores.tolist() == [0.9, 0.2, 0.1] and kept.tolist() == [True, False, False]
+    scores, kept = choose(looks, [False, True, True])
+    assert scores[1:].tolist() == [0.2, 0.1] and scores[0] == pytest.approx(0.9 * STRANGER)
+    assert kept.tolist() == [True, True, True]  # so much more that it may be a part of it
+    _, kept = choose(np.array([0.4, 0.2, 0.1]), [False, True, True])
+    assert kept.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("backend", [make_backend("motion"), AutoMatting(networks=[])])
