@@ -18,6 +18,7 @@ Of the columns beyond the four layers:
 - ``draw``: JSON of every random draw and measured match of a pasted clip.
 - ``known``: where the background was seen and the foreground's colour is more than a guess, see
   ``layerflow.corpus.known``; null where that is everywhere.
+- ``subject``: which subject a mined clip shows: one id for all clips of a shot.
 """
 
 from __future__ import annotations
@@ -206,6 +207,9 @@ COLUMNS: tuple[Column, ...] = (
            "where the background was seen and the foreground's colour is no guess: grey 85 * "
            "(background + 2 * foreground), lossless; null: everywhere",
            always=False, media="mkv", decode=_decode_known),
+    Column("subject", pa.string(),
+           "id of what a mined clip shows, the same in all clips of a shot", always=False,
+           shown=True),
 )  # fmt: skip
 
 SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if column.always])

@@ -133,6 +133,8 @@ SCORES: tuple[Score, ...] = (
     Score("text_alignment", "score", "prompts", "for later stages: how well prompt and clip fit"),
     *(Score(f"{source}_vote", "ratio", "matting", f"IoU of the matte with what {source} alone says")
       for source in ("motion", "u2netp", "isnet")),
+    Score("seam", "ratio", "layers",
+          "IoU of the matte's first frame with the last of the window before it in the shot"),
 )  # fmt: skip
 
 QUALITY_FIELDS = tuple(score.name for score in SCORES)

@@ -50,7 +50,8 @@ def encode(window: Window) -> None:
         recipe=recipe,
         crf=options.crf,
     )
-    window.row = row | shadow_cells(window) | {KNOWN: known_cell(window)}
+    own = {"subject": window.subject, KNOWN: known_cell(window)}
+    window.row = row | shadow_cells(window) | own
 
 
 def known_cell(window: Window) -> bytes | None:
