@@ -35,10 +35,10 @@ from blobs import MOVING, SIDE, Family, draw_clip, vivid
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, PROMPTED, LayeredClip
 from layerflow.corpus.fingerprint import model_fingerprint
-from layerflow.corpus.known import latent_known
 from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row
 from layerflow.files import write_json
 from layerflow.media.contact_sheet import save_sheet
+from layerflow.media.known import latent_known
 from layerflow.model.autoencoder import encode_clips
 from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.presets import init_directory

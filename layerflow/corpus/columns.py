@@ -17,7 +17,7 @@ Of the columns beyond the four layers:
   by the amodal alphas, back to front, are ``blended``. Older corpora have no ``colour`` in it.
 - ``draw``: JSON of every random draw and measured match of a pasted clip.
 - ``known``: where the background was seen and the foreground's colour is more than a guess, see
-  ``layerflow.corpus.known``; null where that is everywhere.
+  ``layerflow.media.known``; null where that is everywhere.
 - ``subject``: which subject a mined clip shows: one id for all clips of a shot.
 """
 
@@ -40,7 +40,6 @@ from layerflow.clip import (
     U8,
     LayeredClip,
 )
-from layerflow.corpus.known import KNOWN, decode_known
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.layer_set import matted_over
 from layerflow.media.cells import (
@@ -51,6 +50,7 @@ from layerflow.media.cells import (
     encode_color,
     encode_png,
 )
+from layerflow.media.known import KNOWN, decode_known
 from layerflow.media.opening import MediaError
 
 SHADOWS = ("none", "background")

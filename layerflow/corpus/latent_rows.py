@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from layerflow.corpus.known import KNOWN
 from layerflow.layer_set import LayerSet, layer_set
+from layerflow.media.known import KNOWN
 
 NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
 DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}

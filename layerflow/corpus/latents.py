@@ -33,7 +33,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from layerflow.corpus.known import KNOWN
 from layerflow.corpus.latent_rows import CLIPS as CLIPS
 from layerflow.corpus.latent_rows import (
     DTYPES,
@@ -50,6 +49,7 @@ from layerflow.corpus.writer import SHARD_BYTES, write_shards
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.layer_set import LayerSet, prompted_of
+from layerflow.media.known import KNOWN
 
 FORMAT_VERSION = 1
 INDEX = "index.json"

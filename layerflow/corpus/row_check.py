@@ -19,8 +19,8 @@ import numpy as np
 
 from layerflow.clip import ALPHA, BLENDED, LAYERS, LayeredClip, composite
 from layerflow.corpus.columns import CODED_RMS_LIMIT, COLUMNS, EXACT_LEVELS, cells
-from layerflow.corpus.known import KNOWN
 from layerflow.corpus.table import decode_row
+from layerflow.media.known import KNOWN
 from layerflow.media.opening import (
     MAX_CELL_BYTES,
     PNG_MAGIC,

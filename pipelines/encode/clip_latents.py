@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import U8, LayeredClip
-from layerflow.corpus.known import KNOWN, decode_known, latent_known, resize_known
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
 from layerflow.corpus.row_check import check_equation, check_unread
 from layerflow.corpus.row_stack import frames_of, stack_of_row, stacks_of
@@ -22,6 +21,7 @@ from layerflow.documents import read_json
 from layerflow.layer_set import LayerSet, layer_set
 from layerflow.media.cells import Bounds, MediaError
 from layerflow.media.isolate import call, caller
+from layerflow.media.known import KNOWN, decode_known, latent_known, resize_known
 from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of

@@ -23,7 +23,6 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
-from layerflow.corpus.known import KNOWN
 from layerflow.corpus.latent_rows import PROMPTS, RGBA, clips_schema, prompt_key
 from layerflow.corpus.latents import FORMAT_VERSION, Latents, LatentsWriter
 from layerflow.corpus.log import split_address
@@ -31,6 +30,7 @@ from layerflow.corpus.published import fetched, open_corpus
 from layerflow.corpus.row_stack import row_cells, row_prompts
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.layer_set import LayerSet, layer_set, model_layers
+from layerflow.media.known import KNOWN
 from layerflow.outputs import local_output
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
 from pipelines.engine.jobs import unit_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerflow.clip import U8
-from layerflow.corpus.known import pack_known
+from layerflow.media.known import pack_known
 from pipelines.vision.colour import nearby_colour
 from pipelines.vision.plate import Plate
 
@@ -17,7 +17,7 @@ _APART = 10.0  # levels by which a soft edge's colour may differ from opaque par
 def known_pixels(
     frames: U8, foreground: U8, alpha: U8, plate: Plate, leftovers: np.ndarray | None = None
 ) -> U8:
-    """The levels of the column ``known`` (``layerflow.corpus.known``), uint8 [T, H, W].
+    """The levels of the column ``known`` (``layerflow.media.known``), uint8 [T, H, W].
 
     ``frames``, ``foreground``: uint8 [T, H, W, 3]; ``alpha``: uint8 [T, H, W]; ``plate``: of
     ``clean_plate`` for them; ``leftovers``: bool [T, H, W], parts of the subject that are left in

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from layerflow.clip import LayeredClip
-from layerflow.corpus.known import KNOWN, encode_known
 from layerflow.corpus.table import clip_id, encode_row, origin
 from layerflow.media.cells import encode_color
+from layerflow.media.known import KNOWN, encode_known
 from pipelines.captions.captioner import caption_clip
 from pipelines.mine.known import known_pixels
 from pipelines.mine.window import Window

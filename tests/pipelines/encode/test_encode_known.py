@@ -11,10 +11,10 @@ import pytest
 
 from layerflow.clip import ALPHA, LAYERS, LayeredClip, composite
 from layerflow.corpus import latents as module
-from layerflow.corpus.known import KNOWN, encode_known, pack_known
 from layerflow.corpus.latents import CLIPS, Latents
 from layerflow.corpus.table import EXTENDED_SCHEMA, encode_row, origin
 from layerflow.corpus.writer import write_table
+from layerflow.media.known import KNOWN, encode_known, pack_known
 from layerflow.media.layer_stack import LayerStack
 from layerflow.model.presets import init_directory
 from pipelines.encode.clip_latents import Augment, Encoder, Options, pictures_of

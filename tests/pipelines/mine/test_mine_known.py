@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layerflow.clip import BACKGROUND, FOREGROUND, composite
-from layerflow.corpus.known import decode_known, known_of
+from layerflow.media.known import decode_known, known_of
 from pipelines.mine.known import known_pixels
 from pipelines.mine.record import known_cell
 from pipelines.vision.colour import straight_foreground

@@ -9,7 +9,9 @@ import pytest
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, U8, resize_cover
 from layerflow.corpus.columns import EXTENDED_SCHEMA
-from layerflow.corpus.known import (
+from layerflow.corpus.row_check import check_row
+from layerflow.media.cells import MediaError, encode_alpha, encode_color
+from layerflow.media.known import (
     ALL_KNOWN,
     LEVEL,
     decode_known,
@@ -19,8 +21,6 @@ from layerflow.corpus.known import (
     pack_known,
     resize_known,
 )
-from layerflow.corpus.row_check import check_row
-from layerflow.media.cells import MediaError, encode_alpha, encode_color
 from tests.support.corpus_rows import make_row
 
 
