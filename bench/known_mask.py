@@ -71,7 +71,7 @@ def main() -> None:
     for seed in options.seeds:
         folder = options.out / f"seed-{seed}"
         if not (folder / "model").is_dir():
-            shape = {"num_frames": FRAMES, "num_layers": 2, "num_text_tokens": 1}
+            shape: dict[str, Any] = {"num_frames": FRAMES, "num_layers": 2, "num_text_tokens": 1}
             init_directory(folder / "model", "tiny", seed=seed, **shape)
         write_latents(folder, "coarse", options.clips, seed)
         write_latents(folder, "pasted", options.clips * 3 // 10, seed)
@@ -154,6 +154,7 @@ def write_latents(folder: Path, name: str, count: int, seed: int) -> None:
         return
     pipe = LayerFlowPipeline.from_pretrained(folder / "model")
     rng = np.random.default_rng([seed, 1 if name == "coarse" else 2])
+    prompts: dict[str, Any] = dict.fromkeys((f"{p}_prompt" for p in PROMPTED), "")
     side = pipe.vae.spatial_compression_ratio
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -177,7 +178,7 @@ def write_latents(folder: Path, name: str, count: int, seed: int) -> None:
                 height=SIDE,
                 width=SIDE,
                 fps=8.0,
-                **dict.fromkeys((f"{p}_prompt" for p in PROMPTED), ""),
+                **prompts,
             )
 
     config = pipe.transformer.config
