@@ -56,7 +56,7 @@ def mine(
     fps: ClipFps = 8.0,
     matting: Annotated[str, "backend: {layerflow.matting}"] = "motion",
     weights: Annotated[PathLike | None, "the backend's weights, a path"] = None,
-    gate: Annotated[str, "quality gate: off, loose, standard, strict"] = "standard",
+    gate: Annotated[str, "quality gate: off, loose, coarse, standard, strict"] = "standard",
     device: Annotated[str, "cpu or cuda: of backend and inpainter"] = "cpu",
     inpaint: Annotated[str, "fills unseen background: {layerflow.inpainters}"] = "opencv",
     inpaint_weights: Annotated[PathLike | None, "lama: a TorchScript file"] = None,

@@ -9,7 +9,7 @@ from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from manifests.common import Size, Strict
 
-Gate = Literal["off", "loose", "standard", "strict"]
+Gate = Literal["off", "loose", "coarse", "standard", "strict"]
 LocalFile = Annotated[str, PlainSerializer(lambda path: Path(path).name, return_type=str)]
 """A local path of which recipes and corpora record the last part only."""
 Bound = Annotated[float, Field(allow_inf_nan=True)]

@@ -49,11 +49,13 @@ def given_marks(task: str, layers: LayerSet, present: Sequence[str]) -> list[boo
 
 
 def take_layers(item: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]:
-    """An item with `moments` and `prompt_embeds` of these of its layers alone."""
+    """An item with `moments`, `prompt_embeds` and `known` of these of its layers alone."""
     held = tuple(item.get("layers", LAYERS))
     if held == layers:
         return item
-    moments = item["moments"][[held.index(layer) for layer in layers]]
+    places = [held.index(layer) for layer in layers]
     slots = [prompted_of(held).index(layer) for layer in prompted_of(layers)]
-    text = item["prompt_embeds"][slots]
-    return {**item, "layers": layers, "moments": moments, "prompt_embeds": text}
+    taken = {"moments": item["moments"][places], "prompt_embeds": item["prompt_embeds"][slots]}
+    if item.get("known") is not None:
+        taken["known"] = item["known"][places]
+    return {**item, "layers": layers, **taken}

@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 2 -m trainer.loop MANIFEST --out OUT
 
 What a step is: the global batch of the stage is split over the ranks; each sample's loss is the
-mean over its generated elements; the step's loss is the mean over the samples. All randomness is
+mean over its generated elements (those that are known, where the stage says `mask: known`); the
+step's loss is the mean over the samples. All randomness is
 a function of (seed, draw), see `trainer.order`, so nothing of it is saved or restored.
 """
 
@@ -152,6 +153,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         accumulate=manifest.passes(stage, run.world.size),
         uneven=manifest.min_workers is not None,
         layers=layers,
+        masked=stage.mask == "known",
     )
 
 

@@ -16,6 +16,8 @@ Of the columns beyond the four layers:
   (straight, also where others hide it; null where it is not known). The colours over ``background``
   by the amodal alphas, back to front, are ``blended``. Older corpora have no ``colour`` in it.
 - ``draw``: JSON of every random draw and measured match of a pasted clip.
+- ``known``: where the background was seen and the foreground's colour is more than a guess, see
+  ``layerflow.corpus.known``; null where that is everywhere.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from layerflow.clip import (
     U8,
     LayeredClip,
 )
+from layerflow.corpus.known import KNOWN, decode_known
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.layer_set import matted_over
 from layerflow.media.cells import (
@@ -109,6 +112,11 @@ def _plate_faults(row: Row) -> Faults:
 def _decode_plate(row: Row, clip: LayeredClip) -> None:
     if row.get("plate") is not None:
         decode_color(row["plate"], Bounds.of(row))
+
+
+def _decode_known(row: Row, clip: LayeredClip) -> None:
+    if row.get(KNOWN) is not None:
+        decode_known(row[KNOWN], Bounds.of(row))
 
 
 def _object_faults(row: Row) -> Faults:
@@ -194,6 +202,10 @@ COLUMNS: tuple[Column, ...] = (
            always=False, check=_object_faults, cells=_object_cells, decode=_decode_singles),
     Column("draw", pa.string(),
            "JSON of every random draw and measured match of a pasted clip", always=False),
+    Column(KNOWN, pa.large_binary(),
+           "where the background was seen and the foreground's colour is no guess: grey 85 * "
+           "(background + 2 * foreground), lossless; null: everywhere",
+           always=False, media="mkv", decode=_decode_known),
 )  # fmt: skip
 
 SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if column.always])

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from layerflow.corpus.known import KNOWN
 from layerflow.layer_set import LayerSet, layer_set
 
 NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
@@ -49,7 +50,8 @@ def clips_schema(layers: LayerSet) -> pa.Schema:
     counted = [] if layers == RGBA else [("foregrounds", pa.int32())]
     media = [(layer, pa.large_binary()) for layer in layers.layers]
     prompts = [(f"{layer}_prompt", pa.string()) for layer in layers.prompted]
-    return pa.schema([*_ABOUT, *counted, *media, *prompts])
+    known = (KNOWN, pa.large_binary())  # uint8 [n, f, h, w], 1 or 0; null: all is known
+    return pa.schema([*_ABOUT, *counted, *media, *prompts, known])
 
 
 RGBA = layer_set("rgba")
@@ -66,13 +68,15 @@ def clip_row(
     *,
     dtype: str = "float32",
     layers: LayerSet = RGBA,
+    known: NDArray[np.uint8] | None = None,
     **columns: Any,
 ) -> dict[str, Any]:
     """A row of `clips/`.
 
     moments: layer -> ``[2C, f, h, w]``, all of one shape; layers: the set, of which the row has the
-    first foregrounds. dtype: ``float16`` or ``float32``. columns: the remaining columns (`id`,
-    `kind`, ...); prompts of absent layers may be left out. ValueError for what does not fit.
+    first foregrounds. dtype: ``float16`` or ``float32``. known: uint8 ``[n, f, h, w]``, 1 or 0,
+    what of each of the row's layers is known, in order; None: all. columns: the remaining columns
+    (`id`, `kind`, ...); prompts of absent layers may be left out. ValueError for what does not fit.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {sorted(DTYPES)}, not {dtype!r}")
@@ -84,11 +88,14 @@ def clip_row(
     shape = shapes[present[0]]
     if len(set(shapes.values())) != 1 or len(shape) != 4 or shape[0] % 2:
         raise ValueError(f"moments must be [2C, f, h, w], one shape for all layers, not {shapes}")
+    if known is not None and known.shape != (len(present), *shape[1:]):
+        raise ValueError(f"known must be {[len(present), *shape[1:]]}, not {list(known.shape)}")
     absent = set(layers.layers) - set(present)
     row: dict[str, Any] = {
         **dict.fromkeys((f"{layer}_prompt" for layer in absent & set(layers.prompted)), ""),
         **columns,
         **({} if layers == RGBA else {"foregrounds": count}),
+        KNOWN: None if known is None else (known != 0).astype(np.uint8).tobytes(),
         "latent_channels": shape[0] // 2,
         "latent_frames": shape[1],
         "latent_height": shape[2],

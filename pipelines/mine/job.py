@@ -59,7 +59,7 @@ STEPS: Steps[Window] = (
     record.write_prompts,
     record.encode,
 )
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 

@@ -58,16 +58,23 @@ def make_latents(
     frames: int = 2,
     size: int = 2,
     posterior: bool = True,
+    unknown: float | None = None,
     seed: int = 0,
 ) -> Path:
-    """`count` clips of random latents with distinct prompts."""
-    rng = np.random.default_rng(seed)
+    """`count` clips of random latents with distinct prompts; of each a share that is not known, and
+    of the first one all."""
+    rng, chance = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(3)]
 
     def moments() -> np.ndarray:
         shape = (CHANNELS, frames, size, size)
         logvar = np.full(shape, -2.0 if posterior else -30.0)
         return np.concatenate([rng.standard_normal(shape), logvar]).astype(np.float32)
+
+    def known(i: int) -> np.ndarray:
+        shape = (len(LAYERS), frames, size, size)
+        least = 1.0 if i == 0 else unknown
+        return (chance.random(shape) >= least).astype(np.uint8)
 
     def clips() -> Any:
         for i in range(count):
@@ -84,6 +91,7 @@ def make_latents(
                 height=8 * size,
                 width=8 * size,
                 fps=8.0,
+                known=None if unknown is None else known(i),
                 **keys,
             )
 
