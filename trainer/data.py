@@ -3,8 +3,7 @@
 A source is any object with ``len(source)`` and ``source.item(i)`` that gives `moments` (float32
 ``[n, 2C, f, h, w]``: mean and log-variance of each layer), `prompt_embeds` (float32 ``[p, L, D]``)
 and `layers`, the names of the n layers, of which p have prompts; without names they are those of
-``rgba``. It may give `known` (bool ``[n, f, h, w]``, or None where all is known).
-`layerflow.corpus.latents.Latents` is one.
+``rgba``. `layerflow.corpus.latents.Latents` is one.
 
 A model may have fewer layers than its latents, and a clip fewer foregrounds than its model: a
 sample holds the layers that both have. Samples of one forward pass have the same layers.
@@ -45,13 +44,7 @@ NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sam
 
 
 Tensors: TypeAlias = tuple[
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor | None,
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]
 
 
@@ -107,10 +100,10 @@ class Batch:
     """like latents"""
     motion_gate: torch.Tensor
     """float32 [B]: stills and video mix in a batch"""
-    known: torch.Tensor | None = None
-    """bool [B, n, f, h, w]: what the loss is taken over; None: everything"""
     layers: tuple[str, ...] = LAYERS
     """The n layers of all samples, of which p have prompts."""
+    known: torch.Tensor | None = None
+    """bool [B, n, f, h, w]: what the loss is taken over; None: everything"""
 
     def tensors(self) -> Tensors:
         return (
@@ -120,7 +113,6 @@ class Batch:
             self.timesteps,
             self.noise,
             self.motion_gate,
-            self.known,
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -130,9 +122,9 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {k: change(v) for k, v in held.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **changed)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in found.items()})
 
     def split(self, size: int) -> list[Batch]:
         """The same in batches of at most `size` samples."""
@@ -310,8 +302,8 @@ class Batches:
             given=torch.tensor(given),
             timesteps=torch.tensor([draw.timestep for draw in draws]),
             motion_gate=torch.tensor(gates),
-            known=torch.from_numpy(np.stack([s[3] for s in samples])) if self.masked else None,
             layers=layers,
+            known=torch.from_numpy(np.stack([s[3] for s in samples])) if self.masked else None,
         )
 
     def sample(

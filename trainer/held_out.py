@@ -89,7 +89,11 @@ class HeldOut:
                         few = few.to(world.device)
                         with precision():
                             losses = layer_loss(
-                                transformer, process, *few.tensors(), layers=few.layers
+                                transformer,
+                                process,
+                                *few.tensors(),
+                                layers=few.layers,
+                                known=few.known,
                             )
                         if turn < count:
                             total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
@@ -122,8 +126,8 @@ class HeldOut:
             given=repeat(given),
             timesteps=torch.tensor(self.options.timesteps),
             motion_gate=torch.full((count,), float(gate)),
-            known=repeat(torch.from_numpy(known)) if item.get("known") is not None else None,
             layers=layers,
+            known=repeat(torch.from_numpy(known)) if item.get("known") is not None else None,
         )
 
 

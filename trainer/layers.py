@@ -49,13 +49,14 @@ def given_marks(task: str, layers: LayerSet, present: Sequence[str]) -> list[boo
 
 
 def take_layers(item: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]:
-    """An item with `moments`, `prompt_embeds` and `known` of these of its layers alone."""
+    """An item with `moments`, `known` and `prompt_embeds` of these of its layers alone."""
     held = tuple(item.get("layers", LAYERS))
     if held == layers:
         return item
     places = [held.index(layer) for layer in layers]
+    moments, known = item["moments"][places], item.get("known")
+    known = known if known is None else known[places]
     slots = [prompted_of(held).index(layer) for layer in prompted_of(layers)]
-    taken = {"moments": item["moments"][places], "prompt_embeds": item["prompt_embeds"][slots]}
-    if item.get("known") is not None:
-        taken["known"] = item["known"][places]
-    return {**item, "layers": layers, **taken}
+    text = item["prompt_embeds"][slots]
+    own = {"layers": layers, "moments": moments, "known": known, "prompt_embeds": text}
+    return {**item, **own}

@@ -152,8 +152,8 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         world=run.world.size,
         accumulate=manifest.passes(stage, run.world.size),
         uneven=manifest.min_workers is not None,
-        layers=layers,
         masked=stage.mask == "known",
+        layers=layers,
     )
 
 
@@ -187,7 +187,13 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
-                losses = layer_loss(transformer, run.process, *batch.tensors(), layers=batch.layers)
+                losses = layer_loss(
+                    transformer,
+                    run.process,
+                    *batch.tensors(),
+                    layers=batch.layers,
+                    known=batch.known,
+                )
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()

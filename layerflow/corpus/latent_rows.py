@@ -46,12 +46,15 @@ PROMPTS = pa.schema(
 
 
 def clips_schema(layers: LayerSet) -> pa.Schema:
-    """The columns of `clips/` for a set of layers."""
+    """The columns of `clips/` for a set of layers.
+
+    The last one is uint8 ``[n, f, h, w]`` of the n layers that a row has, 1 where a cell is known
+    and 0 where not; null: all are known. The first stores did not have it.
+    """
     counted = [] if layers == RGBA else [("foregrounds", pa.int32())]
     media = [(layer, pa.large_binary()) for layer in layers.layers]
     prompts = [(f"{layer}_prompt", pa.string()) for layer in layers.prompted]
-    known = (KNOWN, pa.large_binary())  # uint8 [n, f, h, w], 1 or 0; null: all is known
-    return pa.schema([*_ABOUT, *counted, *media, *prompts, known])
+    return pa.schema([*_ABOUT, *counted, *media, *prompts, (KNOWN, pa.large_binary())])
 
 
 RGBA = layer_set("rgba")
@@ -74,9 +77,9 @@ def clip_row(
     """A row of `clips/`.
 
     moments: layer -> ``[2C, f, h, w]``, all of one shape; layers: the set, of which the row has the
-    first foregrounds. dtype: ``float16`` or ``float32``. known: uint8 ``[n, f, h, w]``, 1 or 0,
-    what of each of the row's layers is known, in order; None: all. columns: the remaining columns
-    (`id`, `kind`, ...); prompts of absent layers may be left out. ValueError for what does not fit.
+    first foregrounds. dtype: ``float16`` or ``float32``. known: ``[n, f, h, w]``, 1 or 0, what of
+    its layers is known; None: all. columns: the remaining columns (`id`, `kind`, ...); prompts of
+    absent layers may be left out. ValueError for what does not fit.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {sorted(DTYPES)}, not {dtype!r}")
@@ -95,7 +98,6 @@ def clip_row(
         **dict.fromkeys((f"{layer}_prompt" for layer in absent & set(layers.prompted)), ""),
         **columns,
         **({} if layers == RGBA else {"foregrounds": count}),
-        KNOWN: None if known is None else (known != 0).astype(np.uint8).tobytes(),
         "latent_channels": shape[0] // 2,
         "latent_frames": shape[1],
         "latent_height": shape[2],
@@ -103,6 +105,7 @@ def clip_row(
         "dtype": dtype,
         **{layer: _bytes(moments[layer], dtype, layer) for layer in present},
         **dict.fromkeys(absent),
+        KNOWN: None if known is None else (known != 0).astype(np.uint8).tobytes(),
     }
     missing = set(clips_schema(layers).names) - set(row)
     if missing:

@@ -9,8 +9,7 @@ A folder with::
 
 A store of ``rgba`` says nothing of layers: every row has the four. One of another set has its name
 as ``layers`` of the fingerprint, a column of each of its layers and of each of its prompts, and
-``foregrounds``, how many of them a row has; layers of absent ones are null. ``known`` says which
-latent cells of a row's layers are more than made up (``layerflow.corpus.known``); null: all are.
+``foregrounds``, how many of them a row has; layers of absent ones are null.
 
 Moments are raw little-endian ``[2C, f, h, w]`` arrays (mean, then log-variance; -30 where there is
 none), already in the scale that the transformer sees. Shards are Arrow IPC streams, memory-mapped,
@@ -126,10 +125,9 @@ def _misfit(batch: pa.RecordBatch, layers: LayerSet) -> int | None:
     axes = (batch.column(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
     shapes = zip(*(axis.to_pylist() for axis in axes), strict=True)
     lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in layers.layers]
+    kinds, counts = batch.column("dtype").to_pylist(), _counts(batch)
     masks = pc.binary_length(batch.column(KNOWN)).to_pylist()
-    about = zip(
-        shapes, batch.column("dtype").to_pylist(), _counts(batch), masks, *lengths, strict=True
-    )
+    about = zip(shapes, kinds, counts, masks, *lengths, strict=True)
     for row, (shape, kind, count, mask, *sizes) in enumerate(about):
         if kind not in DTYPES or not all(shape) or min(shape) < 1:
             return row
@@ -137,7 +135,7 @@ def _misfit(batch: pa.RecordBatch, layers: LayerSet) -> int | None:
             return row
         length = 2 * math.prod(shape) * DTYPES[kind].itemsize
         present = layers.with_foregrounds(count)
-        if mask not in (None, len(present) * math.prod(shape[1:])):
+        if mask is not None and mask != len(present) * math.prod(shape[1:]):
             return row
         if sizes != [length if layer in present else None for layer in layers.layers]:
             return row
@@ -183,7 +181,7 @@ class _Opened:
         return np.frombuffer(data, kind, (int(offsets[row + 1]) - start) // kind.itemsize, start)
 
     def known(self, row: int) -> NDArray[np.bool_] | None:
-        """What is known of a row's latents, bool ``[n, f, h, w]`` of its layers; None: all."""
+        """What is known of a row's latents, bool ``[n, f, h, w]``; None: all."""
         cell, shape = self._known[row].as_buffer(), (len(self.layers[row]), *self.shapes[row][1:])
         return None if cell is None else np.frombuffer(cell, np.uint8).reshape(shape) != 0
 
@@ -236,8 +234,8 @@ class Latents:
             except ValueError as error:
                 raise ValueError(f"{error}; encode again") from error
         for i, batch in enumerate(batches):
-            if KNOWN in schema.names and KNOWN not in batch.schema.names:  # older than the column
-                nulls = pa.nulls(batch.num_rows, schema.field(KNOWN).type)
+            if schema is not PROMPTS and KNOWN not in batch.schema.names:  # made before there was
+                nulls = pa.nulls(batch.num_rows, schema.types[-1])
                 batches[i] = batch = batch.append_column(KNOWN, nulls)
             if batch.schema.names != schema.names or batch.schema.types != schema.types:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
@@ -291,9 +289,9 @@ class Latents:
 
         layers: names of the layers that the row has, in order: of ``rgba`` four
         moments: float32 ``[n, 2C, f, h, w]`` of these
-        known: bool ``[n, f, h, w]``, what of the latents is known; None: all of them
         prompts: of those with a prompt, layer -> key
         prompt_embeds: float32 ``[p, tokens, width]`` of these; zeros where there is no text
+        known: bool ``[n, f, h, w]``, what of the moments is known; None: all of them
         """
         number, row = self._find(index)
         batch = self._opened.get(number) or self._opened.setdefault(

@@ -22,7 +22,6 @@ from layerflow.clip import (
     from_level,
 )
 from layerflow.corpus.columns import SHADOWS, check_objects, decode_objects
-from layerflow.corpus.known import KNOWN
 from layerflow.corpus.table import decode_row
 from layerflow.layer_set import EFFECTS, LayerSet, layer_set, matte_of
 from layerflow.media.cells import Bounds, MediaError, decode_color
@@ -47,16 +46,13 @@ def row_prompts(row: Row, layers: LayerSet) -> dict[str, str]:
 
 
 def row_cells(row: Row, layers: LayerSet) -> Iterator[bytes]:
-    """The media that a row's layers, and what is known of them, are made of; empty for one that is
-    missing."""
+    """The media that a row's layers are made of; empty for one that is missing."""
     yield from (row[layer] or b"" for layer in LAYERS)
     for item in single_objects(row, layers):
         yield from (item[name] or b"" for name in ("colour", "amodal_alpha"))
     if EFFECTS in layers.layers:
         yield str(row.get("shadow")).encode()
         yield row.get("plate") or b""
-    if row.get(KNOWN) is not None:
-        yield row[KNOWN]
 
 
 def single_objects(row: Row, layers: LayerSet) -> list[Mapping[str, Any]]:

@@ -26,16 +26,16 @@ def sequence_loss(
     *,
     given: Tensor | None = None,
     motion_gate: Tensor | None = None,
-    known: Tensor | None = None,
     layout: Layout | None = None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each sample over its generated latents, for any layout.
 
     latents: clean ``[B, F, C, h, w]``; noise: like latents. text: ``[B, P*L, D]``.
     given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, n]``, the same by
     layer, for the network's marks. timesteps: ``[B]``, times of the process. motion_gate: ``[B]``.
-    known: bool ``[B, F, h, w]``, latent cells that count, in all channels; None: all of them.
-    layout: how layers lie on the F latent frames; None: the network's own.
+    layout: how layers lie on the F latent frames; None: the network's own. known: bool
+    ``[B, F, h, w]``, latent cells that count, in all their channels; None: all of them.
 
     Returns it, float32 ``[B]``, and the prediction, ``[B, F, C, h, w]``.
     """
@@ -79,8 +79,8 @@ def layer_loss(
     timesteps: Tensor,
     noise: Tensor,
     motion_gate: Tensor | None = None,
-    known: Tensor | None = None,
     layers: Sequence[str] | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Loss of each sample: the mean squared error of the prediction over its generated elements.
 
@@ -91,11 +91,11 @@ def layer_loss(
     timesteps: ``[B]``. motion_gate: ``[B]``, 1 for static samples; None: that of the
     enclosing ``adapters.motion_gate`` block. The gate that is passed here also holds for this
     pass' recomputation under checkpointing.
+    layers: names of the n layers, in the order of the network's set; those in colour have the p
+    prompts. None: all of its layers. What is absent is in no sequence, attention or loss.
     known: bool ``[B, n, f, h, w]``: the loss is the mean over the generated elements of these cells
     alone; a sample without any has loss 0 and counts as one in the mean over samples, so that
     nothing of it reaches the weights. None: all are known.
-    layers: names of the n layers, in the order of the network's set; those in colour have the p
-    prompts. None: all of its layers. What is absent is in no sequence, attention or loss.
 
     Returns float32 ``[B]``. Differentiable.
     """
@@ -114,7 +114,7 @@ def layer_loss(
         noise.flatten(1, 2),
         given=given,
         motion_gate=motion_gate,
-        known=None if known is None else known.flatten(1, 2),
         layout=layout,
+        known=None if known is None else known.flatten(1, 2),
     )
     return loss

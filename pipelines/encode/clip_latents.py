@@ -16,7 +16,7 @@ from layerflow.clip import U8, LayeredClip
 from layerflow.corpus.known import KNOWN, decode_known, latent_known, resize_known
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
 from layerflow.corpus.row_check import check_equation, check_unread
-from layerflow.corpus.row_stack import count_foregrounds, frames_of, stack_of_row, stacks_of
+from layerflow.corpus.row_stack import frames_of, stack_of_row, stacks_of
 from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
 from layerflow.layer_set import LayerSet, layer_set
@@ -155,7 +155,8 @@ class Encoder:
         """
         from layerflow.model.autoencoder import check_frames, encode_clips
 
-        pictures, masks = self.pictures(row), self.known(row)
+        pictures = self.pictures(row)
+        masks = self.known(row, pictures[0].names)
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
         check_frames(self.vae, length)
@@ -166,6 +167,7 @@ class Encoder:
                 dict(zip(picture.names, moments, strict=True)),
                 dtype=self.options.dtype,
                 layers=self.options.set,
+                known=mask,
                 id=row["id"] + variant.suffix,
                 source=row["id"],
                 content=about["content"],
@@ -176,7 +178,6 @@ class Encoder:
                 height=picture.size[0],
                 width=picture.size[1],
                 fps=picture.fps,
-                known=mask,
                 **{f"{layer}_prompt": key for layer, key in zip(names, keys, strict=True)},
             )
             for variant, picture, moments, mask in zip(
@@ -189,18 +190,18 @@ class Encoder:
         answer = call(self.reader, _pictures, dict(row), self.options)
         return stacks_of(row, answer, self.options.set)
 
-    def known(self, row: Mapping[str, Any]) -> list[U8 | None]:
-        """What is known of each variant's latents, uint8 ``[n, f, h, w]`` of the row's layers; None
-        where all is."""
+    def known(self, row: Mapping[str, Any], layers: Sequence[str]) -> list[U8 | None]:
+        """What is known of each variant's latents, uint8 ``[n, f, h, w]``; None where all is.
+
+        layers: names of the n layers.
+        """
         from layerflow.model.autoencoder import spatial_factor, temporal_factor
 
         if row.get(KNOWN) is None:
             return [None] * len(variants(row["kind"], self.options.augment))
         cells = temporal_factor(self.vae), spatial_factor(self.vae)
-        layers = self.options.set
-        present = layers.with_foregrounds(count_foregrounds(row, layers))
-        pictures = call(self.reader, _known, dict(row), self.options)
-        masks = [latent_known(picture, present, *cells) for picture in pictures]
+        pictures = call(self.reader, known_pictures, dict(row), self.options)
+        masks = [latent_known(picture, layers, *cells) for picture in pictures]
         return [None if mask.all() else mask for mask in masks]
 
 
@@ -208,20 +209,15 @@ def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8]
     return [frames_of(stack) for stack in pictures_of(row, options)]
 
 
-def _known(row: dict[str, Any], options: Options) -> list[U8]:
-    return known_pictures(row, options)
-
-
 def known_pictures(row: Mapping[str, Any], options: Options) -> list[U8]:
     """The column ``known`` of a row, which has one, as its ``pictures_of`` are: uint8 ``[T, H, W]``
     each. MediaError for a damaged one."""
-    augment = options.augment
-    keep = kept_frames(row, options.frames, augment.freeze)
-    known = decode_known(row[KNOWN], Bounds.of(row), keep)
-    size = options.size or known.shape[1:3]
+    known = decode_known(row[KNOWN], Bounds.of(row), kept_frames(row, options))
+    own, least = known.shape[1:3], options.augment.min_crop
+    size = options.size or own
     return [
-        resize_known(view(v, known.shape[1:3], size, augment.min_crop, row["id"])(known), *size)
-        for v in variants(row["kind"], augment)
+        resize_known(view(variant, own, size, least, row["id"])(known), *size)
+        for variant in variants(row["kind"], options.augment)
     ]
 
 
@@ -231,8 +227,7 @@ def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayerStack]:
     MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
     """
     check_unread(row)
-    augment = options.augment
-    keep = kept_frames(row, options.frames, augment.freeze)
+    augment, keep = options.augment, kept_frames(row, options)
     clip = decode_frames(row, keep)
     if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
         check_equation(row, clip)
@@ -260,13 +255,25 @@ def even_frames(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def kept_frames(row: Mapping[str, Any], frames: int | None, freeze: int = 0) -> list[int]:
-    """Which frames of a corpus row are encoded: `frames` of them (None: all; stills stay single),
-    or, with `freeze`, that many that are shown as stills. MediaError for a clip with fewer frames.
+def kept_frames(row: Mapping[str, Any], options: Options) -> list[int]:
+    """Which frames of a row are encoded. MediaError for one with too few."""
+    if options.augment.freeze and row["kind"] != "image":
+        return frozen_frames(row, options.augment.freeze)
+    return chosen_frames(row, options.frames)
+
+
+def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
+    """The clip of a corpus row with `frames` of its frames (None: all; stills stay single).
+
+    Only the chosen frames are converted, which is most of the work at small sizes. MediaError
+    for damaged media and for a clip with fewer frames.
     """
+    return decode_frames(row, chosen_frames(row, frames))
+
+
+def chosen_frames(row: Mapping[str, Any], frames: int | None) -> list[int]:
+    """Which frames of a row are taken; see ``decode``. MediaError for one with fewer."""
     count = row["num_frames"]
-    if freeze and row["kind"] != "image":
-        return frozen_frames(row, freeze)
     if not 1 <= count <= MAX_FRAMES:
         raise MediaError(f"clip {row['id']} says that it has {count} frames")
     if row["kind"] == "image":
@@ -276,15 +283,6 @@ def kept_frames(row: Mapping[str, Any], frames: int | None, freeze: int = 0) -> 
     if frames > count:
         raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
     return even_frames(count, frames)
-
-
-def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
-    """The clip of a corpus row with `frames` of its frames (None: all; stills stay single).
-
-    Only the chosen frames are converted, which is most of the work at small sizes. MediaError
-    for damaged media and for a clip with fewer frames.
-    """
-    return decode_frames(row, kept_frames(row, frames))
 
 
 def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
@@ -315,15 +313,14 @@ def view(
 
     own: H and W. The window of a crop depends on the id and its number.
     """
-    frames = slice(None) if not variant.frame else slice(variant.frame - 1, variant.frame)
-    window: tuple[slice, ...] = (frames,)
+    window = [slice(variant.frame - 1, variant.frame) if variant.frame else slice(None)]
     if variant.crop:
         chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
         top, left, height, width = crop_window(own, size, min_crop, chance)
-        window = (frames, slice(top, top + height), slice(left, left + width))
+        window += [slice(top, top + height), slice(left, left + width)]
 
     def show(layer: U8) -> U8:
-        layer = layer[window]
+        layer = layer[tuple(window)]
         layer = layer[:, :, ::-1] if variant.flip else layer
         return np.ascontiguousarray(layer[::-1] if variant.reverse else layer)
 

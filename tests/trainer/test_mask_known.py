@@ -16,8 +16,9 @@ from manifests.train import TrainManifest, parse
 from tests.support.trainer_kit import make_latents, make_manifest, same, weights
 from tests.support.training_runs import losses, spawn
 from trainer import loop
-from trainer.data import Batches, open_parts
+from trainer.data import Batches, known_of, open_parts
 from trainer.export import load_model
+from trainer.layers import take_layers
 from trainer.order import Order
 
 STEPS = 4
@@ -159,6 +160,14 @@ def test_stills_and_frozen_frames_keep_their_own_mask(tmp_path: Path) -> None:
     moving = Latents.open(tmp_path / "partly").item(1)["known"]
     frozen = parts[1].show(1, moving, 0.6)
     assert frozen.shape == moving.shape and (frozen == moving[:, 1:2]).all()
+
+
+def test_a_model_of_fewer_layers_sees_the_masks_of_its_own(tmp_path: Path) -> None:
+    make_latents(tmp_path / "partly", count=2, unknown=0.5)
+    item = Latents.open(tmp_path / "partly").item(1)
+    fewer = take_layers(item, ("foreground", "background", "blended"))
+    assert np.array_equal(fewer["known"], item["known"][[0, 2, 3]])
+    assert known_of(take_layers({**item, "known": None}, fewer["layers"])).all()
 
 
 def test_a_manifest_without_a_mask_says_nothing_of_it(tmp_path: Path) -> None:
