@@ -9,7 +9,9 @@ foreground)``:
 - ``foreground`` is 1 where the foreground's colour times alpha, which is what the network sees of
   it, is more than a guess.
 
-The other layers are always known. A clip without the column is known everywhere.
+Of a set of layers with several foregrounds, the plane of the foreground speaks of each of them.
+Effects, which are made from the background, are known with it. The other layers are always known. A
+clip without the column is known everywhere.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import BACKGROUND, FOREGROUND, U8, cover_box
+from layerflow.layer_set import EFFECTS, matte_of
 from layerflow.media.cells import Bounds, MediaError, decode_alpha, encode_alpha, encode_png
 
 KNOWN = "known"
 LEVEL = 85  # 0b01010101: the two lowest bits of every level are the two planes
 ALL_KNOWN = 3 * LEVEL
-_BITS = {BACKGROUND: 1, FOREGROUND: 2}
+_BITS = {BACKGROUND: 1, FOREGROUND: 2, EFFECTS: 1, matte_of(EFFECTS): 1}
 
 
 def pack_known(background: NDArray[np.bool_], foreground: NDArray[np.bool_]) -> U8:
@@ -35,8 +38,8 @@ def pack_known(background: NDArray[np.bool_], foreground: NDArray[np.bool_]) -> 
 
 
 def known_of(layer: str, known: U8) -> NDArray[np.bool_]:
-    """What is known of a layer, bool like ``known``: levels uint8 ``[T, H, W]``."""
-    bit = _BITS.get(layer.partition(".")[0])
+    """What is known of a layer of any set, bool like ``known``: levels uint8 ``[T, H, W]``."""
+    bit = _BITS.get(layer, _BITS.get(layer.partition(".")[0]))
     return np.ones(known.shape, np.bool_) if bit is None else (known & bit) != 0
 
 

@@ -126,6 +126,50 @@ def test_an_rgb_model_takes_its_layers_out_of_rgba_latents() -> None:
     assert np.allclose(batch.latents[0].numpy(), mean, atol=1e-4)  # deviations of exp(-15) on it
 
 
+def test_what_is_known_is_that_of_the_layers_that_a_sample_has() -> None:
+    source = Rows([1, 2], "rgbax2")
+    known = np.random.default_rng(5).random((6, 2, 2, 3)) > 0.5
+    source.items[1]["known"] = known
+    batches = batches_of(part_of(source), batch=4, masked=True)
+    for batch in batches.step(0):
+        assert batch.known is not None and batch.known.dtype == torch.bool
+        want = torch.from_numpy(known) if len(batch.layers) == 6 else torch.ones(4, 2, 2, 3) > 0
+        assert all(torch.equal(one.known[0], want) for one in batch.split(1))
+    assert {len(batch.layers) for batch in batches.step(0)} == {4, 6}
+    assert all(batch.known is None for batch in batches_of(part_of(source), batch=4).step(0))
+    mined = Rows([1], "rgba")
+    mined.items[0]["known"] = known[:4]
+    (batch,) = batches_of(part_of(mined, "rgb"), "rgb", batch=1, masked=True).step(0)
+    assert batch.layers == PROMPTED and np.array_equal(batch.known[0].numpy(), known[[0, 2, 3]])
+
+
+def test_a_mixed_step_has_the_loss_of_what_is_known_of_its_samples() -> None:
+    """Cells that are not known change nothing, whatever their latents hold as the target."""
+    model, process = small_transformer(layers="rgbax2"), VPrediction(make_scheduler("ddim"))
+    source = Rows([1, 2])
+    for item in source.items:
+        shape = (*item["moments"].shape[:1], *item["moments"].shape[2:])
+        item["known"] = np.random.default_rng(6).random(shape) > 0.5
+
+    def losses(noise: float) -> torch.Tensor:
+        found = []
+        for batch in batches_of(part_of(source), batch=6, masked=True).step(0):
+            target = process.target(batch.latents, batch.noise, batch.timesteps)
+            assert batch.known is not None
+            error = noise * (~batch.known)[:, :, :, None] * torch.ones_like(target)
+
+            def predict(*_: Any, to: torch.Tensor = target + error, **__: Any) -> Any:
+                return (to.flatten(1, 2) + 2.0,)
+
+            model.forward = predict
+            about = {"layers": batch.layers, "known": batch.known}
+            found.append(layer_loss(model, process, *batch.tensors(), **about))
+        return torch.cat(found)
+
+    torch.testing.assert_close(losses(0.0), torch.full((6,), 4.0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses(9.0), losses(0.0))
+
+
 def test_prompts_and_their_dropout_are_those_of_the_layers_that_are_there() -> None:
     source = Rows([1])
     part = part_of(source)

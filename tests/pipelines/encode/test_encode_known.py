@@ -19,6 +19,7 @@ from layerflow.media.layer_stack import LayerStack
 from layerflow.model.presets import init_directory
 from pipelines.encode.clip_latents import Augment, Encoder, Options, pictures_of
 from pipelines.encode.job import run_encode
+from tests.support.several import several_row
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,62 @@ def test_the_mask_goes_through_every_variant_as_the_pictures_do(
         want = from_alpha(picture, 8)
         assert np.array_equal(mask[2], want) and 0 < want.mean() < 1
         assert mask[[0, 1, 3]].all()
+
+
+@pytest.mark.parametrize(
+    ("layers", "with_background"),
+    [
+        ("rgb", ["background"]),
+        ("rgba", ["background"]),
+        ("rgbax3", ["background"]),
+        ("rgba+effects", ["effects", "alpha.effects", "background"]),
+    ],
+)
+def test_the_mask_of_a_mined_clip_is_that_of_the_layers_it_has_in_the_set(
+    model: Path, layers: str, with_background: list[str]
+) -> None:
+    source, options = row(1), Options(str(model), layers=layers)
+    present = options.set.with_foregrounds(1)
+    (mask,) = Encoder(options).known(source, present)
+    (picture,) = pictures_of(source | {"shadow": "none"}, options)
+    want = from_alpha(picture, 8)
+    assert mask is not None and len(mask) == len(present) and not want.all()
+    for layer, plane in zip(present, mask, strict=True):
+        assert np.array_equal(plane, want) if layer in with_background else plane.all()
+
+
+def test_of_several_foregrounds_each_is_known_where_the_foreground_is(model: Path) -> None:
+    seen = np.ones((2, 4, 32, 40), bool)
+    seen[1, :, 8:16, 16:24] = False
+    source = several_row(2, known=encode_known(pack_known(*seen), 8.0))
+    options = Options(str(model), layers="rgbax2")
+    (mask,) = Encoder(options).known(source, options.set.layers)
+    assert mask is not None and mask.shape == (6, 4, 4, 5)
+    assert (mask == 0).sum((1, 2, 3)).tolist() == [4, 0, 4, 0, 0, 0]
+    assert (mask[[0, 2], :, 1, 2] == 0).all()
+
+
+def test_a_store_of_two_foregrounds_holds_masks_of_the_layers_of_each_row(
+    model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "l"
+    options: dict[str, Any] = {"model": model, "out": out, "size": (32, 40), "layers": "rgbax2"}
+    options |= {"workers": 0, "quiet": True}
+    told = several_row(2, 3)
+    told[KNOWN] = encode_known(np.full((4, 32, 40), 85, np.uint8), 8.0)
+    write_table(tmp_path / "told", [row(1), several_row(2, 2), told], EXTENDED_SCHEMA)
+    assert run_encode([tmp_path / "told"], **options).encoded == 3
+    store = Latents.open(out)
+    items = [store.item(i) for i in range(3)]
+    assert [len(item["moments"]) for item in items] == [4, 6, 6]
+    assert items[1]["known"] is None and items[0]["known"].shape == (4, 8, 4, 5)
+    assert items[2]["known"].mean((1, 2, 3)).tolist() == [0, 1, 0, 1, 1, 1]
+    assert run_encode([tmp_path / "told"], **options).encoded == 0
+    raw = store.raw(2)
+    with module.LatentsWriter(tmp_path / "bad", store.fingerprint) as writer:
+        writer.clips([raw | {KNOWN: raw[KNOWN][: 4 * 4 * 4 * 5]}])  # as of four layers
+    with pytest.raises(ValueError, match="do not fit their shape"):
+        Latents.open(tmp_path / "bad")
 
 
 def test_latents_hold_it_and_a_change_is_encoded_again(model: Path, tmp_path: Path) -> None:
