@@ -92,7 +92,7 @@ from pathlib import Path
 import layerflow.corpus.derive as derive
 from layerflow.corpus.table import Corpus
 from layerflow.corpus.splits import parse_fractions
-sent, write = 0, derive.write_table
+sent, write = 0, derive.write_shards_of
 def slow(folder, rows, schema):
     def counted():
         global sent
@@ -103,7 +103,7 @@ def slow(folder, rows, schema):
                 print("now", flush=True)
                 sys.stdin.read()
     return write(folder, counted(), schema)
-derive.write_table = slow
+derive.write_shards_of = slow
 corpus, out = Corpus.open(sys.argv[2]), Path(sys.argv[3])
 if sys.argv[1] == "merge":
     derive.merge_corpora([corpus, corpus], out)
