@@ -22,6 +22,7 @@ Read = Callable[[int, int], pa.Buffer]
 """Start and end of a range -> its bytes; fewer at the end of the file."""
 HEAD_BYTES = 16 << 10  # of a remote message: most heads fit
 GAP_BYTES = 64 << 10  # ranges that lie closer are read as one
+MAX_BODY = 4 << 30  # of a record batch; ours hold four rows
 SCHEMA, BATCH = 1, 3
 
 
@@ -67,6 +68,8 @@ class ShardReader:
                 end = body + message.body_bytes
                 if message.kind != (SCHEMA if schema is None else BATCH):
                     raise pa.ArrowInvalid(f"it holds a message of type {message.kind}")
+                if message.body_bytes > MAX_BODY:
+                    raise pa.ArrowInvalid("a record batch is larger than 4 GiB")
                 if schema is None:
                     schema = pa.ipc.read_schema(self._read(place, end))
                     check_types(schema)

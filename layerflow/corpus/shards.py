@@ -147,7 +147,7 @@ def parse_message(data: bytes | memoryview, head_bytes: int) -> Message:
         raise pa.ArrowInvalid("a message has no header")
     header = place + struct.unpack_from("<I", data, place)[0]
     body = 0 if size is None else struct.unpack_from("<q", data, size)[0]
-    kind, rows, compressed = data[kind], 0, False
+    kind, rows, compressed = struct.unpack_from("<B", data, kind)[0], 0, False
     if kind == 3:
         length = _field(data, header, 0)
         rows = 0 if length is None else struct.unpack_from("<q", data, length)[0]
