@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
 from layerflow.corpus import log
-from layerflow.corpus.batches import ShardReader
 from layerflow.corpus.derive import merge_corpora
 from layerflow.corpus.published import open_corpus
+from layerflow.corpus.shards import ShardReader
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import SCHEMA, Corpus, Table
 from layerflow.corpus.writer import logged, settle, write_shard, write_table
