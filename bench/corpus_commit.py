@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.corpus_rows import make_rows
+from corpus_rows import make_rows
+
 from layerflow.clip import LAYERS
 from layerflow.corpus.columns import SCHEMA
 from layerflow.corpus.store import Store
