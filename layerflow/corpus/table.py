@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import ALPHA, LAYERS, PROMPTED, LayeredClip
-from layerflow.corpus.batches import ShardReader
 from layerflow.corpus.columns import EXTENDED_SCHEMA as EXTENDED_SCHEMA
 from layerflow.corpus.columns import EXTRAS as EXTRAS
 from layerflow.corpus.columns import QUALITY, SCHEMA
@@ -36,7 +35,7 @@ from layerflow.corpus.log import (
     split_address,
 )
 from layerflow.corpus.scores import QUALITY_FIELDS
-from layerflow.corpus.shards import table_files
+from layerflow.corpus.shards import ShardReader, table_files
 from layerflow.corpus.store import Store, in_object_store
 from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media.cells import (

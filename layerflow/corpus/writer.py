@@ -12,9 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from layerflow.corpus.batches import ShardReader
 from layerflow.corpus.log import REJECTED, Shard, Version
-from layerflow.corpus.shards import table_files
+from layerflow.corpus.shards import ShardReader, table_files
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import file_sha256
 from layerflow.files import json_text, publish_file, write_text

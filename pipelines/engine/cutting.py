@@ -69,7 +69,9 @@ def make_shards(
         units.append(Unit(key, order, {"uri": f"shard {order}", "pieces": pieces}))
     cutting = staging.below("shards")
     make = partial(make_shard, out=out, schema=schema)
-    own = replace(pool, gpus=0.0, accept_lost=False)
+    # One shard of a folder here is written at once: other processes would only cost their start.
+    workers = 0 if len(groups) == 1 and Store(out).local is not None else pool.workers
+    own = replace(pool, workers=workers, gpus=0.0, accept_lost=False)
     for reason in run_staged(units, make, cutting, own).values():
         raise InfrastructureError(f"a shard of {out} could not be written: {reason}")
     found = [json.loads(cutting.read(unit.key, SHARD)) for unit in units]

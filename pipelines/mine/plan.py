@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import Counter
@@ -20,6 +21,7 @@ from pipelines.inputs.prompts import Table, check_matches, entry_for, merged, pr
 from pipelines.inputs.remote import remote_sidecar
 
 WHOLE = 1e12  # an end that no video reaches
+ENDS_BYTES = 64 << 10
 Twin = tuple[str, float, float]
 """The earlier window that one resembles: uri, start in seconds, duplicate_distance."""
 
@@ -74,7 +76,8 @@ def plan_units(
     for source in sources:
         location = source.location if source.remote else os.path.abspath(source.location)
         video = VideoSpan(location, os.path.abspath(source.root), source.uri)
-        size, spans = 0, [(0.0, WHOLE)]
+        content: list[object] = [0]
+        spans = [(0.0, WHOLE)]
         try:
             length = 0.0 if source.remote else next(lengths)
             if source.problem:
@@ -83,7 +86,7 @@ def plan_units(
             if isinstance(length, str):
                 raise ValueError(length)
             if not source.remote:
-                size = source.path.stat().st_size
+                content = [source.path.stat().st_size, _ends(source.path)]
                 spans = time_spans(length, options.span)
         except (ValueError, OSError) as error:
             video = replace(video, problem=str(error))
@@ -91,9 +94,18 @@ def plan_units(
         again = [uris[source.uri]] if uris[source.uri] else []
         uris[source.uri] += 1
         for start, end in spans:
-            key = unit_key(source.uri, size, start, end, *again)
+            key = unit_key(source.uri, *content, start, end, *again)
             units.append(Unit(key, len(units), asdict(replace(video, start=start, end=end))))
     return units
+
+
+def _ends(path: Path) -> str:
+    """A hash of a file's first and last bytes: names and sizes recur in a corpus that grows."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(ENDS_BYTES))
+        file.seek(max(0, path.stat().st_size - ENDS_BYTES))
+        digest.update(file.read(ENDS_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def time_spans(seconds: float, span: float) -> list[tuple[float, float]]:

@@ -25,6 +25,8 @@ def s3_bucket(name: str) -> Iterator[Any]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
         system = s3fs.S3FileSystem()
+        if system.exists(name):  # what another test file left: servers of one process share it
+            system.rm(name, recursive=True)
         system.mkdir(name)
         yield system
         s3fs.S3FileSystem.clear_instance_cache()

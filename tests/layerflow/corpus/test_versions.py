@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
 from layerflow.corpus import log
-from layerflow.corpus.batches import ShardReader
 from layerflow.corpus.derive import merge_corpora
 from layerflow.corpus.published import open_corpus
+from layerflow.corpus.shards import ShardReader
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import SCHEMA, Corpus, Table
 from layerflow.corpus.writer import logged, settle, write_shard, write_table
@@ -67,6 +67,25 @@ def test_columns_that_are_not_asked_for_are_not_read(tmp_path: Path) -> None:
     assert found == [{name: row[name] for name in wanted} for row in rows]
     assert Counting.count < 200_000  # of 2.4 MB
     assert reader.batch(1).to_pylist() == rows[4:]
+
+
+def test_a_damaged_byte_anywhere_is_an_error_with_the_file_s_name_or_no_error(
+    tmp_path: Path,
+) -> None:
+    write_table(tmp_path / "c", [small(index) for index in range(3)], SCHEMA)
+    (shard,) = (tmp_path / "c").glob("*.arrow")
+    whole, draw = shard.read_bytes(), random.Random(1)
+    refused = 0
+    for _ in range(250):
+        data = bytearray(whole)
+        data[draw.randrange(len(data))] = draw.randrange(256)
+        shard.write_bytes(data)
+        try:
+            list(Corpus.open(tmp_path / "c").batches())
+        except ValueError as error:
+            refused += 1
+            assert shard.name in str(error) or "no column" in str(error) or "column" in str(error)
+    assert 0 < refused < 250
 
 
 def grown(folder: Path) -> Corpus:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from layerflow.cli.main import build_app
 from layerflow.corpus import log
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.store import Store
@@ -282,6 +284,18 @@ def test_rows_are_dropped_and_earlier_versions_forgotten(tmp_path: Path) -> None
         open_corpus(out, 1)
     assert check_folder(out) == []
     assert run(out, 0, 5, append=True).added == 0  # what was dropped does not come back
+
+
+def test_the_commands_say_what_they_did(tmp_path: Path) -> None:
+    out, listed = tmp_path / "c", tmp_path / "ids.txt"
+    run(out, 0, 2)
+    run(out, 0, 4, append=True)
+    listed.write_text(f"{make_row(0)['id']}\n")
+    words = ["compact", str(out), "--drop", str(listed), "--forget", "--workers=0", "--quiet"]
+    said = CliRunner().invoke(build_app(), words)
+    assert said.output == (f"{out}: version 3, 1 shards; 2 shards put together, 1 rows left out\n")
+    told = CliRunner().invoke(build_app(), ["log", str(out)]).output
+    assert told.startswith("version 3  compact: 5 rows in 1 shards")
 
 
 def test_cuts_of_shards_are_the_same_for_any_number_of_workers(

@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 from layerflow.cli.main import build_app
 from layerflow.corpus import log
 from layerflow.corpus.derive import filter_corpus, merge_corpora
+from layerflow.corpus.latents import Latents
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.stats import stats
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
 from layerflow.corpus.validate import validate
+from layerflow.model.presets import init_directory
 from pipelines.compact import run_compact
+from pipelines.encode.job import run_encode
 from pipelines.engine.jobs import Outcome, run_job
 from pipelines.paste.job import run_paste
 from tests.support.corpora import make_rejected, make_rows
@@ -175,6 +178,21 @@ def test_commands_that_read_a_corpus_read_one_in_a_bucket(
     run_paste(said, workers=0, quiet=True)
     uris = {row["origin"]["uri"] for row in Corpus.open(said.out).rows(["origin"])}
     assert uris and all(uri.startswith("video-") for uri in uris)
+
+
+def test_latents_of_a_corpus_in_a_bucket_are_those_of_a_local_one(out: str, tmp_path: Path) -> None:
+    model = init_directory(tmp_path / "model", "tiny")
+    made: dict[str, list[dict[str, Any]]] = {}
+    for where in (out, tmp_path / "c"):
+        rows = lambda payload: Outcome(rows=make_rows(3))  # noqa: E731
+        run_job(units(1), rows, out=where, recipe=RECIPE, workers=0, quiet=True)
+        latents = tmp_path / f"latents-{len(made)}"
+        how: dict[str, Any] = {"model": model, "out": latents, "workers": 0, "quiet": True}
+        assert run_encode([where], size=(32, 40), frames=4, **how).clips == 3
+        opened = Latents.open(latents)
+        made[str(where)] = [opened.raw(index) for index in range(len(opened))]
+    one, other = made.values()
+    assert one == other
 
 
 def test_what_else_lies_in_a_bucket_stays_there(out: str, bucket: Any) -> None:
