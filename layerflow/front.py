@@ -12,6 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from layerflow.corpus.log import at_version
+from manifests.arguments import PATHS, manifest, many
+
 if TYPE_CHECKING:
     from manifests.mine import MineOptions
     from manifests.pack import PackOptions
@@ -34,7 +37,10 @@ MinPsnr = Annotated[float | None, "dB below which a clip is encoded again, finer
 Deadline = Annotated[float | None, "seconds that decoding a source may take"]
 Licence = Annotated[str | None, "licence of the inputs"]
 Attribution = Annotated[str | None, "whom to name"]
-Workers = Annotated[int | None, "tasks at a time; default: all CPUs; 0: no Ray, this process"]
+WORKERS = "tasks at a time; default: all CPUs; 0: no Ray, this process"
+Workers = Annotated[int | None, WORKERS]
+Append = Annotated[bool, "add to the corpus that is there what it does not hold yet"]
+Version = Annotated[int | None, "version of the corpus; default: the newest"]
 AcceptLost = Annotated[bool, "go on if most units fail alike: each becomes a rejected row"]
 ModelSize = Annotated[Size | None, "HEIGHTxWIDTH; default: the model's"]
 ModelFrames = Annotated[int | None, "default: the model's"]
@@ -42,21 +48,17 @@ Steps = Annotated[int | None, "default: the model's, or 50"]
 Guidance = Annotated[float | None, "default: the model's, or 6"]
 Quiet = Annotated[bool, "no progress bar"]
 
-RUNTIME = ("workers", "accept_lost", "quiet")
-PATHS = ("corpus", "out", "model", "predictions", "clip", "aesthetic")
-"""Arguments that requests hold as ``Path``."""
-
 
 def mine(
     inputs: Annotated[PathLikes, "video files and folders"],
     out: CorpusOut,
-    size: ClipSize,
+    size: ClipSize = "480x720",
     *,
     frames: ClipFrames = 16,
     fps: ClipFps = 8.0,
-    matting: Annotated[str, "backend: {layerflow.matting}"] = "motion",
+    matting: Annotated[str, "backend: {layerflow.matting}"] = "auto",
     weights: Annotated[PathLike | None, "the backend's weights, a path"] = None,
-    gate: Annotated[str, "quality gate: off, loose, standard, strict"] = "standard",
+    gate: Annotated[str, "quality gate: off, loose, coarse, standard, strict"] = "standard",
     device: Annotated[str, "cpu or cuda: of backend and inpainter"] = "cpu",
     inpaint: Annotated[str, "fills unseen background: {layerflow.inpainters}"] = "opencv",
     inpaint_weights: Annotated[PathLike | None, "lama: a TorchScript file"] = None,
@@ -69,6 +71,7 @@ def mine(
     caption_key_env: Annotated[str | None, "environment variable with the endpoint's key"] = None,
     licence: Licence = None,
     attribution: Attribution = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -77,16 +80,11 @@ def mine(
 
     Raises ValueError for a request that cannot work.
     """
-    content = _manifest(locals())
-    named = ("caption_model", "captioner", "caption_url", "caption_key_env")
-    given = [key for key in named if key in content]
-    captions = {key.removeprefix("caption_"): content.pop(key) for key in given}
-    from manifests.common import check
-    from manifests.mine import MineOptions
+    content = manifest(locals())
+    from manifests.mine import of_command
 
-    content |= {"captions": captions} if captions else {}
-    options = check(content, MineOptions, "layerflow mine")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    options = of_command(content)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def paste(
@@ -110,6 +108,7 @@ def paste(
     more: Annotated[
         Mapping[str, Any] | None, "any other key of the manifest: objects=1,2 shutter=0"
     ] = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -118,13 +117,13 @@ def paste(
 
     more: any other key of the manifest, such as ``{"objects": [1, 2]}``. Errors as of ``mine``.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     content |= content.pop("more", {})
     from manifests.common import check
     from manifests.paste import PasteOptions
 
     options = check(content, PasteOptions, "layerflow paste")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def pack(
@@ -147,6 +146,7 @@ def pack(
     deadline: Deadline = None,
     licence: Licence = None,
     attribution: Attribution = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -155,12 +155,12 @@ def pack(
 
     columns: of a table, ``{"foreground": "rgba"}``.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     from manifests.common import check
     from manifests.pack import PackOptions
 
     options = check(content, PackOptions, "layerflow pack")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def init(
@@ -219,7 +219,7 @@ def encode(
     from pipelines.encode.job import run_encode
 
     return run_encode(
-        _many(corpora),
+        many(corpora),
         model=str(model),
         out=str(out),
         size=_size(size),
@@ -299,6 +299,7 @@ def publish(
     corpus: Annotated[PathLike, "a corpus folder"],
     repo_id: Annotated[str, "NAMESPACE/NAME on the Hub"],
     *,
+    version: Version = None,
     dry_run: Annotated[PathLike | None, "write the repository here, upload nothing"] = None,
     private: Annotated[bool, "who may see it"] = True,
     config: Annotated[str, "name of the configuration"] = "default",
@@ -322,7 +323,8 @@ def publish(
 
     options = _request(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
-    return run_publish(Path(corpus), options, dry_run=folder, workers=workers, quiet=quiet)
+    where = Path(at_version(corpus, version))
+    return run_publish(where, options, dry_run=folder, workers=workers, quiet=quiet)
 
 
 def evaluate(
@@ -336,6 +338,7 @@ def evaluate(
     task: Annotated[
         Sequence[str] | None, "generate, decompose, fg2bg, bg2fg or LAYER+LAYER; repeatable"
     ] = None,
+    version: Version = None,
     count: Annotated[int | None, "clips at most; default: all"] = None,
     seed: Annotated[int, "of the first clip; then one more each"] = 0,
     batch: Annotated[int, "clips sampled at a time"] = 4,
@@ -349,8 +352,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of a model's samples, or of ``predictions``, against the true layers of a corpus."""
     arguments = locals()
+    from layerflow.corpus.log import at_version
     from layerflow.evaluation.run import EvaluateRequest, run_evaluate
 
+    arguments["corpus"] = at_version(corpus, version)
     request = _request(EvaluateRequest, arguments, tasks=tuple(task or ("decompose",)))
     return run_evaluate(request, say=(lambda line: None) if quiet else print)
 
@@ -373,23 +378,12 @@ def run_job(options: MineOptions | PasteOptions | PackOptions, **how: Any) -> Su
     return run_pack(options, **how)
 
 
-def _many(value: PathLikes) -> list[str]:
-    return [str(item) for item in ([value] if isinstance(value, str | Path) else value)]
-
-
 def _size(size: Size | None) -> tuple[int, int] | None:
     if size is None or not isinstance(size, str):
         return size
     from manifests.common import parse_size
 
     return parse_size(size)
-
-
-def _manifest(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as keys of a manifest: no run-time ones, none that was left out."""
-    content = {k: v for k, v in arguments.items() if k not in RUNTIME and v is not None}
-    many = {k: _many(content[k]) for k in ("inputs", "foregrounds", "backgrounds") if k in content}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in content.items()} | many
 
 
 def _request(kind: Any, arguments: dict[str, Any], **values: Any) -> Any:

@@ -23,8 +23,10 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
+from layerflow.corpus.known import KNOWN
 from layerflow.corpus.latent_rows import PROMPTS, RGBA, clips_schema, prompt_key
 from layerflow.corpus.latents import FORMAT_VERSION, Latents, LatentsWriter
+from layerflow.corpus.log import split_address
 from layerflow.corpus.published import fetched, open_corpus
 from layerflow.corpus.row_stack import row_cells, row_prompts
 from layerflow.corpus.validate import refuse_unsound
@@ -127,7 +129,7 @@ def run_encode(
         return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
 
     folder = out.with_name(f".{out.name}.staging")
-    roots = dict.fromkeys([*(row.corpus for row in rows), options.model])
+    roots = dict.fromkeys([*(str(split_address(row.corpus)[0]) for row in rows), options.model])
     busy = f"{out}: another job is writing these latents"
     return run_units(
         [*text_units, *clip_units],
@@ -178,8 +180,7 @@ def wanted_rows(
         folder = fetched(path)
         corpus = open_corpus(folder)
         refuse_unsound(corpus, ids=False)  # below, over all of them
-        for index in range(len(corpus)):
-            row = corpus.row(index)
+        for index, row in enumerate(corpus.rows()):
             if row["id"] in seen:
                 raise ValueError(f"{path}: clip {row['id']} is in these corpora more than once")
             seen.add(row["id"])
@@ -188,8 +189,10 @@ def wanted_rows(
             digest = hashlib.sha256(json.dumps(about).encode())
             for cell in row_cells(row, layers):
                 digest.update(hashlib.sha256(cell).digest())
+            if row.get(KNOWN) is not None:
+                digest.update(hashlib.sha256(row[KNOWN]).digest())
             yield _Row(
-                corpus=str(folder),
+                corpus=corpus.address,
                 index=index,
                 id=row["id"],
                 content=digest.hexdigest()[:32],

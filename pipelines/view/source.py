@@ -32,7 +32,7 @@ from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.row_stack import single_objects, stack_of_row
 from layerflow.corpus.stats import read_batches, small_rows
-from layerflow.corpus.table import Table, decode_row
+from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
 from layerflow.layer_set import MAX_FOREGROUNDS, layer_set, matte_of
 from layerflow.locations import clean_uri
@@ -124,9 +124,8 @@ class CorpusSource:
             yield shown_row(row, index)
 
     def rejected(self) -> Iterator[dict[str, Any]]:
-        folder = Path(self._corpus.path) / "rejected"
-        if (folder / "state.json").is_file():
-            for batch in read_batches(Table(folder)):
+        if (table := self._corpus.rejected_table()) is not None:
+            for batch in read_batches(table):
                 for row in batch.to_pylist():
                     yield {**row, "quality": _scores(row["quality"])}
 

@@ -71,14 +71,17 @@ def make_latents(
     frames: int = 2,
     size: int = 2,
     posterior: bool = True,
+    unknown: float | None = None,
     seed: int = 0,
     channels: int = CHANNELS,
     text: tuple[int, int] = (TOKENS, TEXT_WIDTH),
     layers: str = "rgba",
 ) -> Path:
-    """`count` clips of random latents with distinct prompts. text: tokens and width of one. layers:
-    their set, of which the first clip has one foreground, the next two, and so on."""
-    rng, own = np.random.default_rng(seed), layer_set(layers)
+    """`count` clips of random latents with distinct prompts. unknown: of each a share that is not
+    known, and of the first one all. text: tokens and width of one. layers: their set, of which the
+    first clip has one foreground, the next two, and so on."""
+    rng, chance = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    own = layer_set(layers)
     slots = len(own.prompted)
     texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(slots)]
 
@@ -86,6 +89,11 @@ def make_latents(
         shape = (channels, frames, size, size)
         logvar = np.full(shape, -2.0 if posterior else -30.0)
         return np.concatenate([rng.standard_normal(shape), logvar]).astype(np.float32)
+
+    def known(i: int, count: int) -> np.ndarray:
+        shape = (count, frames, size, size)
+        least = 1.0 if i == 0 else unknown
+        return (chance.random(shape) >= least).astype(np.uint8)
 
     def clips() -> Any:
         for i in range(count):
@@ -107,6 +115,7 @@ def make_latents(
                 height=8 * size,
                 width=8 * size,
                 fps=8.0,
+                known=None if unknown is None else known(i, len(present)),
                 **keys,
             )
 
