@@ -219,7 +219,7 @@ def test_a_motion_stage_s_samples_stand_still(
         gates.clear(), truths.clear()
         run_job(by_stage[stage])
         assert set(gates) == {gate}
-        still = [np.array_equal(clip.blended[0], clip.blended[1]) for clip in truths]
+        still = [np.array_equal(*clip.layer("blended")[:2]) for clip in truths]
         assert all(still) if gate else not any(still)
 
 
