@@ -36,9 +36,11 @@ class LayerEmbedding(nn.Module):
     All zero at first, so that a network starts as what it was made from.
     """
 
-    def __init__(self, dim: int, num_prompts: int, video: bool) -> None:
+    def __init__(
+        self, dim: int, num_prompts: int, video: bool, num_layers: int = len(LAYERS)
+    ) -> None:
         super().__init__()
-        layers = (len(LAYERS), dim)
+        layers = (num_layers, dim)
         self.text = nn.Parameter(torch.zeros(num_prompts, dim)) if num_prompts else None
         self.video = nn.Parameter(torch.zeros(layers)) if video else None
         self.given = nn.Parameter(torch.zeros(layers)) if video else None

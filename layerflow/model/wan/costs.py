@@ -1,0 +1,143 @@
+"""What a training step on Wan computes and keeps, by formulas of its width and tokens.
+
+`tests/trainer/test_wan_costs.py` holds both against counts of what the network does on tensors
+without data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from layerflow.model.base import ActivationBytes, Costs, block_parts, trains_before_blocks
+
+BLOCKS = "blocks."
+AFTER_BLOCKS = ("norm_out.", "proj_out.", "scale_shift_table")
+_TEXT = ("attn2.to_k", "attn2.to_v")  # what runs over text rows, not over video tokens
+_TIMES = 2  # rows of timestep features of a sample: that of its noise, and 0
+
+ACTIVATION_BYTES = ActivationBytes(
+    passed={
+        ("fp32", "none"): 48.3,
+        ("bf16", "none"): 32.3,
+        ("fp32", "selective"): 44.1,
+        ("bf16", "selective"): 22.1,
+        ("fp32", "full"): 4.0,
+        ("bf16", "full"): 2.0,
+    },
+    whole={"fp32": 44.0, "bf16": 29.5},
+    lora=8.0,
+    work={"fp32": 30.0, "bf16": 12.0},
+    outside=7.9,
+    forward={"fp32": 48.3, "bf16": 26.3},
+)
+
+
+def channels(config: Mapping[str, Any]) -> int:
+    """Channels of a token."""
+    return int(config["num_attention_heads"] * config["attention_head_dim"])
+
+
+def forward_flops(config: Mapping[str, Any], video: int, text: int) -> float:
+    """The blocks' forward pass, see ``block_flops``. text: tokens of all prompts."""
+    parts = block_flops(config, video, text // int(config["num_prompts"]), text)
+    return float(config["num_layers"] * sum(parts))
+
+
+def block_flops(
+    config: Mapping[str, Any], video: int, prompt: int, text: int
+) -> tuple[float, float, float]:
+    """FLOPs of one block: linear layers on video, those on text, and both attentions.
+
+    video, prompt, text: tokens of all layers, of one prompt, of all prompts. With width d and
+    feed-forward width f: ``(12 d^2 + 4 d f) video`` (qkv and out, then q and out, then ffn),
+    ``4 d^2 text`` (k and v of the cross-attention) and ``4 d video (video + prompt)``: every token
+    sees all of the video, and one prompt.
+    """
+    d, f = channels(config), int(config["ffn_dim"])
+    return (
+        (12.0 * d * d + 4.0 * d * f) * video,
+        4.0 * d * d * text,
+        4.0 * d * video * (video + prompt),
+    )
+
+
+def step_costs(
+    transformer: Any,
+    shape: tuple[int, ...],
+    trained: Collection[str],
+    checkpointing: str = "none",
+) -> Costs:
+    """FLOPs of one sample's training step.
+
+    shape: latents ``[layers, f, C, h, w]``. The backward pass costs as much as the forward pass
+    again for the inputs' gradients from the first trained block on (attention twice; text has a
+    gradient only where something before the blocks trains it), as much again for the weights' in
+    blocks that train whole, and twice a LoRA's forward pass for each LoRA. Where the first trained
+    block is a LoRA's, nothing asks for the gradient of its input. `full` checkpointing computes
+    each of these blocks forward once more; `selective` keeps all products. To this come the
+    embeddings, the timestep's modulation and the last layer.
+    """
+    config = transformer.config
+    layers, frames, _, height, width = shape
+    side = config.patch_size[1] * config.patch_size[2]
+    video = layers * frames * height * width // side
+    prompt, d = int(config.num_text_tokens), channels(config)
+    text = prompt * int(config.num_prompts)
+    on_video, on_text, attention = block_flops(config, video, prompt, text)
+    block = on_video + on_text + attention
+    parts = block_parts(transformer, trained)
+    reached = [part for part in parts if part != "untouched"]
+    sizes = {name: p.numel() for name, p in transformer.named_parameters() if name in trained}
+    lora = {
+        name: 2.0 * size * (text if any(part in name for part in _TEXT) else video)
+        for name, size in sizes.items()
+        if ".lora_" in name
+    }
+    text_trains = any(
+        name.startswith(("condition_embedder.text_embedder.", "layer_embedding.text"))
+        for name in trained
+    )
+    backward = len(reached) * (on_video + 2 * attention + on_text * text_trains)
+    backward += parts.count("whole") * (on_video + on_text) + 2 * sum(lora.values())
+    if not text_trains:  # nothing asks a LoRA for the gradient of its text
+        backward -= sum(lora[n] for n in lora if "lora_A" in n and any(t in n for t in _TEXT))
+    if reached and reached[0] == "lora" and not trains_before_blocks(transformer, trained):
+        first = f"{BLOCKS}{parts.index('lora')}.attn1.to_"
+        inputs = [n for n in lora if n.startswith(first) and "lora_A" in n and ".to_out" not in n]
+        backward -= 6.0 * d * d * video + sum(lora[name] for name in inputs)
+    around = _around_blocks(config, text, video, side, trained, bool(reached))
+    recomputed = len(reached) * block + sum(lora.values()) if checkpointing == "full" else 0.0
+    return Costs(
+        video + text,
+        len(parts) * block + sum(lora.values()) + around[0],
+        backward + around[1],
+        recomputed,
+    )
+
+
+def _around_blocks(
+    config: Any, text: int, video: int, size: int, trained: Collection[str], reached: bool
+) -> tuple[float, float]:
+    """Forward and backward FLOPs of what lies before and after the blocks."""
+    d, embedder = channels(config), "condition_embedder."
+    outputs = 2.0 * d * (config.out_channels or config.in_channels) * size * video
+    weights = {
+        f"{embedder}text_embedder.linear_1.weight": 2.0 * config.text_dim * d * text,
+        f"{embedder}text_embedder.linear_2.weight": 2.0 * d * d * text,
+        f"{embedder}time_embedder.linear_1.weight": 2.0 * config.freq_dim * d * _TIMES,
+        f"{embedder}time_embedder.linear_2.weight": 2.0 * d * d * _TIMES,
+        f"{embedder}time_proj.weight": 2.0 * 6 * d * d * _TIMES,
+        "patch_embedding.weight": 2.0 * config.in_channels * size * d * video,
+        "proj_out.weight": outputs,
+    }
+    backward = sum(flops for name, flops in weights.items() if name in trained)
+    if reached or "scale_shift_table" in trained:
+        backward += outputs  # the gradient of its input
+    for first, second in (("time_embedder", "time_proj"), ("text_embedder", "")):
+        before = f"{embedder}{first}.linear_1.weight"
+        if before in trained:
+            backward += weights[f"{embedder}{first}.linear_2.weight"]
+        if second and any(name.startswith(f"{embedder}{first}.") for name in trained):
+            backward += weights[f"{embedder}{second}.weight"]
+    return sum(weights.values()), backward
