@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -62,20 +62,24 @@ class Costs:
 @dataclass(frozen=True)
 class ActivationBytes:
     """Bytes a token and channel of the width. Keys: precision (``fp32``, ``bf16``), and for
-    ``passed`` also the kind of recomputation (``none``, ``selective``, ``full``).
+    ``passed`` and ``lora`` also the kind of recomputation (``none``, ``selective``, ``full``).
 
     passed: what a block keeps for the backward pass. whole: more where all its weights train, and
-    nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target). work:
-    for what is computed at the moment. outside: what embeddings and the last norms keep. forward:
-    the most that a forward pass without gradients holds.
+    nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target; but
+    nothing for ``full``). work: for what is computed at the moment. spared: less of it in a block
+    that trains whole. outside: what embeddings and the last norms keep. forward: the most that a
+    forward pass without gradients holds. linear: weights of a block's linear layers, in squares of
+    the width (autocast keeps bf16 copies of them).
     """
 
     passed: Mapping[tuple[str, str], float]
     whole: Mapping[str, float]
-    lora: float
+    lora: Mapping[tuple[str, str], float]
     work: Mapping[str, float]
     outside: float
     forward: Mapping[str, float]
+    linear: float = 12.0
+    spared: Mapping[str, float] = field(default_factory=lambda: {"fp32": 0.0, "bf16": 0.0})
 
 
 class Base(Protocol):
@@ -84,8 +88,7 @@ class Base(Protocol):
     name: short, such as ``cogvideox``. blocks: name of the list of repeated blocks in the
     transformer. after_blocks: prefixes of the parameters behind them. lora_targets: usual targets
     of adapters. schedulers: class names of diffusers that sample it. autoencoders: class name ->
-    what it asks of clips, without the stand-in, which serves every base. activation_bytes: see
-    there.
+    what it asks of clips, without the stand-in, which serves every base.
     """
 
     name: str
@@ -93,7 +96,6 @@ class Base(Protocol):
     after_blocks: tuple[str, ...]
     lora_targets: tuple[str, ...]
     schedulers: tuple[str, ...]
-    activation_bytes: ActivationBytes
 
     @property
     def autoencoders(self) -> Mapping[str, AutoencoderKind]: ...
@@ -132,6 +134,9 @@ class Base(Protocol):
 
     def forward_flops(self, config: Mapping[str, Any], video: int, text: int) -> float:
         """FLOPs of the blocks on one sample of so many tokens, for ``layerflow info``."""
+
+    def activation_bytes(self, config: Mapping[str, Any]) -> ActivationBytes:
+        """What the network holds beside its weights, by the shape of its blocks."""
 
     def step_costs(
         self,

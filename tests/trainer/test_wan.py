@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from layerflow.model import adapters
-from layerflow.model.sample import load_pipeline
 from layerflow.model.wan.from_base import make_scheduler
 from layerflow.model.wan.presets import TINY, tiny_transformer
 from manifests.train import TrainManifest
@@ -20,6 +19,7 @@ from tests.support.trainer_kit import (
     make_manifest,
     weights,
 )
+from trainer.export import load_model
 from trainer.loop import train
 from trainer.planning.plan import make_plan
 
@@ -47,19 +47,19 @@ def test_three_stages_train_stop_and_go_on_to_the_same_bytes(tmp_path: Path) -> 
     parts = wan_manifest(tmp_path, out=str(tmp_path / "parts"))
     saved = 0
 
-    class Stopped(Exception):
+    class StopError(Exception):
         pass
 
     def interrupt(row: object) -> None:
         nonlocal saved
         saved += 1
         if saved in (1, 3):  # inside the base and the motion stage
-            raise Stopped
+            raise StopError
 
     for _ in range(2):
         try:
             train(parts, parts.out, report=interrupt)
-        except Stopped:
+        except StopError:
             continue
     assert train(parts, parts.out)
     first, second = (weights(Path(m.out) / "export") for m in (whole, parts))
@@ -72,7 +72,7 @@ def test_three_stages_train_stop_and_go_on_to_the_same_bytes(tmp_path: Path) -> 
     )
     said = json.loads((tmp_path / "whole" / "export" / "model_index.json").read_text())
     assert said["_class_name"] == ["layerflow_pipeline", "LayerFlowWanPipeline"]
-    network = load_pipeline(tmp_path / "whole" / "export").transformer
+    network = load_model(tmp_path / "whole" / "export", torch.device("cpu"))[0]
     assert adapters.adapter_names(network) == ["motion", "content"]
 
 

@@ -16,21 +16,36 @@ AFTER_BLOCKS = ("norm_out.", "proj_out.", "scale_shift_table")
 _TEXT = ("attn2.to_k", "attn2.to_v")  # what runs over text rows, not over video tokens
 _TIMES = 2  # rows of timestep features of a sample: that of its noise, and 0
 
-ACTIVATION_BYTES = ActivationBytes(
-    passed={
-        ("fp32", "none"): 48.3,
-        ("bf16", "none"): 32.3,
-        ("fp32", "selective"): 44.1,
-        ("bf16", "selective"): 22.1,
-        ("fp32", "full"): 4.0,
-        ("bf16", "full"): 2.0,
-    },
-    whole={"fp32": 44.0, "bf16": 29.5},
-    lora=8.0,
-    work={"fp32": 30.0, "bf16": 12.0},
-    outside=7.9,
-    forward={"fp32": 48.3, "bf16": 26.3},
-)
+
+def activation_bytes(config: Mapping[str, Any]) -> ActivationBytes:
+    """What the blocks keep, by their feed-forward width; text keeps little and is left out.
+
+    Terms of f are counted, numbers of bytes for each tensor that autograd keeps: in bf16 the inputs
+    of norms stay fp32.
+    """
+    f = int(config["ffn_dim"]) / channels(config)
+    return ActivationBytes(
+        passed={
+            ("fp32", "none"): 48.6 + 4 * f,
+            ("bf16", "none"): 36.4 + 2 * f,
+            ("fp32", "selective"): 40.4 + 4 * f,
+            ("bf16", "selective"): 20.2 + 2 * f,
+            ("fp32", "full"): 4.0,
+            ("bf16", "full"): 2.0,
+        },
+        whole={"fp32": 40.2 + 4 * f, "bf16": 38.8 + 2 * f},
+        lora={
+            ("fp32", "none"): 10.0,
+            ("bf16", "none"): 14.0,
+            ("fp32", "selective"): 24.4,
+            ("bf16", "selective"): 19.3,
+        },
+        work={"fp32": 19.2 + 5 * f, "bf16": 3.4 + 2.5 * f},
+        outside=8.0,
+        forward={"fp32": 16.8 + 8.1 * f, "bf16": 9.5 + 4.4 * f},
+        linear=8 + 2 * f,
+        spared={"fp32": 4 * f, "bf16": 2 * f},
+    )
 
 
 def channels(config: Mapping[str, Any]) -> int:
@@ -46,19 +61,20 @@ def forward_flops(config: Mapping[str, Any], video: int, text: int) -> float:
 
 def block_flops(
     config: Mapping[str, Any], video: int, prompt: int, text: int
-) -> tuple[float, float, float]:
-    """FLOPs of one block: linear layers on video, those on text, and both attentions.
+) -> tuple[float, float, float, float]:
+    """FLOPs of one block: linear layers on video, those on text, self- and cross-attention.
 
     video, prompt, text: tokens of all layers, of one prompt, of all prompts. With width d and
     feed-forward width f: ``(12 d^2 + 4 d f) video`` (qkv and out, then q and out, then ffn),
-    ``4 d^2 text`` (k and v of the cross-attention) and ``4 d video (video + prompt)``: every token
-    sees all of the video, and one prompt.
+    ``4 d^2 text`` (k and v of the cross-attention), ``4 d video^2`` and ``4 d video prompt``: every
+    token sees all of the video, and one prompt.
     """
     d, f = channels(config), int(config["ffn_dim"])
     return (
         (12.0 * d * d + 4.0 * d * f) * video,
         4.0 * d * d * text,
-        4.0 * d * video * (video + prompt),
+        4.0 * d * video * video,
+        4.0 * d * video * prompt,
     )
 
 
@@ -71,8 +87,9 @@ def step_costs(
     """FLOPs of one sample's training step.
 
     shape: latents ``[layers, f, C, h, w]``. The backward pass costs as much as the forward pass
-    again for the inputs' gradients from the first trained block on (attention twice; text has a
-    gradient only where something before the blocks trains it), as much again for the weights' in
+    again for the inputs' gradients from the first trained block on (attention twice, but
+    that over text once where nothing asks for the gradient of its keys and values; text itself has
+    a gradient only where something before the blocks trains it), as much again for the weights' in
     blocks that train whole, and twice a LoRA's forward pass for each LoRA. Where the first trained
     block is a LoRA's, nothing asks for the gradient of its input. `full` checkpointing computes
     each of these blocks forward once more; `selective` keeps all products. To this come the
@@ -84,8 +101,8 @@ def step_costs(
     video = layers * frames * height * width // side
     prompt, d = int(config.num_text_tokens), channels(config)
     text = prompt * int(config.num_prompts)
-    on_video, on_text, attention = block_flops(config, video, prompt, text)
-    block = on_video + on_text + attention
+    on_video, on_text, within, across = block_flops(config, video, prompt, text)
+    block = on_video + on_text + within + across
     parts = block_parts(transformer, trained)
     reached = [part for part in parts if part != "untouched"]
     sizes = {name: p.numel() for name, p in transformer.named_parameters() if name in trained}
@@ -98,7 +115,10 @@ def step_costs(
         name.startswith(("condition_embedder.text_embedder.", "layer_embedding.text"))
         for name in trained
     )
-    backward = len(reached) * (on_video + 2 * attention + on_text * text_trains)
+    own = {int(n.split(".")[1]) for n in lora if any(part in n for part in _TEXT)}
+    keyed = [i for i, part in enumerate(parts) if part == "whole" or i in own]
+    backward = len(reached) * (on_video + 2 * within + across + on_text * text_trains)
+    backward += across * (len(reached) if text_trains else len(keyed))
     backward += parts.count("whole") * (on_video + on_text) + 2 * sum(lora.values())
     if not text_trains:  # nothing asks a LoRA for the gradient of its text
         backward -= sum(lora[n] for n in lora if "lora_A" in n and any(t in n for t in _TEXT))
@@ -109,7 +129,7 @@ def step_costs(
     around = _around_blocks(config, text, video, side, trained, bool(reached))
     recomputed = len(reached) * block + sum(lora.values()) if checkpointing == "full" else 0.0
     return Costs(
-        video + text,
+        video,
         len(parts) * block + sum(lora.values()) + around[0],
         backward + around[1],
         recomputed,
