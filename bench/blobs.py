@@ -76,9 +76,9 @@ def draw_clip(family: Family, rng: np.random.Generator) -> LayeredClip:
     )
 
 
-def in_object(centre: F64, turn: float) -> tuple[F64, F64]:
+def in_object(centre: F64, turn: float, side: int = SIDE) -> tuple[F64, F64]:
     """Coordinates of every pixel in the frame of an object."""
-    y, x = np.indices((SIDE, SIDE)) + 0.5
+    y, x = np.indices((side, side)) + 0.5
     y, x = y - centre[0], x - centre[1]
     return y * np.cos(turn) - x * np.sin(turn), y * np.sin(turn) + x * np.cos(turn)
 

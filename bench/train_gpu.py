@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from layerflow.layer_set import layer_set
 from layerflow.model.base import base_of, block_parts
 from layerflow.model.cogvideox.costs import step_costs
 from layerflow.model.cogvideox.from_base import make_scheduler
@@ -217,7 +218,7 @@ def training_step(
     def step() -> None:
         trained.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, manifest.precision == "bf16"):
-            losses = layer_loss(transformer, process, *batch.tensors())
+            losses = layer_loss(transformer, process, *batch.tensors(), layers=batch.layers)
         losses.mean().backward()
         norm = trained.clip(clip)
         optimizer.found_inf = (~norm.isfinite()).float()
@@ -234,15 +235,18 @@ def noise_of(transformer: Any) -> NoiseProcess:
 
 
 def random_batch(transformer: Any, shape: tuple[int, ...]) -> Batch:
-    samples = shape[0]
-    width = (samples, 3, *base_of(transformer).text_shape(transformer.config))
+    """shape: ``[B, n, f, C, h, w]``; the n layers are all of the network's."""
+    config = transformer.config
+    samples, layers = shape[0], layer_set(config.layers)
+    text = (samples, len(layers.prompted), *base_of(transformer).text_shape(config))
     return Batch(
         latents=torch.randn(shape),
         noise=torch.randn(shape),
-        prompt_embeds=torch.randn(width),
-        given=torch.zeros(samples, 4, dtype=torch.bool),
+        prompt_embeds=torch.randn(text),
+        given=torch.zeros(samples, shape[1], dtype=torch.bool),
         timesteps=torch.full((samples,), 500),
         motion_gate=torch.ones(samples),
+        layers=layers.layers,
     )
 
 

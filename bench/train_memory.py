@@ -88,9 +88,11 @@ def count_flops(
     if checkpointing == "full":
         transformer.enable_gradient_checkpointing()
     adapters.set_trainable(transformer, trainable_names(transformer, stage))
-    values = {name: value.to("meta") for name, value in vars(batch).items()}
+    batch = batch.to(torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
-        losses = layer_loss(transformer, noise_of(transformer), **values)
+        losses = layer_loss(
+            transformer, noise_of(transformer), *batch.tensors(), layers=batch.layers
+        )
         forward = counter.get_total_flops()
         losses.mean().backward()
         return forward, counter.get_total_flops() - forward
@@ -138,7 +140,7 @@ def count_forward_bytes(
         process = noise_of(transformer)
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
-            layer_loss(transformer, process, *batch.tensors())
+            layer_loss(transformer, process, *batch.tensors(), layers=batch.layers)
         return live.most - before
 
 

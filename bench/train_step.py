@@ -184,7 +184,7 @@ def bare_step(manifest: TrainManifest, batch: Batch) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        losses = layer_loss(model, process, *batch.tensors())
+        losses = layer_loss(model, process, *batch.tensors(), layers=batch.layers)
         losses.mean().backward()
         optimizer.step()
 

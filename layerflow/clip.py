@@ -132,6 +132,11 @@ def from_float(frames: NDArray[np.floating]) -> U8:
     return np.clip(np.rint((frames + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
+def from_level(levels: NDArray[np.floating]) -> U8:
+    """Float levels in 0..255 (clamped) -> uint8, rounded to nearest."""
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
 def on_grey(foreground: U8, alpha: U8) -> F32:
     """The foreground as the network sees it: ``rgb*alpha`` in the [-1, 1] domain, float32.
 
@@ -173,22 +178,27 @@ def resize_cover(frames: NDArray, height: int, width: int) -> NDArray:
     return out
 
 
-def resize_clip(clip: LayeredClip, height: int, width: int) -> LayeredClip:
-    """All layers together, the foreground premultiplied while it is resized.
+def resize_matted(colour: U8, alpha: U8, height: int, width: int) -> tuple[U8, U8]:
+    """Straight colour ``[T, H, W, 3]`` and its matte resized, the colour premultiplied meanwhile.
 
-    Where the resized alpha is nearly 0 the colour is the plainly resized one, so that the
-    foreground keeps its smooth continuation.
+    Where the resized alpha is nearly 0 the colour is the plainly resized one, so that a foreground
+    keeps its smooth continuation.
     """
+    plain = resize_cover(colour, height, width)
+    ink = resize_cover(premultiply(colour, alpha), height, width)
+    cover = resize_cover(alpha.astype(np.float32) / 255.0, height, width)[..., None]
+    straight = from_level(ink / np.maximum(cover, 1e-3))
+    return np.where(cover > 0.02, straight, plain), resize_cover(alpha, height, width)
+
+
+def resize_clip(clip: LayeredClip, height: int, width: int) -> LayeredClip:
+    """All layers together, the foreground by ``resize_matted``."""
     if clip.size == (height, width):
         return clip
-    alpha = resize_cover(clip.alpha, height, width)
-    plain = resize_cover(clip.foreground, height, width)
-    ink = resize_cover(premultiply(clip.foreground, clip.alpha), height, width)
-    cover = resize_cover(clip.alpha.astype(np.float32) / 255.0, height, width)[..., None]
-    straight = np.clip(np.rint(ink / np.maximum(cover, 1e-3)), 0, 255).astype(np.uint8)
+    foreground, alpha = resize_matted(clip.foreground, clip.alpha, height, width)
     return replace(
         clip,
-        foreground=np.where(cover > 0.02, straight, plain),
+        foreground=foreground,
         alpha=alpha,
         background=resize_cover(clip.background, height, width),
         blended=resize_cover(clip.blended, height, width),

@@ -23,6 +23,16 @@ def read_json(path: Path, needs: Mapping[str, type] | None = None) -> dict[str, 
         data = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    found = parse_json(data, path)
+    for name, kind in (needs or {}).items():
+        if type(found.get(name)) is not kind:
+            text = f"its {name!r} is missing or no {kind.__name__}"
+            raise ValueError(f"{path} cannot be read: {text}")
+    return found
+
+
+def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
+    """The bytes of such a file, which ``path`` names. Raises ValueError as ``read_json`` does."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"{path} cannot be read: it is larger than {MAX_BYTES} bytes")
     try:
@@ -32,8 +42,4 @@ def read_json(path: Path, needs: Mapping[str, type] | None = None) -> dict[str, 
         raise ValueError(f"{path} cannot be read: it is no JSON: {text}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} cannot be read: it holds no mapping")
-    for name, kind in (needs or {}).items():
-        if type(found.get(name)) is not kind:
-            text = f"its {name!r} is missing or no {kind.__name__}"
-            raise ValueError(f"{path} cannot be read: {text}")
     return found

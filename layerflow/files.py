@@ -52,8 +52,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Replace a file's content by indented JSON, keys sorted."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    """Replace a file's content by ``json_text``."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON, keys sorted, as a file has it."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def building(path: str | Path) -> Path:

@@ -12,6 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from layerflow.corpus.log import at_version
+from manifests.arguments import PATHS, manifest, many
+
 if TYPE_CHECKING:
     from manifests.mine import MineOptions
     from manifests.pack import PackOptions
@@ -34,17 +37,16 @@ MinPsnr = Annotated[float | None, "dB below which a clip is encoded again, finer
 Deadline = Annotated[float | None, "seconds that decoding a source may take"]
 Licence = Annotated[str | None, "licence of the inputs"]
 Attribution = Annotated[str | None, "whom to name"]
-Workers = Annotated[int | None, "tasks at a time; default: all CPUs; 0: no Ray, this process"]
+WORKERS = "tasks at a time; default: all CPUs; 0: no Ray, this process"
+Workers = Annotated[int | None, WORKERS]
+Append = Annotated[bool, "add to the corpus that is there what it does not hold yet"]
+Version = Annotated[int | None, "version of the corpus; default: the newest"]
 AcceptLost = Annotated[bool, "go on if most units fail alike: each becomes a rejected row"]
 ModelSize = Annotated[Size | None, "HEIGHTxWIDTH; default: the model's"]
 ModelFrames = Annotated[int | None, "default: the model's"]
 Steps = Annotated[int | None, "default: the model's, or 50"]
 Guidance = Annotated[float | None, "default: the model's, or 6"]
 Quiet = Annotated[bool, "no progress bar"]
-
-RUNTIME = ("workers", "accept_lost", "quiet")
-PATHS = ("corpus", "out", "model", "predictions", "clip", "aesthetic")
-"""Arguments that requests hold as ``Path``."""
 
 
 def mine(
@@ -69,6 +71,7 @@ def mine(
     caption_key_env: Annotated[str | None, "environment variable with the endpoint's key"] = None,
     licence: Licence = None,
     attribution: Attribution = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -77,7 +80,7 @@ def mine(
 
     Raises ValueError for a request that cannot work.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     named = ("caption_model", "captioner", "caption_url", "caption_key_env")
     given = [key for key in named if key in content]
     captions = {key.removeprefix("caption_"): content.pop(key) for key in given}
@@ -86,7 +89,7 @@ def mine(
 
     content |= {"captions": captions} if captions else {}
     options = check(content, MineOptions, "layerflow mine")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def paste(
@@ -110,6 +113,7 @@ def paste(
     more: Annotated[
         Mapping[str, Any] | None, "any other key of the manifest: objects=1,2 shutter=0"
     ] = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -118,13 +122,13 @@ def paste(
 
     more: any other key of the manifest, such as ``{"objects": [1, 2]}``. Errors as of ``mine``.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     content |= content.pop("more", {})
     from manifests.common import check
     from manifests.paste import PasteOptions
 
     options = check(content, PasteOptions, "layerflow paste")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def pack(
@@ -147,6 +151,7 @@ def pack(
     deadline: Deadline = None,
     licence: Licence = None,
     attribution: Attribution = None,
+    append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,
     quiet: Quiet = True,
@@ -155,19 +160,23 @@ def pack(
 
     columns: of a table, ``{"foreground": "rgba"}``.
     """
-    content = _manifest(locals())
+    content = manifest(locals())
     from manifests.common import check
     from manifests.pack import PackOptions
 
     options = check(content, PackOptions, "layerflow pack")
-    return run_job(options, workers=workers, quiet=quiet, accept_lost=accept_lost)
+    return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 
 def init(
     directory: Annotated[PathLike, "folder to make"],
-    preset: Annotated[str, "{layerflow.bases}"],
+    preset: Annotated[str | None, "{layerflow.bases}"] = None,
     *,
     base: Annotated[PathLike | None, "model folder or Hub id that the preset starts from"] = None,
+    source: Annotated[
+        PathLike | None, "instead of a preset: a model or run, with other layers"
+    ] = None,
+    layers: Annotated[str | None, "rgb, rgba, rgbax2 to rgbax8; or rgba+effects"] = None,
     size: Annotated[Size | None, "HEIGHTxWIDTH, such as 480x720"] = None,
     frames: Annotated[int | None, "frames of one layer"] = None,
     positions: Annotated[str | None, "shared or continuous"] = None,
@@ -184,6 +193,8 @@ def init(
         Path(directory),
         preset,
         None if base is None else str(base),
+        None if source is None else str(source),
+        layers=layers,
         height=height,
         width=width,
         num_frames=frames,
@@ -206,6 +217,9 @@ def encode(
     reverse: Annotated[bool, "also each clip backwards"] = False,
     crops: Annotated[int, "also this many windows of each clip"] = 0,
     freeze: Annotated[int, "instead of moving clips: this many frames of each, as stills"] = 0,
+    layers: Annotated[
+        str | None, "rgb, rgba, rgbax2 .. rgbax8, +effects; default: the model's"
+    ] = None,
     dtype: Annotated[str, "float32 or float16"] = "float32",
     workers: Workers = None,
     accept_lost: Annotated[bool, "go on if most units fail alike: reject their clips"] = False,
@@ -216,12 +230,13 @@ def encode(
     from pipelines.encode.job import run_encode
 
     return run_encode(
-        _many(corpora),
+        many(corpora),
         model=str(model),
         out=str(out),
         size=_size(size),
         frames=frames,
         augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
+        layers=layers,
         dtype=dtype,
         workers=workers,
         quiet=quiet,
@@ -255,12 +270,9 @@ def sample(
     out: Annotated[PathLike, "folder for the results"],
     *,
     given: Annotated[
-        Mapping[str, PathLike] | None,
-        "LAYER=FILE, a video or picture of a layer that is given; repeatable",
+        Mapping[str, PathLike] | None, "LAYER=FILE, a given video or picture; repeatable"
     ] = None,
-    prompt: Annotated[
-        Mapping[str, str] | None, "LAYER=TEXT; layers: foreground, background, blended"
-    ] = None,
+    prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT, such as foreground.2=dog"] = None,
     negative_prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT"] = None,
     seed: Annotated[int, "of the first sample; then one more each"] = 0,
     count: Annotated[int, "samples to make"] = 1,
@@ -274,6 +286,7 @@ def sample(
     official_sampler: Annotated[bool, "the released sampler"] = False,
     exact_given: Annotated[bool, "copy given layers instead of decoding their latents"] = False,
     png: Annotated[bool, "also write every frame as PNG"] = False,
+    foregrounds: Annotated[int | None, "how many there are; default: all of the model's"] = None,
     dtype: Annotated[str | None, "float32, bfloat16 or float16"] = None,
     quiet: Quiet = True,
 ) -> list[Path]:
@@ -297,9 +310,8 @@ def publish(
     corpus: Annotated[PathLike, "a corpus folder"],
     repo_id: Annotated[str, "NAMESPACE/NAME on the Hub"],
     *,
-    dry_run: Annotated[
-        PathLike | None, "write the repository into this folder, upload nothing"
-    ] = None,
+    version: Version = None,
+    dry_run: Annotated[PathLike | None, "write the repository here, upload nothing"] = None,
     private: Annotated[bool, "who may see it"] = True,
     config: Annotated[str, "name of the configuration"] = "default",
     split: Annotated[str, "one name, or shares such as train=0.9,test=0.1"] = "train",
@@ -307,9 +319,7 @@ def publish(
     revision: Annotated[str | None, "branch to commit to"] = None,
     licence: Annotated[str | None, "licence of the whole repository, for its card"] = None,
     acknowledge_licences: Annotated[
-        bool,
-        "the right to keep clips whose licence forbids redistribution is there "
-        "(with --private only)",
+        bool, "clips whose licence forbids redistribution may be kept (with --private only)"
     ] = False,
     with_rejected: Annotated[bool, "also publish the rejected table"] = False,
     workers: Annotated[
@@ -324,7 +334,8 @@ def publish(
 
     options = _request(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
-    return run_publish(Path(corpus), options, dry_run=folder, workers=workers, quiet=quiet)
+    where = Path(at_version(corpus, version))
+    return run_publish(where, options, dry_run=folder, workers=workers, quiet=quiet)
 
 
 def evaluate(
@@ -336,9 +347,9 @@ def evaluate(
         PathLike | None, "instead: DIR/<id>/ as sample writes them, or a corpus"
     ] = None,
     task: Annotated[
-        Sequence[str] | None,
-        "generate, decompose, fg2bg, bg2fg or LAYER+LAYER given; repeatable",
+        Sequence[str] | None, "generate, decompose, fg2bg, bg2fg or LAYER+LAYER; repeatable"
     ] = None,
+    version: Version = None,
     count: Annotated[int | None, "clips at most; default: all"] = None,
     seed: Annotated[int, "of the first clip; then one more each"] = 0,
     batch: Annotated[int, "clips sampled at a time"] = 4,
@@ -346,16 +357,16 @@ def evaluate(
     frames: ModelFrames = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    clip: Annotated[
-        PathLike | None, "folder of a CLIP model: consistency and text alignment"
-    ] = None,
+    clip: Annotated[PathLike | None, "folder of a CLIP model: consistency, text"] = None,
     aesthetic: Annotated[PathLike | None, "safetensors file of a linear head on --clip"] = None,
     quiet: Annotated[bool, "no line for each clip"] = True,
 ) -> dict[str, Any]:
     """Scores of a model's samples, or of ``predictions``, against the true layers of a corpus."""
     arguments = locals()
+    from layerflow.corpus.log import at_version
     from layerflow.evaluation.run import EvaluateRequest, run_evaluate
 
+    arguments["corpus"] = at_version(corpus, version)
     request = _request(EvaluateRequest, arguments, tasks=tuple(task or ("decompose",)))
     return run_evaluate(request, say=(lambda line: None) if quiet else print)
 
@@ -378,23 +389,12 @@ def run_job(options: MineOptions | PasteOptions | PackOptions, **how: Any) -> Su
     return run_pack(options, **how)
 
 
-def _many(value: PathLikes) -> list[str]:
-    return [str(item) for item in ([value] if isinstance(value, str | Path) else value)]
-
-
 def _size(size: Size | None) -> tuple[int, int] | None:
     if size is None or not isinstance(size, str):
         return size
     from manifests.common import parse_size
 
     return parse_size(size)
-
-
-def _manifest(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as keys of a manifest: no run-time ones, none that was left out."""
-    content = {k: v for k, v in arguments.items() if k not in RUNTIME and v is not None}
-    many = {k: _many(content[k]) for k in ("inputs", "foregrounds", "backgrounds") if k in content}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in content.items()} | many
 
 
 def _request(kind: Any, arguments: dict[str, Any], **values: Any) -> Any:

@@ -12,16 +12,20 @@ and ``effects``; the second foreground is ``foreground.2`` and its matte ``alpha
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, F32, FOREGROUND
+from layerflow.documents import read_json
 
 EFFECTS = "effects"
 MAX_FOREGROUNDS = 8
-_NAME = re.compile(r"rgb(?:a(?:x([2-8]))?(\+effects)?)?")
+_SET_NAME = re.compile(r"rgb(?:a(?:x([2-8]))?(\+effects)?)?")
 
 
 def foreground_name(number: int) -> str:
@@ -42,6 +46,11 @@ def prompt_number(layer: str) -> int:
     return released[layer] if layer in released else int(layer.partition(".")[2]) + 1
 
 
+def prompted_of(layers: Iterable[str]) -> tuple[str, ...]:
+    """Those of the layers, of any set, that have a prompt."""
+    return tuple(layer for layer in layers if layer in _PROMPTED)
+
+
 @dataclass(frozen=True)
 class LayerSet:
     """The layers of a model. ValueError for a name that is none (see above).
@@ -60,7 +69,7 @@ class LayerSet:
     over: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        said = _NAME.fullmatch(self.name)
+        said = _SET_NAME.fullmatch(self.name)
         if said is None:
             raise ValueError(
                 f"layers must be rgb, rgba, rgbax2 to rgbax{MAX_FOREGROUNDS}, or one of the last "
@@ -93,10 +102,22 @@ class LayerSet:
         return tuple(name for name in self.layers if name not in absent)
 
 
+_PROMPTED = LayerSet(f"rgbax{MAX_FOREGROUNDS}").prompted
+
+
 @lru_cache(maxsize=32)
 def layer_set(name: str) -> LayerSet:
     """The set of that name. ValueError for a name that is none."""
     return LayerSet(name)
+
+
+def model_layers(folder: str | Path) -> LayerSet:
+    """The set of layers of a model folder's network; that of ``rgba`` where it does not say.
+
+    ValueError for a name that is none.
+    """
+    config = Path(folder) / "transformer" / "config.json"
+    return layer_set(read_json(config).get("layers", "rgba") if config.is_file() else "rgba")
 
 
 def compose(layers: dict[str, F32], over: tuple[str, ...]) -> F32:
@@ -108,6 +129,14 @@ def compose(layers: dict[str, F32], over: tuple[str, ...]) -> F32:
     """
     out = layers[BACKGROUND].astype(np.float32)
     for name in over:
-        alpha = layers[matte_of(name)][..., None].astype(np.float32)
-        out = alpha * layers[name] + (1.0 - alpha) * out
+        out = matted_over(layers[name], layers[matte_of(name)], out)
     return out
+
+
+def matted_over(colour: NDArray, alpha: NDArray, below: F32) -> F32:
+    """One layer over what is below it: ``alpha * colour + (1 - alpha) * below``, float32.
+
+    colour, below ``[..., 3]``, alpha ``[...]`` in [0, 1].
+    """
+    share = alpha[..., None].astype(np.float32)
+    return share * colour + (1.0 - share) * below

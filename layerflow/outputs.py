@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from layerflow.corpus.store import in_object_store
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?:[:/]|$)")  # also as a Path shows it: s3:/bucket
 
 
@@ -19,6 +21,14 @@ def local_output(path: str | Path) -> Path:
             "them to a folder, then copy that there"
         )
     return Path(path)
+
+
+def corpus_output(path: str | Path) -> Path | str:
+    """Where a corpus job writes: a local path, or the URL of a folder in an object store.
+
+    Raises ValueError for a URL of another scheme.
+    """
+    return str(path).strip() if in_object_store(str(path).strip()) else local_output(path)
 
 
 def free_output(path: str | Path) -> Path:

@@ -44,6 +44,9 @@ class PasteOptions(Strict):
     max_upscale: float = Field(1.0, gt=0, le=4, description="largest enlargement of a source")
     placement: Placement = Field("auto", description="where a foreground stands")
     objects: tuple[int, int] = Field((1, 1), description="foreground objects of a clip, range")
+    object_colours: bool = Field(
+        True, description="where there are several, keep each one's colour also behind others"
+    )
     flip: bool = Field(True, description="mirror foregrounds and backgrounds at random")
 
     speed: Range = Field((0.003, 0.015), description="mean speed of the path")

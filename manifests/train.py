@@ -34,7 +34,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from layerflow.model.layers import given_layers
+from layerflow.model.layers import EVERY, given_layers
 from manifests import common
 from manifests.common import Strict, check
 from manifests.train_stage import Dropout, Kind, Optimizer, Stage
@@ -66,7 +66,7 @@ class Validation(Strict):
     @classmethod
     def _tasks(cls, value: list[str]) -> list[str]:
         for name in value:
-            given_layers(name)
+            given_layers(name, EVERY.layers)
         return value
 
     @field_validator("timesteps")

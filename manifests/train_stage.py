@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
-from layerflow.model.layers import given_layers
+from layerflow.model.layers import EVERY, given_layers
 from manifests.common import Strict
 
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -76,6 +76,8 @@ class Component(Strict):
     """Only rows of these kinds; empty: all."""
     alpha_kinds: list[Literal["binary", "soft"]] = Field([])
     """Only rows with such a matte; empty: all."""
+    foregrounds: list[int] = Field([])
+    """Only rows with so many foregrounds; empty: all. A model takes at most as many as it has."""
     motion_gate: Literal[0, 1] = 0
     """1 for static clips (stills, frozen video), 0 for moving ones."""
     freeze: bool = False
@@ -160,7 +162,7 @@ class Stage(Strict):
     @classmethod
     def _tasks(cls, value: dict[str, float]) -> dict[str, float]:
         for name, weight in value.items():
-            given_layers(name)
+            given_layers(name, EVERY.layers)
             if weight < 0:
                 raise ValueError(f"task {name!r} has a negative weight")
         if not sum(value.values()) > 0:

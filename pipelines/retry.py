@@ -17,7 +17,7 @@ from typing import Any
 
 from layerflow.corpus.columns import joined_schema
 from layerflow.corpus.derive import Derived, recorded_jobs, write_derived
-from layerflow.corpus.table import Corpus, Table
+from layerflow.corpus.table import Corpus
 from layerflow.outputs import local_output
 from layerflow.seeds import in_blocks
 from manifests.common import check
@@ -131,7 +131,7 @@ def _joined(
     def rejected() -> Iterator[dict[str, Any]]:
         yield from old
         for again, _ in made:
-            for row in Table(again.path / "rejected").rows():
+            for row in again.rejected():
                 if row["start"] is None or _span(row) not in settled:
                     yield row
 

@@ -90,10 +90,12 @@ def _with_fields_since(record: Mapping[str, Any]) -> dict[str, Any]:
     def optimizer(said: Any) -> Any:
         return {"decay_on": "all", **said} if said else said
 
-    stages = [
-        {"ema_warmup": False, **stage, "optimizer": optimizer(stage.get("optimizer"))}
-        for stage in manifest["stages"]
-    ]
+    def stage(said: Mapping[str, Any]) -> dict[str, Any]:
+        mixture = [{"foregrounds": [], **component} for component in said["mixture"]]
+        changed = {"optimizer": optimizer(said.get("optimizer")), "mixture": mixture}
+        return {"ema_warmup": False, **said, **changed}
+
+    stages = [stage(said) for said in manifest["stages"]]
     filled = {**manifest, "stages": stages, "optimizer": optimizer(manifest.get("optimizer"))}
     return {**record, "manifest": filled}
 

@@ -1,38 +1,66 @@
 """From draws to tensors: the parts of a stage's mixture, and batches of them, prepared ahead.
 
 A source is any object with ``len(source)`` and ``source.item(i)`` that gives `moments` (float32
-``[4, 2C, f, h, w]``: mean and log-variance of each layer) and `prompt_embeds` (float32
-``[3, L, D]``). `layerflow.corpus.latents.Latents` is one.
+``[n, 2C, f, h, w]``: mean and log-variance of each layer), `prompt_embeds` (float32 ``[p, L, D]``)
+and `layers`, the names of the n layers, of which p have prompts; without names they are those of
+``rgba``. `layerflow.corpus.latents.Latents` is one.
+
+A model may have fewer layers than its latents, and a clip fewer foregrounds than its model: a
+sample holds the layers that both have. Samples of one forward pass have the same layers.
 """
 
 from __future__ import annotations
 
+import operator
 import queue
 import threading
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from layerflow.clip import LAYERS
+from layerflow.layer_set import LayerSet, layer_set, model_layers, prompted_of
 from layerflow.model.layers import given_layers
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest
 from manifests.train_stage import Component, Stage
+from trainer.layers import (
+    foregrounds,
+    given_marks,
+    shared_layers,
+    stored_set,
+    take_layers,
+)
 from trainer.order import Draw, Order, share
 
 NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample
 
 
+Tensors: TypeAlias = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]
+
+
 class ClipSource(Protocol):
     def __len__(self) -> int: ...
     def item(self, index: int) -> dict[str, Any]: ...
+
+
+class Shape(NamedTuple):
+    """What the samples of a forward pass have in common: latent frames, height and width, as the
+    network sees them, and layers."""
+
+    frames: int
+    height: int
+    width: int
+    layers: tuple[str, ...] = LAYERS
 
 
 @dataclass(frozen=True)
@@ -41,18 +69,18 @@ class MixturePart:
 
     source: ClipSource
     rows: Sequence[int]
-    shapes: Sequence[tuple[int, int, int]]
-    """Of each of `rows`: latent frames, height and width, as the network sees them."""
+    shapes: Sequence[Shape]
+    """Of each of `rows`."""
     motion_gate: int = 0
     freeze: bool = False
 
     def show(self, index: int, latents: NDArray[np.float32], moment: float) -> NDArray[np.float32]:
-        """``[4, f, C, h, w]`` of one of `rows` in its length here: a still repeated, and of a clip
+        """``[n, f, C, h, w]`` of one of `rows` in its length here: a still repeated, and of a clip
         to freeze the frame at `moment`, in [0, 1) of its length."""
         if self.freeze:
             frame = int(moment * latents.shape[1])
             latents = latents[:, frame : frame + 1]
-        frames = self.shapes[index][0]
+        frames = self.shapes[index].frames
         return latents if latents.shape[1] == frames else np.repeat(latents, frames, axis=1)
 
 
@@ -61,31 +89,44 @@ class Batch:
     """Samples of one shape, what `layerflow.model.objective.layer_loss` takes, in its order."""
 
     latents: torch.Tensor
-    """float32 [B, 4, f, C, h, w], clean"""
+    """float32 [B, n, f, C, h, w], clean"""
     prompt_embeds: torch.Tensor
-    """float32 [B, 3, L, D]"""
+    """float32 [B, p, L, D]"""
     given: torch.Tensor
-    """bool [B, 4]"""
+    """bool [B, n]"""
     timesteps: torch.Tensor
     """[B], times of the base's noise process"""
     noise: torch.Tensor
     """like latents"""
     motion_gate: torch.Tensor
     """float32 [B]: stills and video mix in a batch"""
+    layers: tuple[str, ...] = LAYERS
+    """The n layers of all samples, of which p have prompts."""
 
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
+    def tensors(self) -> Tensors:
+        return (
+            self.latents,
+            self.prompt_embeds,
+            self.given,
+            self.timesteps,
+            self.noise,
+            self.motion_gate,
+        )
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
-        return Batch(*(tensor.pin_memory() for tensor in self.tensors()))
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        names = [field.name for field in fields(self) if field.name != "layers"]
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def split(self, size: int) -> list[Batch]:
         """The same in batches of at most `size` samples."""
-        pieces = zip(*(tensor.split(size) for tensor in self.tensors()), strict=True)
-        return [Batch(*piece) for piece in pieces]
+        parts = (slice(start, start + size) for start in range(0, self.size, size))
+        return [self._each(operator.itemgetter(part)) for part in parts]
 
     @property
     def size(self) -> int:
@@ -93,14 +134,18 @@ class Batch:
 
 
 def open_parts(manifest: TrainManifest, stage: Stage) -> list[MixturePart]:
-    """The parts of a stage's mixture. ValueError for absent latents or a filter without rows."""
+    """The parts of a stage's mixture. ValueError for absent latents, a filter without rows, and
+    layers that do not fit the model or the tasks."""
     opened = {c.latents: open_latents(manifest.folder(c.latents)) for c in stage.mixture}
+    layers = model_layers(manifest.model)
     chosen = [(c, opened[c.latents], select_rows(opened[c.latents], c)) for c in stage.mixture]
     longest = 1
     for _, source, rows in chosen:
         frames = source.column("latent_frames")
         longest = max(longest, max(frames[row] for row in rows))
-    return [make_part(component, source, rows, longest) for component, source, rows in chosen]
+    parts = [make_part(c, source, rows, longest, layers) for c, source, rows in chosen]
+    check_tasks(parts, [task for task, weight in stage.tasks.items() if weight], layers)
+    return parts
 
 
 def open_latents(folder: str | Path) -> Any:
@@ -116,16 +161,35 @@ def select_rows(source: Any, component: Component) -> list[int]:
         if allowed:
             values = source.column(column)
             rows = [row for row in rows if values[row] in allowed]
+    if component.foregrounds:
+        counts = foregrounds(source)
+        rows = [row for row in rows if counts[row] in component.foregrounds]
     if not rows:
         raise ValueError(
             f"{component.latents}: none of its {len(source)} rows is of kinds "
-            f"{component.kinds or 'any'} and alpha kinds {component.alpha_kinds or 'any'}"
+            f"{component.kinds or 'any'} and alpha kinds {component.alpha_kinds or 'any'}, with "
+            f"{component.foregrounds or 'any number of'} foregrounds"
         )
     return rows
 
 
-def make_part(component: Component, source: Any, rows: Sequence[int], longest: int) -> MixturePart:
-    """A component's rows with the shapes in which the network sees them."""
+def check_tasks(parts: Sequence[MixturePart], tasks: Sequence[str], layers: LayerSet) -> None:
+    """ValueError for a task that the model's layers do not have, or that leaves nothing to be
+    generated of some clips."""
+    for task in tasks:
+        given_layers(task, layers.layers)
+        for present in {shape.layers for part in parts for shape in part.shapes}:
+            if all(given_marks(task, layers, present)):
+                raise ValueError(
+                    f"task {task!r} gives all layers of clips with {', '.join(present)}: nothing "
+                    "is left to generate; leave such clips out with `foregrounds`"
+                )
+
+
+def make_part(
+    component: Component, source: Any, rows: Sequence[int], longest: int, layers: LayerSet
+) -> MixturePart:
+    """A component's rows with the shapes in which a network of these layers sees them."""
     frames, height, width = (
         source.column(f"latent_{axis}") for axis in ("frames", "height", "width")
     )
@@ -135,19 +199,31 @@ def make_part(component: Component, source: Any, rows: Sequence[int], longest: i
             return component.frames or (frames[row] if frames[row] > 1 else longest)
         return component.frames or longest if frames[row] == 1 else frames[row]
 
-    shapes = [(shown(row), height[row], width[row]) for row in rows]
+    stored, counts = stored_set(source), foregrounds(source)
+    try:
+        found = {n: shared_layers(layers, stored, n) for n in {counts[row] for row in rows}}
+    except ValueError as error:
+        raise ValueError(f"{component.latents}: {error}") from error
+    shapes = [Shape(shown(row), height[row], width[row], found[counts[row]]) for row in rows]
     return MixturePart(source, rows, shapes, component.motion_gate, component.freeze)
 
 
-def buckets(parts: Sequence[MixturePart]) -> dict[tuple[int, int, int], int]:
+def buckets(parts: Sequence[MixturePart]) -> dict[Shape, int]:
     """Shape -> clips of that shape, smallest first: what a forward pass never mixes."""
     counts = Counter(shape for part in parts for shape in part.shapes)
     return dict(sorted(counts.items()))
 
 
-def buckets_text(found: Mapping[tuple[int, int, int], int]) -> str:
-    """Buckets in words: latent frames x height x width, and how many clips have them."""
-    return ", ".join(f"{f}x{h}x{w} ({count} clips)" for (f, h, w), count in found.items())
+def buckets_text(found: Mapping[Shape, int]) -> str:
+    """Buckets in words: latent frames x height x width, and how many clips have them; where the
+    numbers of layers differ, those too."""
+    mixed = len({shape.layers for shape in found}) > 1
+
+    def named(shape: Shape) -> str:
+        size = "x".join(map(str, shape[:3]))
+        return f"{len(shape.layers)} layers of {size}" if mixed else size
+
+    return ", ".join(f"{named(shape)} ({count} clips)" for shape, count in found.items())
 
 
 def check_alike(parts: Sequence[MixturePart], stage: str) -> None:
@@ -156,8 +232,9 @@ def check_alike(parts: Sequence[MixturePart], stage: str) -> None:
     found = buckets(parts)
     if len(found) > 1:
         raise ValueError(
-            f"stage {stage!r}: parallel fsdp needs clips of one shape, not {list(found)}; "
-            "set `frames`, or encode at one size"
+            f"stage {stage!r}: parallel fsdp needs clips of one shape and one number of "
+            f"foregrounds, not {buckets_text(found)}; set `frames` or `foregrounds`, or encode at "
+            "one size"
         )
 
 
@@ -165,6 +242,7 @@ class Batches:
     """All batches of one stage, for one rank.
 
     uneven: the batch need not divide among the ranks and passes; some then get a sample less.
+    layers: the model's.
     """
 
     def __init__(
@@ -176,13 +254,14 @@ class Batches:
         world: int = 1,
         accumulate: int = 1,
         uneven: bool = False,
+        layers: LayerSet = layer_set("rgba"),
     ) -> None:
         if order.batch % (world * accumulate) and not uneven:
             raise ValueError(
                 f"stage {order.stage!r}: a batch of {order.batch} does not divide among {world} "
                 f"workers x {accumulate} accumulation steps; change one of them"
             )
-        self.parts, self.order = parts, order
+        self.parts, self.order, self.layers = parts, order, layers
         self.rank, self.world, self.accumulate = rank, world, accumulate
 
     def step(self, step: int) -> list[Batch]:
@@ -200,7 +279,7 @@ class Batches:
                 batches.append(self._collate([d for d in chunk if self._shape(d) == shape]))
         return batches
 
-    def _shape(self, draw: Draw) -> tuple[int, int, int]:
+    def _shape(self, draw: Draw) -> Shape:
         return self.parts[draw.component].shapes[draw.row]
 
     def _collate(self, draws: Sequence[Draw]) -> Batch:
@@ -208,7 +287,8 @@ class Batches:
         latents, noise, text = (
             torch.from_numpy(np.stack([sample[i] for sample in samples])) for i in range(3)
         )
-        given = [[layer in given_layers(draw.task) for layer in LAYERS] for draw in draws]
+        layers = self._shape(draws[0]).layers
+        given = [given_marks(draw.task, self.layers, layers) for draw in draws]
         gates = [float(self.parts[draw.component].motion_gate) for draw in draws]
         return Batch(
             latents=latents,
@@ -217,20 +297,23 @@ class Batches:
             given=torch.tensor(given),
             timesteps=torch.tensor([draw.timestep for draw in draws]),
             motion_gate=torch.tensor(gates),
+            layers=layers,
         )
 
     def sample(
         self, draw: Draw
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Latents and noise, float32 [4, f, C, h, w], and prompt embeddings of one draw."""
-        part = self.parts[draw.component]
-        item = part.source.item(part.rows[draw.row])
+        """Latents and noise, float32 [n, f, C, h, w], and prompt embeddings of one draw."""
+        part, layers = self.parts[draw.component], self._shape(draw).layers
+        item = take_layers(part.source.item(part.rows[draw.row]), layers)
         rng = keyed(self.order.seed, self.order.stage, "noise", draw.number)
         latents = part.show(draw.row, draw_posterior(item["moments"], rng), draw.frame)
         noise = rng.standard_normal(latents.shape, np.float32)
         text = item["prompt_embeds"]
         if any(draw.drop):
-            text = text * ~np.asarray(draw.drop)[:, None, None]
+            dropped = dict(zip(self.layers.prompted, draw.drop, strict=True))
+            here = np.asarray([dropped[layer] for layer in prompted_of(layers)])
+            text = text * ~here[:, None, None]
         return latents, noise, text
 
     def stream(
@@ -245,7 +328,7 @@ class Batches:
 
 
 def draw_posterior(moments: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """mean + std * noise of ``[4, 2C, f, h, w]`` moments, as ``[4, f, C, h, w]``."""
+    """mean + std * noise of ``[n, 2C, f, h, w]`` moments, as ``[n, f, C, h, w]``."""
     mean, logvar = np.split(moments, 2, axis=1)
     if logvar.max() > NO_LOGVAR:
         mean = mean + np.exp(0.5 * logvar) * rng.standard_normal(mean.shape, np.float32)

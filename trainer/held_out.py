@@ -11,28 +11,40 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerflow.clip import LAYERS
-from layerflow.model.layers import given_layers
+from layerflow.layer_set import LayerSet, layer_set, model_layers
 from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest, Validation
 from manifests.train_stage import Component
-from trainer.data import Batch, MixturePart, draw_posterior, make_part, open_latents, select_rows
+from trainer.data import (
+    Batch,
+    MixturePart,
+    check_tasks,
+    draw_posterior,
+    make_part,
+    open_latents,
+    select_rows,
+)
 from trainer.distributed.processes import ALONE, World
+from trainer.layers import given_marks, take_layers
 
 
 class HeldOut:
     """The held-out clips of a manifest's `validation`, as they move and standing still.
 
-    frozen: folder of clips that were encoded standing still; None: frames of the others.
-    ValueError if the latents do not open.
+    frozen: folder of clips that were encoded standing still; None: frames of the others. layers:
+    the model's. ValueError if the latents do not open, or do not fit the layers or the tasks.
     """
 
     def __init__(
-        self, options: Validation, folder: str | Path, frozen: str | Path | None = None
+        self,
+        options: Validation,
+        folder: str | Path,
+        frozen: str | Path | None = None,
+        layers: LayerSet = layer_set("rgba"),
     ) -> None:
-        self.options = options
+        self.options, self.layers = options, layers
         source = open_latents(folder)
         still = open_latents(frozen) if frozen else source
         longest = max(source.column("latent_frames"))
@@ -43,10 +55,11 @@ class HeldOut:
             )
             rows = select_rows(source, component)
             order = keyed("validation").permutation(len(rows))[: options.clips]
-            return make_part(component, source, [rows[i] for i in sorted(order)], longest)
+            return make_part(component, source, [rows[i] for i in sorted(order)], longest, layers)
 
         self.parts = (chosen(source, False), chosen(still, True))
         """By motion gate: moving clips at gate 0, those that stand still at gate 1."""
+        check_tasks(self.parts, options.tasks, layers)
 
     def losses(
         self,
@@ -73,7 +86,9 @@ class HeldOut:
                     for few in batch.split(size):
                         few = few.to(world.device)
                         with precision():
-                            losses = layer_loss(transformer, process, *few.tensors())
+                            losses = layer_loss(
+                                transformer, process, *few.tensors(), layers=few.layers
+                            )
                         if turn < count:
                             total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
                 total = total.to(world.device)
@@ -84,13 +99,14 @@ class HeldOut:
 
     def _clip(self, part: MixturePart, index: int, task: str, gate: int) -> Batch:
         """One clip at all timesteps."""
-        item = part.source.item(part.rows[index])
+        layers = part.shapes[index].layers
+        item = take_layers(part.source.item(part.rows[index]), layers)
         rng = keyed("validation", item["id"])
         latents = draw_posterior(item["moments"], rng)
         latents = part.show(index, latents, frozen_moment(item["id"]))
         count = len(self.options.timesteps)
         noise = rng.standard_normal((count, *latents.shape), np.float32)
-        given = torch.tensor([layer in given_layers(task) for layer in LAYERS])
+        given = torch.tensor(given_marks(task, self.layers, layers))
 
         def repeat(values: torch.Tensor) -> torch.Tensor:
             return values.expand(count, *values.shape)
@@ -102,6 +118,7 @@ class HeldOut:
             given=repeat(given),
             timesteps=torch.tensor(self.options.timesteps),
             motion_gate=torch.full((count,), float(gate)),
+            layers=layers,
         )
 
 
@@ -111,7 +128,8 @@ def held_out(manifest: TrainManifest) -> HeldOut | None:
     if options is None:
         return None
     frozen = manifest.folder(options.frozen) if options.frozen else None
-    return HeldOut(options, manifest.folder(options.latents), frozen)
+    layers = model_layers(manifest.model)
+    return HeldOut(options, manifest.folder(options.latents), frozen, layers)
 
 
 def frozen_moment(clip: str) -> float:

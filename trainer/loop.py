@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerflow.layer_set import model_layers
 from layerflow.model.base import base_of
 from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
@@ -127,6 +128,7 @@ def train(
 def make_batches(run: Run, stage: Stage) -> Batches:
     """The stage's batches for this rank. ValueError for what does not fit the manifest."""
     manifest, parts = run.manifest, open_parts(run.manifest, stage)
+    layers = model_layers(manifest.model)
     if stage.parallel == "fsdp":
         check_alike(parts, stage.name)
     dropout = stage.dropout or manifest.dropout
@@ -140,6 +142,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         joint=dropout.joint,
         layer=dropout.layer,
         timesteps=run.process.timesteps,
+        prompts=len(layers.prompted),
     )
     return Batches(
         parts,
@@ -148,6 +151,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         world=run.world.size,
         accumulate=manifest.passes(stage, run.world.size),
         uneven=manifest.min_workers is not None,
+        layers=layers,
     )
 
 
@@ -181,7 +185,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
-                losses = layer_loss(transformer, run.process, *batch.tensors())
+                losses = layer_loss(transformer, run.process, *batch.tensors(), layers=batch.layers)
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()

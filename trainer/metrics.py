@@ -45,15 +45,15 @@ COLUMNS = (
 class Metrics:
     """Collects rows and writes them every `flush`. Rows after `resume_at` are dropped first.
 
-    costs: FLOPs and tokens of one sample of a shape. world: how many workers train. Only the
-    process with `main` set writes; on the others all methods do nothing.
+    costs: FLOPs and tokens of one sample of a shape with so many prompts. world: how many workers
+    train. Only the process with `main` set writes; on the others all methods do nothing.
     """
 
     def __init__(
         self,
         out: Path,
         *,
-        costs: Callable[[tuple[int, ...]], Costs],
+        costs: Callable[[tuple[int, ...], int], Costs],
         device: torch.device,
         world: int = 1,
         resume_at: int = 0,
@@ -88,7 +88,7 @@ class Metrics:
         """
         if not self.main:
             return
-        costs = [self.costs(tuple(batch.latents.shape[1:])) for batch in batches]
+        costs = [self.costs(tuple(b.latents.shape[1:]), b.prompt_embeds.shape[1]) for b in batches]
         sizes = [batch.size * self.world for batch in batches]
         flops = sum(size * cost.total for size, cost in zip(sizes, costs, strict=True)) / seconds
         tokens = sum(size * cost.tokens for size, cost in zip(sizes, costs, strict=True))
@@ -148,7 +148,11 @@ def make_metrics(run: Run, trained: Trained | Sharded, resume_at: int) -> Metric
     step_costs = base_of(run.transformer).step_costs
     return Metrics(
         run.out,
-        costs=cache(lambda shape: step_costs(run.transformer, shape, trained.parameters)),
+        costs=cache(
+            lambda shape, prompts: step_costs(
+                run.transformer, shape, trained.parameters, prompts=prompts
+            )
+        ),
         device=run.world.device,
         world=run.world.size,
         resume_at=resume_at,

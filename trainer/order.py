@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from layerflow.seeds import keyed
 
 BLOCK = 1024  # steps whose mixture counts are made at once
-PROMPTS = 3
+PROMPTS = 3  # of a model with one foreground
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Draw:
     timestep: float
     """As the base's noise process has it: whole steps stay int."""
     drop: tuple[bool, ...]
-    """For each prompt, whether zeros replace it."""
+    """For each prompt of the model's layers, whether zeros replace it."""
     frame: float
     """In [0, 1): which frame a frozen clip shows."""
 
@@ -48,7 +48,7 @@ class Order:
     seed: of the run. stage: its name, so that stages do not share randomness. batch: samples a
     step. sizes, weights: rows and weight of each component of the mixture. tasks: task -> weight.
     timesteps: of a `layerflow.model.noise.NoiseProcess`. joint, layer: chances that all prompts,
-    or each prompt, are dropped.
+    or each prompt, are dropped. prompts: how many a model has.
 
     Within each step the shares of components and tasks are exact up to rounding, and timesteps
     are stratified: those of one number in each of `batch` equal parts of [0, 1). Each component
@@ -64,6 +64,7 @@ class Order:
     timesteps: Callable[[NDArray[np.float64]], NDArray[Any]]
     joint: float = 0.0
     layer: float = 0.0
+    prompts: int = PROMPTS
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.weights) or not self.sizes or min(self.sizes) < 1:
@@ -79,7 +80,7 @@ class Order:
         tasks = rng.permutation(_systematic(list(self.tasks.values()), batch, rng.random()))
         strata = (rng.permutation(batch) + rng.random(batch)) / batch
         timesteps = self.timesteps(strata).tolist()
-        chance = rng.random((batch, PROMPTS + 1))
+        chance = rng.random((batch, self.prompts + 1))
         drop = (chance[:, :1] < self.joint) | (chance[:, 1:] < self.layer)
         frames = rng.random(batch)
         names = list(self.tasks)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+
+from layerflow import front
+from layerflow.corpus.log import at_version
 
 if TYPE_CHECKING:
     from layerflow.corpus.derive import Derived
@@ -17,11 +20,13 @@ CorpusPath = Annotated[
     typer.Argument(help="a corpus folder, or hf://datasets/NAMESPACE/NAME", metavar="CORPUS"),
 ]
 OutPath = Annotated[Path, typer.Option(help="corpus folder to make; must not exist")]
+AtVersion = Annotated[int | None, typer.Option("--version", help=get_args(front.Version)[1], min=1)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON only")]
 
 
 def validate(
     corpus: CorpusPath,
+    version: AtVersion = None,
     workers: Annotated[
         int | None, typer.Option(help="decoding processes; default: all CPUs; 0: this process")
     ] = None,
@@ -38,7 +43,7 @@ def validate(
     from layerflow.corpus.published import fetched, open_corpus
     from layerflow.corpus.validate import check_folder, check_rows
 
-    folder = fetched(corpus)
+    folder = fetched(at_version(corpus, version))
     problems = check_folder(folder)
     errors: dict[str, list[float]] = {}
     rows = 0
@@ -69,7 +74,7 @@ def validate(
         raise typer.Exit(1)
 
 
-def stats(corpus: CorpusPath, json: Json = False) -> None:
+def stats(corpus: CorpusPath, version: AtVersion = None, json: Json = False) -> None:
     """Counts, seconds, bytes, scores, licences, duplicates and rejection reasons."""
     import json as encoder
 
@@ -77,7 +82,7 @@ def stats(corpus: CorpusPath, json: Json = False) -> None:
     from layerflow.corpus.validate import refuse_unpackable
     from layerflow.corpus.validate import stats as of
 
-    opened = open_corpus(fetched(corpus))
+    opened = open_corpus(fetched(at_version(corpus, version)))
     refuse_unpackable(opened)
     found = of(opened)
     if json:
@@ -170,10 +175,18 @@ def _plain(text: str) -> str:
     return escape(one_line(text[:300]))
 
 
+def _here(folder: Path | str) -> Path:
+    """A folder on this disk. Raises ValueError for one in an object store."""
+    if isinstance(folder, str):
+        raise ValueError(f"{folder}: is in an object store; copy it to a local folder to view it")
+    return folder
+
+
 def view(
     source: Annotated[
         str, typer.Argument(help="a corpus (also hf://datasets/...), latents, or samples")
     ],
+    version: AtVersion = None,
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
     serve: Annotated[
         bool, typer.Option("--serve", help="serve the whole corpus on 127.0.0.1 instead")
@@ -189,7 +202,7 @@ def view(
     from layerflow.corpus.published import fetched, is_published, open_corpus
     from layerflow.corpus.validate import refuse_unpackable
 
-    folder = fetched(source)
+    folder = _here(fetched(at_version(source, version)))
     if is_published(folder):
         refuse_unpackable(open_corpus(folder))
     if serve:
@@ -207,6 +220,7 @@ def view(
 def filter_(
     corpus: CorpusPath,
     out: OutPath,
+    version: AtVersion = None,
     where: Annotated[
         list[str] | None, typer.Option(help="such as 'flicker<0.02 and ghost<5'; repeatable")
     ] = None,
@@ -219,7 +233,7 @@ def filter_(
     from layerflow.corpus.derive import filter_corpus
     from layerflow.corpus.published import open_corpus
 
-    opened = open_corpus(corpus)
+    opened = open_corpus(corpus, version)
     _show(
         filter_corpus(opened, out, where=where or (), kinds=kind or (), keep_unknown=keep_unknown)
     )
@@ -242,6 +256,7 @@ def merge(
 def split(
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option(help="folder to make one corpus per split in")],
+    version: AtVersion = None,
     fractions: Annotated[str, typer.Option(help="names and shares")] = "train=0.9,validation=0.1",
     seed: Annotated[int, typer.Option(help="the draw follows from it")] = 0,
 ) -> None:
@@ -250,7 +265,8 @@ def split(
     from layerflow.corpus.published import open_corpus
     from layerflow.corpus.splits import parse_fractions
 
-    made, assignment = split_corpus(open_corpus(corpus), out, parse_fractions(fractions), seed=seed)
+    opened = open_corpus(corpus, version)
+    made, assignment = split_corpus(opened, out, parse_fractions(fractions), seed=seed)
     for derived in made.values():
         _show(derived)
     typer.echo(

@@ -10,6 +10,7 @@ import typer
 from layerflow import front
 from layerflow.cli.misses import print_misses
 from layerflow.cli.options import with_options_of
+from manifests.arguments import RUNTIME
 
 if TYPE_CHECKING:
     from pipelines.engine.jobs import Summary
@@ -33,18 +34,18 @@ def pack(columns: list[str] | None, **options: Any) -> None:
     _finish(front.pack(**options, columns=_assignments(columns or [], "--column") or None))
 
 
-@with_options_of(front.mine, only=front.RUNTIME)
+@with_options_of(front.mine, only=RUNTIME)
 def build(
     manifest: Annotated[Path, typer.Argument(help="a corpus manifest (YAML)")], **how: Any
 ) -> None:
     """Run the jobs that a corpus manifest lists, in order."""
-    from layerflow.outputs import local_output
+    from layerflow.outputs import corpus_output
     from manifests.common import load
     from manifests.schema import BuildManifest, MineJob
 
     jobs = load(manifest, BuildManifest).jobs
     for job in jobs:  # all are checked first
-        local_output(job.out)
+        corpus_output(job.out)
     for job in jobs:
         gate = (job.gate, job.thresholds) if isinstance(job, MineJob) else ()
         _finish(front.run_job(job, **how), *gate)
@@ -78,9 +79,10 @@ def print_summary(summary: Summary) -> None:
     from rich.table import Table
 
     console = Console()
+    new = f", {summary.added} of them new" if summary.added is not None else ""
     resumed = f", {summary.resumed} units were done already" if summary.resumed else ""
     console.print(
-        f"{summary.out}: {summary.kept} clips, {summary.rejected} rejected rows "
+        f"{summary.out}: {summary.kept} clips{new}, {summary.rejected} rejected rows "
         f"({summary.seconds:.1f} s{resumed})",
         highlight=False,
         soft_wrap=True,

@@ -13,7 +13,7 @@ import typer
 from layerflow.cli import new, weights
 from layerflow.cli.plugin_help import PluginCommand
 
-GROUPS = ("data", "corpus", "model", "train", "publish", "doctor", "demo.command")
+GROUPS = ("data", "corpus", "versions", "model", "train", "publish", "doctor", "demo.command")
 ERROR_WIDTH = 1000
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def print_misses(
-    out: Path, gate: str, thresholds: Mapping[str, tuple[float, float]] | None = None
+    out: Path | str, gate: str, thresholds: Mapping[str, tuple[float, float]] | None = None
 ) -> None:
     """A line for every threshold that decided: how many clips, the middle and the nearest value,
     what was wanted; then what a looser preset would take, and the commands for it.
@@ -36,18 +36,21 @@ def print_misses(
         console.print(line)
 
 
-def _judged(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _judged(out: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Step and scores of each row that the gate turned down, a batch in memory at a time."""
     from layerflow.corpus.stats import read_batches
-    from layerflow.corpus.table import Table
+    from layerflow.corpus.store import in_object_store
+    from layerflow.corpus.table import Corpus, Table
 
-    for batch in read_batches(Table(out / "rejected"), ("stage", "quality")):
+    remote = in_object_store(out)
+    table = Corpus.open(out).rejected_table() if remote else Table(Path(out) / "rejected")
+    for batch in read_batches(table, ("stage", "quality")) if table is not None else ():
         for row in batch.to_pylist():
             if row["stage"] in ("filters", "gate"):
                 yield row["stage"], row["quality"] or {}
 
 
-def _advice(out: Path, gate: str) -> list[str]:
+def _advice(out: Path | str, gate: str) -> list[str]:
     from pipelines.gates import judge, looser
 
     lines = []

@@ -12,12 +12,17 @@ from layerflow import front
 from layerflow.cli.options import with_options_of
 
 
-@with_options_of(front.init, directory=typer.Argument())
-def init(preset: str, **options: Any) -> None:
+@with_options_of(front.init, directory=typer.Argument(), source=typer.Option("--from"))
+def init(preset: str | None = None, **options: Any) -> None:
     """A model directory to start from."""
+    from layerflow.model.other_layers import as_lines
+
     quiet_libraries()
     folder = front.init(preset=preset, **options)
-    typer.echo(f"{folder}: made from preset {preset}")
+    source = options["source"]
+    typer.echo(f"{folder}: made from {source if source else f'preset {preset}'}")
+    for line in as_lines(folder):
+        typer.echo(line)
     _print_info(folder)
 
 

@@ -22,20 +22,21 @@ import pyarrow as pa
 
 from layerflow.clip import KINDS
 from layerflow.corpus.columns import COLUMNS, joined_schema, small_columns
+from layerflow.corpus.log import REJECTED, Version, commit
 from layerflow.corpus.published import PublishedCorpus, is_remote
 from layerflow.corpus.row_cells import check_stored
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.splits import Assignment, assign
 from layerflow.corpus.stats import chunks, read_batches, small_rows, tallied
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import (
     FORMAT_VERSION,
     REJECTED_SCHEMA,
     Corpus,
-    Table,
     rejected_row,
 )
 from layerflow.corpus.validate import refuse_unsound
-from layerflow.corpus.writer import write_table
+from layerflow.corpus.writer import write_shards_of
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.media.opening import MediaError
@@ -217,8 +218,8 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
 
     def left_out() -> Rows:
         for corpus in corpora:
-            if (Path(corpus.path) / "rejected" / "state.json").is_file():
-                yield from Table(Path(corpus.path) / "rejected").rows()
+            if (table := corpus.rejected_table()) is not None:
+                yield from table.rows()
         yield from repeated
 
     return write_derived(out, "merge", {}, corpora, schema, kept(), left_out())
@@ -265,12 +266,6 @@ def _sound(corpus: AnyCorpus, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _identity(corpus: AnyCorpus) -> str:
-    if isinstance(corpus, PublishedCorpus):
-        return corpus.identity()
-    return (corpus.path / "state.json").read_text()
-
-
 def _name(corpus: AnyCorpus) -> str:
     return str(corpus.path) if is_remote(corpus.path) else Path(corpus.path).resolve().name
 
@@ -308,14 +303,16 @@ def write_derived(
     ``out`` holds something else.
     """
     out = local_output(out)
-    parents = [_identity(c) for c in corpora]
+    parents = [c.identity() for c in corpora]
     recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
     if out.exists():
         return _finished(out, recipe)
     reasons: Counter[str] = Counter()
     with new_folder(out) as building:
-        kept = write_table(building, rows, schema)
-        left_out = write_table(building / "rejected", tallied(rejected, reasons), REJECTED_SCHEMA)
+        made = write_shards_of(building, rows, schema)
+        turned = tallied(rejected, reasons)
+        refused = write_shards_of(building / REJECTED, turned, REJECTED_SCHEMA)
+        kept, left_out = (sum(one.rows or 0 for one in shards) for shards in (made, refused))
         info = {
             "kind": kind,
             "recipe": recipe,
@@ -328,7 +325,8 @@ def write_derived(
             "reasons": dict(reasons),
             "made_from": [{"name": _name(c), **c.info} for c in corpora],
         }
-        (building / "corpus.json").write_text(json.dumps(info, indent=2, sort_keys=True))
+        write_json(building / "corpus.json", info)
+        commit(Store(building), Version(1, kind, made, refused, info))
         jobs = {k: job for c in reversed(corpora) for k, job in recorded_jobs(c.path).items()}
         if jobs:
             write_json(building / RECORD, jobs)

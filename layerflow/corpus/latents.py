@@ -7,6 +7,10 @@ A folder with::
     fingerprint.json        which weights, size, frame rule and format made all this
     index.json              the shards, in order
 
+A store of ``rgba`` says nothing of layers: every row has the four. One of another set has its name
+as ``layers`` of the fingerprint, a column of each of its layers and of each of its prompts, and
+``foregrounds``, how many of them a row has; layers of absent ones are null.
+
 Moments are raw little-endian ``[2C, f, h, w]`` arrays (mean, then log-variance; -30 where there is
 none), already in the scale that the transformer sees. Shards are Arrow IPC streams, memory-mapped,
 so that opening costs nothing and any row is read on its own.
@@ -29,106 +33,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from layerflow.clip import LAYERS, PROMPTED
+from layerflow.corpus.latent_rows import CLIPS as CLIPS
+from layerflow.corpus.latent_rows import (
+    DTYPES,
+    PROMPTS,
+    clips_schema,
+    stored_layers,
+)
+from layerflow.corpus.latent_rows import NO_LOGVAR as NO_LOGVAR
+from layerflow.corpus.latent_rows import clip_row as clip_row
+from layerflow.corpus.latent_rows import prompt_key as prompt_key
+from layerflow.corpus.latent_rows import prompt_row as prompt_row
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.writer import SHARD_BYTES, write_shards
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
+from layerflow.layer_set import LayerSet, prompted_of
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
-NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
 BATCH_BYTES = 1 << 20  # a record batch of many small rows or of one large row
-DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-
-CLIPS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),  # the corpus row's id; `id` adds the augmentation
-        ("content", pa.string()),  # hash of that row's media and prompts: what is up to date
-        ("kind", pa.string()),
-        ("alpha_kind", pa.string()),
-        ("origin_group", pa.string()),
-        ("latent_frames", pa.int32()),
-        ("latent_channels", pa.int32()),
-        ("latent_height", pa.int32()),
-        ("latent_width", pa.int32()),
-        ("num_frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float32()),
-        ("dtype", pa.string()),
-        *((layer, pa.large_binary()) for layer in LAYERS),
-        *((f"{layer}_prompt", pa.string()) for layer in PROMPTED),
-    ]
-)
-PROMPTS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("text", pa.string()),
-        ("tokens", pa.int32()),
-        ("width", pa.int32()),
-        ("dtype", pa.string()),
-        ("embedding", pa.large_binary()),
-    ]
-)
-
-
-def prompt_key(prefixed: str) -> str:
-    """Key of a prompt: sha256 of the prefixed text, as hex; of an empty one: the empty string."""
-    return hashlib.sha256(prefixed.encode()).hexdigest() if prefixed else ""
-
-
-def clip_row(
-    moments: Mapping[str, NDArray[np.floating]], *, dtype: str = "float32", **columns: Any
-) -> dict[str, Any]:
-    """A row of `clips/`.
-
-    moments: layer -> ``[2C, f, h, w]``, all of one shape. dtype: ``float16`` or ``float32``.
-    columns: the remaining columns (`id`, `kind`, ...). ValueError for what does not fit.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(DTYPES)}, not {dtype!r}")
-    shapes = {layer: moments[layer].shape for layer in LAYERS}
-    shape = shapes[LAYERS[0]]
-    if len(set(shapes.values())) != 1 or len(shape) != 4 or shape[0] % 2:
-        raise ValueError(f"moments must be [2C, f, h, w], one shape for all layers, not {shapes}")
-    row = {
-        **columns,
-        "latent_channels": shape[0] // 2,
-        "latent_frames": shape[1],
-        "latent_height": shape[2],
-        "latent_width": shape[3],
-        "dtype": dtype,
-        **{layer: _bytes(moments[layer], dtype, layer) for layer in LAYERS},
-    }
-    missing = set(CLIPS.names) - set(row)
-    if missing:
-        raise ValueError(f"a row of latents needs {sorted(missing)}")
-    return row
-
-
-def prompt_row(
-    text: str, embedding: NDArray[np.floating], *, dtype: str = "float32"
-) -> dict[str, Any]:
-    """A row of `prompts/`: the prefixed text and its embedding ``[tokens, width]``."""
-    tokens, width = embedding.shape
-    return {
-        "key": prompt_key(text),
-        "text": text,
-        "tokens": tokens,
-        "width": width,
-        "dtype": dtype,
-        "embedding": _bytes(embedding, dtype, "prompt"),
-    }
-
-
-def _bytes(values: NDArray[np.floating], dtype: str, what: str) -> bytes:
-    with np.errstate(over="ignore"):  # said below, in our words
-        raw = np.ascontiguousarray(values, DTYPES[dtype])
-    if not np.isfinite(raw).all():
-        raise ValueError(f"{what}: the values are not all finite as {dtype}")
-    return raw.tobytes()
 
 
 class LatentsWriter:
@@ -137,7 +61,7 @@ class LatentsWriter:
     ::
 
         with LatentsWriter(path, fingerprint) as writer:
-            writer.clips(rows)        # rows by clip_row
+            writer.clips(rows)        # rows by clip_row, of the layers that the fingerprint says
             writer.prompts(rows)      # rows by prompt_row
 
     Rows may be generators: memory holds one record batch. Leaving the block by an exception
@@ -164,7 +88,7 @@ class LatentsWriter:
             write_json(self.folder / "fingerprint.json", self._fingerprint)
 
     def clips(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        return self._table("clips", rows, CLIPS)
+        return self._table("clips", rows, clips_schema(stored_layers(self._fingerprint)))
 
     def prompts(self, rows: Iterable[Mapping[str, Any]]) -> int:
         return self._table("prompts", rows, PROMPTS)
@@ -194,18 +118,31 @@ def _batches(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[p
         yield pa.RecordBatch.from_pylist(waiting, schema=schema)
 
 
-def _misfit(batch: pa.RecordBatch) -> int | None:
-    """The first row of `clips/` whose layers are not as long as its shape and dtype say."""
+def _misfit(batch: pa.RecordBatch, layers: LayerSet) -> int | None:
+    """The first row of `clips/` whose layers are not as long as its shape and dtype say, or are not
+    those of its number of foregrounds."""
     axes = (batch.column(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
     shapes = zip(*(axis.to_pylist() for axis in axes), strict=True)
-    lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in LAYERS]
-    kinds = batch.column("dtype").to_pylist()
-    for row, (shape, kind, *sizes) in enumerate(zip(shapes, kinds, *lengths, strict=True)):
+    lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in layers.layers]
+    kinds, counts = batch.column("dtype").to_pylist(), _counts(batch)
+    about = zip(shapes, kinds, counts, *lengths, strict=True)
+    for row, (shape, kind, count, *sizes) in enumerate(about):
         if kind not in DTYPES or not all(shape) or min(shape) < 1:
             return row
-        if set(sizes) != {2 * math.prod(shape) * DTYPES[kind].itemsize}:
+        if count not in range(1, len(layers.foregrounds) + 1):
+            return row
+        length = 2 * math.prod(shape) * DTYPES[kind].itemsize
+        present = layers.with_foregrounds(count)
+        if sizes != [length if layer in present else None for layer in layers.layers]:
             return row
     return None
+
+
+def _counts(batch: pa.RecordBatch) -> list[Any]:
+    """How many foregrounds each row has."""
+    if "foregrounds" not in batch.schema.names:
+        return [1] * batch.num_rows
+    return list(batch.column("foregrounds").to_pylist())
 
 
 class _Opened:
@@ -215,7 +152,7 @@ class _Opened:
     time that a row takes.
     """
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
+    def __init__(self, batch: pa.RecordBatch, layers: LayerSet) -> None:
         def values(name: str) -> list[Any]:
             return list(batch.column(name).to_pylist())
 
@@ -223,17 +160,18 @@ class _Opened:
         self.columns = {name: values(name) for name in names}
         axes = (values(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
         self.shapes = [(2 * c, f, h, w) for c, f, h, w in zip(*axes, strict=True)]
-        self.prompts = list(zip(*(values(f"{layer}_prompt") for layer in PROMPTED), strict=True))
+        self.layers = [layers.with_foregrounds(count) for count in _counts(batch)]
+        self.prompts = {layer: values(f"{layer}_prompt") for layer in layers.prompted}
         self._dtypes = [DTYPES[name] for name in values("dtype")]
-        self._media = []
-        for layer in LAYERS:
+        self._media = {}
+        for layer in layers.layers:
             _, offsets, data = batch.column(layer).buffers()
             starts = np.frombuffer(offsets, np.int64) if batch.num_rows else np.zeros(1, np.int64)
-            self._media.append((starts[batch.column(layer).offset :], data))
+            self._media[layer] = starts[batch.column(layer).offset :], data
 
-    def layer(self, slot: int, row: int) -> NDArray[np.floating]:
+    def layer(self, name: str, row: int) -> NDArray[np.floating]:
         """A view of one layer's values, flat."""
-        offsets, data = self._media[slot]
+        offsets, data = self._media[name]
         kind, start = self._dtypes[row], int(offsets[row])
         return np.frombuffer(data, kind, (int(offsets[row + 1]) - start) // kind.itemsize, start)
 
@@ -251,7 +189,8 @@ class Latents:
                 f"{path} has latents of format {version}, this code reads {FORMAT_VERSION}; "
                 "encode the corpus again"
             )
-        self._clips = self._load(index["clips"], CLIPS)
+        self.layers = stored_layers(self.fingerprint)
+        self._clips = self._load(index["clips"], clips_schema(self.layers))
         self._opened: dict[int, _Opened] = {}
         self._starts = [0]
         for batch in self._clips:
@@ -287,7 +226,9 @@ class Latents:
         for batch in batches:
             if batch.schema.names != schema.names or batch.schema.types != schema.types:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
-            if schema is CLIPS and (row := _misfit(batch)) is not None:
+            if schema is PROMPTS:
+                continue
+            if (row := _misfit(batch, self.layers)) is not None:
                 which = f"the latents of {str(batch.column('id')[row])[:40]!r}"
                 raise ValueError(f"{self.path}: {which} do not fit their shape; encode again")
         return batches
@@ -333,24 +274,28 @@ class Latents:
     def item(self, index: int) -> dict[str, Any]:
         """Row `index`: `id`, `kind`, ..., and
 
-        moments: float32 ``[4, 2C, f, h, w]``, layers in order
-        prompt_embeds: float32 ``[3, tokens, width]``; zeros where a layer has no prompt
+        layers: names of the layers that the row has, in order: of ``rgba`` four
+        moments: float32 ``[n, 2C, f, h, w]`` of these
+        prompts: of those with a prompt, layer -> key
+        prompt_embeds: float32 ``[p, tokens, width]`` of these; zeros where there is no text
         """
         number, row = self._find(index)
         batch = self._opened.get(number) or self._opened.setdefault(
-            number, _Opened(self._clips[number])
+            number, _Opened(self._clips[number], self.layers)
         )
         shape = batch.shapes[row]
-        moments = np.empty((len(LAYERS), *shape), np.float32)
-        for slot in range(len(LAYERS)):
-            moments[slot] = batch.layer(slot, row).reshape(shape)
-        keys = batch.prompts[row]
+        layers = batch.layers[row]
+        moments = np.empty((len(layers), *shape), np.float32)
+        for slot, layer in enumerate(layers):
+            moments[slot] = batch.layer(layer, row).reshape(shape)
+        prompts = {layer: batch.prompts[layer][row] for layer in prompted_of(layers)}
         return {
             **{name: values[row] for name, values in batch.columns.items()},
             "latent_frames": shape[1],
+            "layers": layers,
             "moments": moments,
-            "prompts": dict(zip(PROMPTED, keys, strict=True)),
-            "prompt_embeds": self._embeddings(keys),
+            "prompts": prompts,
+            "prompt_embeds": self._embeddings(list(prompts.values())),
         }
 
     def _embeddings(self, keys: Sequence[str]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """A published corpus (Parquet, as on the Hub) read as a local one, from a folder or from the Hub.
 
-``open_corpus`` takes what a user names: a corpus folder, a folder in the Hub's layout, or
+``open_corpus`` takes what a user names: a corpus folder here or in an object store (``s3://``,
+``gs://``), perhaps at a version (``CORPUS@v3``), a folder in the Hub's layout, or
 ``hf://datasets/NAMESPACE/NAME[@REVISION][/FOLDER or FOLDER/SPLIT-*.parquet]``. Only what is asked
 for is read: columns without media cost no media bytes, over a network too.
 """
@@ -22,7 +23,9 @@ import pyarrow.parquet as pq
 
 from layerflow.clip import LAYERS, LayeredClip
 from layerflow.corpus.columns import MEDIA
-from layerflow.corpus.table import SCHEMA, Corpus, decode_row
+from layerflow.corpus.log import numbers, split_address
+from layerflow.corpus.store import Store, in_object_store
+from layerflow.corpus.table import SCHEMA, Chunk, Corpus, Table, decode_row
 from layerflow.media.cells import MediaError
 
 REMOTE = re.compile(
@@ -31,7 +34,6 @@ REMOTE = re.compile(
 DATA = "data"
 MAX_GROUP_BYTES = 4 << 30  # of a row group in memory; ours hold 32 MiB
 UNSEEN = "there is no such repository, or the token may not see it (`hf auth login`)"
-Chunk = Callable[[Sequence[str] | None], pa.RecordBatch]
 
 
 def local_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,32 +52,58 @@ def local_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_remote(where: str | Path) -> bool:
+    """Whether a corpus lies on the Hub or in an object store."""
+    return is_on_hub(where) or in_object_store(where)
+
+
+def is_on_hub(where: str | Path) -> bool:
     return isinstance(where, str) and where.startswith("hf://")
 
 
-def open_corpus(where: str | Path) -> Corpus | PublishedCorpus:
+def open_corpus(where: str | Path, version: int | None = None) -> Corpus | PublishedCorpus:
     """A corpus by what a user names it; see the module. A remote one is read in place.
 
+    version: of a corpus with a log, by default the newest; ``CORPUS@v3`` names one, too.
     Raises ValueError when there is none, with what was looked for.
     """
-    if is_remote(where):
-        return PublishedCorpus.remote(str(where))
-    path = Path(where)
-    return PublishedCorpus.open(path) if is_published(path) else Corpus.open(path)
+    if is_on_hub(where):
+        published = PublishedCorpus.remote(str(where))
+    elif in_object_store(where) or not is_published(where):
+        return Corpus.open(where, version)
+    else:
+        published = PublishedCorpus.open(where)
+    if version is not None:
+        raise ValueError(f"{where}: a published corpus has revisions, not versions")
+    return published
 
 
-def is_published(path: Path) -> bool:
+def is_corpus(where: str | Path) -> bool:
+    """Whether a folder or URL names a corpus that ``Corpus.open`` takes."""
+    path, _ = split_address(where)
+    if in_object_store(path):
+        return bool(numbers(Store(path)))
+    return "://" not in str(path) and (Path(path) / "state.json").is_file()
+
+
+def is_published(path: Path | str) -> bool:
     """Whether a local path names the Parquet files of a published corpus."""
+    if isinstance(path, str):
+        if is_remote(path):
+            return False
+        path = Path(path)
     return not (path / "state.json").is_file() and bool(_parquet_files(path))
 
 
-def fetched(where: str | Path) -> Path:
-    """The same corpus on this machine, as an absolute path that ``open_corpus`` takes.
+def fetched(where: str | Path) -> Path | str:
+    """The same corpus, as an absolute path or URL that ``open_corpus`` takes.
 
-    Files of a remote one are downloaded into the Hub's cache, once; later calls find them there,
-    offline too. Raises ValueError when it is not there or the Hub cannot be reached.
+    Files on the Hub are downloaded into its cache, once; later calls find them there, offline too.
+    A corpus in an object store stays there. Raises ValueError when it is not there or the Hub
+    cannot be reached.
     """
-    if not is_remote(where):
+    if in_object_store(where):
+        return where
+    if not is_on_hub(where):
         return Path(where).resolve()
     import huggingface_hub
 
@@ -219,6 +247,14 @@ class PublishedCorpus:
         """Changes when the files do: names, sizes, and checksums or times."""
         return repr([(file.name, file.stamp) for file in self._files])
 
+    @property
+    def address(self) -> str:
+        """What ``open_corpus`` takes."""
+        return str(self.path)
+
+    def rejected_table(self) -> Table | None:
+        return None
+
     def rejected(self) -> list[dict[str, Any]]:
         return []
 
@@ -240,7 +276,7 @@ class PublishedCorpus:
         names = list(columns) if columns is not None else self.schema.names
         key = (file, group, tuple(names))
         if self._last is None or self._last[0] != key:
-            with _explained(str(self.path)) if is_remote(self.path) else nullcontext():
+            with _explained(str(self.path)) if is_on_hub(self.path) else nullcontext():
                 table = self._file(file).read_row_group(group, columns=names)
             self._last = key, _corpus_batch(table, self.schema, names)
         return self._last[1]

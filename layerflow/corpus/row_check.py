@@ -18,7 +18,7 @@ import av
 import numpy as np
 
 from layerflow.clip import ALPHA, BLENDED, LAYERS, LayeredClip, composite
-from layerflow.corpus.columns import COLUMNS, EXACT_LEVELS, cells
+from layerflow.corpus.columns import CODED_RMS_LIMIT, COLUMNS, EXACT_LEVELS, cells
 from layerflow.corpus.table import decode_row
 from layerflow.media.opening import (
     MAX_CELL_BYTES,
@@ -29,9 +29,6 @@ from layerflow.media.opening import (
     open_cell,
 )
 
-# 4:4:4 H.264 at crf 10 keeps each layer above 40 dB (2.6 levels rms). Recomposing adds the errors
-# of three coded layers; this leaves room for hard textures, and a wrong layer is far above it.
-CODED_RMS_LIMIT = 8.0
 FIX_ROW = "leave this row out with `layerflow filter`, or make the corpus again from its source"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,7 +46,7 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> Batches:
     encoding of texts. Raises ValueError that names the file when it is damaged, cut off, gone, or
     of another make.
     """
-    with _named(path), _opened(path) as reader:
+    with named_errors(path), _opened(path) as reader:
         for batch in reader:
             batch.validate(full=True)
             yield batch if columns is None else batch.select(list(columns))
@@ -53,7 +54,7 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> Batches:
 
 def read_schema(path: Path) -> pa.Schema:
     """The columns of one stream; errors as of ``read_shard``."""
-    with _named(path), _opened(path) as reader:
+    with named_errors(path), _opened(path) as reader:
         return reader.schema
 
 
@@ -68,7 +69,7 @@ def _opened(path: Path) -> Iterator[pa.RecordBatchStreamReader]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named_errors(path: Path | str) -> Iterator[None]:
     """Errors of a damaged file as ValueError with its name."""
     try:
         yield
@@ -109,22 +110,54 @@ def _check_messages(source: pa.NativeFile) -> None:
     for message in pa.ipc.MessageReader.open_stream(source):
         if message.type != ("schema" if first else "record batch"):
             raise pa.ArrowInvalid(f"it holds a message of type {message.type}")
-        if not first and _is_compressed(message.metadata):
+        data = message.metadata.to_pybytes()
+        if not first and parse_message(data, len(data)).is_compressed:
             raise pa.ArrowInvalid("its record batches are compressed")
         first = False
 
 
-def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Whether a message's flatbuffer is of a record batch with compressed buffers."""
-    data = metadata.to_pybytes()
-    message = struct.unpack_from("<I", data, 0)[0]
-    place = _field(data, message, 2)  # the header, whose type the message has said
-    if place is None:
-        raise pa.ArrowInvalid("a record batch has no header")
-    return _field(data, place + struct.unpack_from("<I", data, place)[0], 3) is not None
+@dataclass(frozen=True)
+class Message:
+    """What the head of a message says. kind: 1 a schema, 3 a record batch; rows: of a batch."""
+
+    data: bytes | memoryview
+    head_bytes: int
+    body_bytes: int
+    kind: int
+    rows: int
+    is_compressed: bool
+    header: int
+
+    def buffers(self) -> list[tuple[int, int]]:
+        """Of a record batch: start and length of every buffer in its body."""
+        place = _field(self.data, self.header, 2)
+        if place is None:
+            return []
+        vector = place + struct.unpack_from("<I", self.data, place)[0]
+        count = struct.unpack_from("<I", self.data, vector)[0]
+        flat = struct.unpack_from(f"<{2 * count}q", self.data, vector + 4)
+        return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _field(data: bytes, table: int, number: int) -> int | None:
+def parse_message(data: bytes | memoryview, head_bytes: int) -> Message:
+    """The flatbuffer of a message's head. Raises ArrowInvalid or struct.error when it is none."""
+    root = struct.unpack_from("<I", data, 0)[0]
+    kind, place, size = (_field(data, root, number) for number in (1, 2, 3))
+    if place is None or kind is None:  # the header, whose type the message says
+        raise pa.ArrowInvalid("a message has no header")
+    header = place + struct.unpack_from("<I", data, place)[0]
+    body = 0 if size is None else struct.unpack_from("<q", data, size)[0]
+    kind, rows, compressed = data[kind], 0, False
+    if kind == 3:
+        length = _field(data, header, 0)
+        rows = 0 if length is None else struct.unpack_from("<q", data, length)[0]
+        compressed = _field(data, header, 3) is not None
+    if body < 0 or rows < 0:
+        raise pa.ArrowInvalid("a message's metadata is damaged")
+    return Message(data, head_bytes, body, kind, rows, compressed, header)
+
+
+def _field(data: bytes | memoryview, table: int, number: int) -> int | None:
     """Where a flatbuffer table holds its field ``number``; None when it does not."""
     vtable = table - struct.unpack_from("<i", data, table)[0]
     if vtable < 0:

@@ -11,8 +11,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,6 @@ from layerflow.clip import BLENDED, LAYERS, PROMPTED
 from layerflow.corpus.columns import COLUMNS, small_columns
 from layerflow.corpus.published import Chunk, PublishedCorpus
 from layerflow.corpus.scores import QUALITY_FIELDS
-from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import SCHEMA, Corpus, Table
 
 NO_LICENCE = "not stated"
@@ -33,16 +30,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
     """A table piece by piece: functions from column names (None: all) to a record batch, so that
     the small columns of a piece can be looked at before its media are read."""
-    if isinstance(table, PublishedCorpus):
-        yield from table.chunks()
-        return
-    for file in table.files():
-        for batch in read_shard(file):
-            yield partial(_columns, batch)
-
-
-def _columns(batch: pa.RecordBatch, names: Sequence[str] | None) -> pa.RecordBatch:
-    return batch if names is None else batch.select(list(names))
+    yield from table.chunks()
 
 
 def read_batches(
@@ -203,8 +191,7 @@ def _prompts(counter: Counter[str]) -> dict[str, Any]:
 
 def _rejected(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
-    folder = Path(corpus.path) / "rejected"
-    if (folder / "state.json").is_file():
-        for batch in read_batches(Table(folder), ("stage", "reason")):
+    if (table := corpus.rejected_table()) is not None:
+        for batch in read_batches(table, ("stage", "reason")):
             reasons.update(general_reason(row["stage"], row["reason"]) for row in batch.to_pylist())
     return {"rows": sum(reasons.values()), "reasons": dict(reasons.most_common(50))}

@@ -7,22 +7,37 @@ the reader; ``rejected/`` is a second table in the same form.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from layerflow.clip import ALPHA, LAYERS, PROMPTED, LayeredClip
+from layerflow.corpus.batches import ShardReader
 from layerflow.corpus.columns import EXTENDED_SCHEMA as EXTENDED_SCHEMA
 from layerflow.corpus.columns import EXTRAS as EXTRAS
 from layerflow.corpus.columns import QUALITY, SCHEMA
+from layerflow.corpus.log import (
+    REJECTED,
+    VERSIONS,
+    Shard,
+    Version,
+    newest,
+    numbers,
+    read,
+    split_address,
+)
 from layerflow.corpus.scores import QUALITY_FIELDS
-from layerflow.corpus.shards import read_schema, read_shard, table_files
+from layerflow.corpus.shards import table_files
+from layerflow.corpus.store import Store, in_object_store
 from layerflow.locations import clean_uri, printable, without_secrets
 from layerflow.media.cells import (
     Bounds,
@@ -33,6 +48,7 @@ from layerflow.media.cells import (
 )
 
 FORMAT_VERSION = 1
+MAX_OPEN = 64  # shards of a table that stay open
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -178,70 +194,170 @@ def rejected_row(
     }
 
 
+Chunk = Callable[[Sequence[str] | None], pa.RecordBatch]
+"""Column names (None: all) -> a record batch of these."""
+
+
 @dataclass(frozen=True)
 class Table:
-    """Arrow stream shards in one folder, memory-mapped; random access by row."""
+    """Arrow stream shards in one folder, opened when they are needed; random access by row.
 
-    path: Path
+    path: a local folder, or a URL of an object store, which is read by ranges. named: the shards;
+    None: those that the local ``state.json`` names. Not for use by several threads at a time.
+    """
+
+    path: Path | str
+    named: tuple[Shard, ...] | None = field(default=None, repr=False)
 
     @cached_property
-    def _table(self) -> pa.Table:
-        files = self.files()
-        schema = read_schema(files[0])
-        batches = [batch for file in files for batch in read_shard(file)]
-        if any(batch.schema != schema for batch in batches):
-            raise ValueError(f"{self.path} cannot be read: its shards have different columns")
-        return pa.Table.from_batches(batches, schema=schema)
+    def store(self) -> Store:
+        """The folder."""
+        return Store(self.path)
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards in order."""
+        if self.named is not None:
+            return self.named
+        return tuple(Shard(path.name) for path in table_files(Path(self.path)))
+
+    @cached_property
+    def _opened(self) -> OrderedDict[int, ShardReader]:
+        return OrderedDict()
+
+    @cached_property
+    def _last(self) -> dict[Any, pa.RecordBatch]:
+        return {}
+
+    def _reader(self, number: int) -> ShardReader:
+        """A shard. Raises ValueError when its columns or its rows are not as they should be."""
+        found = self._opened.pop(number, None)
+        if found is None:
+            shard = self.shards[number]
+            found = ShardReader(self.store, shard.file)
+            if number and found.schema != self.schema:
+                raise ValueError(f"{self.path} cannot be read: its shards have different columns")
+            if shard.rows is not None and shard.rows != found.rows:
+                where = self.store.location(shard.file)
+                text = f"it holds {found.rows} rows, not {shard.rows}"
+                raise ValueError(f"{where} cannot be read: {text}")
+            if len(self._opened) >= MAX_OPEN:
+                self._opened.popitem(last=False)
+        self._opened[number] = found
+        return found
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The number of rows up to the end of each shard."""
+        rows = (
+            self._reader(number).rows if shard.rows is None else shard.rows
+            for number, shard in enumerate(self.shards)
+        )
+        return list(accumulate(rows))
+
+    def shard(self, number: int) -> ShardReader:
+        """One shard by its place."""
+        return self._reader(number)
 
     def files(self) -> list[Path]:
-        """The Arrow shards on disk, in order; see ``table_files``."""
-        return table_files(self.path)
+        """The Arrow shards on this disk, in order."""
+        return [Path(self.path) / shard.file for shard in self.shards]
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._ends[-1] if self._ends else 0
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
-        return self._table.schema
+        return self._reader(0).schema
 
     def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """One row as Python values; ``columns`` leaves the others untouched on disk."""
+        """One row as Python values; ``columns`` leaves the others where they are."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        table = self._table if columns is None else self._table.select(list(columns))
-        return table.slice(index, 1).to_pylist()[0]
+        number = bisect.bisect_right(self._ends, index)
+        reader = self._reader(number)
+        batch, place = reader.place(index - (self._ends[number - 1] if number else 0))
+        key = (number, batch, None if columns is None else tuple(columns))
+        if key not in self._last:
+            held = reader.batch(batch, columns)
+            self._last.clear()
+            self._last[key] = held
+        return dict(self._last[key].slice(place, 1).to_pylist()[0])
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        return (self.row(index, columns) for index in range(len(self)))
+        for batch in self.batches(columns):
+            for place in range(batch.num_rows):
+                yield batch.slice(place, 1).to_pylist()[0]
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All record batches in order; ``columns`` leaves the others where they are."""
+        return (chunk(columns) for chunk in self.chunks())
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Record batches in order, each a function from column names (None: all) to the batch."""
+        for number in range(len(self.shards)):
+            reader = self._reader(number)
+            for batch in range(reader.count):
+                yield partial(reader.batch, batch)
 
 
 @dataclass(frozen=True)
 class Corpus(Table):
-    """A finished corpus on disk."""
+    """A finished corpus, on this disk or in an object store."""
+
+    version: Version | None = field(default=None, repr=False)
+    """What the log says of the version that this is; None without a log."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Corpus:
-        """Raises ValueError when the folder holds no corpus or another schema."""
-        corpus = cls(Path(path))
+    def open(cls, path: str | Path, version: int | None = None) -> Corpus:
+        """A corpus at a version, by default the newest; ``CORPUS@v3`` names one, too.
+
+        Raises ValueError when there is no corpus, no such version, or another schema.
+        """
+        path, named = split_address(path)
+        corpus = cls._at(path if in_object_store(path) else Path(path), version or named)
         missing = set(SCHEMA.names) - set(corpus.schema.names)
         if missing:
             raise ValueError(f"{path} is not a corpus of this version: no column {sorted(missing)}")
-        for field in SCHEMA:
-            found = corpus.schema.field(field.name).type
-            if pa.types.is_primitive(field.type) and found != field.type:
-                raise ValueError(f"{path}: the column {field.name} is {found}, not {field.type}")
+        for column in SCHEMA:
+            found = corpus.schema.field(column.name).type
+            if pa.types.is_primitive(column.type) and found != column.type:
+                raise ValueError(f"{path}: the column {column.name} is {found}, not {column.type}")
         return corpus
+
+    @classmethod
+    def _at(cls, path: str | Path, number: int | None) -> Corpus:
+        store = Store(path)
+        found = newest(store) if number is None else None
+        if number is not None and (number > 1 or numbers(store)):
+            found = read(store, number)
+        if found is None and store.local is None:
+            raise ValueError(f"{store} holds no corpus (no {VERSIONS}/)")
+        return cls(path) if found is None else cls(path, found.shards, found)
+
+    @property
+    def address(self) -> str:
+        """The corpus at just this version, for ``open``."""
+        return str(self.path) if self.version is None else f"{self.path}@v{self.version.number}"
+
+    def identity(self) -> str:
+        """Changes when the rows do."""
+        if self.version is None:
+            return (Path(self.path) / "state.json").read_text()
+        return json.dumps([shard.plain() for shard in self.shards])
 
     def clip(self, index: int) -> LayeredClip:
         return decode_row(self.row(index))
 
     def ids(self) -> list[str]:
-        return list(self._table.column("id").to_pylist())
+        return [id for batch in self.batches(["id"]) for id in batch.column("id").to_pylist()]
 
     @property
     def info(self) -> dict[str, Any]:
         """``corpus.json``: how the corpus was made (kind, recipe, resolved options, counts)."""
-        path = self.path / "corpus.json"
+        if self.version is not None:
+            return dict(self.version.info)
+        path = Path(self.path) / "corpus.json"
         try:
             found = json.loads(path.read_text()) if path.is_file() else {}
         except RecursionError as error:
@@ -250,6 +366,15 @@ class Corpus(Table):
             raise ValueError(f"{path} holds {type(found).__name__}, not an object")
         return found
 
+    def rejected_table(self) -> Table | None:
+        """The rejected table; None where there is none."""
+        folder = self.store.below(REJECTED)
+        if self.version is not None:
+            shards = self.version.rejected
+            return Table(folder.where, shards) if shards else None
+        there = folder.local is not None and (folder.local / "state.json").is_file()
+        return Table(folder.where) if there else None
+
     def rejected(self) -> list[dict[str, Any]]:
-        folder = self.path / "rejected"
-        return list(Table(folder).rows()) if (folder / "state.json").is_file() else []
+        table = self.rejected_table()
+        return [] if table is None else list(table.rows())

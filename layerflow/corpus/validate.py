@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.corpus.columns import small_columns
+from layerflow.corpus.log import REJECTED, named_files, numbers
 from layerflow.corpus.published import PublishedCorpus, is_remote, open_corpus
+from layerflow.corpus.row_cells import check_stored
 from layerflow.corpus.row_check import Problem, RowReport, check_row
+from layerflow.corpus.shards import table_files
 from layerflow.corpus.stats import stats
+from layerflow.corpus.store import Store, in_object_store
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
 from layerflow.documents import read_json
 from layerflow.media.cells import MediaError
@@ -38,7 +42,7 @@ def validate(corpus: Corpus | str | Path, *, workers: int = 0) -> list[Problem]:
     A published folder is a corpus too. workers: child processes that decode; 0 decodes in this
     process (for trusted corpora).
     """
-    path = corpus.path if isinstance(corpus, Corpus) else Path(corpus)
+    path = corpus.address if isinstance(corpus, Corpus) else corpus
     problems = check_folder(path)
     if any(problem.field != "corpus.json" for problem in problems):
         return problems
@@ -47,7 +51,7 @@ def validate(corpus: Corpus | str | Path, *, workers: int = 0) -> list[Problem]:
     return problems
 
 
-def check_folder(path: Path) -> list[Problem]:
+def check_folder(path: Path | str) -> list[Problem]:
     """Schema, sidecars, shards and their checksum, unique ids, the rejected table."""
     try:
         corpus = open_corpus(path)
@@ -89,19 +93,20 @@ def refuse_unsound_rows(corpus: Corpus | PublishedCorpus, *, workers: int) -> No
 
 
 def _stored(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
-    path = Path(corpus.path)
     if isinstance(corpus, PublishedCorpus):
-        yield from published_problems(path)
+        yield from published_problems(Path(corpus.path))
         return
-    yield from (*_schema(path, corpus), *_info(corpus), *_fingerprint(path))
-    if not (path / "rejected").exists():
-        return
+    yield from (*_schema(corpus), *_info(corpus), *_shards(corpus))
     try:
-        rejected = Table(path / "rejected")
+        rejected = corpus.rejected_table()
+        if rejected is None:
+            if corpus.version is not None or not (Path(corpus.path) / REJECTED).exists():
+                return
+            rejected = Table(Path(corpus.path) / REJECTED)
         if missing := set(REJECTED_SCHEMA.names) - set(rejected.schema.names):
             text = f"there is no column {sorted(missing)}"
             yield Problem(None, "rejected", text, FIX_FOLDER)
-        yield from (replace(found, field="rejected") for found in _fingerprint(rejected.path))
+        yield from (replace(found, field="rejected") for found in _shards(rejected))
     except (ValueError, KeyError) as error:
         yield Problem(None, "rejected", str(error), FIX_FOLDER)
 
@@ -140,14 +145,17 @@ def group_reader(path: Path) -> Work:
     return read
 
 
-def _schema(path: Path, corpus: Corpus) -> Iterator[Problem]:
+def _schema(corpus: Corpus) -> Iterator[Problem]:
     for field in SCHEMA:
         found = corpus.schema.field(field.name).type
         if found != field.type and not _fewer_scores(found, field.type):
             text = f"the column is {_brief(found)}, not {_brief(field.type)}"
             yield Problem(None, field.name, text, "convert it with the version that made it")
+    if is_remote(corpus.path):
+        return
     try:
-        features = read_json(path / "dataset_info.json", {"features": dict})["features"]
+        info = Path(corpus.path) / "dataset_info.json"
+        features = read_json(info, {"features": dict})["features"]
     except ValueError as error:
         yield Problem(None, "dataset_info.json", str(error), FIX_FOLDER)
         return
@@ -197,18 +205,49 @@ def _sha256(path: Path) -> str:
     return _hashed[key]
 
 
-def _fingerprint(path: Path) -> Iterator[Problem]:
-    state = read_json(path / "state.json")
-    names = [file.name for file in Table(path).files()]
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(_sha256(path / name).encode())
-    if state.get("_fingerprint") != digest.hexdigest()[:16]:
-        text = "the checksum of the shards is not the one that was written with them"
-        yield Problem(None, "state.json", text, FIX_FOLDER)
-    if stray := sorted({p.name for p in path.glob("*.arrow")} - set(names)):
-        text = f"does not name the shards {stray[:3]}"
-        yield Problem(None, "state.json", text, "remove them if they are left over")
+def _shards(table: Table) -> Iterator[Problem]:
+    """Every batch, the checksums of the shards, and files that no version names."""
+    for _ in table.batches():
+        pass  # validated as it is read
+    local = table.store.local
+    if any(shard.sha256 for shard in table.shards):
+        yield from _logged(table)
+    elif local is not None:
+        digest = hashlib.sha256()
+        for shard in table.shards:
+            digest.update(_sha256(local / shard.file).encode())
+        if read_json(local / "state.json").get("_fingerprint") != digest.hexdigest()[:16]:
+            text = "the checksum of the shards is not the one that was written with them"
+            yield Problem(None, "state.json", text, FIX_FOLDER)
+    if local is not None:
+        names = {shard.file for shard in table.shards}
+        if isinstance(table, Corpus):
+            names |= named_files(table.store)
+        else:
+            names |= named_files(Store(local.parent), rejected=True)
+        if stray := sorted({p.name for p in local.glob("*.arrow")} - names):
+            text = f"does not name the shards {stray[:3]}"
+            yield Problem(None, "state.json", text, "remove them if they are left over")
+
+
+def _logged(table: Table) -> Iterator[Problem]:
+    """Shards against what the log says of them, and the sidecars of the newest version."""
+    local = table.store.local
+    for shard in table.shards:
+        if local is not None:
+            found = _sha256(local / shard.file)
+        else:
+            found = hashlib.sha256(table.store.read(shard.file)).hexdigest()
+        if found != shard.sha256:
+            text = f"the checksum of {shard.file} is not the one that the log says"
+            yield Problem(None, "state.json", text, FIX_FOLDER)
+    if local is None or not isinstance(table, Corpus) or table.version is None:
+        return
+    if table.version.number == numbers(table.store)[-1]:
+        named = [path.name for path in table_files(local)]
+        if named != [shard.file for shard in table.shards]:
+            text = f"is not of version {table.version.number}, the newest"
+            yield Problem(None, "state.json", text, "run `layerflow compact` on it")
 
 
 def _ids(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
@@ -225,10 +264,16 @@ def check_rows(
     indices: Sequence[int] | None = None,
     decode: bool = True,
 ) -> Iterator[RowReport]:
-    """``check_row`` of every row, or of those given, in order; workers as of ``validate``."""
+    """``check_row`` of every row, or of those given, in order; workers as of ``validate``.
+
+    Rows of a corpus in an object store are checked one by one, without decoding them.
+    """
     chosen = range(len(corpus)) if indices is None else indices
+    if in_object_store(corpus.path):
+        yield from (_checked_here(corpus.row(index), index) for index in chosen)
+        return
     requests = [json.dumps([index, decode]).encode() for index in chosen]
-    answers = contained_map(row_checker, Path(corpus.path), requests, workers)
+    answers = contained_map(row_checker, Path(corpus.address), requests, workers)
     for index, answer in zip(chosen, answers, strict=True):
         if isinstance(answer, MediaError):
             yield RowReport((Problem(index, "media cells", str(answer)),))
@@ -236,6 +281,14 @@ def check_rows(
             data = json.loads(answer)
             problems = tuple(Problem(**problem) for problem in data["problems"])
             yield RowReport(problems, data["kind"], data["encoded_rms"])
+
+
+def _checked_here(row: Mapping[str, Any], index: int) -> RowReport:
+    try:
+        check_stored(row)
+    except MediaError as error:
+        return RowReport((Problem(index, "row", str(error)),), row["kind"])
+    return RowReport((), row["kind"])
 
 
 def row_checker(path: Path) -> Callable[[bytes], bytes]:

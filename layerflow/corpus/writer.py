@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from layerflow.corpus.batches import ShardReader
+from layerflow.corpus.log import REJECTED, Shard, Version
+from layerflow.corpus.shards import table_files
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import file_sha256
-from layerflow.files import publish_file
+from layerflow.files import json_text, publish_file, write_text
 
 ROWS_PER_BATCH = 4
 SHARD_BYTES = 160 << 20
@@ -39,6 +44,18 @@ def write_table(
     Deterministic: equal rows give equal files. Writes into ``folder``, which the caller publishes
     when it is complete. Memory holds one record batch.
     """
+    shards = write_shards_of(folder, rows, schema, shard_bytes=shard_bytes)
+    return sum(shard.rows or 0 for shard in shards)
+
+
+def write_shards_of(
+    folder: Path,
+    rows: Iterable[Mapping[str, Any]],
+    schema: pa.Schema,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[Shard, ...]:
+    """``write_table``; returns its shards as a log says them."""
     folder.mkdir(parents=True, exist_ok=True)
     source = iter(rows)
     groups = iter(lambda: list(islice(source, ROWS_PER_BATCH)), [])
@@ -47,16 +64,15 @@ def write_table(
     def part(number: int) -> Path:
         return folder / f"part-{number:05d}"
 
-    shards, total = write_shards(batches, schema, part, shard_bytes)
+    shards, _ = write_shards(batches, schema, part, shard_bytes)
     if not shards:
         pa.ipc.new_stream(str(part(0)), schema).close()
     names = [f"data-{i:05d}-of-{max(shards, 1):05d}.arrow" for i in range(max(shards, 1))]
-    digest = hashlib.sha256()
     for number, name in enumerate(names):
-        digest.update(file_sha256(part(number)).encode())
         publish_file(part(number), folder / name)
-    _write_sidecars(folder, schema, names, digest.hexdigest()[:16])
-    return total
+    found = tuple(_described(Store(folder), name) for name in names)
+    write_sidecars(folder, schema, found)
+    return found
 
 
 def write_shards(
@@ -86,6 +102,86 @@ def write_shards(
     return shards, rows
 
 
+def write_shard(store: Store, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Shard:
+    """A shard of a corpus folder, under the name of its bytes: equal batches give equal files."""
+    rows = 0
+    with store.scratch() as temporary:
+        with Hashed(temporary.open("wb")) as file:
+            with pa.ipc.new_stream(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+            digest, size = file.digest.hexdigest(), file.bytes
+        name = f"data-{digest[:16]}.arrow"
+        store.put_file(name, temporary)
+    return Shard(name, rows, size, digest)
+
+
+class Hashed(io.RawIOBase):
+    """A binary file that hashes what is written to it; closing it closes the file."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with memoryview(data) as view:
+            self.file.write(view)
+            self.digest.update(view)
+            self.bytes += view.nbytes
+            return view.nbytes
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
+def write_sidecars(folder: Path, schema: pa.Schema, shards: Sequence[Shard]) -> None:
+    """Say which shards ``datasets`` opens; whole at any moment."""
+    digest = hashlib.sha256("".join(str(shard.sha256) for shard in shards).encode())
+    names = [shard.file for shard in shards]
+    _write_sidecars(folder, schema, names, digest.hexdigest()[:16])
+
+
+def settle(store: Store, version: Version, schema: pa.Schema, rejected: pa.Schema) -> None:
+    """Bring ``state.json``, ``dataset_info.json`` and ``corpus.json`` of a local folder to a
+    version, so that programs that do not know the log open it. Nothing in an object store."""
+    folder = store.local
+    if folder is None:
+        return
+    if version.rejected:
+        (folder / REJECTED).mkdir(exist_ok=True)
+        write_sidecars(folder / REJECTED, rejected, version.rejected)
+    write_sidecars(folder, schema, version.shards)
+    _write_changed(folder / "corpus.json", json_text(dict(version.info)))
+
+
+def logged(folder: Path, step: str, info: Mapping[str, Any]) -> Version:
+    """Version 1 of a finished corpus folder that has no log, as its ``state.json`` says."""
+    store = Store(folder)
+    rejected = store.below(REJECTED)
+    has_rejected = (folder / REJECTED / "state.json").is_file()
+    return Version(
+        number=1,
+        step=step,
+        shards=tuple(_described(store, path.name) for path in table_files(folder)),
+        rejected=tuple(_described(rejected, path.name) for path in table_files(folder / REJECTED))
+        if has_rejected
+        else (),
+        info=dict(info),
+    )
+
+
+def _described(store: Store, name: str) -> Shard:
+    path = Path(store.location(name))
+    return Shard(name, ShardReader(store, name).rows, path.stat().st_size, file_sha256(path))
+
+
 def _write_sidecars(folder: Path, schema: pa.Schema, names: list[str], fingerprint: str) -> None:
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
@@ -103,5 +199,14 @@ def _write_sidecars(folder: Path, schema: pa.Schema, names: list[str], fingerpri
         "homepage": "",
         "license": "",
     }
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
-    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    for name, content in (("dataset_info.json", info), ("state.json", state)):
+        _write_changed(folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def _write_changed(path: Path, text: str) -> None:
+    try:
+        same = path.read_bytes() == text.encode()
+    except OSError:
+        same = False
+    if not same:
+        write_text(path, text)

@@ -3,7 +3,7 @@
 Each baseline is one number per pixel of the blended video, cut at one threshold. Feature and
 threshold are chosen on training clips and scored on held-out ones, by ``metrics.alpha_iou``
 averaged over clips. Also here: the empty matte, and the mean training matte, which knows only
-where subjects tend to be.
+where subjects tend to be. For clips of several foregrounds see ``several_baselines``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import U8
-from layerflow.evaluation.metrics import as_unit
+from layerflow.evaluation.foregrounds import matching, split_mask
+from layerflow.evaluation.metrics import alpha_iou, as_unit
 
 F32 = NDArray[np.float32]
 Pair = tuple[U8, U8]
@@ -139,6 +140,46 @@ def trivial_baselines(training: Sequence[Pair], held_out: Sequence[Pair]) -> dic
     for name in (MOTION, *COLOUR):
         scores[name] = _mean_iou(best_cut(tune[name], tune_truth, name)(test), truth)
     return scores
+
+
+Several = tuple[U8, Sequence[U8]]
+"""Blended of one clip, and the true alpha of each of its foregrounds, back to front."""
+
+
+def several_baselines(training: Sequence[Several], held_out: Sequence[Several]) -> dict[str, float]:
+    """Mean alpha IoU of baselines for several foregrounds, over foregrounds and held-out clips.
+
+    Keys: those of ``trivial_baselines``, tuned and scored for each place in the order on its own;
+    and ``FEATURE, split`` of each feature: one threshold, tuned on all foregrounds together, of
+    which the largest pieces are the foregrounds, each taken for the one that it fits best. That
+    assignment uses the truth, so what beats these beats more than a baseline can do. All clips must
+    have one size, length and number of foregrounds. Raises ValueError otherwise.
+    """
+    counts = {len(alphas) for _, alphas in (*training, *held_out)}
+    if len(counts) != 1:
+        raise ValueError(f"baselines need clips of one number of foregrounds, not {sorted(counts)}")
+    places = range(counts.pop())
+    each = [
+        trivial_baselines(
+            *([(b, alphas[k]) for b, alphas in part] for part in (training, held_out))
+        )
+        for k in places
+    ]
+    scores = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+    whole = [(blended, np.maximum.reduce(list(alphas))) for blended, alphas in training]
+    tune, tune_truth = _stack(whole)
+    for name in (MOTION, *COLOUR):
+        cut = best_cut(tune[name], tune_truth, name)
+        found = [_split_iou(cut(pixel_features(blended)), alphas) for blended, alphas in held_out]
+        scores[f"{name}, split"] = float(np.mean(found))
+    return scores
+
+
+def _split_iou(mask: NDArray[np.bool_], alphas: Sequence[U8]) -> float:
+    """Mean IoU of the pieces of a mask with the foregrounds, in the best assignment."""
+    pieces = split_mask(mask, len(alphas))
+    fits = zip(matching(pieces, alphas), alphas, strict=True)
+    return float(np.mean([alpha_iou(pieces[which], alpha) for which, alpha in fits]))
 
 
 def best_colour(scores: Mapping[str, float]) -> tuple[str, float]:

@@ -21,15 +21,18 @@ from layerflow.clip import (
     on_grey,
 )
 from layerflow.evaluation import metrics
-from layerflow.evaluation.predictions import EvaluateRequest, pairs
+from layerflow.evaluation.foregrounds import foreground_scores, given_of, recomposition_error
+from layerflow.evaluation.predictions import EvaluateRequest, known_layers, pairs
 from layerflow.evaluation.tables import tables
-from layerflow.model.layers import given_layers
+from layerflow.layer_set import matte_of
+from layerflow.media.layer_stack import LayerStack, stack_of
 from layerflow.outputs import local_output
 
 if TYPE_CHECKING:
     from layerflow.evaluation.clip_scores import ClipScorer
 
 SHOWN = 6  # clips on a contact sheet
+MATTE = ("mad", "mse", "sad", "grad", "conn", "dtssd", "iou")
 
 Scores = dict[str, float]
 
@@ -48,7 +51,8 @@ def run_evaluate(
         raise ValueError("evaluate needs either --model or --predictions")
     if request.aesthetic is not None and request.clip is None:
         raise ValueError("--aesthetic is a head on a CLIP model: give --clip as well")
-    given = {task: given_layers(task) for task in request.tasks}
+    known = known_layers(request).layers
+    given = {task: given_of(task, known) for task in request.tasks}
     if request.predictions is not None and len(given) != 1:
         raise ValueError("predictions are of one task: name it with --task")
     scorer = None
@@ -59,7 +63,7 @@ def run_evaluate(
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for task, layers in given.items():
-        shown: list[tuple[str, LayeredClip]] = []
+        shown: list[tuple[str, LayerStack]] = []
         for id_, predicted, truth in pairs(request, layers, skipped):
             scores = score_clip(predicted, truth, layers, scorer)
             rows.append({"task": task, "id": id_, **scores})
@@ -80,12 +84,48 @@ def run_evaluate(
 
 
 def score_clip(
+    predicted: LayeredClip | LayerStack,
+    truth: LayeredClip | LayerStack,
+    given: Sequence[str],
+    scorer: ClipScorer | None = None,
+) -> Scores:
+    """All measures that the task allows; names end in the layer where there is one for several.
+
+    Several foregrounds are compared joined, and where both clips have several also one by one
+    (``foreground_scores``). Of a model without alpha no matte is measured.
+    """
+    made, right = (
+        clip if isinstance(clip, LayerStack) else stack_of(clip) for clip in (predicted, truth)
+    )
+    scores = score_joined(made.joined(), right.joined(), _joined_given(given, right), scorer)
+    if not made.layers.mattes:
+        for name in (*MATTE, "recomposition", "drift"):
+            scores.pop(name, None)
+    elif len(made.over) > 1:
+        scores["recomposition"] = recomposition_error(made)
+    if len(made.foregrounds) > 1 and len(right.foregrounds) > 1:
+        scores |= foreground_scores(made, right, given)
+    return scores
+
+
+def _joined_given(given: Sequence[str], truth: LayerStack) -> tuple[str, ...]:
+    """Which layers of the joined clip are given: the foreground, its matte, where all are."""
+    own = {
+        FOREGROUND: truth.foregrounds,
+        ALPHA: tuple(map(matte_of, truth.foregrounds)),
+        BACKGROUND: (BACKGROUND,),
+        BLENDED: (BLENDED,),
+    }
+    return tuple(layer for layer in LAYERS if set(own[layer]) <= set(given))
+
+
+def score_joined(
     predicted: LayeredClip,
     truth: LayeredClip,
     given: Sequence[str],
     scorer: ClipScorer | None = None,
 ) -> Scores:
-    """All measures that the task allows; names end in the layer where there is one for several.
+    """All measures of clips with one foreground.
 
     With the blended layer given, matte and background have a true answer and are compared with
     it, the background where the true matte is above one half. Given layers are compared with

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND
+from layerflow.evaluation.predictions import SINGLES
 
 TaskScores = Mapping[str, Mapping[str, Mapping[str, float]]]
 Column = tuple[str, str, int]  # measure, heading, decimals
@@ -33,6 +34,16 @@ MATTING: list[Column] = [
     ("dtssd", "dtSSD", 2),
     ("iou", "IoU", 3),
 ]
+EACH: list[Column] = [
+    ("iou_each", "IoU", 3),
+    ("mad_each", "MAD", 2),
+    *[
+        (f"{measure}_{name}", f"{heading} {number}", decimals)
+        for number, name in enumerate(SINGLES.foregrounds, 1)
+        for measure, heading, decimals in (("iou", "IoU", 3), ("mad", "MAD", 2))
+    ],
+    ("order", "order", 3),
+]
 LAYERED: list[Column] = [
     ("psnr_hole", "PSNR in the hole, dB", 2),
     ("ssim_hole", "SSIM in the hole", 3),
@@ -48,6 +59,7 @@ def tables(summary: TaskScores) -> str:
     parts = [
         ("Layers (paper, tables 1 and 3)", PAPER),
         ("Matte against truth (MAD, MSE x1000; SAD, Grad, Conn /1000; dtSSD x100)", MATTING),
+        ("Each foreground's matte, back to front; who is in front where they overlap", EACH),
         ("Background, recomposition, motion", LAYERED),
     ]
     out = [text for title, columns in parts if (text := table(title, columns, summary))]

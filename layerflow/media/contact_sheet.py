@@ -1,4 +1,7 @@
-"""Pictures of clips for people: contact sheets and four-up mosaics."""
+"""Pictures of clips for people: contact sheets and four-up mosaics.
+
+Of a ``LayerStack`` with several foregrounds a sheet shows each of them.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,45 @@ from layerflow.clip import (
     BACKGROUND,
     BLENDED,
     FOREGROUND,
-    PROMPTED,
     U8,
     LayeredClip,
     checkerboard,
     composite,
 )
 from layerflow.files import write_bytes
+from layerflow.layer_set import matte_of
 from layerflow.locations import one_line
 from layerflow.media.cells import encode_png
+from layerflow.media.layer_stack import LayerStack, stack_of
 
 SHOWN = (BLENDED, FOREGROUND, ALPHA, BACKGROUND)
-HEADINGS = (BLENDED, "foreground on checkerboard", ALPHA, BACKGROUND)
+Shown = LayeredClip | LayerStack
 MARGIN, GAP = 8, 2
 TEXT_SIZE = 13
 LINE_HEIGHT = 17
 PAPER, INK, FAINT = (24, 26, 30), (235, 235, 235), (150, 156, 166)
 
 
-def shown_layer(clip: LayeredClip, name: str) -> U8:
-    """One layer as uint8 ``[T, H, W, 3]`` to look at: the foreground lies on a checkerboard."""
-    if name == FOREGROUND:
-        board = checkerboard(*clip.size, cell=max(8, clip.size[0] // 24))
-        return composite(clip.foreground, clip.alpha, np.broadcast_to(board, clip.foreground.shape))
+def shown_layer(clip: Shown, name: str) -> U8:
+    """One layer as uint8 ``[T, H, W, 3]`` to look at: what has a matte lies on a checkerboard."""
     frames = clip.layer(name)
+    if name in _stack(clip).over:
+        board = checkerboard(*clip.size, cell=max(8, clip.size[0] // 24))
+        return composite(frames, clip.layer(matte_of(name)), np.broadcast_to(board, frames.shape))
     return frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)
+
+
+def _stack(clip: Shown) -> LayerStack:
+    return clip if isinstance(clip, LayerStack) else stack_of(clip)
+
+
+def shown_layers(clips: Sequence[Shown]) -> list[str]:
+    """The layers that a sheet of these clips shows, a column each: blended, then all that some of
+    them have over the background, each with its matte, then background."""
+    over = {name: None for clip in clips for name in _stack(clip).over}
+    known = sorted(over, key=lambda name: (name.startswith(FOREGROUND), len(name), name))
+    own = [name for layer in known for name in (layer, matte_of(layer))]
+    return [BLENDED, *own, BACKGROUND]
 
 
 def four_up(clip: LayeredClip) -> U8:
@@ -49,20 +66,19 @@ def four_up(clip: LayeredClip) -> U8:
     return np.concatenate([top, bottom], axis=1)
 
 
-def describe(
-    clip: LayeredClip, id: str = "", scores: Mapping[str, float | None] | None = None
-) -> str:
+def describe(clip: Shown, id: str = "", scores: Mapping[str, float | None] | None = None) -> str:
     """Lines of text for a clip: what it is, its scores, its prompts."""
     height, width = clip.size
     facts = f"{clip.kind}, {clip.num_frames} x {width}x{height}, {clip.fps:g} fps"
     known = [f"{name} {value:.4g}" for name, value in (scores or {}).items() if value is not None]
     lines = ["   ".join(part for part in (id, facts, *known) if part)]
-    prompts = [f"{name}: {clip.prompts[name]}" for name in PROMPTED if clip.prompts.get(name)]
+    named = _stack(clip).prompted
+    prompts = [f"{name}: {clip.prompts[name]}" for name in named if clip.prompts.get(name)]
     return "\n".join([*lines, "   ".join(prompts)] if prompts else lines)
 
 
 def contact_sheet(
-    clips: Sequence[LayeredClip],
+    clips: Sequence[Shown],
     labels: Sequence[str] | None = None,
     *,
     columns_per_layer: int = 3,
@@ -82,16 +98,17 @@ def contact_sheet(
     columns = max(1, min(columns_per_layer, max(clip.num_frames for clip in clips)))
     aspect = max(clip.size[1] / clip.size[0] for clip in clips)
     width = max(MARGIN, round(height * min(aspect, 3.0)))
-    strip = columns * width + MARGIN
-    blocks = [_headings(strip)]
+    strip, names = columns * width + MARGIN, shown_layers(clips)
+    blocks = [_headings(strip, names)]
     for clip, text in zip(clips, texts, strict=True):
-        blocks += [_text(text, 4 * strip + MARGIN), _row(clip, columns, height, width)]
+        blocks += [_text(text, len(names) * strip + MARGIN)]
+        blocks += [_row(clip, names, columns, height, width)]
     return np.concatenate(blocks)
 
 
 def save_sheet(
     path: str | Path,
-    clips: Sequence[LayeredClip],
+    clips: Sequence[Shown],
     labels: Sequence[str] | None = None,
     *,
     columns_per_layer: int = 3,
@@ -115,24 +132,26 @@ def fit(image: U8, height: int, width: int) -> U8:
     return out
 
 
-def _row(clip: LayeredClip, columns: int, height: int, width: int) -> U8:
+def _row(clip: Shown, names: Sequence[str], columns: int, height: int, width: int) -> U8:
     strip = columns * width + MARGIN
-    out = np.full((height + MARGIN, 4 * strip + MARGIN, 3), PAPER, np.uint8)
+    out = np.full((height + MARGIN, len(names) * strip + MARGIN, 3), PAPER, np.uint8)
+    known = _stack(clip).frames
     count = min(columns, clip.num_frames)
     moments = np.rint(np.linspace(0, clip.num_frames - 1, count)).astype(int)
     few = clip.take([int(moment) for moment in moments]) if clip.num_frames > 1 else clip
-    for layer, name in enumerate(SHOWN):
-        for column, frame in enumerate(shown_layer(few, name)):
+    for layer, name in enumerate(names):
+        for column, frame in enumerate(shown_layer(few, name) if name in known else ()):
             x = MARGIN + layer * strip + column * width
             out[:height, x : x + width - GAP] = fit(frame, height, width - GAP)
     return out
 
 
-def _headings(strip: int) -> U8:
-    image = Image.new("RGB", (4 * strip + MARGIN, LINE_HEIGHT + MARGIN), PAPER)
+def _headings(strip: int, names: Sequence[str]) -> U8:
+    image = Image.new("RGB", (len(names) * strip + MARGIN, LINE_HEIGHT + MARGIN), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT_SIZE)
-    for index, heading in enumerate(HEADINGS):
-        text = _cut(heading, strip - MARGIN, font)
+    for index, name in enumerate(names):
+        matted = name not in (BLENDED, BACKGROUND) and not name.startswith(ALPHA)
+        text = _cut(f"{name} on checkerboard" if matted else name, strip - MARGIN, font)
         draw.text((MARGIN + index * strip, MARGIN // 2), text, fill=FAINT, font=font)
     return np.asarray(image)
 

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from layerflow.clip import LAYERS, LayeredClip, on_grey, to_float
+from layerflow.clip import LAYERS, LayeredClip
 from layerflow.documents import read_json
+from layerflow.media.layer_stack import LayerStack, stack_of
 
 NO_VARIANCE = -30.0
 """Log-variance of a latent that has none; diffusers clamps to this value."""
@@ -311,36 +312,33 @@ def one_chunk(vae: Any, num_frames: int) -> Iterator[None]:
             setattr(vae, name, value)
 
 
-def layer_pixels(clip: LayeredClip) -> NDArray[np.float32]:
-    """What the network sees: float32 ``[4, T, H, W, 3]`` in [-1, 1], layers in order."""
-    alpha = np.repeat(to_float(clip.alpha)[..., None], 3, axis=-1)
-    return np.stack(
-        [
-            on_grey(clip.foreground, clip.alpha),
-            alpha,
-            to_float(clip.background),
-            to_float(clip.blended),
-        ]
-    )
+def layer_pixels(clip: LayeredClip | LayerStack) -> NDArray[np.float32]:
+    """What the network sees: float32 ``[n, T, H, W, 3]`` in [-1, 1], layers in order; of a clip its
+    four, of a stack its ``names``."""
+    return (clip if isinstance(clip, LayerStack) else stack_of(clip)).pixels()
 
 
-def encode_clips(vae: Any, clips: Sequence[LayeredClip]) -> NDArray[np.float32]:
-    """float32 ``[N, 4, 2C, f, h, w]``: mean, then log-variance (-30 where there is none).
+def encode_clips(
+    vae: Any, clips: Sequence[LayeredClip] | Sequence[LayerStack]
+) -> NDArray[np.float32]:
+    """float32 ``[N, n, 2C, f, h, w]``: mean, then log-variance (-30 where there is none).
 
-    Both are those of the scaled latents. clips: of one size and length. ValueError for a frame
-    count that the autoencoder cannot take.
+    Both are those of the scaled latents. clips: of one size, length and number of layers.
+    ValueError for a frame count that the autoencoder cannot take.
     """
     pixels = torch.from_numpy(np.concatenate([layer_pixels(clip) for clip in clips]))
     mean, logvar = encode(vae, pixels.permute(0, 4, 1, 2, 3))
     moments = torch.cat([mean, logvar], 2).transpose(1, 2)
-    return moments.unflatten(0, (len(clips), len(LAYERS))).cpu().numpy()
+    return moments.unflatten(0, (len(clips), -1)).cpu().numpy()
 
 
-def decode_layers(vae: Any, latents: Any) -> dict[str, NDArray[np.float32]]:
-    """Scaled latents ``[4, f, C, h, w]`` -> layer -> float32 ``[T, H, W, 3]`` in [-1, 1].
+def decode_layers(
+    vae: Any, latents: Any, layers: Sequence[str] = LAYERS
+) -> dict[str, NDArray[np.float32]]:
+    """Scaled latents ``[n, f, C, h, w]`` -> layer -> float32 ``[T, H, W, 3]`` in [-1, 1].
 
-    The foreground is on mid-grey, as the network makes it.
+    layers: their names. A foreground is on mid-grey, as the network makes it.
     """
     pixels = decode(vae, torch.as_tensor(latents))
     frames = pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
-    return dict(zip(LAYERS, frames, strict=True))
+    return dict(zip(layers, frames, strict=True))

@@ -68,8 +68,10 @@ class ActivationBytes:
     nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target; but
     nothing for ``full``). work: for what is computed at the moment. spared: less of it in a block
     that trains whole. outside: what embeddings and the last norms keep. forward: the most that a
-    forward pass without gradients holds. linear: weights of a block's linear layers, in squares of
-    the width (autocast keeps bf16 copies of them).
+    forward pass without gradients holds. lora_work: more than work where a block with a LoRA is
+    recomputed, but in the first that is: there nothing asks for the gradient of its input. linear:
+    weights of a block's linear layers, in squares of the width (autocast keeps bf16 copies of
+    them).
     """
 
     passed: Mapping[tuple[str, str], float]
@@ -78,8 +80,9 @@ class ActivationBytes:
     work: Mapping[str, float]
     outside: float
     forward: Mapping[str, float]
+    lora_work: Mapping[str, float] = field(default_factory=dict)
     linear: float = 12.0
-    spared: Mapping[str, float] = field(default_factory=lambda: {"fp32": 0.0, "bf16": 0.0})
+    spared: Mapping[str, float] = field(default_factory=dict)
 
 
 class Base(Protocol):
@@ -144,9 +147,11 @@ class Base(Protocol):
         shape: tuple[int, ...],
         trained: Collection[str],
         checkpointing: str = "none",
+        prompts: int | None = None,
     ) -> Costs:
-        """FLOPs of one sample's training step. shape: latents ``[layers, f, C, h, w]``; trained:
-        names of parameters; checkpointing: ``none``, ``selective`` or ``full``."""
+        """FLOPs of one sample's training step. shape: latents ``[n, f, C, h, w]`` of its n layers;
+        trained: names of parameters; checkpointing: ``none``, ``selective`` or ``full``; prompts:
+        how many of the layers have one (None: as many as the model has)."""
 
 
 def base_of(of: Any) -> Base:

@@ -33,7 +33,7 @@ class Denoiser:
     """One batch on its way from noise to latents.
 
     prompt_embeds, negative_prompt_embeds: ``[B, P*L, D]``. clean: ``[B, F, C, h, w]`` float32 with
-    the given latents in place. given_frames: bool ``[B, F]``; given_layers: bool ``[B, 4]``.
+    the given latents in place. given_frames: bool ``[B, F]``; given_layers: bool ``[B, n]``.
     The state stays float32; the network gets its own dtype.
     """
 

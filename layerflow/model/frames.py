@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
 
-from layerflow.clip import ALPHA, FOREGROUND, LAYERS
+from layerflow.clip import LAYERS
+from layerflow.model.layers import EVERY
 
 F32 = NDArray[np.float32]
 OUTPUT_TYPES = ("pil", "np", "uint8", "pt", "latent")
 FLOOR = 0.1
 """Alpha below which straight colour cannot be told from the grey domain and is continued."""
+MATTES = frozenset(EVERY.mattes.values())
+
+
+@dataclass
+class LayerFlowPipelineOutput(BaseOutput):
+    """The layers of each sample, in the pipeline's output type.
+
+    foreground: RGBA with straight colour. alpha: one channel. background, blended: RGB. Models of
+    layers ``rgb`` have no alpha: then alpha is None and foreground is RGB as generated.
+    Further layers are entries: ``output["foreground.2"]`` is RGBA, ``output["alpha.2"]`` its matte.
+    For ``output_type="latent"`` each is scaled latents ``[B, f, C, h, w]``.
+    """
+
+    foreground: Any
+    alpha: Any
+    background: Any
+    blended: Any
+
+    @property
+    def frames(self) -> Any:
+        """The blended layer, under diffusers' name for a video."""
+        return self.blended
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """All layers that there are by name, in the order of the set."""
+        return {name: self[name] for name in EVERY.layers if name in self}
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """Layer -> frames of one sample; None for the alpha of a model without one."""
+        every = dict.fromkeys(LAYERS) | self.layers
+        return {name: None if frames is None else frames[index] for name, frames in every.items()}
 
 
 def as_frames(value: Any, layer: str) -> F32:
@@ -53,26 +88,31 @@ def as_frames(value: Any, layer: str) -> F32:
     return frames.astype(np.float32)
 
 
-def read_given(given: Mapping[str, Any] | None) -> dict[str, F32]:
-    """One sample's given layers, float32 in [0, 1]: colours ``[T, H, W, 3]``, alpha ``[T, H, W]``.
+def read_given(given: Mapping[str, Any] | None, layers: Sequence[str] = LAYERS) -> dict[str, F32]:
+    """One sample's given layers, float32 in [0, 1]: colours ``[T, H, W, 3]``, mattes ``[T, H, W]``.
 
-    A foreground with four channels gives both foreground and alpha. ValueError for unknown layers,
-    all four layers, differing sizes, wrong channels or ranges.
+    layers: the sample's. A foreground with four channels gives its matte too; where layers have
+    none it is put on mid-grey. ValueError for unknown layers, all layers, differing sizes, wrong
+    channels or ranges.
     """
     out: dict[str, F32] = {}
     for layer, value in (given or {}).items():
-        if layer not in LAYERS:
-            raise ValueError(f"cannot give {layer!r}; the layers are {LAYERS}")
+        if layer not in layers:
+            raise ValueError(f"cannot give {layer!r}; the layers are {tuple(layers)}")
         if value is None:
             continue
         frames = as_frames(value, layer)
-        channels = frames.shape[-1]
-        if layer == ALPHA:
-            out[ALPHA] = frames.mean(-1, dtype=np.float32) if channels < 4 else frames[..., 3]
-        elif channels == 4 and layer == FOREGROUND:
-            if given and given.get(ALPHA) is not None:
-                raise ValueError("given alpha twice: as a layer and inside the RGBA foreground")
-            out[FOREGROUND], out[ALPHA] = frames[..., :3], frames[..., 3]
+        channels, matte = frames.shape[-1], EVERY.mattes.get(layer)
+        if layer in MATTES:
+            out[layer] = frames.mean(-1, dtype=np.float32) if channels < 4 else frames[..., 3]
+        elif channels == 4 and matte is not None:
+            if given and given.get(matte) is not None:
+                raise ValueError(f"given {matte} twice: as a layer and inside the RGBA {layer}")
+            colour, cover = frames[..., :3], frames[..., 3]
+            if matte in layers:
+                out[layer], out[matte] = colour, cover
+            else:
+                out[layer] = 0.5 + (colour - 0.5) * cover[..., None]
         elif channels == 3:
             out[layer] = frames
         else:
@@ -80,23 +120,23 @@ def read_given(given: Mapping[str, Any] | None) -> dict[str, F32]:
     shapes = {layer: frames.shape[:3] for layer, frames in out.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"given layers differ in frames, height or width: {shapes}")
-    if set(out) == set(LAYERS):
+    if set(out) == set(layers):
         raise ValueError("all layers are given: there is nothing to generate")
-    return {layer: out[layer] for layer in LAYERS if layer in out}
+    return {layer: out[layer] for layer in layers if layer in out}
 
 
 def network_pixels(given: Mapping[str, F32]) -> dict[str, F32]:
     """Given layers as the network sees them: float32 ``[T, H, W, 3]`` in [-1, 1].
 
-    The foreground is put on mid-grey by its alpha; without alpha it is taken to be there already.
+    A foreground is put on mid-grey by its matte; without one it is taken to be there already.
     """
     out = {}
     for layer, frames in given.items():
-        if layer == ALPHA:
+        if layer in MATTES:
             frames = np.repeat(frames[..., None], 3, axis=-1)
         pixels = frames * 2 - 1
-        if layer == FOREGROUND and ALPHA in given:
-            pixels = pixels * given[ALPHA][..., None]
+        if (cover := given.get(EVERY.mattes.get(layer, ""))) is not None:
+            pixels = pixels * cover[..., None]
         out[layer] = np.ascontiguousarray(pixels, np.float32)
     return out
 
@@ -140,29 +180,25 @@ def _continuation(colour: F32, weight: F32) -> F32:
 def finish(layers: Mapping[str, F32], exact: Sequence[Mapping[str, F32]] | None) -> dict[str, F32]:
     """Decoded layers ``[B, T, H, W, 3]`` in [-1, 1] -> float32 in [0, 1] as users want them.
 
-    alpha becomes one channel (the mean of three), the foreground straight RGBA; without alpha the
+    A matte becomes one channel (the mean of three), its foreground straight RGBA; without a matte a
     foreground stays as it is. exact: per sample the given layers, to be returned pixel by pixel.
     """
     out: dict[str, F32] = {
         name: np.clip((pixels + 1) / 2, 0, 1).astype(np.float32) for name, pixels in layers.items()
     }
-    if ALPHA in out:
-        out[ALPHA] = out[ALPHA].mean(-1)
+    for name in MATTES & out.keys():
+        out[name] = out[name].mean(-1)
+    matted = {name: EVERY.mattes[name] for name in out if EVERY.mattes.get(name) in out}
     for i, given in enumerate(exact or ()):
-        for name in given:
-            if name != FOREGROUND:
-                out[name][i] = given[name]
-    if ALPHA in out:
-        pairs = zip(layers[FOREGROUND], out[ALPHA], strict=True)
+        for name in given.keys() - matted.keys():
+            out[name][i] = given[name]
+    for name, matte in matted.items():
+        pairs = zip(layers[name], out[matte], strict=True)
         colour = (np.stack([straight_colour(grey, cover) for grey, cover in pairs]) + 1) / 2
         for i, given in enumerate(exact or ()):
-            if FOREGROUND in given:
-                colour[i] = given[FOREGROUND]
-        rgba = np.concatenate([colour, out[ALPHA][..., None]], -1)
-        out[FOREGROUND] = rgba.astype(np.float32)
-    elif exact is not None:
-        for i, given in enumerate(exact):
-            out[FOREGROUND][i] = given.get(FOREGROUND, out[FOREGROUND][i])
+            if name in given:
+                colour[i] = given[name]
+        out[name] = np.concatenate([colour, out[matte][..., None]], -1).astype(np.float32)
     return out
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from layerflow.clip import LAYERS
 from layerflow.documents import read_json
+from layerflow.layer_set import layer_set
 from layerflow.model.adapter_files import read_adapter, saved_adapters
 from layerflow.model.autoencoder import kind_of
 from layerflow.model.base import base_of
@@ -124,7 +124,8 @@ def cost(config: dict[str, Any], vae: dict[str, Any], parameters: int) -> Cost:
     task = official_task(config["task"]) if config["mode"] == "official" else None
     height, width = config["sample_height"] * spatial, config["sample_width"] * spatial
     per_layer = config["latent_frames"]
-    frames = task.layout.num_frames if task else per_layer * len(LAYERS)
+    layers = layer_set(config.get("layers", "rgba")).layers
+    frames = task.layout.num_frames if task else per_layer * len(layers)
     patch = base.patch(config) * spatial
     video = frames * (height // patch) * (width // patch)
     text = config["num_prompts"] * base.text_shape(config)[0]
@@ -160,8 +161,12 @@ def as_lines(facts: dict[str, Any]) -> list[str]:
             f"adapter      {name}: rank {said['rank']}, alpha {said['alpha']:g}, "
             f"{said['parameters'] / 1e6:,.2f} M parameters"
         )
+    layers = layer_set(facts["transformer"].get("layers", "rgba")).layers
+    if not facts["task"]:
+        lines.append(f"layers       {', '.join(layers)}")
     lines += [
-        f"one sample   4 layers of {price.num_frames} frames, {price.height}x{price.width}"
+        f"one sample   {len(layers)} layers of {price.num_frames} frames, "
+        f"{price.height}x{price.width}"
         if not facts["task"]
         else f"one sample   {price.latent_frames} latent frames, {price.height}x{price.width}",
         f"tokens       {price.tokens:,} "

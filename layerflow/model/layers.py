@@ -2,18 +2,24 @@
 
 One data structure, ``Layout``, says which layers a sequence holds, how many latent frames each
 has, which prompts stand in front of it and which latents are given. Every slice in the code comes
-from it. ``OFFICIAL`` holds the eight released configurations as data (``golden`` tables of the
+from it. Layers are some of those of a set (``layerflow.layer_set``): a sample with fewer
+foregrounds has a shorter sequence, so that absent ones cost nothing and nothing sees them.
+``OFFICIAL`` holds the eight released configurations as data (``golden`` tables of the
 official ``sat/`` code: ``diffusion_video*.py``, ``dit_video_concat*.py`` and its YAML files).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, PROMPTED
+from layerflow.layer_set import EFFECTS, MAX_FOREGROUNDS, layer_set, prompted_of
+
+EVERY = layer_set(f"rgbax{MAX_FOREGROUNDS}+{EFFECTS}")
+"""The set that has all layers of all sets."""
 
 TASKS: dict[str, tuple[str, ...]] = {
     "generate": (),
@@ -21,36 +27,45 @@ TASKS: dict[str, tuple[str, ...]] = {
     "fg2bg": (FOREGROUND, ALPHA),
     "bg2fg": (BACKGROUND,),
 }
-"""The named tasks and the layers they give; any other proper subset is legal too."""
+"""The named tasks and the layers they give, where there is one foreground; of several, ``fg2bg``
+gives all, with their mattes. Any other proper subset is legal too."""
 
 
-def given_layers(task: str) -> tuple[str, ...]:
-    """The layers that a task gives, in their order. task: a name of ``TASKS``, or layers joined by
-    ``+``. ValueError for anything else, also for all layers together."""
+def given_layers(task: str, layers: Sequence[str] = LAYERS) -> tuple[str, ...]:
+    """The layers that a task gives of ``layers``, in their order. task: a name of ``TASKS``, or
+    layers joined by ``+``. ValueError for anything else, also for all layers together."""
     if task in TASKS:
-        return TASKS[task]
-    layers = task.split("+")
-    if set(layers) - set(LAYERS) or not len(set(layers)) == len(layers) < len(LAYERS):
+        return tuple(layer for layer in layers if _kind(layer) in TASKS[task])
+    named = task.split("+")
+    if set(named) - set(layers) or not len(set(named)) == len(named) < len(layers):
         raise ValueError(
             f"unknown task {task!r}; use one of {', '.join(TASKS)}, or some (not all) of "
-            f"{', '.join(LAYERS)} joined by '+'"
+            f"{', '.join(layers)} joined by '+'"
         )
-    return tuple(layer for layer in LAYERS if layer in layers)
+    return tuple(layer for layer in layers if layer in named)
+
+
+def _kind(layer: str) -> str:
+    """``foreground`` of ``foreground.2``; the matte of the effects is one of the effects."""
+    kind, _, place = layer.partition(".")
+    return EFFECTS if place == EFFECTS else kind
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where each layer lies on the latent frame axis.
 
-    layers: names from ``LAYERS``, in that order.
+    layers: names from the set, in its order.
     frames: latent frames of each layer.
     prompts: whose prompts stand in the text, in order.
     shared_positions: every layer counts its time from 0; otherwise time runs on over the layers.
     given_span: latents (start, stop) that are always given (official checkpoints only).
+    of: the name of the set, which counts the rows of embeddings.
 
-    Derived: key, what tables are kept by; slices, layer -> its latents; frame_layers, for each
-    latent frame the index of its layer in ``LAYERS``; positions, for each latent frame its time
-    coordinate; prompt_slots, for each prompt its index in ``PROMPTED``, the number in its prefix.
+    Derived: key, what tables are kept by; slices, layer -> its latents; frame_slots, for each
+    latent frame the index of its layer in ``layers``, and frame_layers, in the set's; positions,
+    for each latent frame its time coordinate; prompt_slots, for each prompt its index in the set's
+    ``prompted``.
     """
 
     layers: tuple[str, ...]
@@ -58,27 +73,32 @@ class Layout:
     prompts: tuple[str, ...] = PROMPTED
     shared_positions: bool = False
     given_span: tuple[int, int] | None = None
+    of: str = "rgba"
     key: tuple[object, ...] = field(init=False, repr=False, compare=False)
     slices: dict[str, slice] = field(init=False, repr=False, compare=False)
+    frame_slots: tuple[int, ...] = field(init=False, repr=False, compare=False)
     frame_layers: tuple[int, ...] = field(init=False, repr=False, compare=False)
     positions: tuple[int, ...] = field(init=False, repr=False, compare=False)
     prompt_slots: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.layers or list(self.layers) != [n for n in LAYERS if n in self.layers]:
-            raise ValueError(f"layers must be some of {LAYERS} in this order, not {self.layers}")
+        every, speaking = layer_set(self.of).layers, layer_set(self.of).prompted
+        if not self.layers or list(self.layers) != [n for n in every if n in self.layers]:
+            raise ValueError(f"layers must be some of {every} in this order, not {self.layers}")
         if len(self.frames) != len(self.layers) or min(self.frames) < 1:
             raise ValueError(f"each of {self.layers} needs 1 or more frames, not {self.frames}")
-        if [p for p in PROMPTED if p in self.prompts] != list(self.prompts):
-            raise ValueError(f"prompts must be some of {PROMPTED} in this order: {self.prompts}")
+        if [p for p in speaking if p in self.prompts] != list(self.prompts):
+            raise ValueError(f"prompts must be some of {speaking} in this order: {self.prompts}")
         counted = list(zip(self.layers, self.frames, accumulate(self.frames), strict=True))
         times = (t for count in self.frames for t in range(count))
+        slots = tuple(i for i, count in enumerate(self.frames) for _ in range(count))
         derived = {
-            "key": (self.layers, self.frames, self.prompts, self.shared_positions),
+            "key": (self.of, self.layers, self.frames, self.prompts, self.shared_positions),
             "slices": {name: slice(stop - count, stop) for name, count, stop in counted},
-            "frame_layers": tuple(LAYERS.index(n) for n, count, _ in counted for _ in range(count)),
+            "frame_slots": slots,
+            "frame_layers": tuple(every.index(self.layers[slot]) for slot in slots),
             "positions": tuple(times if self.shared_positions else range(self.num_frames)),
-            "prompt_slots": tuple(PROMPTED.index(name) for name in self.prompts),
+            "prompt_slots": tuple(speaking.index(name) for name in self.prompts),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)  # frozen: set once, here
@@ -104,17 +124,18 @@ class Layout:
             )
         if names == set(self.layers):
             raise ValueError("all layers are given: there is nothing to generate")
-        return tuple(LAYERS[i] in names for i in self.frame_layers)
+        return tuple(self.layers[slot] in names for slot in self.frame_slots)
 
 
 @lru_cache(maxsize=64)
 def native_layout(
     num_frames: int,
     layers: tuple[str, ...] = LAYERS,
-    prompts: tuple[str, ...] = PROMPTED,
     shared_positions: bool = True,
+    of: str = "rgba",
 ) -> Layout:
-    """The native layout of ``num_frames`` latent frames: all layers have equally many.
+    """The native layout of ``num_frames`` latent frames of a sample with ``layers``, some of the
+    set ``of``: all layers have equally many, and those in colour their prompts.
 
     ValueError when they do not divide evenly.
     """
@@ -123,7 +144,7 @@ def native_layout(
         raise ValueError(
             f"{num_frames} latent frames do not divide among {len(layers)} layers {layers}"
         )
-    return Layout(layers, (count,) * len(layers), prompts, shared_positions)
+    return Layout(layers, (count,) * len(layers), prompted_of(layers), shared_positions, of=of)
 
 
 def single_layout(num_frames: int) -> Layout:
@@ -175,7 +196,7 @@ def _task(
         )
     return OfficialTask(
         name,
-        Layout(layers, frames, prompts, given_span=span),
+        Layout(layers, frames, prompts, given_span=span, of="rgba" if len(frames) == 4 else "rgb"),
         given,
         position_frames=13 if len(frames) == 3 else sum(frames),
         pixel_frames=16 * len(frames) + lead,

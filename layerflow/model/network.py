@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from diffusers import ModelMixin
 
-from layerflow.clip import BLENDED, LAYERS, PROMPTED
+from layerflow.clip import BLENDED
+from layerflow.layer_set import LayerSet, layer_set
 from layerflow.model import adapters
 from layerflow.model.adapter_files import check_adapters, name_adapters, saved_adapters
 from layerflow.model.layers import Layout, OfficialTask, native_layout
@@ -21,7 +22,8 @@ class LayeredNetwork(ModelMixin):
 
     Its ``__init__`` sets ``official`` (None but for released configurations), ``layer_embedding``
     (``LayerEmbedding``) and ``motion_gate`` (``adapters.MotionGate``). Its configuration has
-    ``mode``, ``task`` (where ``mode`` is official), ``num_text_tokens``, ``num_prompts``,
+    ``mode``, ``task`` (where ``mode`` is official), ``layers`` (name of their set),
+    ``num_text_tokens``, ``num_prompts`` (one for each layer of the set in colour),
     ``positions``, ``latent_frames`` (of one layer), ``sample_height`` and ``sample_width`` (usual
     latent size), ``in_channels`` and ``num_layers``.
 
@@ -42,10 +44,20 @@ class LayeredNetwork(ModelMixin):
         """Width of one token of text, as the text encoder gives it."""
         return int(self.config.text_embed_dim)
 
-    def layout(self, num_frames: int | None = None) -> Layout:
+    @property
+    def layer_set(self) -> LayerSet:
+        """The layers that this model has."""
+        return layer_set(
+            self.official.layout.of if self.official else self.config.get("layers", "rgba")
+        )
+
+    def layout(
+        self, num_frames: int | None = None, layers: tuple[str, ...] | None = None
+    ) -> Layout:
         """How layers lie on ``num_frames`` latent frames (None: the configuration's own number).
 
-        ValueError for a number that this model cannot have.
+        layers: those of a sample that has not all of the set's; None: all. ValueError for a number
+        or for layers that this model cannot have.
         """
         config = self.config
         if self.official is not None:
@@ -55,10 +67,10 @@ class LayeredNetwork(ModelMixin):
                     f"{config.task} has {layout.num_frames} latent frames, not {num_frames}"
                 )
             return layout
-        single: tuple[str, ...] = (BLENDED,)
-        layers, prompts = (single, single) if config.num_prompts == 1 else (LAYERS, PROMPTED)
+        own = (BLENDED,) if config.num_prompts == 1 else self.layer_set.layers
+        layers = own if layers is None else layers
         total = config.latent_frames * len(layers) if num_frames is None else num_frames
-        return native_layout(total, layers, prompts, config.positions == "shared")
+        return native_layout(total, layers, config.positions == "shared", self.layer_set.name)
 
     def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
         """PEFT's ``add_adapter``; adapters stay active together, nothing becomes trainable."""

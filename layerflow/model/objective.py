@@ -5,10 +5,13 @@ One timestep a sample for all its layers; given layers enter clean and are left 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from layerflow.model import adapters
+from layerflow.model.layers import Layout
 from layerflow.model.noise import NoiseProcess
 
 
@@ -23,12 +26,14 @@ def sequence_loss(
     *,
     given: Tensor | None = None,
     motion_gate: Tensor | None = None,
+    layout: Layout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each sample over its generated latents, for any layout.
 
     latents: clean ``[B, F, C, h, w]``; noise: like latents. text: ``[B, P*L, D]``.
-    given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, 4]``, the same by
+    given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, n]``, the same by
     layer, for the network's marks. timesteps: ``[B]``, times of the process. motion_gate: ``[B]``.
+    layout: how layers lie on the F latent frames; None: the network's own.
 
     Returns it, float32 ``[B]``, and the prediction, ``[B, F, C, h, w]``.
     """
@@ -41,6 +46,7 @@ def sequence_loss(
         text.to(dtype),
         timesteps,
         given=given,
+        layout=layout,
         motion_gate=motion_gate,
         return_dict=False,
     )[0].float()
@@ -59,20 +65,27 @@ def layer_loss(
     timesteps: Tensor,
     noise: Tensor,
     motion_gate: Tensor | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Tensor:
     """Loss of each sample: the mean squared error of the prediction over its generated elements.
 
-    latents: clean ``[B, 4, f, C, h, w]``, layers in ``LAYERS`` order; noise: like latents.
-    prompt_embeds: ``[B, 3, L, D]``; a dropped prompt is zeros.
-    given: bool ``[B, 4]``; at least one layer of each sample must be generated (a sample without
+    latents: clean ``[B, n, f, C, h, w]``; noise: like latents.
+    prompt_embeds: ``[B, p, L, D]``; a dropped prompt is zeros.
+    given: bool ``[B, n]``; at least one layer of each sample must be generated (a sample without
     any has loss 0).
     timesteps: ``[B]``. motion_gate: ``[B]``, 1 for static samples; None: that of the
     enclosing ``adapters.motion_gate`` block. The gate that is passed here also holds for this
     pass' recomputation under checkpointing.
+    layers: names of the n layers, in the order of the network's set; those in colour have the p
+    prompts. None: all of its layers. What is absent is in no sequence, attention or loss.
 
     Returns float32 ``[B]``. Differentiable.
     """
-    frames = given.repeat_interleave(latents.shape[2], dim=1)
+    count = latents.shape[2]
+    layout = None
+    if layers is not None:
+        layout = adapters.unwrap(transformer).layout(count * len(layers), tuple(layers))
+    frames = given.repeat_interleave(count, dim=1)
     loss, _ = sequence_loss(
         transformer,
         process,
@@ -83,5 +96,6 @@ def layer_loss(
         noise.flatten(1, 2),
         given=given,
         motion_gate=motion_gate,
+        layout=layout,
     )
     return loss

@@ -12,18 +12,17 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from layerflow.clip import LAYERS
 from layerflow.lazy import lazy_names
 from layerflow.model import autoencoder, frames, text
 from layerflow.model.denoise import Denoiser
+from layerflow.model.frames import LayerFlowPipelineOutput
 from layerflow.model.layers import Layout
 from layerflow.model.sequence import Generators, decode_sequence, draw_noise, encode_given
 
@@ -32,31 +31,6 @@ Given = Mapping[str, Any]
 __getattr__ = lazy_names(
     __name__, {"LayerFlowPipeline": "layerflow.model.cogvideox.pipeline"}
 )  # where it was, and is looked for
-
-
-@dataclass
-class LayerFlowPipelineOutput(BaseOutput):
-    """The layers of each sample, in the pipeline's output type.
-
-    foreground: RGBA with straight colour. alpha: one channel. background, blended: RGB. Official
-    RGB checkpoints have no alpha: then alpha is None and foreground is RGB as generated.
-    For ``output_type="latent"`` each is scaled latents ``[B, f, C, h, w]``.
-    """
-
-    foreground: Any
-    alpha: Any
-    background: Any
-    blended: Any
-
-    @property
-    def frames(self) -> Any:
-        """The blended layer, under diffusers' name for a video."""
-        return self.blended
-
-    def sample(self, index: int) -> dict[str, Any]:
-        """Layer -> frames of one sample; None for the alpha of a model without one."""
-        every = ((name, getattr(self, name)) for name in LAYERS)
-        return {name: None if frames is None else frames[index] for name, frames in every}
 
 
 def _is_entry(value: Any) -> bool:
@@ -187,6 +161,7 @@ class LayeredPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         exact_given: bool = False,
         official_sampler: bool = False,
+        foregrounds: int | None = None,
     ) -> LayerFlowPipelineOutput | tuple[Any, ...]:
         """Sample layers.
 
@@ -194,7 +169,7 @@ class LayeredPipeline(DiffusionPipeline):
             prompt. Missing prompts are zeros. negative_prompt: likewise; missing is zeros, as
             released.
         given: layer -> frames for all samples, or a list, one per prompt. Frames are uint8, float
-            in [0, 1], PIL or torch, ``[T, H, W, C]``. An RGBA foreground gives alpha too; a
+            in [0, 1], PIL or torch, ``[T, H, W, C]``. An RGBA foreground gives its matte too; a
             foreground without alpha is taken to be on mid-grey.
         height, width: pixels; num_frames: of one layer. None: those of the given layers, else the
             model's own.
@@ -206,6 +181,7 @@ class LayeredPipeline(DiffusionPipeline):
         output_type: ``pil``, ``np`` (float in [0, 1]), ``uint8``, ``pt`` or ``latent``.
         exact_given: return given layers pixel by pixel instead of through the autoencoder.
         official_sampler: the released sampler instead of the scheduler.
+        foregrounds: how many of the model's foregrounds there are, the hindmost first; None: all.
 
         ValueError for a wrong layer, size, frame count, shape or range, saying what is allowed.
         """
@@ -213,8 +189,9 @@ class LayeredPipeline(DiffusionPipeline):
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         count = self._count(prompt, prompt_embeds, given)
-        pixels = self._read_given(given, count)
-        layout, shape = self._plan(pixels, height, width, num_frames)
+        layers = self._layers(foregrounds)
+        pixels = self._read_given(given, count, layers)
+        layout, shape = self._plan(pixels, height, width, num_frames, layers)
         denoiser = self.denoiser(
             pipe=self,
             layout=layout,
@@ -224,7 +201,7 @@ class LayeredPipeline(DiffusionPipeline):
             ),
             clean=self._encode_given(pixels, layout, shape, generator),
             given_frames=torch.tensor([layout.given_frames(sample) for sample in pixels]),
-            given_layers=torch.tensor([[name in sample for name in LAYERS] for sample in pixels]),
+            given_layers=torch.tensor([[n in sample for n in layout.layers] for sample in pixels]),
             guidance_scale=guidance_scale,
             dynamic=use_dynamic_cfg,
             attention_kwargs=attention_kwargs,
@@ -268,12 +245,20 @@ class LayeredPipeline(DiffusionPipeline):
             raise ValueError(f"lists must be equally long and not empty: {counts}")
         return next(iter(counts.values()), 1)
 
-    def _read_given(self, given: Any, count: int) -> list[dict[str, frames.F32]]:
+    def _layers(self, foregrounds: int | None) -> tuple[str, ...]:
+        """The layers of a sample with so many foregrounds."""
+        if foregrounds is None:
+            return self.transformer.layout().layers
+        return self.transformer.layer_set.with_foregrounds(foregrounds)
+
+    def _read_given(
+        self, given: Any, count: int, layers: tuple[str, ...]
+    ) -> list[dict[str, frames.F32]]:
         """Per sample: given layer -> float32 in [0, 1]."""
         items = list(given) if isinstance(given, (list, tuple)) else [given] * count
         if any(item is not None and not isinstance(item, Mapping) for item in items):
             raise ValueError("given must be a dict of layer -> frames, or a list of such dicts")
-        samples = [frames.read_given(item) for item in items]
+        samples = [frames.read_given(item, layers) for item in items]
         task = self.transformer.official
         for sample in samples:
             if task is not None and tuple(sample) != task.given:
@@ -289,6 +274,7 @@ class LayeredPipeline(DiffusionPipeline):
         height: int | None,
         width: int | None,
         num_frames: int | None,
+        layers: tuple[str, ...],
     ) -> tuple[Layout, tuple[int, int, int, int]]:
         """The layout and the latent shape ``(F, C, h, w)`` of what was asked for."""
         config, task = self.transformer.config, self.transformer.official
@@ -308,7 +294,7 @@ class LayeredPipeline(DiffusionPipeline):
         if height % step or width % step:
             raise ValueError(f"height and width must be multiples of {step}: {height}x{width}")
         size = (height // factor, width // factor)
-        layout = self._layout(num_frames or given[0])
+        layout = self._layout(num_frames or given[0], layers)
         if task is not None and size != (config.sample_height, config.sample_width):
             raise ValueError(
                 f"{task.name} works at {config.sample_height * factor}x"
@@ -316,18 +302,18 @@ class LayeredPipeline(DiffusionPipeline):
             )
         return layout, (layout.num_frames, config.in_channels, *size)
 
-    def _layout(self, num_frames: int | None) -> Layout:
+    def _layout(self, num_frames: int | None, layers: tuple[str, ...]) -> Layout:
         if self.transformer.official is not None:
             if num_frames not in (None, 16):
                 raise ValueError(f"official models make 16 frames a layer, not {num_frames}")
             return self.transformer.layout()
         if num_frames is None:
-            return self.transformer.layout()
+            return self.transformer.layout(layers=layers)
         if self.vae is None:
             raise ValueError("without an autoencoder the number of frames is the model's own")
         autoencoder.check_frames(self.vae, num_frames)
-        layers = len(self.transformer.layout().layers)
-        return self.transformer.layout(layers * autoencoder.latent_frames(self.vae, num_frames))
+        latent = autoencoder.latent_frames(self.vae, num_frames)
+        return self.transformer.layout(len(layers) * latent, layers)
 
     def _embeds(
         self, name: str, prompt: Any, embeds: Tensor | None, count: int, layout: Layout
@@ -388,12 +374,11 @@ class LayeredPipeline(DiffusionPipeline):
     ) -> LayerFlowPipelineOutput:
         if output_type == "latent":
             parts: dict[str, Any] = {n: latents[:, place] for n, place in layout.slices.items()}
-            return LayerFlowPipelineOutput(**{name: parts.get(name) for name in LAYERS})
-        layers = decode_sequence(self.vae, latents, layout, self.transformer.official)
-        out = frames.finish(layers, exact)
-        return LayerFlowPipelineOutput(
-            **{
-                name: None if out.get(name) is None else frames.convert(out[name], output_type)
-                for name in LAYERS
-            }
-        )
+        else:
+            layers = decode_sequence(self.vae, latents, layout, self.transformer.official)
+            done = frames.finish(layers, exact)
+            parts = {name: frames.convert(value, output_type) for name, value in done.items()}
+        output = LayerFlowPipelineOutput(**{name: parts.pop(name, None) for name in LAYERS})
+        for name, value in parts.items():
+            output[name] = value
+        return output

@@ -19,7 +19,7 @@ import torch
 from layerflow.documents import read_json
 from layerflow.files import new_folder
 from layerflow.lazy import lazy_names
-from layerflow.model.base import Base
+from layerflow.model.base import Base, base_of
 from layerflow.outputs import free_output
 from layerflow.plugins import BASES
 
@@ -49,16 +49,25 @@ class ModelPreset:
 
 
 def init_directory(
-    directory: str | Path, preset: str, base: str | Path | None = None, **overrides: Any
+    directory: str | Path,
+    preset: str | None = None,
+    base: str | Path | None = None,
+    source: str | Path | None = None,
+    **overrides: Any,
 ) -> Path:
     """Write a pipeline folder that its base's pipeline opens.
 
     preset: a name of ``layerflow.plugins.BASES``. base: a model folder or a Hub id to start from,
-    for the presets that need one. overrides: any of the preset's ``options``.
+    for the presets that need one. source: instead of a preset, a native model or a run, to have the
+    same with other ``layers``. overrides: any of the preset's ``options``.
     Returns the folder. ValueError for an unknown preset or option, a folder that is not empty, or a
     base that cannot be used.
     """
     folder = Path(directory)
+    if source is not None:
+        return _with_layers(folder, preset, base, source, overrides)
+    if preset is None:
+        raise ValueError("say what to make: a preset, or a model or run to start from (--from)")
     chosen: ModelPreset = BASES.checked(preset, BASES.load(preset))
     overrides = {name: value for name, value in overrides.items() if value is not None}
     if unknown := sorted(set(overrides) - set(chosen.options)):
@@ -74,6 +83,30 @@ def init_directory(
         chosen.write(writing, base or "", options, overrides)
         if (package := BASES.package(preset)) is not None:
             _record(writing, {"preset": preset, "package": package})
+    return folder
+
+
+def _with_layers(
+    folder: Path,
+    preset: str | None,
+    base: str | Path | None,
+    source: str | Path,
+    overrides: Mapping[str, Any],
+) -> Path:
+    from layerflow.model.other_layers import model_of, write_with_layers
+
+    said = {name: value for name, value in overrides.items() if value is not None}
+    layers = said.pop("layers", None)
+    if preset is not None or base is not None:
+        kind = base_of(model_of(source)).name
+        raise ValueError(
+            f"{source} is a {kind} model and stays one: between bases no weights can be kept, for "
+            "no tensor of one fits another. Leave preset and base out, or make a new model"
+        )
+    if said:
+        raise ValueError(f"{source} keeps its {sorted(said)[0]}: only layers may change")
+    with new_folder(free_output(folder)) as writing:
+        write_with_layers(writing, source, layers)
     return folder
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from layerflow.clip import (
-    ALPHA,
-    BACKGROUND,
-    BLENDED,
-    FOREGROUND,
-    LAYERS,
-    U8,
-    LayeredClip,
-    resize_cover,
-    sampled_layers,
-)
-from layerflow.media.cells import (
-    MediaError,
-    encode_alpha,
-    encode_png,
-    encode_preview,
-    write_prores4444,
-    write_vp9_alpha,
-)
+from layerflow.clip import U8, resize_cover
+from layerflow.layer_set import model_layers, prompted_of
+from layerflow.media.cells import MediaError
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.media.decode import Decoder
 from layerflow.media.pictures import read_picture
+from layerflow.media.sample_files import write_layers
 from layerflow.model.info import sampling_settings
 from layerflow.outputs import local_output
 
@@ -46,6 +30,7 @@ class SampleRequest:
 
     given: layer -> video or picture file. prompt, negative_prompt: layer -> text.
     height, width: pixels. num_frames: of one layer. count samples use the seeds from ``seed`` on.
+    foregrounds: how many there are, of a model with several.
     """
 
     model: Path
@@ -67,6 +52,7 @@ class SampleRequest:
     exact_given: bool = False
     png: bool = False
     dtype: str | None = None
+    foregrounds: int | None = None
 
 
 def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
@@ -81,7 +67,11 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
     local_output(request.out)
     pipe = load_pipeline(request.model, request.dtype)
     pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
-    layers, fps = _read_layers(request, pipe)
+    known = model_layers(request.model)
+    present = known.with_foregrounds(request.foregrounds or len(known.foregrounds))
+    check_prompts(request, prompted_of(present))
+    layers, fps = _read_layers(request, pipe, present)
+    some = {"foregrounds": request.foregrounds} if len(known.foregrounds) > 1 else {}
     steps, guidance = sampling_settings(request.model, request.steps, request.guidance)
     seeds = range(request.seed, request.seed + request.count)
     folders, clips = [], []
@@ -100,6 +90,7 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
             output_type="uint8",
             exact_given=request.exact_given,
             official_sampler=request.official_sampler,
+            **some,
         )
         name = request.id or f"seed-{request.seed}"
         if request.count > 1:
@@ -129,43 +120,6 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
     return pipe.to("cuda") if gpu else pipe
 
 
-def write_layers(
-    folder: Path,
-    layers: Mapping[str, U8 | None],
-    prompts: Mapping[str, str],
-    fps: float,
-    about: Mapping[str, Any],
-    *,
-    png: bool = False,
-) -> LayeredClip:
-    """Write one sample's files; returns it as a clip.
-
-    layers: foreground ``[T, H, W, 4]`` straight RGBA (3 channels where the model has no alpha),
-    alpha ``[T, H, W]`` or None, background and blended ``[T, H, W, 3]``; uint8.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    clip = LayeredClip(**sampled_layers(layers), prompts=dict(prompts), fps=fps)
-    foreground = layers[FOREGROUND]
-    assert foreground is not None
-    if layers[ALPHA] is None:
-        (folder / "foreground.mp4").write_bytes(encode_preview(foreground, fps, crf=12))
-    else:
-        write_prores4444(folder / "foreground.mov", foreground, fps)
-        write_vp9_alpha(folder / "foreground.webm", foreground, fps)
-        (folder / "alpha.mkv").write_bytes(encode_alpha(clip.alpha, fps))
-    for name in (BACKGROUND, BLENDED):
-        (folder / f"{name}.mp4").write_bytes(encode_preview(clip.layer(name), fps, crf=12))
-    if png:
-        for name, stack in layers.items():
-            for t, frame in enumerate(stack if stack is not None else ()):
-                place = folder / "frames" / name / f"{t:05d}.png"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(encode_png(np.ascontiguousarray(frame)))
-    (folder / "sample.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-    save_sheet(folder / "contact.png", [clip])
-    return clip
-
-
 def _about(request: SampleRequest, seed: int, steps: int, guidance: float) -> dict[str, Any]:
     said = asdict(request) | {"seed": seed, "steps": steps, "guidance": guidance}
     for name in ("out", "count", "png"):
@@ -175,15 +129,26 @@ def _about(request: SampleRequest, seed: int, steps: int, guidance: float) -> di
     return said
 
 
-def _read_layers(request: SampleRequest, pipe: Any) -> tuple[dict[str, U8], float]:
+def check_prompts(request: SampleRequest, prompted: Sequence[str]) -> None:
+    """ValueError for a prompt of a layer that is none of those with one."""
+    for layer in (*request.prompt, *request.negative_prompt):
+        if layer not in prompted:
+            raise ValueError(
+                f"{layer!r} has no prompt; the layers with prompts are {', '.join(prompted)}"
+            )
+
+
+def _read_layers(
+    request: SampleRequest, pipe: Any, known: Sequence[str]
+) -> tuple[dict[str, U8], float]:
     """Given files at the size and length of the request, and the frame rate."""
     if not request.given:
         return {}, request.fps or 8.0
     height, width, count = pipe.default_size(request.height, request.width, request.num_frames)
     layers, rate = {}, None
     for layer, path in request.given.items():
-        if layer not in LAYERS:
-            raise ValueError(f"--given names {layer!r}; the layers are {', '.join(LAYERS)}")
+        if layer not in known:
+            raise ValueError(f"--given names {layer!r}; the layers are {', '.join(known)}")
         frames, own = read_file(path)
         if len(frames) == 1:
             frames = np.repeat(frames, count, axis=0)

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.clip import LAYERS, PROMPTED, U8, LayeredClip, resize_clip
+from layerflow.clip import U8, LayeredClip
 from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
-from layerflow.corpus.row_cells import clips_of, layers_of
 from layerflow.corpus.row_check import check_equation, check_unread
+from layerflow.corpus.row_stack import frames_of, stack_of_row, stacks_of
 from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
+from layerflow.layer_set import LayerSet, layer_set
 from layerflow.media.cells import MediaError
 from layerflow.media.isolate import call, caller
+from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
 from pipelines.engine.cluster import torch_device
@@ -82,13 +84,18 @@ def variants(kind: str, augment: Augment) -> list[Variant]:
 
 @dataclass(frozen=True)
 class Options:
-    """What the latents depend on, besides the clips."""
+    """What the latents depend on, besides the clips. layers: name of the set."""
 
     model: str
     size: tuple[int, int] | None = None
     frames: int | None = None
     dtype: str = "float32"
     augment: Augment = field(default_factory=Augment)
+    layers: str = "rgba"
+
+    @property
+    def set(self) -> LayerSet:
+        return layer_set(self.layers)
 
 
 class Encoder:
@@ -151,11 +158,13 @@ class Encoder:
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
         check_frames(self.vae, length)
+        names = pictures[0].prompted
         keys = [prompt_key(text) for text in about["prompts"]]
         return [
             clip_row(
-                dict(zip(LAYERS, moments, strict=True)),
+                dict(zip(picture.names, moments, strict=True)),
                 dtype=self.options.dtype,
+                layers=self.options.set,
                 id=row["id"] + variant.suffix,
                 source=row["id"],
                 content=about["content"],
@@ -166,23 +175,24 @@ class Encoder:
                 height=picture.size[0],
                 width=picture.size[1],
                 fps=picture.fps,
-                **{f"{layer}_prompt": key for layer, key in zip(PROMPTED, keys, strict=True)},
+                **{f"{layer}_prompt": key for layer, key in zip(names, keys, strict=True)},
             )
             for variant, picture, moments in zip(
                 chosen, pictures, encode_clips(self.vae, pictures), strict=True
             )
         ]
 
-    def pictures(self, row: Mapping[str, Any]) -> list[LayeredClip]:
+    def pictures(self, row: Mapping[str, Any]) -> list[LayerStack]:
         """``pictures_of`` a corpus row, made in the child process."""
-        return clips_of(row, call(self.reader, _pictures, dict(row), self.options))
+        answer = call(self.reader, _pictures, dict(row), self.options)
+        return stacks_of(row, answer, self.options.set)
 
 
 def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8], float, str]]:
-    return [layers_of(clip) for clip in pictures_of(row, options)]
+    return [frames_of(stack) for stack in pictures_of(row, options)]
 
 
-def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
+def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayerStack]:
     """Every variant of a corpus row as it goes into the autoencoder, decoded in this process.
 
     MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
@@ -190,13 +200,15 @@ def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayeredClip]:
     check_unread(row)
     augment = options.augment
     if augment.freeze and row["kind"] != "image":
-        clip = decode_frames(row, frozen_frames(row, augment.freeze))
+        keep = frozen_frames(row, augment.freeze)
     else:
-        clip = decode(row, options.frames)
+        keep = chosen_frames(row, options.frames)
+    clip = decode_frames(row, keep)
     if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
         check_equation(row, clip)
+    stack = stack_of_row(row, clip, options.set, keep)
     size = options.size or clip.size
-    return [vary(clip, v, size, augment.min_crop, row["id"]) for v in variants(clip.kind, augment)]
+    return [vary(stack, v, size, augment.min_crop, row["id"]) for v in variants(clip.kind, augment)]
 
 
 def text_shape(model: str) -> tuple[int, int]:
@@ -224,18 +236,21 @@ def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
     Only the chosen frames are converted, which is most of the work at small sizes. MediaError
     for damaged media and for a clip with fewer frames.
     """
+    return decode_frames(row, chosen_frames(row, frames))
+
+
+def chosen_frames(row: Mapping[str, Any], frames: int | None) -> list[int]:
+    """Which frames of a row are taken; see ``decode``. MediaError for one with fewer."""
     count = row["num_frames"]
     if not 1 <= count <= MAX_FRAMES:
         raise MediaError(f"clip {row['id']} says that it has {count} frames")
     if row["kind"] == "image":
-        keep = [0]
-    elif frames is None:
-        keep = list(range(count))
-    elif frames > count:
+        return [0]
+    if frames is None:
+        return list(range(count))
+    if frames > count:
         raise MediaError(f"clip {row['id']} has {count} frames, {frames} are asked for")
-    else:
-        keep = even_frames(count, frames)
-    return decode_frames(row, keep)
+    return even_frames(count, frames)
 
 
 def frozen_frames(row: Mapping[str, Any], wanted: int) -> list[int]:
@@ -253,25 +268,21 @@ def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
 
 
 def vary(
-    clip: LayeredClip, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
-) -> LayeredClip:
+    stack: LayerStack, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
+) -> LayerStack:
     """One variant of a clip at `size`. The window of a crop depends on the id and its number."""
     if variant.frame:
-        clip = clip.take([variant.frame - 1])
+        stack = stack.take([variant.frame - 1])
     if variant.crop:
         chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
-        top, left, height, width = crop_window(clip.size, size, min_crop, chance)
+        top, left, height, width = crop_window(stack.size, size, min_crop, chance)
         window = (slice(None), slice(top, top + height), slice(left, left + width))
-        clip = _each(clip, lambda frames: frames[window])
+        stack = stack.each(lambda frames: frames[window])
     if variant.flip:
-        clip = _each(clip, lambda frames: frames[:, :, ::-1])
+        stack = stack.each(lambda frames: frames[:, :, ::-1])
     if variant.reverse:
-        clip = _each(clip, lambda frames: frames[::-1])
-    return resize_clip(_each(clip, np.ascontiguousarray), *size)
-
-
-def _each(clip: LayeredClip, change: Any) -> LayeredClip:
-    return replace(clip, **{layer: change(clip.layer(layer)) for layer in LAYERS})
+        stack = stack.each(lambda frames: frames[::-1])
+    return stack.each(np.ascontiguousarray).resized(*size)
 
 
 def crop_window(

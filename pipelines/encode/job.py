@@ -20,18 +20,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from layerflow.clip import LAYERS, PROMPTED
+import pyarrow as pa
+
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
-from layerflow.corpus.latents import (
-    CLIPS,
-    FORMAT_VERSION,
-    PROMPTS,
-    Latents,
-    LatentsWriter,
-    prompt_key,
-)
+from layerflow.corpus.latent_rows import PROMPTS, RGBA, clips_schema, prompt_key
+from layerflow.corpus.latents import FORMAT_VERSION, Latents, LatentsWriter
+from layerflow.corpus.log import split_address
 from layerflow.corpus.published import fetched, open_corpus
+from layerflow.corpus.row_stack import row_cells, row_prompts
 from layerflow.corpus.validate import refuse_unsound
+from layerflow.layer_set import LayerSet, layer_set, model_layers
 from layerflow.outputs import local_output
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
 from pipelines.engine.jobs import unit_key
@@ -76,6 +74,7 @@ def run_encode(
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     augment: Augment | None = None,
+    layers: str | None = None,
     dtype: str = "float32",
     workers: int | None = None,
     quiet: bool = False,
@@ -86,17 +85,19 @@ def run_encode(
     corpora: corpus folders, published folders, `hf://datasets/...` (`layerflow.corpus.published`).
     size: height and width; None: as the clips are. frames: how many of each clip's frames to
     take, evenly spread and distinct; None: all; stills stay single. augment: variants of each
-    clip. workers: Ray tasks at a time; None: all CPUs (or GPUs); 0: this process, without Ray.
-    accept_lost: any number of units may fail for one reason; their clips are rejected.
+    clip. layers: name of the set; None: the model's. workers: Ray tasks at a time; None: all CPUs
+    (or GPUs); 0: this process, without Ray. accept_lost: any number of units may fail for one
+    reason; their clips are rejected.
     ValueError for a wrong request, and when `out` holds latents of other weights, size or rule;
     OSError when the disk is full or the fault lies with the machines (`pipelines.engine.workers`).
     """
     started = time.monotonic()
     out, augment = local_output(out), augment or Augment()
-    options = Options(str(Path(model).resolve()), size, frames, dtype, augment)
+    chosen = layer_set(layers) if layers else model_layers(model)
+    options = Options(str(Path(model).resolve()), size, frames, dtype, augment, chosen.name)
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)
-    rows = list(wanted_rows(corpora, augment))
+    rows = list(wanted_rows(corpora, augment, chosen))
     if not rows:
         raise ValueError(f"{', '.join(map(str, corpora))}: no clips to encode")
     known = dict(zip(have.column("id"), have.column("content"), strict=True)) if have else {}
@@ -127,14 +128,14 @@ def run_encode(
         return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
 
     folder = out.with_name(f".{out.name}.staging")
-    roots = dict.fromkeys([*(row.corpus for row in rows), options.model])
+    roots = dict.fromkeys([*(str(split_address(row.corpus)[0]) for row in rows), options.model])
     busy = f"{out}: another job is writing these latents"
     return run_units(
         [*text_units, *clip_units],
         Place(folder, folder / "lock", busy, [root for root in roots if Path(root).exists()]),
         partial(encode_unit, options=options),
         Pool(workers, quiet, gpus=1.0, accept_lost=accept_lost),
-        settle=partial(_settled, str(model)),
+        settle=partial(_settled, str(model), clips_schema(chosen)),
         compact=compact,
     )
 
@@ -142,6 +143,7 @@ def run_encode(
 def make_fingerprint(options: Options) -> dict[str, Any]:
     """What the latents will depend on, besides the clips themselves."""
     return {
+        **({} if options.set == RGBA else {"layers": options.layers}),
         "format_version": FORMAT_VERSION,
         "size": list(options.size) if options.size else None,
         "frames": f"even:{options.frames}" if options.frames else "all",
@@ -156,7 +158,8 @@ def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     have = Latents.open(out)
-    different = fingerprint_differences(have.fingerprint, fingerprint)
+    named = {"layers": RGBA.name}
+    different = fingerprint_differences(named | have.fingerprint, named | dict(fingerprint))
     if different:
         raise ValueError(
             f"{out} holds latents made in another way; choose another --out or remove it.\n  "
@@ -165,7 +168,9 @@ def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
     return have
 
 
-def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Row]:
+def wanted_rows(
+    corpora: Sequence[str | Path], augment: Augment, layers: LayerSet = RGBA
+) -> Iterator[_Row]:
     """All rows of the corpora with what they become. ValueError for an id that comes twice."""
     from layerflow.model.text import prefixed
 
@@ -174,25 +179,22 @@ def wanted_rows(corpora: Sequence[str | Path], augment: Augment) -> Iterator[_Ro
         folder = fetched(path)
         corpus = open_corpus(folder)
         refuse_unsound(corpus, ids=False)  # below, over all of them
-        for index in range(len(corpus)):
-            row = corpus.row(index)
+        for index, row in enumerate(corpus.rows()):
             if row["id"] in seen:
                 raise ValueError(f"{path}: clip {row['id']} is in these corpora more than once")
             seen.add(row["id"])
-            texts = [row[f"{layer}_prompt"] or "" for layer in PROMPTED]
-            digest = hashlib.sha256(json.dumps([texts, row["kind"], row["alpha_kind"]]).encode())
-            for layer in LAYERS:
-                digest.update(hashlib.sha256(row[layer] or b"").digest())
+            texts = row_prompts(row, layers)
+            about = [list(texts.values()), row["kind"], row["alpha_kind"]]
+            digest = hashlib.sha256(json.dumps(about).encode())
+            for cell in row_cells(row, layers):
+                digest.update(hashlib.sha256(cell).digest())
             yield _Row(
-                corpus=str(folder),
+                corpus=corpus.address,
                 index=index,
                 id=row["id"],
                 content=digest.hexdigest()[:32],
                 outputs=tuple(row["id"] + v.suffix for v in variants(row["kind"], augment)),
-                prompts=tuple(
-                    prefixed(layer, text) if text else ""
-                    for layer, text in zip(PROMPTED, texts, strict=True)
-                ),
+                prompts=tuple(prefixed(layer, text) for layer, text in texts.items()),
             )
 
 
@@ -210,13 +212,13 @@ def _text_unit(tag: str, texts: Sequence[str]) -> Unit:
     return Unit(unit_key(tag, list(texts)), 0, {"kind": "prompts", "texts": list(texts)})
 
 
-def _settled(model: str, unit: Unit, reason: str) -> Parts:
+def _settled(model: str, schema: pa.Schema, unit: Unit, reason: str) -> Parts:
     """What a unit commits that was given up: a reason for each of its clips. ValueError for one of
     prompts, which every clip needs."""
     if unit.payload["kind"] == "prompts":
         raise ValueError(f"the text encoder of {model} cannot run: {reason}")
     reasons = {row["id"]: reason for row in unit.payload["rows"]}
-    return {ROWS: stream_part([], CLIPS), REASONS: json_part(reasons)}
+    return {ROWS: stream_part([], schema), REASONS: json_part(reasons)}
 
 
 # ---- one unit ---------------------------------------------------------------------------------
@@ -240,7 +242,8 @@ def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
             except ValueError as error:
                 reasons[row["id"]] = str(error)
 
-    return {ROWS: stream_part(rows(), CLIPS), REASONS: json_part(lambda: reasons)}
+    schema = clips_schema(options.set)
+    return {ROWS: stream_part(rows(), schema), REASONS: json_part(lambda: reasons)}
 
 
 # ---- putting them together --------------------------------------------------------------------

@@ -10,17 +10,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from layerflow.corpus.store import Store
 from layerflow.files import remove
-from pipelines.engine.staging import Parts, Staging, json_part, locked
-from pipelines.engine.workers import Make, Pool, Prepare, Unit, run_staged
+from pipelines.engine.remote_staging import begin
+from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part, locked
+from pipelines.engine.workers import (
+    ROUNDS,
+    Make,
+    Pool,
+    Prepare,
+    Unit,
+    often_damaged,
+    run_staged,
+)
 
 R = TypeVar("R")
 FINDINGS = "look.json"
+
+
+class Damaged(Exception):  # noqa: N818 (an outcome, not a fault)
+    """``compact`` met units that were changed since they were written. units: key -> how."""
+
+    def __init__(self, units: Mapping[str, str]) -> None:
+        super().__init__()
+        self.units = dict(units)
 
 
 @dataclass(frozen=True)
@@ -46,13 +65,15 @@ class Surveyed(TypedDict):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job stages its units. lock: the file that it holds; busy: what is said when another
-    job holds it. inputs: paths that every worker must see."""
+    """Where a job stages its units. lock: the file that it holds, None in an object store, where
+    the log decides; busy: what is said when another job holds it. inputs: paths that every worker
+    must see. deferred: parts that ``compact`` compares with their sums as it reads them."""
 
-    folder: Path
-    lock: Path
+    folder: Path | str
+    lock: Path | None
     busy: str
     inputs: Sequence[str] = ()
+    deferred: frozenset[str] = frozenset()
 
 
 def run_units(
@@ -72,22 +93,36 @@ def run_units(
     reason why. compact: gets the staged units, which go when it returns, and how many of them an
     earlier run left. ValueError when another job holds the place, and the errors of ``run_staged``.
     """
-    place.lock.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.lock, place.busy):
+    with locked(place.lock, place.busy) if place.lock is not None else nullcontext():
         done = claim()
         if done is not None:
-            remove(place.folder)  # of a job that was killed when it was all but done
+            _clear(place.folder)  # of a job that was killed when it was all but done
             return done
-        staging = Staging.begin(place.folder, place.inputs)
-        resumed = sum(staging.is_done(unit.key) for unit in units)
+        staging = begin(place.folder, place.inputs, place.deferred)
+        resumed = len(units) - len(staging.missing(unit.key for unit in units))
         prepare = _surveyed(units, survey, staging, pool) if survey else list
-        lost = run_staged(units, make, staging, pool, prepare)
-        for unit in units:
-            if unit.key in lost:
-                staging.commit(unit.key, settle(unit, lost[unit.key]))
-        made = compact(staging, resumed)
-        remove(staging.folder)
-        return made
+        for _ in range(ROUNDS):
+            lost = run_staged(units, make, staging, pool, prepare)
+            for unit in units:
+                if unit.key in lost:
+                    staging.commit(unit.key, settle(unit, lost[unit.key]))
+            try:
+                made = compact(staging, resumed)
+            except Damaged as error:
+                damaged = error
+                for key in damaged.units:
+                    staging.discard(key)
+            else:
+                staging.clear()
+                return made
+        raise InfrastructureError(often_damaged(str(place.folder), damaged.units))
+
+
+def _clear(folder: Path | str) -> None:
+    if isinstance(folder, str):
+        Store(folder).remove("")
+    else:
+        remove(folder)
 
 
 def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Pool) -> Prepare:
@@ -95,17 +130,17 @@ def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Poo
 
     @cache
     def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
-        looks = Staging.begin(staging.folder / "looks", staging.inputs)
+        looks = staging.below("looks")
         lost = run_staged(units, partial(_findings, survey.look), looks, replace(pool, gpus=0.0))
         seen = [unit for unit in units if unit.key not in lost]
-        found = ((u, json.loads(looks.path(u.key, FINDINGS).read_text())) for u in seen)
+        found = ((u, json.loads(looks.read(u.key, FINDINGS))) for u in seen)
         return looks, survey.plan(found), lost
 
     def prepare(missing: Sequence[Unit]) -> Sequence[Unit]:
         looks, plan, lost = looked()
 
         def added(key: str) -> Surveyed:
-            look = None if key in lost else str(looks.path(key, FINDINGS))
+            look = None if key in lost else looks.location(key, FINDINGS)
             return {"look": look, "lost": lost.get(key)}
 
         return [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import json
 import socket
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.corpus.shards import read_shard
+from layerflow.corpus.writer import Hashed
 from layerflow.files import publish_folder, remove, write_json
 
 RECORD = "unit.json"
@@ -67,6 +67,7 @@ def json_part(content: Any) -> Write:
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock file ``path``. Raises ValueError, which says ``busy``, when another does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,15 +81,22 @@ class Staging:
     """The folder of one job's units, as the driver and its workers see it.
 
     ``token`` marks the driver that is in charge; ``inputs`` are paths that every worker needs.
+    ``deferred``: parts whose bytes are compared by whoever reads them, and not by ``fault``.
     """
 
     folder: Path
     token: str
     inputs: tuple[str, ...] = ()
     patience: float = PATIENCE
+    deferred: frozenset[str] = frozenset()
 
     @classmethod
-    def begin(cls, folder: Path, inputs: Iterable[str] = ()) -> Staging:
+    def begin(
+        cls,
+        folder: Path,
+        inputs: Iterable[str] = (),
+        deferred: frozenset[str] = frozenset(),
+    ) -> Staging:
         """Take charge of a folder, new or of an earlier run, for one driver at a time.
 
         What killed processes left half written is removed.
@@ -98,7 +106,18 @@ class Staging:
             remove(left)
         token = uuid.uuid4().hex
         write_json(folder / TOKEN, {"token": token})
-        return cls(folder.resolve(), token, tuple(inputs), PATIENCE)
+        return cls(folder.resolve(), token, tuple(inputs), PATIENCE, deferred)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def below(self, name: str) -> Staging:
+        """Take charge of a folder in this one, for other units of the same job."""
+        return Staging.begin(self.folder / name, self.inputs)
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        remove(self.folder)
 
     def check_here(self) -> None:
         """Raises InfrastructureError unless this machine sees what the driver sees."""
@@ -119,6 +138,9 @@ class Staging:
             )
         if said != self.token:
             return f"{self.folder}: another run of this job has taken over"
+        return self._missing_input(host)
+
+    def _missing_input(self, host: str) -> str | None:
         for path in self.inputs:
             if not Path(path).exists():
                 return f"the input {path} is not there on {host}; all nodes must see it"
@@ -127,8 +149,13 @@ class Staging:
     def wait_for(self, keys: Iterable[str]) -> None:
         """Give the file system ``patience`` seconds to show units that other machines committed."""
         end = time.monotonic() + self.patience
+        keys = list(keys)
         while not all(map(self.is_done, keys)) and time.monotonic() < end:
             time.sleep(min(0.5, self.patience))
+
+    def missing(self, keys: Iterable[str]) -> set[str]:
+        """Which units are not done."""
+        return {key for key in keys if not self.is_done(key)}
 
     # ---- one unit ----------------------------------------------------------------------------
 
@@ -140,7 +167,7 @@ class Staging:
         temporary = self.folder / f".{key}-{uuid.uuid4().hex[:12]}"
         temporary.mkdir()
         try:
-            record = {name: _write(temporary / name, write) for name, write in parts.items()}
+            record = {name: write_part(temporary / name, write) for name, write in parts.items()}
             (temporary / RECORD).write_text(json.dumps({"parts": record}))
             self._publish(temporary, key)
         finally:  # a full disk: leave nothing behind that fills it
@@ -165,7 +192,10 @@ class Staging:
         )
 
     def fault(self, key: str) -> str | None:
-        """What is wrong with a committed unit, by a look at every byte; None if nothing is."""
+        """What is wrong with a committed unit, by a look at every byte; None if nothing is.
+
+        Of parts that are ``deferred`` only the size is looked at.
+        """
         parts = self._record(key)
         if parts is None:
             there = (self.folder / key).exists()
@@ -174,6 +204,8 @@ class Staging:
             path = self.folder / key / name
             if _size(path) != about["bytes"]:
                 return f"{name} has {_size(path)} bytes, not {about['bytes']}"
+            if name in self.deferred:
+                continue
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
                     return f"{name} holds other bytes than were written"
@@ -186,6 +218,25 @@ class Staging:
     def path(self, key: str, name: str) -> Path:
         """Where a part of a committed unit lies."""
         return self.folder / key / name
+
+    def location(self, key: str, name: str) -> str:
+        """Where a part lies, for ``layerflow.corpus.store.read_location`` on any machine."""
+        return str(self.path(key, name))
+
+    def read(self, key: str, name: str) -> bytes:
+        """The bytes of a part."""
+        return self.path(key, name).read_bytes()
+
+    def record(self, key: str) -> dict[str, dict[str, Any]]:
+        """Of every part of a committed unit its ``count``, ``bytes`` and ``sha256``."""
+        parts = self._record(key)
+        if parts is None:
+            raise InfrastructureError(f"{self.folder / key} changed; start the job again")
+        return parts
+
+    def rows_of(self, keys: Iterable[str], name: str) -> Iterator[list[dict[str, Any]]]:
+        """The rows of a small part of each unit, in order."""
+        return (list(self.rows(key, name)) for key in keys)
 
     def rows(self, key: str, name: str) -> Iterator[dict[str, Any]]:
         """The rows of a part, one record batch in memory at a time.
@@ -207,40 +258,30 @@ class Staging:
     def _record(self, key: str) -> dict[str, dict[str, Any]] | None:
         """Of every part its ``count``, ``bytes`` and ``sha256``; None without a sound record."""
         try:
-            parts = json.loads((self.folder / key / RECORD).read_bytes())["parts"]
-            sound = parts and all(
-                Path(name).name == name
-                and (type(about["count"]), type(about["bytes"]), type(about["sha256"]))
-                == (int, int, str)
-                for name, about in parts.items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return sound_record((self.folder / key / RECORD).read_bytes())
+        except OSError:
             return None
-        return parts if sound else None
 
 
-class _Measured(io.RawIOBase):
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        with memoryview(data) as view:
-            self.file.write(view)
-            self.digest.update(view)
-            self.bytes += view.nbytes
-            return view.nbytes
+def sound_record(data: bytes) -> dict[str, dict[str, Any]] | None:
+    """What a ``unit.json`` says of its parts; None when it says something else."""
+    try:
+        parts: dict[str, dict[str, Any]] = json.loads(data)["parts"]
+        sound = parts and all(
+            Path(name).name == name
+            and (type(about["count"]), type(about["bytes"]), type(about["sha256"]))
+            == (int, int, str)
+            for name, about in parts.items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return parts if sound else None
 
 
-def _write(path: Path, write: Write) -> dict[str, Any]:
+def write_part(path: Path, write: Write) -> dict[str, Any]:
+    """Write a part; returns what its record says of it."""
     with path.open("wb") as file:
-        measured = _Measured(file)
+        measured = Hashed(file)
         count = write(measured)
     return {"count": count, "bytes": measured.bytes, "sha256": measured.digest.hexdigest()}
 

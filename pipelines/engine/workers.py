@@ -81,9 +81,9 @@ def run_staged(
     InfrastructureError when the fault lies with the machines, OSError when the disk is full.
     """
     lost: dict[str, str] = {}
-    fault = ""
     for _ in range(ROUNDS):
-        missing = [u for u in units if u.key not in lost and not staging.is_done(u.key)]
+        there = staging.missing(unit.key for unit in units if unit.key not in lost)
+        missing = [unit for unit in units if unit.key in there]
         if missing:
             lost |= _run_missing(prepare(missing), make, staging, pool)
         if not pool.accept_lost:
@@ -95,10 +95,15 @@ def run_staged(
                 staging.discard(unit.key)
         if not damaged:
             return lost
-        fault = next(iter(damaged.values()))
-    raise InfrastructureError(
-        f"{staging.folder}: {len(damaged)} units were damaged {ROUNDS} times after they were "
-        f"written ({fault}); check the disk, then start the same command again"
+    raise InfrastructureError(often_damaged(str(staging), damaged))
+
+
+def often_damaged(folder: str, damaged: Mapping[str, str]) -> str:
+    """What is said when units are damaged again and again. damaged: key -> how."""
+    return (
+        f"{folder}: {len(damaged)} units were damaged {ROUNDS} times after they were "
+        f"written ({next(iter(damaged.values()))}); check the disk, then start the same command "
+        "again"
     )
 
 
@@ -148,12 +153,13 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
             else:
                 reported.add(row["key"])
         staging.wait_for(reported)
-        units = [unit for unit in units if not staging.is_done(unit.key)]
+        there = staging.missing(unit.key for unit in units)
+        units = [unit for unit in units if unit.key in there]
     gone = [unit.key for unit in units if unit.key in reported]
     if gone:
         raise InfrastructureError(
             f"{len(gone)} units that workers wrote are not to be seen in "
-            f"{staging.folder}: it must be one folder for all nodes"
+            f"{staging}: it must be one folder for all nodes"
         )
     died = f"the worker died {ATTEMPTS} times on this unit"
     return {unit.key: failed.get(unit.key, died) for unit in units}

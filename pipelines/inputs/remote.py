@@ -105,7 +105,7 @@ class Fetcher:
 
     def local(self, source: PasteSource) -> PasteSource:
         """The source with local files. MediaError, then and later, when one cannot be fetched."""
-        if not any("://" in path for _, path in source.files):
+        if not any("://" in path for role, path in source.files if role != "corpus"):
             return source
         if source.stamp not in self._held:
             try:

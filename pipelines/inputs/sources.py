@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
+from layerflow.corpus.published import is_corpus
 from layerflow.corpus.table import Corpus
 from layerflow.locations import clean_uri, escape_name, root_of, without_secrets
 from pipelines.gates import judge
@@ -136,10 +137,10 @@ def _checked(
 
 def _listed(item: str, gate: str | None) -> list[PasteSource]:
     root = Path(item)
+    if is_corpus(item):
+        return _rows(item, gate)
     if "://" in item:
         return _of_bucket(item, gate)
-    if (root / "state.json").is_file():
-        return _rows(root, gate)
     if root.is_dir():
         groups = _chosen(group_files(root), gate)
     elif root.is_file():
@@ -198,9 +199,9 @@ def _source(
     )
 
 
-def _rows(root: Path, gate: str | None) -> list[PasteSource]:
-    corpus, sources = Corpus.open(root), []
-    files = (("corpus", str(root.resolve())),)
+def _rows(where: str, gate: str | None) -> list[PasteSource]:
+    corpus, sources = Corpus.open(where if "://" in where else Path(where).absolute()), []
+    files = (("corpus", corpus.address),)
     for index, row in enumerate(corpus.rows(_ROW_COLUMNS)):
         if gate is not None and row["kind"] == "mined" and judge(row["quality"] or {}, gate):
             continue

@@ -28,6 +28,7 @@ BACKENDS: dict[str, str] = {
     "rembg": "pipelines.matting.rembg:RembgMatting",
     "onnx": "pipelines.matting.onnx_session:OnnxMatting",
     "transparent-background": "pipelines.matting.transparent_background:InspyrenetMatting",
+    "sam2": "pipelines.matting.sam2:Sam2Matting",
     "alpha": "pipelines.matting.alpha:AlphaMatting",
     "chroma": "pipelines.matting.chroma:ChromaMatting",
 }

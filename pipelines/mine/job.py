@@ -19,11 +19,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from layerflow.corpus.store import read_location
 from layerflow.corpus.table import EXTENDED_SCHEMA, rejected_row
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import shared_decoder
 from layerflow.media.video import Limits
-from layerflow.outputs import local_output
+from layerflow.outputs import corpus_output
 from layerflow.plugins import packages_of
 from manifests.mine import MineOptions
 from pipelines.captions.captioner import CAPTIONERS, make_captioner
@@ -69,7 +70,7 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     how: see ``Running``. Raises ValueError for a request that cannot work (inputs, output folder,
     backend, weights) before any work starts.
     """
-    out = local_output(options.out)
+    out = corpus_output(options.out)
     options = options.model_copy(update={"matting": resolved(options.matting)})
     packages = packages_of(
         matting=(MATTING, options.matting.partition(":")[0]),
@@ -128,7 +129,7 @@ def _rows(
     if span.look is None:
         reject("worker", span.lost)
         return
-    findings = Findings.of(json.loads(Path(span.look).read_text()))
+    findings = Findings.of(json.loads(read_location(span.look)))
     for step, reason in findings.problems:
         reject(step, reason)
     if not findings.windows:

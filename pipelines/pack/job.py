@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from layerflow.corpus.table import EXTENDED_SCHEMA, rejected_row
 from layerflow.media.decode import Decoder
-from layerflow.outputs import local_output
+from layerflow.outputs import corpus_output
 from layerflow.plugins import packages_of
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import Outcome, Running, Summary, make_recipe, run_job
@@ -53,7 +53,7 @@ def run_pack(options: PackOptions, **how: Unpack[Running]) -> Summary:
     Raises ValueError for a request that cannot work (inputs, layout, output folder) before any work
     starts.
     """
-    out = local_output(options.out)
+    out = corpus_output(options.out)
     packages = packages_of(layout=(LAYOUTS, options.layout))
     recipe = make_recipe("image", options.model_dump(mode="json"), FORMAT_VERSION, packages)
     context = PackContext(make_plan(options), options, recipe.hash)

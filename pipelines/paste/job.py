@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from layerflow.corpus.table import EXTENDED_SCHEMA, rejected_row
 from layerflow.media.cells import MediaError
-from layerflow.outputs import local_output
+from layerflow.outputs import corpus_output
 from layerflow.seeds import in_blocks
 from manifests.paste import PasteOptions
 from pipelines.engine.jobs import Outcome, Running, Summary, make_recipe, run_job
@@ -47,7 +47,7 @@ STEPS: Steps[Sample] = (
     check,
     encode,
 )
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 def run_paste(options: PasteOptions, **how: Unpack[Running]) -> Summary:
@@ -55,7 +55,7 @@ def run_paste(options: PasteOptions, **how: Unpack[Running]) -> Summary:
 
     Raises ValueError for a request that cannot work (inputs, output folder) before any work starts.
     """
-    out = local_output(options.out)
+    out = corpus_output(options.out)
     recipe = make_recipe("pasted", options.model_dump(mode="json"), FORMAT_VERSION)
     context = PasteContext(make_plan(options), options, recipe.hash)
     return run_job(

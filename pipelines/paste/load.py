@@ -57,7 +57,7 @@ class Loader:
         self._decoder = Decoder(deadline=deadline)
         self._fetcher = Fetcher()
         self._cache: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
-        self._corpora: dict[Path, Corpus] = {}
+        self._corpora: dict[str, Corpus] = {}
 
     def close(self) -> None:
         """End the decoding child, delete local copies."""
@@ -320,8 +320,7 @@ class Loader:
         return size[0] * factor, size[1] * factor
 
     def _read_row(self, source: PasteSource, columns: tuple[str, ...]) -> dict[str, Any]:
-        path = source.path("corpus")
-        assert path is not None
+        path = dict(source.files)["corpus"]
         if path not in self._corpora:
             self._corpora[path] = Corpus.open(path)
         known = ("id", "origin", "fps", "num_frames", "height", "width")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LayeredClip
@@ -15,7 +16,7 @@ from layerflow.media.cells import encode_color
 from manifests.paste import PasteOptions
 from pipelines.paste.repeats import signature
 from pipelines.paste.sample import PlacedObject, Sample
-from pipelines.paste.scores import encode_checked
+from pipelines.paste.scores import encode_checked, encode_color_checked
 from pipelines.publish.licences import all_of
 
 
@@ -52,26 +53,33 @@ def encode(sample: Sample) -> None:
         "recipe": sample.context.recipe,
         "crf": options.crf,
     }
-    if options.encoded_check and sample.index % options.encoded_check == 0:
+    if _checks(sample):
         row = encode_checked(clip, min_psnr=options.min_psnr, **parts)
     else:
         row = encode_row(clip, **parts)
     sample.row = row | _extra_cells(sample)
 
 
+def _checks(sample: Sample) -> bool:
+    """Whether the clip is decoded again after encoding."""
+    every = sample.options.encoded_check
+    return bool(every and sample.index % every == 0)
+
+
 def _extra_cells(sample: Sample) -> dict[str, Any]:
     """The columns beyond those of every corpus: see ``layerflow.corpus.columns``."""
     options, plate = sample.options, sample.plate
+    found = zip(sample.objects, sample.visible, sample.amodal, sample.colours, strict=False)
     singles = [
-        SingleObject(order, item.prompt, visible, amodal, _origin(item.record, options))
-        for order, (item, visible, amodal) in enumerate(
-            zip(sample.objects, sample.visible, sample.amodal, strict=False)
-        )
+        SingleObject(order, item.prompt, visible, amodal, _origin(item.record, options), colour)
+        for order, (item, visible, amodal, colour) in enumerate(found)
     ]
+    least = options.min_psnr if _checks(sample) else 0.0
+    color = partial(encode_color_checked, crf=options.crf, min_psnr=least)
     return {
         "shadow": "none" if plate is None else "background",
         "plate": None if plate is None else encode_color(plate, options.fps, crf=options.crf),
-        "objects": encode_objects(singles, options.fps) or None,
+        "objects": encode_objects(singles, options.fps, color=color) or None,
         "draw": json.dumps(_short(_notes(sample)), separators=(",", ":")),
     }
 

@@ -60,8 +60,9 @@ class Sample:
     rejected: where rows of sources that cannot be loaded go. chosen: numbers of the foregrounds,
     back to front; behind: number of the background. layers: LayeredClip's fields. plate: uint8
     ``[T, H, W, 3]`` without the shadow, None without a shadow. visible, amodal: alphas uint8
-    ``[T, H, W]`` of the single objects, back to front, when there are several. least_visible: share
-    of any object in any frame that is inside the picture and not behind others.
+    ``[T, H, W]`` of the single objects, back to front, when there are several; colours: their own
+    colour uint8 ``[T, H, W, 3]``, None where it is not kept. least_visible: share of any object in
+    any frame that is inside the picture and not behind others.
     """
 
     context: PasteContext
@@ -87,6 +88,7 @@ class Sample:
     layers: dict[str, U8] = field(init=False)
     visible: Sequence[U8] = ()
     amodal: Sequence[U8] = ()
+    colours: Sequence[U8 | None] = ()
     least_visible: float = 0.0
     # score
     scores: dict[str, float] = field(default_factory=dict)

@@ -90,11 +90,13 @@ def compose_layers(sample: Sample) -> None:
         noise = make_grain(options.seed, sample.index, frames.shape[:3], grain)
     sprites = [placed.sprite for placed in sample.placed]
     own = [np.zeros(frames.shape[:3], np.uint8) for _ in sprites] if len(sprites) > 1 else []
+    colours = [np.empty_like(frames) for _ in own] if options.object_colours else []
     foreground, alpha, blended, visible = compose(
-        sprites, frames, shutter=options.shutter / 360, grain=noise, own=own
+        sprites, frames, shutter=options.shutter / 360, grain=noise, own=own, colours=colours
     )
     sample.layers = {FOREGROUND: foreground, ALPHA: alpha, BACKGROUND: frames, BLENDED: blended}
     sample.amodal, sample.visible = own, visible_alphas(own) if own else []
+    sample.colours = colours or [None] * len(own)
     sample.least_visible = min([*visible, *map(_least_share, sample.visible, own)])
 
 

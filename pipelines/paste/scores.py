@@ -10,6 +10,7 @@ import numpy as np
 
 from layerflow.clip import BACKGROUND, LAYERS, PROMPTED, U8, LayeredClip
 from layerflow.corpus.table import decode_row, encode_row
+from layerflow.media.cells import decode_color, encode_color
 from pipelines.engine.steps import Refused
 from pipelines.vision.path import mean_step
 
@@ -161,6 +162,16 @@ def encode_checked(
         crf = max(1, crf - 3)
 
 
+def encode_color_checked(frames: U8, fps: float, *, crf: int, min_psnr: float) -> bytes:
+    """A colour cell of uint8 ``[T, H, W, 3]``, finer than ``crf`` where that is below ``min_psnr``
+    dB; 0: not decoded again."""
+    while True:
+        cell = encode_color(frames, fps, crf=crf)
+        if not min_psnr or crf <= 1 or psnr(_error(decode_color(cell), frames)) >= min_psnr:
+            return cell
+        crf = max(1, crf - 3)
+
+
 def encoded_scores(row: Mapping[str, Any], clip: LayeredClip) -> dict[str, float]:
     """What the codecs did to a row: its cells decoded again.
 
@@ -170,9 +181,16 @@ def encoded_scores(row: Mapping[str, Any], clip: LayeredClip) -> dict[str, float
     """
     back = decode_row(row)
     probes = sorted({0, back.num_frames // 2, back.num_frames - 1})
-    squared = []
-    for layer in PROMPTED:
-        difference = back.layer(layer).astype(np.int16) - clip.layer(layer)
-        squared.append(float(np.square(difference, dtype=np.int32).mean()))
-    psnr = 10 * np.log10(255.0**2 / max(max(squared), 1e-6))
-    return {"encoded_error": recomposition_error(back.take(probes)), "encoded_psnr": float(psnr)}
+    worst = max(_error(back.layer(layer), clip.layer(layer)) for layer in PROMPTED)
+    return {"encoded_error": recomposition_error(back.take(probes)), "encoded_psnr": psnr(worst)}
+
+
+def _error(decoded: U8, frames: U8) -> float:
+    """Mean squared difference, in levels."""
+    difference = decoded.astype(np.int16) - frames
+    return float(np.square(difference, dtype=np.int32).mean())
+
+
+def psnr(squared: float) -> float:
+    """dB of a mean squared error in levels."""
+    return float(10 * np.log10(255.0**2 / max(squared, 1e-6)))

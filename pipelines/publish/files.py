@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from layerflow.corpus.splits import Assignment, assign, parse_fractions
 from layerflow.corpus.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
-from layerflow.corpus.table import REJECTED_SCHEMA, Corpus, Table
+from layerflow.corpus.table import REJECTED_SCHEMA, Corpus
 from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
 from layerflow.files import write_bytes
 from layerflow.locations import clean_uri
@@ -101,7 +101,7 @@ class PublishPlan:
     @property
     def key(self) -> str:
         """Names this publication: the corpus' checksum, the options, the format."""
-        state = (self.corpus.path / "state.json").read_text()
+        state = self.corpus.identity()
         parts = [state, asdict(self.options), FORMAT_VERSION, pa.__version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -143,7 +143,7 @@ def make_files(
         features = datasets.Features.from_arrow_schema(REJECTED_SCHEMA)
         configs.append(ConfigInfo(rejected, rejected, features, {}))
         yield from _rejected(plan, folder, configs[2])
-    sheet = make_sheet(plan.corpus.path, len(plan.corpus), plan.workers)
+    sheet = make_sheet(Path(plan.corpus.address), len(plan.corpus), plan.workers)
     if sheet:
         yield _put(folder, "contact_sheet.png", sheet), True
     yield _put(folder, "stats.json", json.dumps(counted, indent=2).encode()), False
@@ -247,7 +247,8 @@ def _previews(
 def _rejected(plan: PublishPlan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
     name = _shard_names(config.folder, "train", 1)[0]
     schema = config.features.arrow_schema
-    table = Table(plan.corpus.path / "rejected")
+    table = plan.corpus.rejected_table()
+    assert table is not None  # it has rows
     rows = held = 0
 
     def batches() -> Iterator[pa.RecordBatch]:

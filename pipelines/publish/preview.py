@@ -88,7 +88,7 @@ def preview_batches(
     wanted = set(indices)
     rows = (row for index, row in enumerate(small_rows(corpus)) if index in wanted)
     requests = [json.dumps(index).encode() for index in indices]
-    answers = contained_map(mosaic_maker, corpus.path, requests, workers)
+    answers = contained_map(mosaic_maker, Path(corpus.address), requests, workers)
     for index, row, media in zip(indices, rows, answers, strict=True):
         if isinstance(media, MediaError):
             raise ValueError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerflow.clip import ALPHA, FOREGROUND, LAYERS, PROMPTED, U8, LayeredClip, from_float
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    LAYERS,
+    PROMPTED,
+    U8,
+    LayeredClip,
+    from_float,
+)
 from layerflow.corpus.fingerprint import folder_hash
 from layerflow.corpus.latents import NO_LOGVAR, Latents
+from layerflow.layer_set import matte_of
+from layerflow.media.layer_stack import LayerStack, sampled_stack
 
 SCORED = 256  # rows whose values are read for their scores
 SQUARES = 96  # pixels that the height of latents is enlarged to, about
@@ -49,7 +60,8 @@ class LatentSource:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         columns = {name: self._latents.column(name) for name in COLUMNS}
-        keys = [self._latents.column(f"{layer}_prompt") for layer in PROMPTED]
+        named = self._latents.layers.prompted
+        keys = [self._latents.column(f"{layer}_prompt") for layer in named]
         scored = set(np.linspace(0, len(self) - 1, min(SCORED, len(self))).astype(int).tolist())
         for index in range(len(self)):
             row = {name: values[index] for name, values in columns.items()}
@@ -62,21 +74,26 @@ class LatentSource:
             shape = [row.pop(f"latent_{axis}") for axis in ("frames", "height", "width")]
             if self._model is None:
                 row["num_frames"] = shape[0]
+            prompts = dict(zip(named, texts, strict=True))
+            own = {f"{n} prompt": t for n, t in prompts.items() if n not in PROMPTED and t}
             yield {
                 **row,
                 "index": index,
                 "source": f"clip {row['source']} of group {group}, latents {shape[0]}x"
                 f"{shape[1]}x{shape[2]}",
-                "prompts": dict(zip(PROMPTED, texts, strict=True)),
+                "prompts": {layer: prompts[layer] for layer in PROMPTED},
+                "more": own,
                 "scores": self._scores(index) if index in scored else {},
                 "flat": self._model is None,
             }
 
     def _scores(self, index: int) -> dict[str, float]:
         """Standard deviation of each layer's means; mean log-variance where there is one."""
-        mean, logvar = np.split(self._latents.item(index)["moments"], 2, axis=1)
+        item = self._latents.item(index)
+        mean, logvar = np.split(item["moments"], 2, axis=1)
         found = {
-            f"std_{name}": float(layer.std()) for name, layer in zip(LAYERS, mean, strict=True)
+            f"std_{name}": float(layer.std())
+            for name, layer in zip(item["layers"], mean, strict=True)
         }
         if logvar.size and float(logvar.max()) > NO_LOGVAR:
             found["logvar"] = float(logvar.mean())
@@ -94,14 +111,21 @@ class LatentSource:
             yield {**about, "kind": "", "start": None, "end": None, "quality": {}, "recipe": ""}
 
     def clip(self, index: int) -> LayeredClip:
+        return self._shown(index).joined()
+
+    def stack(self, index: int) -> LayerStack | None:
+        stack = self._shown(index)
+        return stack if len(stack.over) > 1 else None
+
+    def _shown(self, index: int) -> LayerStack:
         item = self._latents.item(index)
         mean = item["moments"][:, : item["moments"].shape[1] // 2]
         if self._model is None:
-            layers: dict[str, Any] = dict(false_colours(mean))
+            layers = false_colours(mean, item["layers"])
             rate = item["fps"] * mean.shape[2] / max(1, self._latents.column("num_frames")[index])
         else:
-            layers, rate = dict(self._decoded(mean)), item["fps"]
-        return LayeredClip(**layers, fps=max(0.5, float(rate)))
+            layers, rate = self._decoded(mean, item["layers"]), item["fps"]
+        return sampled_stack(dict(layers), {}, max(0.5, float(rate)))
 
     @cached_property
     def _vae(self) -> Any:
@@ -111,19 +135,29 @@ class LatentSource:
 
         return Encoder(Options(str(self._model))).vae
 
-    def _decoded(self, mean: NDArray[np.float32]) -> dict[str, U8]:
+    def _decoded(self, mean: NDArray[np.float32], names: Sequence[str]) -> dict[str, U8]:
         from layerflow.model.autoencoder import decode_layers
 
-        made = decode_layers(self._vae, np.ascontiguousarray(mean.transpose(0, 2, 1, 3, 4)))
-        alpha = from_float(made.pop(ALPHA).mean(axis=3))
-        share = np.maximum(alpha[..., None].astype(np.float32) / 255, 1 / 255)
-        made[FOREGROUND] = np.clip(made[FOREGROUND] / share, -1, 1)  # it is on mid-grey
-        return {ALPHA: alpha, **{name: from_float(layer) for name, layer in made.items()}}
+        latents = np.ascontiguousarray(mean.transpose(0, 2, 1, 3, 4))
+        made = decode_layers(self._vae, latents, names)
+        shown: dict[str, U8] = {}
+        for name, pixels in made.items():
+            matte = matte_of(name)
+            if name.startswith(ALPHA):
+                shown[name] = from_float(pixels.mean(axis=3))
+            elif name not in (BACKGROUND, BLENDED) and matte in made:  # it is on mid-grey
+                alpha = from_float(made[matte].mean(axis=3))
+                share = np.maximum(alpha[..., None].astype(np.float32) / 255, 1 / 255)
+                shown[name] = from_float(np.clip(pixels / share, -1, 1))
+            else:
+                shown[name] = from_float(pixels)
+        return shown
 
 
-def false_colours(mean: NDArray[np.float32]) -> dict[str, U8]:
-    """float32 ``[4, C, f, h, w]``, layers in order -> layer -> uint8 ``[f, H, W, 3]`` (alpha
-    without colour): the main directions of all layers together, mid-grey where the mean is."""
+def false_colours(mean: NDArray[np.float32], names: Sequence[str] = LAYERS) -> dict[str, U8]:
+    """float32 ``[n, C, f, h, w]`` of the layers ``names`` -> layer -> uint8 ``[f, H, W, 3]``
+    (mattes without colour): the main directions of all layers together, mid-grey where the mean
+    is."""
     layers, channels, frames, height, width = mean.shape
     flat = mean.transpose(0, 2, 3, 4, 1).reshape(-1, channels).astype(np.float64)
     flat = flat - flat.mean(axis=0)
@@ -136,6 +170,7 @@ def false_colours(mean: NDArray[np.float32]) -> dict[str, U8]:
     pictures = from_float(shown).reshape(layers, frames, height, width, 3)
     square = max(1, round(SQUARES / height))
     pictures = pictures.repeat(square, axis=2).repeat(square, axis=3)
-    found = dict(zip(LAYERS, pictures, strict=True))
-    found[ALPHA] = np.ascontiguousarray(found[ALPHA][..., 0])
-    return found
+    return {
+        name: np.ascontiguousarray(picture[..., 0]) if name.startswith(ALPHA) else picture
+        for name, picture in zip(names, pictures, strict=True)
+    }

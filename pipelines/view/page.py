@@ -193,10 +193,11 @@ def sheet_maker(path: Path, model: Path | None = None) -> Callable[[bytes], byte
                 continue
             try:
                 clip = replace(source.clip(index), prompts=rows[index]["prompts"])
+                shown = source.stack(index) or clip
             except (MediaError, ValueError):
                 continue
             few = dict(list(rows[index]["scores"].items())[:8])
-            clips.append(clip)
+            clips.append(shown)
             labels.append(describe(clip, f"{rows[index]['id']}  {rows[index]['source']}", few))
         return encode_png(contact_sheet(clips, labels)) if clips else b""
 

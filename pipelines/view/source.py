@@ -1,8 +1,9 @@
 """What the page shows: clips of a corpus, of latents or of a folder of samples, and previews.
 
 A preview is one small video of six panels, ``blended | foreground | alpha`` over ``background |
-difference | recomposed``, so that the layers of a clip cannot run apart while it plays. A still's
-preview is one picture.
+difference | recomposed``, and below them the colour and alpha of each object where a foreground is
+made of several, so that the layers of a clip cannot run apart while it plays. A still's preview is
+one picture.
 """
 
 from __future__ import annotations
@@ -17,25 +18,39 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED, U8, LayeredClip
+from layerflow.clip import (
+    ALPHA,
+    BACKGROUND,
+    BLENDED,
+    FOREGROUND,
+    LAYERS,
+    PROMPTED,
+    U8,
+    LayeredClip,
+)
 from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.published import open_corpus
+from layerflow.corpus.row_stack import single_objects, stack_of_row
 from layerflow.corpus.stats import read_batches, small_rows
-from layerflow.corpus.table import Table, decode_row
+from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
+from layerflow.layer_set import MAX_FOREGROUNDS, layer_set, matte_of
 from layerflow.locations import clean_uri
 from layerflow.media.cells import MediaError, decode_alpha, decode_color, encode_preview
+from layerflow.media.layer_stack import LayerStack
+from layerflow.media.sample_files import read_objects, with_objects
 from layerflow.media.video import read_frames
 
 PANELS = (BLENDED, FOREGROUND, ALPHA, BACKGROUND, "difference", "recomposed")
 DIFFERENCE_GAIN = 8
+MOST = layer_set(f"rgbax{MAX_FOREGROUNDS}")
 BLOCK = 16  # H.264 macroblock: panels that start on one do not bleed into each other
 
 
 @dataclass(frozen=True)
 class Preview:
-    """media: MP4 or JPEG of 3 x 2 cells of ``cell`` (height, width) pixels, each with a panel of
-    ``panel`` (height, width) pixels in its top left corner."""
+    """media: MP4 or JPEG of cells of ``cell`` (height, width) pixels, three in a row, each with a
+    panel of ``panel`` (height, width) pixels in its top left corner; panels: their names."""
 
     media: bytes
     mime: str
@@ -43,6 +58,7 @@ class Preview:
     cell: tuple[int, int]
     fps: float
     frames: int
+    panels: tuple[str, ...] = PANELS
 
     def plain(self) -> dict[str, Any]:
         """Everything but the media, as JSON values."""
@@ -52,7 +68,8 @@ class Preview:
 
 
 class ClipSource(Protocol):
-    """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process.
+    """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process, and
+    ``stack`` its single foregrounds where it has several or effects, else None.
 
     A row's ``flat`` says that its layers are no colours that a backing belongs behind.
     """
@@ -64,6 +81,8 @@ class ClipSource(Protocol):
     def rejected(self) -> Iterator[dict[str, Any]]: ...
 
     def clip(self, index: int) -> LayeredClip: ...
+
+    def stack(self, index: int) -> LayerStack | None: ...
 
     def __len__(self) -> int: ...
 
@@ -105,14 +124,17 @@ class CorpusSource:
             yield shown_row(row, index)
 
     def rejected(self) -> Iterator[dict[str, Any]]:
-        folder = Path(self._corpus.path) / "rejected"
-        if (folder / "state.json").is_file():
-            for batch in read_batches(Table(folder)):
+        if (table := self._corpus.rejected_table()) is not None:
+            for batch in read_batches(table):
                 for row in batch.to_pylist():
                     yield {**row, "quality": _scores(row["quality"])}
 
     def clip(self, index: int) -> LayeredClip:
         return decode_row(self._corpus.row(index))
+
+    def stack(self, index: int) -> LayerStack | None:
+        row = self._corpus.row(index)
+        return stack_of_row(row, decode_row(row), MOST) if single_objects(row, MOST) else None
 
 
 def shown_row(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -171,6 +193,19 @@ class SampleSource:
     def rejected(self) -> Iterator[dict[str, Any]]:
         return iter(())
 
+    def stack(self, index: int) -> LayerStack | None:
+        def read(path: Path) -> U8:
+            if path.name.startswith(ALPHA):
+                return decode_alpha(path.read_bytes())
+            return read_frames(path)[0]
+
+        objects = read_objects(self._folders[index], read)
+        if not objects:
+            return None
+        clip = self.clip(index)
+        layers = {name: clip.layer(name) for name in LAYERS}
+        return with_objects(layers, objects, clip.fps)
+
     def clip(self, index: int) -> LayeredClip:
         folder = self._folders[index]
         if (folder / "foreground.mov").is_file():
@@ -209,16 +244,21 @@ def _said(about: dict[str, Any]) -> str:
     return ", ".join(["given " + " and ".join(named) if named else "nothing given", *known])
 
 
-def make_preview(clip: LayeredClip, height: int = 144, *, crf: int = 25) -> Preview:
-    """The six panels of a clip, each ``height`` pixels high (never enlarged)."""
+def make_preview(
+    clip: LayeredClip, height: int = 144, *, crf: int = 25, stack: LayerStack | None = None
+) -> Preview:
+    """The six panels of a clip, and those of a stack's single foregrounds, each ``height`` pixels
+    high (never enlarged)."""
     scale = min(1.0, height / clip.size[0], 4 * height / clip.size[1])
     panel = max(2, round(clip.size[0] * scale)), max(2, round(clip.size[1] * scale))
     cell = -(-panel[0] // BLOCK) * BLOCK, -(-panel[1] // BLOCK) * BLOCK
     recomposed = clip.recomposed()
     layers = {name: clip.layer(name) for name in PANELS[:4]}
-    layers |= {"recomposed": recomposed, "difference": difference(clip.blended, recomposed)}
-    frames = np.empty((clip.num_frames, 2 * cell[0], 3 * cell[1], 3), np.uint8)
-    for place, name in enumerate(PANELS):
+    layers |= {"difference": difference(clip.blended, recomposed), "recomposed": recomposed}
+    layers |= single_panels(stack)
+    rows = -(-len(layers) // 3)
+    frames = np.zeros((clip.num_frames, rows * cell[0], 3 * cell[1], 3), np.uint8)
+    for place, name in enumerate(layers):
         y, x = place // 3 * cell[0], place % 3 * cell[1]
         frames[:, y : y + cell[0], x : x + cell[1]] = _cells(layers[name], panel, cell)
     if clip.num_frames == 1:
@@ -226,9 +266,21 @@ def make_preview(clip: LayeredClip, height: int = 144, *, crf: int = 25) -> Prev
         ok, data = cv2.imencode(".jpg", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR), quality)
         if not ok:
             raise MediaError("the preview could not be encoded")
-        return Preview(bytes(data), "image/jpeg", panel, cell, clip.fps, 1)
+        return Preview(bytes(data), "image/jpeg", panel, cell, clip.fps, 1, tuple(layers))
     media = encode_preview(frames, clip.fps, crf=crf)
-    return Preview(media, "video/mp4", panel, cell, clip.fps, clip.num_frames)
+    return Preview(media, "video/mp4", panel, cell, clip.fps, clip.num_frames, tuple(layers))
+
+
+def single_panels(stack: LayerStack | None) -> dict[str, U8]:
+    """Panels of each layer over the background with its matte: ``object 1`` is the hindmost."""
+    panels: dict[str, U8] = {}
+    for name in stack.over if stack is not None else ():
+        assert stack is not None
+        place = name.partition(".")[2] or "1"
+        shown = f"object {place}" if name.startswith(FOREGROUND) else name
+        panels[shown] = stack.layer(name)
+        panels[f"{ALPHA} of {shown}"] = stack.layer(matte_of(name))
+    return panels
 
 
 def difference(blended: U8, recomposed: U8) -> U8:
@@ -253,7 +305,9 @@ def previewer(path: Path, model: Path | None = None) -> Callable[[bytes], bytes]
 
     def answer(request: bytes) -> bytes:
         wanted = json.loads(request)
-        preview = make_preview(source.clip(wanted["index"]), wanted["height"])
+        index = wanted["index"]
+        clip, stack = source.clip(index), source.stack(index)
+        preview = make_preview(clip, wanted["height"], stack=stack)
         return json.dumps(preview.plain()).encode() + b"\n" + preview.media
 
     return answer
@@ -263,5 +317,5 @@ def read_preview(answer: bytes) -> Preview:
     """The answer of ``previewer`` as a Preview."""
     head, _, media = answer.partition(b"\n")
     about = json.loads(head)
-    about |= {name: tuple(about[name]) for name in ("panel", "cell")}
+    about |= {name: tuple(about[name]) for name in ("panel", "cell", "panels")}
     return Preview(media, **about)

@@ -100,13 +100,15 @@ def compose(
     shutter: float = 0.0,
     grain: F32 | None = None,
     own: Sequence[U8] = (),
+    colours: Sequence[U8] = (),
 ) -> tuple[U8, U8, U8, list[float]]:
     """Layers of a clip: foreground, alpha, blended, and each frame's least visible share.
 
     sprites: back to front. background: uint8 ``[T, H, W, 3]``. shutter: share of a frame's time
     (0..1) over which motion blurs. grain: float32 ``[T, H, W]``, luma noise that goes into the
     foreground layer, in levels. own: one zeroed uint8 ``[T, H, W]`` a sprite, or none, that its
-    alpha alone is written to.
+    alpha alone is written to; colours: as many uint8 ``[T, H, W, 3]``, or none, for its straight
+    colour, with the grain and also where others hide it.
     """
     count, height, width = background.shape[:3]
     foreground = np.empty_like(background)
@@ -122,10 +124,13 @@ def compose(
         ]
         seen = zip(layers, maps, masses, strict=True)
         visible.append(min(_visible(layer, found[t], mass[t]) for layer, found, mass in seen))
-        for alone, (at, part) in zip(own, layers, strict=bool(own)):
-            alone[t, at[0] : at[1], at[2] : at[3]] = cv2.convertScaleAbs(part[..., 3])
-        roi, ink = merge(layers)
         noise = grain[t] if grain is not None else None
+        for number, (alone, (at, part)) in enumerate(zip(own, layers, strict=bool(own))):
+            if colours:
+                _fill_layers(colours[number][t], alone[t], at, part, noise)
+            else:
+                alone[t, at[0] : at[1], at[2] : at[3]] = cv2.convertScaleAbs(part[..., 3])
+        roi, ink = merge(layers)
         _fill_layers(foreground[t], alpha[t], roi, ink, noise)
         where = np.s_[roi[0] : roi[1], roi[2] : roi[3]]
         _blend(foreground[t][where], alpha[t][where], blended[t][where])

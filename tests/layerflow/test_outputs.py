@@ -12,7 +12,7 @@ import manifests
 from layerflow.cli.main import build_app
 from layerflow.corpus.table import SCHEMA
 from layerflow.corpus.writer import write_table
-from layerflow.outputs import local_output
+from layerflow.outputs import corpus_output, local_output
 from tests.support.corpus_rows import make_row
 
 READY = Path(inspect.getfile(manifests)).parent
@@ -48,8 +48,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("url", ["s3://bucket/a", "gs://b/c", "file:///x", "simplecache::s3://b"])
+STORED = ("mine", "paste", "pack", "build")
+"""Commands whose results may lie in an object store."""
+URLS = ("s3://bucket/a", "gs://b/c", "file:///x", "simplecache::s3://b")
+
+
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [(c, url) for c in COMMANDS for url in (URLS[2:] if c in STORED else URLS)],
+)
 def test_a_url_as_output_is_refused_and_makes_nothing(
     command: str, url: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,3 +84,10 @@ def test_urls_of_any_scheme_are_refused_also_as_path(url: str) -> None:
     for path in (url, Path(url)):
         with pytest.raises(ValueError, match="not to URLs"):
             local_output(path)
+
+
+def test_a_corpus_may_lie_in_an_object_store() -> None:
+    assert corpus_output(" s3://bucket/a") == "s3://bucket/a"
+    assert corpus_output("gs://b/c") == "gs://b/c" and corpus_output("a/b") == Path("a/b")
+    with pytest.raises(ValueError, match="not to URLs"):
+        corpus_output("hf://datasets/a/b")

@@ -46,6 +46,8 @@ def cells(row: dict[str, Any]) -> Iterable[bytes]:
     yield " ".join(sorted(name for name, score in row["quality"].items() if score)).encode()
     for single in row.get("objects") or ():
         yield from (single["visible_alpha"], single["amodal_alpha"], single["prompt"].encode())
+        if single.get("colour") is not None:
+            yield single["colour"]
 
 
 def digest(corpus: Corpus) -> str:
@@ -94,7 +96,11 @@ def test_mined_clips_keep_their_bytes(tmp_path: Path, matting: str, expected: st
     ("more", "expected"),
     [
         ({}, "e73bfdc434f20d0d"),
-        ({"objects": [2, 2], "shadow": "background", "flip": True}, "508da9c0a0816b38"),
+        ({"objects": [2, 2], "shadow": "background", "flip": True}, "6d169e1c2536c2cc"),
+        (
+            {"objects": [2, 2], "shadow": "background", "flip": True, "object_colours": False},
+            "508da9c0a0816b38",
+        ),
     ],
 )
 def test_pasted_clips_keep_their_bytes(tmp_path: Path, more: dict[str, Any], expected: str) -> None:

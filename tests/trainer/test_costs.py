@@ -14,13 +14,16 @@ from diffusers import AutoencoderKLCogVideoX
 
 from bench.train_gpu import CONFIG_2B, SHAPE_2B, planned_bytes, random_batch
 from bench.train_memory import count_bytes, count_flops, count_forward_bytes, network
+from layerflow.layer_set import layer_set, prompted_of
 from layerflow.model import autoencoder
 from layerflow.model.base import block_parts
 from layerflow.model.cogvideox.costs import step_costs
 from layerflow.model.cogvideox.presets import TINY, tiny_transformer
+from layerflow.model.info import cost
 from manifests.train import TrainManifest, parse
 from manifests.train_stage import Stage
 from tests.support import ROOT
+from trainer.data import Batch
 from trainer.planning.costs import forward_bytes, peak_of
 from trainer.planning.count import Live, decoder_bytes
 from trainer.stages import trainable_names
@@ -31,6 +34,13 @@ LORA: dict[str, Any] = {"lora": "content", "rank": 256, "blocks": [1]}
 
 def config_2b(layers: int) -> dict[str, Any]:
     return {**CONFIG_2B, "num_layers": layers}
+
+
+def of_layers(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same network with another set of layers."""
+    prompts = len(layer_set(name).prompted)
+    text = prompts * config["num_text_tokens"]
+    return {**config, "layers": name, "num_prompts": prompts, "max_text_seq_length": text}
 
 
 def manifest(trains: Any, **changes: Any) -> TrainManifest:
@@ -86,6 +96,63 @@ def test_memory_estimate_is_near_what_a_step_holds(
     model = network(stage, config)
     estimate = planned_bytes(said, stage, model, SHAPE_2B)
     assert estimate == pytest.approx(held, rel=0.09)
+
+
+@pytest.mark.parametrize("layers", ["rgb", "rgbax2"])
+def test_flops_of_other_layers_equal_what_torch_counts(layers: str) -> None:
+    """All layers, and of two foregrounds one: then sequence and text are shorter."""
+    tiny = dict(tiny_transformer({**TINY, "layers": layers}, channels=27).config)
+    tiny = {name: value for name, value in tiny.items() if not name.startswith("_")}
+    own, stage = layer_set(layers), stage_of(SIXTH)
+    cases = [(tiny, (2, len(own.layers), 4, 27, 4, 4), 0.001)]
+    cases.append((of_layers(config_2b(2), layers), (1, len(own.layers), *SHAPE_2B[2:]), 0.001))
+    for config, shape, tolerance in cases:
+        model = network(stage, config)
+        batch = random_batch(model.config, shape)
+        for names in {own.layers, own.with_foregrounds(1)}:
+            prompts = len(prompted_of(names))
+            few = Batch(
+                batch.latents[:, : len(names)],
+                batch.prompt_embeds[:, :prompts],
+                batch.given[:, : len(names)],
+                batch.timesteps,
+                batch.noise[:, : len(names)],
+                batch.motion_gate,
+                names,
+            )
+            forward, backward = count_flops(stage, config, few)
+            trained = set(trainable_names(model, stage))
+            seen = (len(names), *shape[2:])
+            costs = step_costs(model, seen, trained, prompts=prompts)
+            assert forward == pytest.approx(shape[0] * costs.forward, rel=tolerance)
+            assert backward == pytest.approx(shape[0] * costs.backward, rel=tolerance)
+
+
+@pytest.mark.parametrize("layers", ["rgb", "rgba", "rgbax2"])
+def test_info_says_what_torch_counts(layers: str) -> None:
+    """Of the forward pass, within 1 %: what lies around the blocks is left out."""
+    config = of_layers(config_2b(10), layers)
+    stage, count = stage_of(SIXTH), len(layer_set(layers).layers)
+    batch = random_batch(network(stage, config).config, (1, count, *SHAPE_2B[2:]))
+    forward, _ = count_flops(stage, config, batch)
+    said = {**network(stage, config).config, "_class_name": "LayerFlowTransformer3DModel"}
+    assert cost(said, {}, 0).forward_flops == pytest.approx(forward, rel=0.01)
+    assert cost(said, {}, 0).latent_frames == 4 * count
+
+
+@pytest.mark.parametrize("layers", ["rgb", "rgbax2"])
+@pytest.mark.parametrize(("trains", "kind"), [(SIXTH, "none"), (SIXTH, "full"), (LORA, "full")])
+def test_memory_of_other_layers_is_near_what_a_step_holds(
+    layers: str, trains: Any, kind: str
+) -> None:
+    """2B width, 3 blocks, in bf16: within 3 % of the bytes that live at once."""
+    said = manifest(trains, precision="bf16", checkpointing=kind)
+    stage, config = said.stages[0], of_layers(config_2b(3), layers)
+    shape = (1, len(layer_set(layers).layers), *SHAPE_2B[2:])
+    held = count_bytes(said, stage, config, shape)
+    assert planned_bytes(said, stage, network(stage, config), shape) == pytest.approx(
+        held, rel=0.03
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

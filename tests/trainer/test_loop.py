@@ -281,8 +281,8 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(
     calls = iter(range(100))
     real = loop.layer_loss
 
-    def poisoned(*arguments: Any) -> torch.Tensor:
-        return real(*arguments) * (float("nan") if next(calls) == 1 else 1.0)
+    def poisoned(*arguments: Any, **options: Any) -> torch.Tensor:
+        return real(*arguments, **options) * (float("nan") if next(calls) == 1 else 1.0)
 
     monkeypatch.setattr(loop, "layer_loss", poisoned)
     assert run(manifest)
@@ -301,10 +301,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, calls: set[int] | range) -> None:
     """Make the losses of these forward passes, counted from 1 in all runs, not finite."""
     count, real = 0, loop.layer_loss
 
-    def poisoned(*arguments: Any) -> torch.Tensor:
+    def poisoned(*arguments: Any, **options: Any) -> torch.Tensor:
         nonlocal count
         count += 1
-        return real(*arguments) * (float("inf") if count in calls else 1.0)
+        return real(*arguments, **options) * (float("inf") if count in calls else 1.0)
 
     monkeypatch.setattr(loop, "layer_loss", poisoned)
 

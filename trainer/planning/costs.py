@@ -69,16 +69,25 @@ def memory_bytes(
     d, held = base.width(transformer.config), base.activation_bytes(transformer.config)
     state = 4 * (total + trained * (4 if average else 3)) / shards
     copies = 2.0 * held.linear * d * d if precision == "bf16" else 0.0  # of one block
+    # what lies between the two matrices of a block's LoRA, of all its targets
+    loras = 0 if "whole" in parts else parts.count("lora")
+    ranks = trained / (2 * d * loras) if loras else 0.0
+    between = tokens * ranks * (2.0 if precision == "bf16" else 4.0)
     kept, most = held.outside * tokens * d, 0.0
-    for part in parts:
-        if part == "untouched":
-            continue
+    reached = [part for part in parts if part != "untouched"]
+    for index, part in enumerate(reached):
         whole = tokens * d * kept_bytes(held, precision, "none", part) + copies
         here = tokens * d * kept_bytes(held, precision, kind, part) + (
             copies if kind == "none" else 0
         )
+        work = held.work[precision]
+        if part == "lora":
+            whole += between
+            here += between if kind != "full" else 0.0
+            work += held.lora_work.get(precision, 0.0) if kind != "none" and index else 0.0
+        elif part == "whole":
+            work -= held.spared.get(precision, 0.0)
         kept += here
-        work = held.work[precision] - (held.spared[precision] if part == "whole" else 0.0)
         most = max(most, kept + max(0.0, whole - here) + tokens * d * work)
     return float(state + most)
 

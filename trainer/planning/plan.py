@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from layerflow.layer_set import prompted_of
 from layerflow.model.base import Costs, base_of, block_parts
 from manifests.train import TrainManifest
 from manifests.train_stage import Stage
-from trainer.data import buckets, buckets_text, open_parts
+from trainer.data import Shape, buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
 from trainer.planning.check import check
@@ -53,8 +55,8 @@ class StagePlan:
     groups: dict[str, int]
     """Module group -> parameters of it that train."""
     rows: list[int]
-    buckets: dict[tuple[int, int, int], int]
-    """Latent frames, height and width -> clips of that shape."""
+    buckets: dict[Shape, int]
+    """Latent frames, height, width and layers -> such clips."""
     costs: Costs
     """Of one sample, at the mixture's largest shape."""
     flops: float
@@ -140,12 +142,9 @@ def plan_stage(
     batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
     size = manifest.pass_size(stage, workers)
-    base, channels = base_of(transformer), transformer.config.in_channels
 
-    def costs(shape: tuple[int, int, int]) -> Costs:
-        frames, height, width = shape
-        latents = (4, frames, channels, height, width)
-        return base.step_costs(transformer, latents, set(names), manifest.checkpointing)
+    def costs(shape: Shape) -> Costs:
+        return sample_costs(transformer, shape, set(names), manifest.checkpointing)
 
     by_shape = {shape: costs(shape) for shape in found}
     weights = torch.tensor([component.weight for component in stage.mixture])
@@ -170,8 +169,9 @@ def plan_stage(
         )
 
     groups: dict[str, int] = {}
+    blocks = base_of(transformer).blocks
     for name in names:
-        group = ".".join(name.split(".")[:2]) if name.startswith(f"{base.blocks}.") else name
+        group = ".".join(name.split(".")[:2]) if name.startswith(f"{blocks}.") else name
         groups[group] = groups.get(group, 0) + sizes[name]
     validation, sampling = validation_bytes(
         manifest, stage, transformer, hardware, state=memory(manifest, 0), trained=trained
@@ -201,6 +201,16 @@ def plan_stage(
     )
 
 
+def sample_costs(
+    transformer: Any, shape: Shape, trained: Collection[str], checkpointing: str = "none"
+) -> Costs:
+    """``Base.step_costs`` of a sample of that shape."""
+    latents = (len(shape.layers), shape.frames, transformer.config.in_channels, *shape[1:3])
+    prompts = len(prompted_of(shape.layers))
+    base = base_of(transformer)
+    return base.step_costs(transformer, latents, trained, checkpointing, prompts)
+
+
 def validation_bytes(
     manifest: TrainManifest,
     stage: Stage,
@@ -221,10 +231,8 @@ def validation_bytes(
     if stage.ema is not None:  # what trains is kept while the average stands in for it
         state += 4 * trained / (workers if stage.parallel == "fsdp" else 1)
 
-    def tokens(shape: tuple[int, int, int]) -> int:
-        frames, height, width = shape
-        latents = (4, frames, config.in_channels, height, width)
-        return base_of(transformer).step_costs(transformer, latents, ()).tokens
+    def tokens(shape: Shape) -> int:
+        return sample_costs(transformer, shape, ()).tokens
 
     seen = [*part.shapes, *(found.parts[0].shapes if judges_gate_0(stage) else ())]
     count = min(manifest.pass_size(stage, workers), len(options.timesteps))
@@ -233,10 +241,10 @@ def validation_bytes(
     if not options.samples:
         return state + passing, None
     total = sum(p.numel() for p in transformer.parameters())
-    frames, height, width = max(part.shapes[: options.samples], key=tokens)
-    latents = (frames, config.in_channels, height, width)
+    largest = max(part.shapes[: options.samples], key=tokens)
+    latents = (largest.frames, config.in_channels, largest.height, largest.width)
     weights, decoding = decoder_bytes(Path(manifest.model) / "vae", latents)
-    most = tokens((frames, height, width)) * (2 if guidance_scale(manifest) > 1 else 1)
+    most = tokens(largest) * (2 if guidance_scale(manifest) > 1 else 1)
     guided = forward_bytes(manifest, transformer, tokens=most, cast=total)
     own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
     return state + passing, own if hardware.spare else own + state

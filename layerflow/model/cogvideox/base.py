@@ -72,8 +72,9 @@ class CogVideoX:
         shape: tuple[int, ...],
         trained: Collection[str],
         checkpointing: str = "none",
+        prompts: int | None = None,
     ) -> Costs:
-        return costs.step_costs(transformer, shape, trained, checkpointing)
+        return costs.step_costs(transformer, shape, trained, checkpointing, prompts)
 
 
 COGVIDEOX: Base = CogVideoX()

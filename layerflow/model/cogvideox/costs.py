@@ -34,6 +34,7 @@ ACTIVATION_BYTES = ActivationBytes(
     work={"fp32": 30.0, "bf16": 12.0},
     outside=7.9,
     forward={"fp32": 48.3, "bf16": 26.3},
+    lora_work={"fp32": 0.0, "bf16": 4.5},
 )
 
 
@@ -54,11 +55,13 @@ def step_costs(
     shape: tuple[int, ...],
     trained: Collection[str],
     checkpointing: str = "none",
+    prompts: int | None = None,
 ) -> Costs:
     """FLOPs of one sample's training step.
 
-    shape: latents ``[layers, f, C, h, w]``. Per block, with width d and s tokens, a forward pass
-    is 24 d^2 s (linear layers: qkv and out 8, feed-forward 16) + 4 s^2 d (attention, both
+    shape: latents ``[n, f, C, h, w]`` of its n layers. prompts: how many of them have one; None:
+    as many as the model has. Per block, with width d and s tokens, a forward pass is 24 d^2 s
+    (linear layers: qkv and out 8, feed-forward 16) + 4 s^2 d (attention, both
     products). The backward pass costs as much again for the inputs' gradients from the first
     trained block on (attention twice), as much again for the weights' in blocks that train whole,
     and 6 s for each LoRA parameter. Where the first trained block is a LoRA's, nothing asks for
@@ -70,6 +73,8 @@ def step_costs(
     config = transformer.config
     layers, frames, _, height, width = shape
     text = int(getattr(config, "max_text_seq_length", 0))
+    if prompts is not None:
+        text = prompts * config.num_text_tokens
     size = config.patch_size**2 * (config.patch_size_t or 1)
     video = layers * frames * height * width // size
     tokens, d = text + video, channels(config)

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerflow.clip import LAYERS, PROMPTED
 from layerflow.documents import read_json
+from layerflow.layer_set import LayerSet, layer_set
 from layerflow.model import adapters
 from layerflow.model.cogvideox.base import COGVIDEOX
 from layerflow.model.cogvideox.positions import Positions
 from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.layers import single_layout
+from layerflow.model.other_layers import moved_rows, with_rows_of
 from layerflow.model.presets import copy_components, finish_folder, resolve_base, torch_dtype
 
 CLASSES = {
@@ -46,7 +47,8 @@ def write_from_base(
         folder, copied, COGVIDEOX, None if "scheduler" in copied else make_scheduler("dpm")
     )
     size = {side: 8 * model.config[f"sample_{side}"] for side in ("height", "width")}
-    settings = {"base": Path(base).name, "options": {**options, **size}}
+    said = {**options, **size, "layers": model.layer_set.name}
+    settings = {"base": Path(base).name, "options": said}
     (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -69,22 +71,23 @@ def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3D
 
     base: diffusers' CogVideoX transformer, or an official one of ours (its position table and its
     text layer embedding come along, its adapters too). Weights are shared, not copied.
-    options: ``height``, ``width`` (pixels), ``num_frames``, ``positions``,
-    ``layer_embedding_std``; missing ones keep the base's.
+    options: ``layers`` (name of a set), ``height``, ``width`` (pixels), ``num_frames``,
+    ``positions``, ``layer_embedding_std``; missing ones keep the base's.
     """
-    official = getattr(base, "official", None)
+    official, layers = getattr(base, "official", None), _layers(base, options.get("layers"))
     config = {key: value for key, value in dict(base.config).items() if not key.startswith("_")}
     own = {
         "mode": "native",
         "task": None,
-        "num_prompts": len(PROMPTED),
+        "layers": layers.name,
+        "num_prompts": len(layers.prompted),
         "positions": options.get("positions", "shared"),
         "num_text_tokens": config.get("num_text_tokens") or config["max_text_seq_length"],
         "latent_frames": _latent_frames(options.get("num_frames", 16), config),
         "norm_out_eps": base.norm_out.norm.eps,
     }
-    own["max_text_seq_length"] = own["num_text_tokens"] * len(PROMPTED)
-    own["sample_frames"] = (own["latent_frames"] * len(LAYERS) - 1) * int(
+    own["max_text_seq_length"] = own["num_text_tokens"] * len(layers.prompted)
+    own["sample_frames"] = (own["latent_frames"] * len(layers.layers) - 1) * int(
         config["temporal_compression_ratio"]
     ) + 1
     if config.get("use_rotary_positional_embeddings") and not config.get("position_grid"):
@@ -96,12 +99,12 @@ def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3D
         if axis in options:
             own[f"sample_{axis}"] = options[axis] // 8
     if stored:
-        _check_stored(config, own)
+        _check_stored(config, own, layers)
     if config.get("use_learned_positional_embeddings"):
         raise ValueError("image-to-video CogVideoX (learned positions) is no base for LayerFlow")
-    if official is not None:
+    if official is not None or stored:
         _, tokens, frames = config["stored_positions"]
-        own["stored_positions"] = [len(PROMPTED), tokens, frames] if stored else None
+        own["stored_positions"] = [len(layers.prompted), tokens, frames] if stored else None
     with torch.device("meta"):
         model = LayerFlowTransformer3DModel(**{**config, **own})
     state = adapters.base_state_dict(base)
@@ -114,13 +117,19 @@ def native_from(base: Any, options: Mapping[str, Any]) -> LayerFlowTransformer3D
     return model.eval()
 
 
-def _check_stored(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _layers(base: Any, name: str | None) -> LayerSet:
+    """The set of that name; None: that of the base, ``rgba`` where it has none."""
+    own = getattr(base, "layer_set", None) or layer_set("rgba")
+    return own if name is None else layer_set(name)
+
+
+def _check_stored(config: Mapping[str, Any], own: Mapping[str, Any], layers: LayerSet) -> None:
     """ValueError for a size or length that a stored table of positions does not cover."""
     sides = ("sample_height", "sample_width")
     if any(own.get(side, config[side]) != config[side] for side in sides):
         size = "x".join(str(8 * config[side]) for side in sides)
         raise ValueError(f"this base stores its positions for one size: pass --size {size}")
-    needed = own["latent_frames"] * (1 if own["positions"] == "shared" else len(LAYERS))
+    needed = own["latent_frames"] * (1 if own["positions"] == "shared" else len(layers.layers))
     if needed > (there := config["stored_positions"][2]):
         raise ValueError(
             f"this base stores positions of {there} latent frames, and {needed} are needed: pass "
@@ -159,22 +168,22 @@ def _latent_frames(num_frames: int, config: Mapping[str, Any]) -> int:
 
 
 def _add_missing(state: dict[str, Tensor], model: LayerFlowTransformer3DModel, base: Any) -> None:
-    """What a native network has and its base has not: zeros; official text rows move to slots.
+    """What a native network has and its base has not: zeros; rows move to where their layers are.
 
-    A base that is native itself has all of it.
+    A base that is native itself, with the same layers, has all of it.
     """
     like = state["proj_out.weight"]
-    official = getattr(base, "official", None)
-    slots = official.layout.prompt_slots if official is not None else ()
+    official, native = getattr(base, "official", None), getattr(base, "layer_set", None)
+    if official is None and native is not None:
+        state.update(with_rows_of(state, native, model.layer_set))
     for name, target in model.state_dict().items():
         if not name.startswith(("layer_embedding.", "position_tables.text")):
             continue
-        if official is None and name in state:
-            continue
-        filled = torch.zeros(target.shape, dtype=like.dtype)
-        if name in state:
-            filled[list(slots)] = state[name].to(like.dtype)
-        state[name] = filled
+        if name not in state:
+            state[name] = torch.zeros(target.shape, dtype=like.dtype)
+        elif official is not None:
+            rows = state[name].to(like.dtype)
+            state[name] = moved_rows(rows, official.layout.prompts, model.layer_set.prompted)
 
 
 def _carry_adapters(base: Any, model: LayerFlowTransformer3DModel) -> None:

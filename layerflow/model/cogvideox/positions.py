@@ -96,10 +96,8 @@ class Positions(nn.Module):
                 for t in (cos, sin)
             )
             rotary = (cos, sin)
-        layers, slots = (
-            indices(i, like.device) for i in (layout.frame_layers, layout.prompt_slots)
-        )
-        return Tables(video, rotary, layers, slots)
+        places = (layout.frame_layers, layout.prompt_slots, layout.frame_slots)
+        return Tables(video, rotary, *(indices(place, like.device) for place in places))
 
 
 class ExactTimesteps(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerflow.layer_set import layer_set
 from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.cogvideox.base import COGVIDEOX
 from layerflow.model.cogvideox.from_base import make_scheduler, mark_layers, write_from_base
@@ -18,6 +19,7 @@ from layerflow.model.presets import ModelPreset, write_pipeline
 MAX_TINY_TEXT_TOKENS = 32
 
 TINY: dict[str, Any] = {
+    "layers": "rgba",
     "height": 32,
     "width": 32,
     "num_frames": 4,
@@ -40,12 +42,13 @@ TINY: dict[str, Any] = {
     "scheduler": "ddim",
     "seed": 0,
 }
-"""Options of the tiny preset and their values. height, width in pixels, num_frames of one layer;
-widths in channels; num_text_tokens of one prompt. layer_embedding_std: random layer embedding on
-video tokens at the start; gate_bias: AdaLN gates at the start; tie_query_key: keys start as copies
-of queries, so attention starts on "same place, other layer"."""
+"""Options of the tiny preset and their values. layers: name of their set; height, width in pixels,
+num_frames of one layer; widths in channels; num_text_tokens of one prompt. layer_embedding_std:
+random layer embedding on video tokens at the start; gate_bias: AdaLN gates at the start;
+tie_query_key: keys start as copies of queries, so attention starts on "same place, other layer"."""
 
 BASE: dict[str, Any] = {
+    "layers": None,
     "height": 480,
     "width": 720,
     "num_frames": 16,
@@ -54,7 +57,8 @@ BASE: dict[str, Any] = {
     "dtype": "bfloat16",
     "seed": 0,
 }
-"""Options of the presets that start from a base model. dtype: of the stored transformer."""
+"""Options of the presets that start from a base model. layers: name of their set; None: the base's
+own, ``rgba`` where it has none. dtype: of the stored transformer."""
 
 
 def write_tiny(
@@ -117,7 +121,7 @@ def tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTransformer3DModel:
     """A small network from nothing, initialised as it learns fastest (see ``TINY``)."""
-    factor = options["block_size"]
+    factor, layers = options["block_size"], layer_set(options["layers"])
     model = LayerFlowTransformer3DModel(
         num_attention_heads=options["num_attention_heads"],
         attention_head_dim=options["attention_head_dim"],
@@ -128,12 +132,14 @@ def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTran
         num_layers=options["num_layers"],
         sample_height=options["height"] // factor,
         sample_width=options["width"] // factor,
-        sample_frames=4 * options["num_frames"],
+        sample_frames=len(layers.layers) * options["num_frames"],
         patch_size=options["patch_size"],
         temporal_compression_ratio=1,
-        max_text_seq_length=3 * options["num_text_tokens"],
+        max_text_seq_length=len(layers.prompted) * options["num_text_tokens"],
         spatial_interpolation_scale=options["spatial_interpolation_scale"],
         num_text_tokens=options["num_text_tokens"],
+        num_prompts=len(layers.prompted),
+        layers=layers.name,
         positions=options["positions"],
         latent_frames=options["num_frames"],
     )

@@ -18,7 +18,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
-from layerflow.clip import PROMPTED
+from layerflow.layer_set import layer_set
 from layerflow.model import adapters
 from layerflow.model.cogvideox.positions import ExactTimesteps, Positions
 from layerflow.model.layer_embedding import LayerEmbedding, Tables
@@ -35,7 +35,8 @@ class LayerFlowTransformer3DModel(LayeredNetwork, CogVideoXTransformer3DModel):
     mode: ``native`` or ``official`` (bit-faithful to a released checkpoint).
     task: the released configuration (a key of ``layers.OFFICIAL``); official mode only.
     num_text_tokens: tokens of one prompt; the text is ``[B, P*L, D]``.
-    num_prompts: prompt slots; 3 in native mode.
+    layers: name of the set of layers (``layer_set.LayerSet``); native mode only.
+    num_prompts: prompt slots; in native mode one for each layer of the set in colour.
     positions: ``shared`` (each layer counts its time from 0) or ``continuous``; native mode only.
     stored_positions: prompts, tokens and frames of a position table that the weights carry.
     position_grid: height and width in patches that rotary positions were learnt at, whatever size
@@ -89,8 +90,9 @@ class LayerFlowTransformer3DModel(LayeredNetwork, CogVideoXTransformer3DModel):
         norm_out_eps: float = 1e-5,
         exact_timesteps: bool = False,
         position_grid: tuple[int, int] | list[int] | None = None,
+        layers: str = "rgba",
     ) -> None:
-        _check_config(mode, task, positions, patch_size_t, ofs_embed_dim, num_prompts)
+        _check_config(mode, task, positions, patch_size_t, ofs_embed_dim, num_prompts, layers)
         # It makes no tables of its own: ``Positions`` makes them.
         own = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": False}
         taken = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
@@ -115,7 +117,8 @@ class LayerFlowTransformer3DModel(LayeredNetwork, CogVideoXTransformer3DModel):
             tuple(stored_positions) if stored_positions else (0, 0, 0),  # type: ignore[arg-type]
         )
         embedded = num_prompts if self.official is None or self.official.layer_embedding else 0
-        self.layer_embedding = LayerEmbedding(dim, embedded, video=self.official is None)
+        marked = len(self.layer_set.layers) if self.official is None else 0
+        self.layer_embedding = LayerEmbedding(dim, embedded, marked)
         self.motion_gate = adapters.MotionGate()
 
     @apply_lora_scale("attention_kwargs")
@@ -135,7 +138,7 @@ class LayerFlowTransformer3DModel(LayeredNetwork, CogVideoXTransformer3DModel):
         hidden_states: ``[B, F, C, H, W]``, given layers clean, the others noisy.
         encoder_hidden_states: ``[B, P*L, D]``; a missing or dropped prompt is zeros.
         timestep: ``[B]`` in 0..999, one for all layers of a sample.
-        given: bool ``[B, 4]`` in ``LAYERS`` order; None: nothing is given. It only marks tokens:
+        given: bool ``[B, n]``, the layout's layers; None: nothing is given. It only marks tokens:
             putting clean latents in place is the caller's work. Official networks mark nothing.
         layout: how layers lie on the frame axis; None: the model's own layout of F frames.
         motion_gate: float ``[B]``; None: that of the enclosing ``adapters.motion_gate`` block, or
@@ -226,6 +229,7 @@ def _check_config(
     patch_size_t: int | None,
     ofs_embed_dim: int | None,
     num_prompts: int,
+    layers: str,
 ) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
@@ -235,6 +239,10 @@ def _check_config(
         raise ValueError(f"positions must be one of {POSITIONS}, not {positions!r}")
     if patch_size_t is not None or ofs_embed_dim is not None:
         raise ValueError("CogVideoX 1.5 (patch_size_t, ofs_embed_dim) is not supported")
+    own = len(layer_set(layers).prompted)
     prompts = len(official_task(task).layout.prompts) if task else num_prompts
-    if prompts != num_prompts or (mode == "native" and num_prompts not in (1, len(PROMPTED))):
-        raise ValueError(f"num_prompts cannot be {num_prompts} here; native models have 3 (or 1)")
+    if prompts != num_prompts or (mode == "native" and num_prompts not in (1, own)):
+        raise ValueError(
+            f"num_prompts cannot be {num_prompts} here; native models of layers {layers} have "
+            f"{own} (or 1)"
+        )

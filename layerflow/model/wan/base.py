@@ -72,8 +72,9 @@ class Wan:
         shape: tuple[int, ...],
         trained: Collection[str],
         checkpointing: str = "none",
+        prompts: int | None = None,
     ) -> Costs:
-        return costs.step_costs(transformer, shape, trained, checkpointing)
+        return costs.step_costs(transformer, shape, trained, checkpointing, prompts)
 
 
 WAN: Base = Wan()

@@ -35,10 +35,10 @@ def activation_bytes(config: Mapping[str, Any]) -> ActivationBytes:
         },
         whole={"fp32": 40.2 + 4 * f, "bf16": 38.8 + 2 * f},
         lora={
-            ("fp32", "none"): 10.0,
-            ("bf16", "none"): 14.0,
-            ("fp32", "selective"): 24.4,
-            ("bf16", "selective"): 19.3,
+            ("fp32", "none"): 4.7,
+            ("bf16", "none"): 11.3,
+            ("fp32", "selective"): 19.1,
+            ("bf16", "selective"): 16.6,
         },
         work={"fp32": 19.2 + 5 * f, "bf16": 3.4 + 2.5 * f},
         outside=8.0,
@@ -83,10 +83,12 @@ def step_costs(
     shape: tuple[int, ...],
     trained: Collection[str],
     checkpointing: str = "none",
+    prompts: int | None = None,
 ) -> Costs:
     """FLOPs of one sample's training step.
 
-    shape: latents ``[layers, f, C, h, w]``. The backward pass costs as much as the forward pass
+    shape: latents ``[n, f, C, h, w]`` of its n layers. prompts: how many of them have one; None: as
+    many as the model has. The backward pass costs as much as the forward pass
     again for the inputs' gradients from the first trained block on (attention twice, but
     that over text once where nothing asks for the gradient of its keys and values; text itself has
     a gradient only where something before the blocks trains it), as much again for the weights' in
@@ -100,7 +102,7 @@ def step_costs(
     side = config.patch_size[1] * config.patch_size[2]
     video = layers * frames * height * width // side
     prompt, d = int(config.num_text_tokens), channels(config)
-    text = prompt * int(config.num_prompts)
+    text = prompt * (int(config.num_prompts) if prompts is None else prompts)
     on_video, on_text, within, across = block_flops(config, video, prompt, text)
     block = on_video + on_text + within + across
     parts = block_parts(transformer, trained)

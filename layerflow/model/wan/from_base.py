@@ -13,6 +13,7 @@ from torch import nn
 from layerflow.documents import read_json
 from layerflow.layer_set import layer_set
 from layerflow.model import adapters
+from layerflow.model.other_layers import with_rows_of
 from layerflow.model.presets import copy_components, finish_folder, resolve_base, torch_dtype
 from layerflow.model.wan import parts
 from layerflow.model.wan.base import WAN
@@ -49,7 +50,7 @@ def write_from_base(
     finish_folder(folder, copied, WAN, scheduler)
     settings = {
         "base": Path(base).name,
-        "options": dict(options),
+        "options": {**options, "layers": model.layer_set.name},
         "sampling": {"num_inference_steps": 50, "guidance_scale": 5.0},
     }
     (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -99,7 +100,9 @@ def native_from(
     ValueError for image-to-video Wan, and for a size or count that the autoencoder cannot take.
     """
     config = {key: value for key, value in dict(base.config).items() if not key.startswith("_")}
-    chosen = layer_set(options.get("layers", "rgba"))
+    before = getattr(base, "layer_set", None) or layer_set("rgba")
+    name = options.get("layers")
+    chosen = before if name is None else layer_set(name)
     temporal, spatial = parts.factors(vae)
     kind = parts.AUTOENCODERS["AutoencoderKLWan"]
     kind.check_frames(options["num_frames"], temporal)
@@ -121,7 +124,7 @@ def native_from(
     model.rope = LayeredRope(  # its tables are no weights: they are computed
         config["attention_head_dim"], tuple(config["patch_size"]), config["rope_max_seq_len"]
     )
-    state = adapters.base_state_dict(base)
+    state = with_rows_of(adapters.base_state_dict(base), before, chosen)
     like = state["proj_out.weight"]
     for name, target in model.state_dict().items():
         if name.startswith("layer_embedding.") and name not in state:

@@ -55,7 +55,7 @@ BASE: dict[str, Any] = {
     "height": 480,
     "width": 832,
     "num_frames": 17,
-    "layers": "rgba",
+    "layers": None,
     "positions": "shared",
     "num_text_tokens": 512,
     "layer_embedding_std": 0.0,
@@ -170,7 +170,9 @@ def _open_gates(table: nn.Parameter, gate: float) -> None:
             table[:, index].fill_(gate)
 
 
-TINY_PRESET = ModelPreset("made from nothing, for CPUs", write_tiny, TINY, False)
+TINY_PRESET = ModelPreset(
+    "0.69 M parameters, Wan made from nothing, for CPUs", write_tiny, TINY, False
+)
 WAN_1_3B = ModelPreset("from Wan2.1-T2V-1.3B", write_from_base, BASE)
 WAN_14B = ModelPreset("from Wan2.1-T2V-14B", write_from_base, BASE)
 WAN_5B = ModelPreset("from Wan2.2-TI2V-5B (latents of 16x16 pixels)", write_from_base, LARGE)

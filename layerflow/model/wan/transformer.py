@@ -95,9 +95,9 @@ class LayerFlowWanTransformer3DModel(LayeredNetwork, WanTransformer3DModel):
         if image_dim is not None or added_kv_proj_dim is not None:
             raise ValueError("image-to-video Wan (image_dim, added_kv_proj_dim) is not supported")
         _check_config(mode, task, positions, patch_size)
-        self.layer_set = layer_set(layers)
-        if num_prompts not in (1, len(self.layer_set.prompted)):
-            raise ValueError(f"{layers} has {len(self.layer_set.prompted)} prompts: {num_prompts}")
+        own = len(layer_set(layers).prompted)
+        if num_prompts not in (1, own):
+            raise ValueError(f"num_prompts must be that of layers {layers}, {own} (or 1)")
         taken = inspect.signature(WanTransformer3DModel.__init__).parameters
         few = {"num_layers": 0}  # it makes no blocks of its own
         super().__init__(**{k: v for k, v in {**self.config, **few}.items() if k in taken})
@@ -107,9 +107,7 @@ class LayerFlowWanTransformer3DModel(LayeredNetwork, WanTransformer3DModel):
         block = (dim, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
         self.blocks = nn.ModuleList(LayeredWanBlock(*block) for _ in range(num_layers))
         self.official = None
-        self.layer_embedding = LayerEmbedding(
-            dim, num_prompts, video=True, num_layers=len(self.layer_set.layers)
-        )
+        self.layer_embedding = LayerEmbedding(dim, num_prompts, len(self.layer_set.layers))
         self.motion_gate = adapters.MotionGate()
 
     @property
@@ -139,9 +137,8 @@ class LayerFlowWanTransformer3DModel(LayeredNetwork, WanTransformer3DModel):
         hidden_states: ``[B, F, C, H, W]``, given layers clean, the others noisy.
         encoder_hidden_states: ``[B, P*L, D]``; a missing or dropped prompt is zeros.
         timestep: ``[B]`` in 0..1000, that of the generated layers of a sample.
-        given: bool ``[B, layers]`` in the order of the layer set; None: nothing is given. It marks
-            tokens and puts given layers at t = 0: putting clean latents in place is the caller's
-            work.
+        given: bool ``[B, n]``, the layout's layers; None: nothing is given. It marks tokens and
+            puts given layers at t = 0: putting clean latents in place is the caller's work.
         layout: how layers lie on the frame axis; None: the model's own layout of F frames.
         motion_gate: float ``[B]``; None: that of the enclosing ``adapters.motion_gate`` block, or
             0 outside any.
@@ -190,8 +187,8 @@ class LayerFlowWanTransformer3DModel(LayeredNetwork, WanTransformer3DModel):
             )
 
     def _tables(self, layout: Layout, device: torch.device) -> Tables:
-        frames, slots = (indices(i, device) for i in (layout.frame_layers, layout.prompt_slots))
-        return Tables(None, None, frames, slots)
+        rows = (layout.frame_layers, layout.prompt_slots, layout.frame_slots)
+        return Tables(None, None, *(indices(row, device) for row in rows))
 
     def _condition(
         self, timestep: Tensor, text: Tensor, given: Tensor | None, tables: Tables
@@ -210,7 +207,7 @@ class LayerFlowWanTransformer3DModel(LayeredNetwork, WanTransformer3DModel):
         temb = temb.unflatten(2, (6, -1))
         if apart:
             assert given is not None
-            clean = given.to(features.device)[:, tables.frame_layers, None]
+            clean = given.to(features.device)[:, tables.frame_slots, None]
             features = torch.where(clean, features[:, 1:], features[:, :1])
             temb = torch.where(clean[..., None], temb[:, 1:], temb[:, :1])
         return features, temb, text

@@ -16,6 +16,7 @@ function open(clip) {
     if (opened?.player !== player) return;
     $("panels").classList.remove("waiting");
     if (player.about) $("frame").max = player.about.frames - 1;
+    if (player.about?.panels.length > PANELS.length) panels();
   });
   const place = placeOf(clip);
   $("previous").setAttribute("aria-disabled", place <= 0);
@@ -36,7 +37,8 @@ function panels() {
     $("panels").replaceChildren(make("p", { className: "problem", textContent: "No preview: " + player.problem.slice(0, 300) }));
     return;
   }
-  const some = state.layers === "all" ? (clip.flat ? SHOWN : PANELS) : names(clip);
+  const singles = player.about?.panels.slice(PANELS.length) ?? []; // known when it has come
+  const some = state.layers === "all" ? [...(clip.flat ? SHOWN : PANELS), ...singles] : names(clip);
   const canvases = some.map((name) => {
     const canvas = make("canvas", { width: 3, height: 2 });
     canvas.style.aspectRatio = clip.width ? `${clip.width} / ${clip.height}` : "3 / 2";
@@ -50,7 +52,7 @@ function panels() {
     return make("figure", {}, canvases[i], make("figcaption", { textContent: text }));
   }));
   canvases.forEach((canvas, i) => {
-    canvas.onclick = () => change({ layers: some.length > 1 ? some[i] : "all" });
+    if (PANELS.includes(some[i])) canvas.onclick = () => change({ layers: some.length > 1 ? some[i] : "all" });
   });
   player.targets = some.map((name, i) => [canvases[i], [name]]);
   player.draw(true);

@@ -1,6 +1,7 @@
 "use strict";
-// The media of one clip: a video (or picture) of six panels, drawn onto canvases. Every layer comes
-// out of the same decoded frame, so that layers cannot run apart.
+// The media of one clip: a video (or picture) of six panels and more where a foreground is made of
+// several objects, drawn onto canvases. Every layer comes out of the same decoded frame, so that
+// layers cannot run apart.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
@@ -131,7 +132,8 @@ class Player {
       this.time = this.told && this.fresh ? this.picture ?? time : time;
       this.fresh = false;
       const [height, width] = this.about.cell;
-      this.shot ??= make("canvas", { width: 3 * width, height: 2 * height })
+      const rows = Math.ceil(this.about.panels.length / 3);
+      this.shot ??= make("canvas", { width: 3 * width, height: rows * height })
         .getContext("2d", { willReadFrequently: true });
       this.shot.drawImage(media, 0, 0);
     }
@@ -168,13 +170,15 @@ function drawPanels(player, canvas, names) {
   names.forEach((name, place) => {
     const x = (place % columns) * width;
     const y = Math.floor(place / columns) * height;
-    if (name === "foreground" && state.backing !== BACKINGS[5] && !player.clip.flat) context.putImageData(overBacking(player), x, y);
+    const matte = name === "foreground" ? "alpha" : "alpha of " + name;
+    const backed = player.about.panels.includes(matte) && state.backing !== BACKINGS[5] && !player.clip.flat;
+    if (backed) context.putImageData(overBacking(player, name, matte), x, y);
     else context.drawImage(player.shot.canvas, ...corner(player, name), width, height, x, y, width, height);
   });
 }
 
 function corner(player, name) {
-  const place = PANELS.indexOf(name);
+  const place = player.about.panels.indexOf(name);
   return [(place % 3) * player.about.cell[1], Math.floor(place / 3) * player.about.cell[0]];
 }
 
@@ -183,9 +187,9 @@ function pixels(player, name) {
   return player.shot.getImageData(...corner(player, name), width, height);
 }
 
-function overBacking(player) {
-  const image = pixels(player, "foreground");
-  const alpha = pixels(player, "alpha").data;
+function overBacking(player, name, matte) {
+  const image = pixels(player, name);
+  const alpha = pixels(player, matte).data;
   const out = image.data;
   const colour = COLOURS[state.backing];
   for (let i = 0; i < out.length; i += 4) {

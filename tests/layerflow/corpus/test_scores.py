@@ -26,6 +26,11 @@ def stored(schema: pa.Schema) -> str:
     place = schema.names.index("quality")
     scores = list(fields[place].type)[: QUALITY_FIELDS.index(LAST[1]) + 1]
     fields[place] = fields[place].with_type(pa.struct(scores))
+    if "objects" in schema.names:
+        place = schema.names.index("objects")
+        single = fields[place].type.value_type
+        older = list(single)[: single.get_field_index("origin") + 1]
+        fields[place] = fields[place].with_type(pa.list_(pa.struct(older)))
     return pa.schema(fields).serialize().to_pybytes().hex()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from layerflow.layer_set import layer_set
 from layerflow.model.layers import (
     LAYERS,
     OFFICIAL,
     Layout,
+    given_layers,
     native_layout,
     official_task,
     single_layout,
@@ -95,3 +97,40 @@ def test_the_known_fault_is_marked():
 def test_unknown_configuration_lists_the_names():
     with pytest.raises(ValueError, match="bg2fg_rgba"):
         official_task("gen_rgbx")
+
+
+def test_a_layout_of_two_foregrounds_counts_rows_by_its_set():
+    whole = layer_set("rgbax2").layers
+    layout = native_layout(12, whole, of="rgbax2")
+    assert layout.frame_layers == (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5) == layout.frame_slots
+    assert layout.prompts == ("foreground", "foreground.2", "background", "blended")
+    assert layout.prompt_slots == (0, 1, 2, 3)
+
+
+def test_a_sample_with_fewer_foregrounds_is_a_shorter_sequence():
+    present = layer_set("rgbax2").with_foregrounds(1)
+    layout = native_layout(8, present, of="rgbax2")
+    assert layout.layers == LAYERS and layout.num_frames == 8
+    assert layout.frame_slots == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert layout.frame_layers == (0, 0, 1, 1, 4, 4, 5, 5)  # rows of the set: none of its second
+    assert layout.prompt_slots == (0, 2, 3)
+    assert layout.key != native_layout(8).key  # tables of another set are other tables
+
+
+def test_a_layout_holds_no_layer_of_another_set():
+    with pytest.raises(ValueError, match="in this order"):
+        native_layout(10, layer_set("rgbax2").layers[:5], of="rgba")
+
+
+def test_tasks_of_several_foregrounds():
+    two = layer_set("rgbax2+effects").layers
+    assert given_layers("fg2bg", two) == ("foreground", "alpha", "foreground.2", "alpha.2")
+    assert given_layers("bg2fg", two) == ("background",)
+    assert given_layers("decompose", two) == ("blended",)
+    said = given_layers("background+foreground.2+alpha.2", two)
+    assert said == ("foreground.2", "alpha.2", "background")
+    assert given_layers("fg2bg", layer_set("rgb").layers) == ("foreground",)
+    with pytest.raises(ValueError, match="unknown task"):
+        given_layers("foreground.2", LAYERS)
+    with pytest.raises(ValueError, match="unknown task"):
+        given_layers("foreground+background+blended", layer_set("rgb").layers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from layerflow.clip import LAYERS, LayeredClip, composite, resize_clip
 from layerflow.corpus.latents import Latents
 from layerflow.corpus.table import SCHEMA, decode_row, encode_row, origin
 from layerflow.corpus.writer import write_table
+from layerflow.media.layer_stack import stack_of
 from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_clips
 from layerflow.model.presets import init_directory
 from pipelines.encode import job as module
@@ -316,15 +316,16 @@ def test_frozen_frames_are_stills_of_the_clip(model: Path, clips: Path, tmp_path
 
 
 def test_a_variant_changes_all_layers_alike() -> None:
-    clip = make_clip(0)
+    clip = stack_of(make_clip(0))
     for variant in (Variant(flip=True), Variant(reverse=True), Variant(crop=2), Variant(crop=1)):
         changed = vary(clip, variant, clip.size, 0.5, "id")
         assert changed.size == clip.size
-        again = replace(changed, blended=changed.recomposed())
-        assert np.abs(again.blended.astype(int) - changed.blended).mean() < 3
-    same = vary(clip, Variant(crop=1), clip.size, 0.5, "id")
-    assert (same.blended == vary(clip, Variant(crop=1), clip.size, 0.5, "id").blended).all()
-    assert (same.blended != vary(clip, Variant(crop=2), clip.size, 0.5, "id").blended).any()
+        again = changed.recomposed()
+        assert np.abs(again.astype(int) - changed.layer("blended")).mean() < 3
+    same, twin, other = (
+        vary(clip, Variant(crop=n), clip.size, 0.5, "id").layer("blended") for n in (1, 1, 2)
+    )
+    assert (same == twin).all() and (same != other).any()
 
 
 def test_crop_windows_keep_the_aspect_and_stay_inside() -> None:

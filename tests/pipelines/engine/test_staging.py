@@ -129,7 +129,7 @@ MOMENTS = {
     "before its files are on the disk": ("fsync", 1),
     "when some of its files are on the disk": ("fsync", 2),
     "before the unit is in place": ("rename", 1),
-    "after the unit is in place, before its report": ("fsync", 5),
+    "after the unit is in place, before its report": ("fsync", 6),
 }
 
 
@@ -468,6 +468,11 @@ def test_a_second_commit_leaves_a_whole_unit_and_replaces_a_damaged_one(tmp_path
 @pytest.mark.parametrize("text", ["", "[", "[1]", '{"recipe": 1}', "[" * 10**5])
 def test_a_corpus_record_of_nonsense_is_a_clear_error(text: str, tmp_path: Path) -> None:
     run(tmp_path / "c", count=2)
+    before = (tmp_path / "c" / "corpus.json").read_text()
+    (tmp_path / "c" / "corpus.json").write_text(text)
+    run(tmp_path / "c", count=2)  # the log says what it held
+    assert (tmp_path / "c" / "corpus.json").read_text() == before
+    shutil.rmtree(tmp_path / "c" / "versions")
     (tmp_path / "c" / "corpus.json").write_text(text)
     with pytest.raises(ValueError, match=r"cannot be read|another recipe"):
         run(tmp_path / "c", count=2)

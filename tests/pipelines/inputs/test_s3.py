@@ -25,23 +25,10 @@ pytest.importorskip("moto", reason="needs the extra dev")
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
     """An S3 file system with the empty bucket `things`, the default one of this process."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
+    from tests.support.s3 import s3_bucket
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem()
-        system.mkdir("things")
+    with s3_bucket("things") as system:
         yield system
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -71,10 +71,10 @@ class Workers:
             with lock:  # diffusers changes torch itself while it loads
                 return real_load(*arguments)
 
-        def layer_loss(*arguments: Any) -> torch.Tensor:
+        def layer_loss(*arguments: Any, **options: Any) -> torch.Tensor:
             self.here.step += 1
             act(self.here.rank, self.here.step)
-            return real_loss(*arguments)
+            return real_loss(*arguments, **options)
 
         patch.setattr(loop, "join_world", join_world)
         patch.setattr(loop, "load_model", load_model)

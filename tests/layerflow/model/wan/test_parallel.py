@@ -25,8 +25,8 @@ def run() -> tuple[Any, Callable[[], Tensor]]:
     middle of a frame."""
     model = marked()
     latents, text, timestep = batch(3)
-    layout = native_layout(3, PROMPTED)
-    return model, lambda: model(latents, text, timestep, GIVEN, layout, return_dict=False)[0]
+    layout, given = native_layout(3, PROMPTED), GIVEN[:, [0, 2, 3]]
+    return model, lambda: model(latents, text, timestep, given, layout, return_dict=False)[0]
 
 
 def part(rank: int, port: int, folder: str) -> None:

@@ -1,0 +1,148 @@
+"""The last step of a corpus job, by many workers: rows that are there already become shards.
+
+Which rows go into which shard is worked out from small tables alone, so it is a function of the
+rows and their order. Each shard is then a unit of work of its own: what is killed goes on with the
+shards that are missing, and no media pass through the driver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from layerflow.corpus.log import Shard
+from layerflow.corpus.shards import read_shard
+from layerflow.corpus.store import Store
+from layerflow.corpus.writer import ROWS_PER_BATCH, SHARD_BYTES, write_shard
+from pipelines.engine.runner import Damaged
+from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part
+from pipelines.engine.workers import Pool, Unit, run_staged
+
+SHARD = "shard.json"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file of rows. key: the unit or shard that it is of; folder, name: where it lies; bytes,
+    sha256: what it should hold; drop: numbers of rows that are left out."""
+
+    key: str
+    folder: str
+    name: str
+    bytes: int
+    sha256: str
+    drop: tuple[int, ...] = ()
+
+
+def cut(pieces: Iterable[Piece], shard_bytes: int | None = None) -> list[list[Piece]]:
+    """Pieces in order, as the groups that each become a shard: one ends when it is large enough."""
+    groups: list[list[Piece]] = []
+    held = limit = SHARD_BYTES if shard_bytes is None else shard_bytes
+    for piece in pieces:
+        if held >= limit:
+            groups.append([])
+            held = 0
+        groups[-1].append(piece)
+        held += piece.bytes
+    return groups
+
+
+def make_shards(
+    groups: Sequence[Sequence[Piece]], out: str, schema: pa.Schema, staging: Staging, pool: Pool
+) -> list[Shard]:
+    """The shards of all groups, in order, in the corpus folder ``out``.
+
+    Raises Damaged for pieces that hold something else than they should, InfrastructureError when
+    a shard cannot be made.
+    """
+    units = []
+    for order, group in enumerate(groups):
+        pieces = [asdict(piece) for piece in group]
+        told = json.dumps([out, [[p.sha256, p.drop] for p in group], str(schema)])
+        key = hashlib.sha256(told.encode()).hexdigest()[:20]
+        units.append(Unit(key, order, {"uri": f"shard {order}", "pieces": pieces}))
+    cutting = staging.below("shards")
+    make = partial(make_shard, out=out, schema=schema)
+    own = replace(pool, gpus=0.0, accept_lost=False)
+    for reason in run_staged(units, make, cutting, own).values():
+        raise InfrastructureError(f"a shard of {out} could not be written: {reason}")
+    found = [json.loads(cutting.read(unit.key, SHARD)) for unit in units]
+    if damaged := {key: how for one in found for key, how in one.get("damaged", {}).items()}:
+        cutting.clear()
+        raise Damaged(damaged)
+    return [Shard(**one) for one in found]
+
+
+def make_shard(payload: dict[str, Any], *, out: str, schema: pa.Schema) -> Parts:
+    """Write one shard; the unit commits what the log says of it."""
+    pieces = [Piece(**{**one, "drop": tuple(one["drop"])}) for one in payload["pieces"]]
+    damaged = {piece.key: how for piece in pieces if (how := _fault(piece)) is not None}
+    if damaged:
+        return {SHARD: json_part({"damaged": damaged})}
+    shard = write_shard(Store(out), _batches(pieces), schema)
+    return {SHARD: json_part(shard.plain())}
+
+
+def _fault(piece: Piece) -> str | None:
+    store = Store(piece.folder)
+    try:
+        if store.local is not None:
+            with (store.local / piece.name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            found = hashlib.sha256(store.read(piece.name)).hexdigest()
+    except FileNotFoundError:
+        return "it is gone"
+    return None if found == piece.sha256 else f"{piece.name} holds other bytes than were written"
+
+
+def _batches(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
+    """The rows that stay, ``ROWS_PER_BATCH`` at a time."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for piece in pieces:
+        for batch in _kept(piece):
+            while batch.num_rows:
+                part = batch.slice(0, ROWS_PER_BATCH - count)
+                held.append(part)
+                count += part.num_rows
+                batch = batch.slice(part.num_rows)
+                if count == ROWS_PER_BATCH:
+                    yield _one(held)
+                    held, count = [], 0
+    if held:
+        yield _one(held)
+
+
+def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def _kept(piece: Piece) -> Iterator[pa.RecordBatch]:
+    dropped = set(piece.drop)
+    first = 0
+    for batch in _read(piece):
+        keep = [i for i in range(batch.num_rows) if first + i not in dropped]
+        first += batch.num_rows
+        if len(keep) == batch.num_rows:
+            yield batch
+        elif keep:
+            yield batch.take(pa.array(keep))
+
+
+def _read(piece: Piece) -> Iterator[pa.RecordBatch]:
+    store = Store(piece.folder)
+    if store.local is not None:
+        yield from read_shard(store.local / piece.name)
+        return
+    data = store.read(piece.name)
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+        for batch in reader:
+            batch.validate(full=True)
+            yield batch
