@@ -126,7 +126,9 @@ def steps(scale: Scale, device: str, dtype: torch.dtype) -> dict[str, Callable[[
     variants = {}
 
     def step(model: Any, **options: Any) -> Callable[[], None]:
-        model = model.to(device=device, dtype=dtype).train()
+        if device != "cpu":
+            model.to(device=device, dtype=dtype)
+        model.train()
         said = {**(plain if model is stock else inputs), **options}
 
         def run() -> None:

@@ -202,3 +202,21 @@ def test_a_tiny_model_opens_from_the_code_that_it_ships(tmp_path: Path) -> None:
     again = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     shipped = again(prompt="sea", generator=torch.Generator().manual_seed(0), **options)
     assert torch.equal(first.blended, shipped.blended)
+
+
+@torch.no_grad()
+def test_two_foregrounds_do_with_one_what_one_does(tmp_path: Path) -> None:
+    one = init_directory(tmp_path / "one", "tiny-wan", num_frames=2)
+    two = init_directory(tmp_path / "two", source=one, layers="rgbax2")
+    narrow, wide = (load_pipeline(folder).transformer for folder in (one, two))
+    for network in (narrow, wide):  # its last layer starts at zero
+        torch.manual_seed(0)
+        torch.nn.init.normal_(network.proj_out.weight)
+    latents, words = torch.randn(1, 8, 27, 4, 4), torch.randn(1, 48, 32)
+    given, timestep = torch.tensor([[False, False, False, True]]), torch.tensor([500.0])
+    expected = narrow(latents, words, timestep, given, return_dict=False)[0]
+    layout = wide.layout(8, narrow.layer_set.layers)
+    found = wide(latents, words, timestep, given, layout, return_dict=False)[0]
+    assert torch.equal(found, expected) and expected.abs().mean() > 0.1
+    more = torch.randn(1, 12, 27, 4, 4), torch.randn(1, 64, 32)
+    assert wide(*more, timestep, return_dict=False)[0].shape == (1, 12, 27, 4, 4)
