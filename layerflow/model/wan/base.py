@@ -20,9 +20,9 @@ class Wan:
 
     name = "wan"
     blocks = "blocks"
-    after_blocks = costs.AFTER_BLOCKS
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    schedulers = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
+    after_blocks: tuple[str, ...] = costs.AFTER_BLOCKS
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    schedulers: tuple[str, ...] = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
     autoencoders: Mapping[str, AutoencoderKind] = parts.AUTOENCODERS
 
     @property
