@@ -1,5 +1,5 @@
-# make demo: the whole way once, on 2 CPU cores.  make test: the whole fast suite.
-# Both make .venv on first use and install nothing again after that.
+# make demo: the whole way once, on 2 CPU cores; make demo-full: the longer one.
+# make test: the whole fast suite.  All make .venv on first use and install nothing again after that.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,12 +7,16 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= build/demo
+DEMO = $(if $(VIDEOS),--videos "$(VIDEOS)") $(if $(SEED),--seed $(SEED))
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo demo-full test test-slow check bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/layerflow demo --out $(OUT) $(if $(VIDEOS),--videos "$(VIDEOS)")
+	$(BIN)/layerflow demo --out $(OUT) $(DEMO)
+
+demo-full: $(VENV)/.demo
+	$(BIN)/layerflow demo --full --out $(OUT)-full $(DEMO)
 
 test: $(VENV)/.test check
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile

@@ -92,6 +92,7 @@ def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
         shot = trim_fades(thumbs, shot)
         box = find_bars(thumbs[shot[0] : shot[1]])
         video.findings.shots.append(backdrop_times(times[slice(*shot)]))
+        video.findings.starts.append(float(times[shot[0]]))
         for place in cut_windows(times, shot, FRAMES, FPS, box):
             signature(thumbs[times.searchsorted(place.times)])
             found = Candidate(place.times, place.box, len(video.findings.shots) - 1)

@@ -29,17 +29,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from two_baselines import baselines, mean_iou
+from two_baselines import baselines
 from two_movers import FRAMES, MOVERS, SIDE, draw_movers
 
 from layerflow.clip import BLENDED, on_grey, to_float
+from layerflow.evaluation.foregrounds import order_score
+from layerflow.evaluation.metrics import alpha_iou
 from layerflow.files import write_json
-from layerflow.layer_set import LayerSet, layer_set
-from layerflow.model.autoencoder import BlockDCTAutoencoder, decode, encode
-from layerflow.model.frames import straight_colour
-from layerflow.model.from_base import make_scheduler
+from layerflow.layer_set import layer_set, prompted_of
+from layerflow.model.autoencoder import BlockDCTAutoencoder, encode
+from layerflow.model.cogvideox.from_base import make_scheduler
+from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
+from layerflow.model.cogvideox.presets import TINY, tiny_transformer
 from layerflow.model.objective import layer_loss
-from layerflow.model.presets import TINY, tiny_transformer
+from layerflow.model.other_layers import with_rows_of
 from manifests.train_stage import Optimizer
 from trainer import checkpoint
 from trainer.checkpoint import Position
@@ -83,7 +87,7 @@ class Movers:
 
     def item(self, index: int) -> dict[str, Any]:
         mean = self.latents(index)
-        text = np.zeros((len(self.layers) // 2 + 1, 1, TEXT["text_width"]), np.float32)
+        text = np.zeros((len(prompted_of(self.layers)), 1, TEXT["text_width"]), np.float32)
         moments = np.concatenate([mean, np.full_like(mean, -30.0)], 1)
         return {"layers": self.layers, "moments": moments, "prompt_embeds": text}
 
@@ -138,12 +142,14 @@ def train(folder: Path, run: str, sources: Sequence[Movers], seed: int, shorten:
     torch.manual_seed(seed)
     model = tiny_transformer({**OPTIONS, "layers": name}, channels=27)
     if origin:
-        model.load_state_dict(widened(load_file(folder / f"{origin}.safetensors"), layers))
+        before = layer_set(RUNS[origin][0])
+        state = load_file(folder / f"{origin}.safetensors")
+        model.load_state_dict(with_rows_of(state, before, layers))
     file = folder / f"{run}.safetensors"
     if file.is_file():
         model.load_state_dict(load_file(file))
         return model.eval()
-    used = sources[: len(weights)]
+    used, process = sources[: len(weights)], VPrediction(make_scheduler("ddim"))
     parts = [
         MixturePart(s, range(len(s)), [Shape(FRAMES, SIDE // 8, SIDE // 8, s.layers)] * len(s))
         for s in used
@@ -155,9 +161,10 @@ def train(folder: Path, run: str, sources: Sequence[Movers], seed: int, shorten:
         sizes=[len(source) for source in used],
         weights=weights,
         tasks={"decompose": 1.0},
+        timesteps=process.timesteps,
         prompts=len(layers.prompted),
     )
-    batches, scheduler = Batches(parts, order, layers=layers), make_scheduler("ddim")
+    batches = Batches(parts, order, layers=layers)
     trained = Trained(model, [n for n, _ in model.named_parameters()], EMA)
     optimizer = trained.optimizer(Optimizer())
     begin = (checkpoint.restore(folder, run, trained, optimizer) or Position()).step
@@ -165,7 +172,8 @@ def train(folder: Path, run: str, sources: Sequence[Movers], seed: int, shorten:
     for step in range(begin, steps):
         trained.zero_grad()
         for batch in batches.step(step):
-            loss = layer_loss(model, scheduler, *batch.tensors(), layers=batch.layers).sum() / BATCH
+            losses_of = layer_loss(model, process, *batch.tensors(), layers=batch.layers)
+            loss = losses_of.sum() / BATCH
             loss.backward()
             trained.loss += loss.detach()
         trained.clip(1.0)
@@ -183,73 +191,35 @@ def train(folder: Path, run: str, sources: Sequence[Movers], seed: int, shorten:
     return model.eval()
 
 
-def widened(state: dict[str, torch.Tensor], layers: LayerSet) -> dict[str, torch.Tensor]:
-    """The rows of an rgba network's layers, and zeros for new ones."""
-    old = layer_set("rgba")
-    state = dict(state)
-    for name in ("video", "given", "text"):
-        rows = state[f"layer_embedding.{name}"]
-        before, now = (s.prompted if name == "text" else s.layers for s in (old, layers))
-        new = torch.zeros(len(now), rows.shape[1])
-        for index, layer in enumerate(now):
-            if layer in before:
-                new[index] = rows[before.index(layer)]
-        state[f"layer_embedding.{name}"] = new
-    return state
-
-
-@torch.no_grad()
-def decompose(model: Any, source: Movers) -> dict[str, NDArray[np.float32]]:
-    """Layers of all clips of a source from their blended video, ``[N, T, H, W, 3]`` in [-1, 1]."""
-    scheduler = make_scheduler("ddim")
-    scheduler.set_timesteps(SAMPLER_STEPS)
-    layers, count = source.layers, len(source)
-    clean = torch.from_numpy(np.stack([source.latents(i) for i in range(count)]))
-    clean = clean.transpose(2, 3).flatten(1, 2)
-    layout = model.layout(FRAMES * len(layers), layers)
-    given = torch.tensor([[layer == BLENDED for layer in layers]] * count)
-    held = given.repeat_interleave(FRAMES, 1)[..., None, None, None]
-    x = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    text = torch.zeros(count, len(layout.prompts), TEXT["text_width"])
-    for t in scheduler.timesteps:
-        x = torch.where(held, clean, x)
-        v = model(x, text, t.expand(count), given=given, layout=layout, return_dict=False)[0]
-        x = scheduler.step(v, t, x, return_dict=False)[0]
-    parts = {name: decode(source.vae, x[:, place]) for name, place in layout.slices.items()}
-    return {name: part.permute(0, 2, 3, 4, 1).numpy() for name, part in parts.items()}
-
-
 def measure(model: Any, source: Movers) -> dict[str, float]:
-    """Mean alpha IoU of each foreground; with two, also how often the order is right.
-
-    That is judged where the true mattes overlap: what is seen there must be nearer to the colour of
-    the second foreground than to that of the first.
-    """
-    made = decompose(model, source)
-    mattes = {
-        layer: made[MOVERS.mattes[layer]].mean(-1) for layer in MOVERS.foregrounds[: source.count]
-    }
+    """Means over a source's clips, taken apart from their blended video: alpha IoU of each
+    foreground; with two, the share of overlapping pixels where the right one is in front
+    (``order_score``), and of clips where that is most of them."""
+    pipe = LayerFlowPipeline(None, None, source.vae, model, make_scheduler("ddim"))
+    pipe.set_progress_bar_config(disable=True)
     clips = [source.clip(i) for i in range(len(source))]
+    made = pipe(
+        given=[{BLENDED: clip[BLENDED]} for clip in clips],
+        foregrounds=source.count,
+        num_inference_steps=SAMPLER_STEPS,
+        guidance_scale=1.0,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(clips))],
+        output_type="uint8",
+    )
+    names = MOVERS.foregrounds[: source.count]
+    mattes = {layer: made[MOVERS.mattes[layer]] for layer in names}
+    truths = {layer: [clip[MOVERS.mattes[layer]] for clip in clips] for layer in names}
     found = {
-        f"{layer}, {source.count} movers": mean_iou(
-            [matte > 0 for matte in mattes[layer]],
-            [clip[MOVERS.mattes[layer]] > 127 for clip in clips],
+        f"{layer}, movers {source.count}": float(
+            np.mean([alpha_iou(*pair) for pair in zip(mattes[layer], truths[layer], strict=True)])
         )
-        for layer in mattes
+        for layer in names
     }
     if source.count == 2:
-        right = []
-        for i, clip in enumerate(clips):
-            both = np.logical_and(*(clip[MOVERS.mattes[layer]] > 127 for layer in mattes))
-            back, front = (
-                np.abs(
-                    straight_colour(made[layer][i], np.clip((m[i] + 1) / 2, 0, 1))[both]
-                    - to_float(clip[BLENDED])[both]
-                ).mean()
-                for layer, m in mattes.items()
-            )
-            right.append(front < back)
-        found["order right"] = float(np.mean(right))
+        seen, true = (zip(*of.values(), strict=True) for of in (mattes, truths))
+        scores = np.array([order_score(*pair) for pair in zip(seen, true, strict=True)])
+        found["order, pixels"] = float(np.nanmean(scores))
+        found["order, clips"] = float((scores[np.isfinite(scores)] > 0.5).mean())
     return found
 
 

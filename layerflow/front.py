@@ -52,13 +52,13 @@ Quiet = Annotated[bool, "no progress bar"]
 def mine(
     inputs: Annotated[PathLikes, "video files and folders"],
     out: CorpusOut,
-    size: ClipSize,
+    size: ClipSize = "480x720",
     *,
     frames: ClipFrames = 16,
     fps: ClipFps = 8.0,
-    matting: Annotated[str, "backend: {layerflow.matting}"] = "motion",
+    matting: Annotated[str, "backend: {layerflow.matting}"] = "auto",
     weights: Annotated[PathLike | None, "the backend's weights, a path"] = None,
-    gate: Annotated[str, "quality gate: off, loose, standard, strict"] = "standard",
+    gate: Annotated[str, "quality gate: off, loose, coarse, standard, strict"] = "standard",
     device: Annotated[str, "cpu or cuda: of backend and inpainter"] = "cpu",
     inpaint: Annotated[str, "fills unseen background: {layerflow.inpainters}"] = "opencv",
     inpaint_weights: Annotated[PathLike | None, "lama: a TorchScript file"] = None,
@@ -81,14 +81,9 @@ def mine(
     Raises ValueError for a request that cannot work.
     """
     content = manifest(locals())
-    named = ("caption_model", "captioner", "caption_url", "caption_key_env")
-    given = [key for key in named if key in content]
-    captions = {key.removeprefix("caption_"): content.pop(key) for key in given}
-    from manifests.common import check
-    from manifests.mine import MineOptions
+    from manifests.mine import of_command
 
-    content |= {"captions": captions} if captions else {}
-    options = check(content, MineOptions, "layerflow mine")
+    options = of_command(content)
     return run_job(options, append=append, workers=workers, quiet=quiet, accept_lost=accept_lost)
 
 

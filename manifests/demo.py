@@ -6,11 +6,14 @@ outputs are filled in, and everything is checked before any work starts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from manifests.common import Size, Strict
+from manifests.common import Size, Strict, check
+from manifests.yaml_file import read_yaml
 
 
 class VideoSet(Strict):
@@ -100,4 +103,29 @@ class DemoManifest(Strict):
     encode: Encoding
     model: dict[str, Any] = Field({}, description="options of the preset tiny")
     train: str = Field("demo-train.yaml", description="train manifest beside this file")
+    train_steps: float = Field(1.0, gt=0, description="times the steps of every stage of it")
     measure: Measures = Measures.model_validate({})
+    full: dict[str, Any] = Field({}, description="what the longer demo says instead")
+
+
+def load(path: Path, *, full: bool = False, seed: int | None = None) -> DemoManifest:
+    """The demo manifest of a file; ``full``: with what its key of that name says instead; seed:
+    instead of the manifest's.
+
+    ValueError, where, field and what is wrong.
+    """
+    content = read_yaml(path)
+    if full and isinstance(content, Mapping) and isinstance(content.get("full"), Mapping):
+        content = merged(content, content["full"])
+    if seed is not None and isinstance(content, Mapping):
+        content = {**content, "seed": seed}
+    return check(content, DemoManifest, str(path))
+
+
+def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with changes, mappings inside it key by key."""
+    out = dict(content)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merged(out[key], value) if both else value
+    return out

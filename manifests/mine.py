@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, field_validator, model_validator
 
-from manifests.common import Size, Strict
+from manifests.common import Size, Strict, check
 
-Gate = Literal["off", "loose", "standard", "strict"]
+Gate = Literal["off", "loose", "coarse", "standard", "strict"]
 LocalFile = Annotated[str, PlainSerializer(lambda path: Path(path).name, return_type=str)]
 """A local path of which recipes and corpora record the last part only."""
 Bound = Annotated[float, Field(allow_inf_nan=True)]
@@ -75,7 +75,7 @@ class MineOptions(Strict):
     size: Size = Field(description="HEIGHTxWIDTH of the clips")
     frames: int = Field(16, ge=2, le=512, description="frames of a clip")
     fps: float = Field(8.0, gt=0, le=240, description="frames a second of a clip")
-    matting: str = Field("motion", description="matting backend")
+    matting: str = Field("auto", description="matting backend")
     weights: str | None = Field(None, description="the backend's weights, a local path")
     gate: Gate = Field("standard", description="quality gate")
     thresholds: dict[str, tuple[Bound, Bound]] = Field(
@@ -100,3 +100,14 @@ class MineOptions(Strict):
                 "inpaint: lama and inpaint_weights (a TorchScript file) are given together"
             )
         return self
+
+
+def of_command(content: dict[str, Any]) -> MineOptions:
+    """The options of ``layerflow mine``, where those of the captioner stand beside the others.
+
+    Raises ValueError as ``check`` does.
+    """
+    flat = ("caption_model", "captioner", "caption_url", "caption_key_env")
+    captions = {k.removeprefix("caption_"): v for k, v in content.items() if k in flat}
+    own = {key: value for key, value in content.items() if key not in flat}
+    return check(own | ({"captions": captions} if captions else {}), MineOptions, "layerflow mine")

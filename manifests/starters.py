@@ -90,8 +90,8 @@ def train_manifest(
             if frames_per_latent > 1
             else "",
         ),
-        "stills": _mixture(stills, "kinds: [image], weight: 0.9, motion_gate: 1"),
-        "mixed": _mixture(moving, "kinds: [mined, pasted], weight: 0.1"),
+        "stills": _mixture(stills, "kinds: [image], weight: 0.8, motion_gate: 1"),
+        "mixed": _mixture(moving, "kinds: [mined, pasted], weight: 0.2"),
     }
     text = _filled("train", names) + _filled("base", names)
     if stills:

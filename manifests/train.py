@@ -12,6 +12,7 @@ A manifest is one YAML file. Its smallest form::
         lr: 3.0e-3
         trains: full
         mixture: [{latents: video}]
+        tasks: {generate: 0.5, decompose: 0.5}
       - name: motion
         steps: 200
         lr: 1.0e-2
@@ -21,7 +22,8 @@ A manifest is one YAML file. Its smallest form::
         steps: 150
         lr: 8.0e-3
         trains: {lora: content, rank: 16}
-        mixture: [{latents: stills, motion_gate: 1, weight: 0.9}, {latents: video, weight: 0.1}]
+        mixture: [{latents: stills, motion_gate: 1, weight: 0.6}, {latents: video, weight: 0.4}]
+        tasks: {generate: 0.5, decompose: 0.5}
 
 Relative paths are relative to the folder in which the command runs, like the command's options.
 Every field below is checked before anything is loaded; an unknown key is an error.
@@ -37,7 +39,7 @@ from pydantic import Field, field_validator, model_validator
 from layerflow.model.layers import EVERY, given_layers
 from manifests import common
 from manifests.common import Strict, check
-from manifests.train_stage import Dropout, Kind, Optimizer, Stage
+from manifests.train_stage import Dropout, Kind, Lora, Optimizer, Stage
 
 
 class Validation(Strict):
@@ -219,6 +221,19 @@ class TrainManifest(Strict):
             if stage.name == name:
                 return stage
         raise ValueError(f"no stage {name!r}; the manifest has {[s.name for s in self.stages]}")
+
+    def dropped_tasks(self) -> dict[str, list[str]]:
+        """Stage -> tasks that it leaves out although a stage before it trained them, so that it may
+        unlearn them. Not of stages that train the motion adapter, which does nothing at gate 0."""
+        learnt: set[str] = set()
+        dropped = {}
+        for stage in self.stages:
+            tasks = {name for name, weight in stage.tasks.items() if weight > 0}
+            still = isinstance(stage.trains, Lora) and stage.trains.lora == "motion"
+            if not still and (lost := sorted(learnt - tasks)):
+                dropped[stage.name] = lost
+            learnt |= tasks
+        return dropped
 
     def folder(self, latents: str) -> str:
         """The folder behind a component's `latents` (a name of `self.latents`, or a path)."""

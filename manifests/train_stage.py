@@ -142,6 +142,9 @@ class Stage(Strict):
     mixture: list[Component] = Field(min_length=1)
     tasks: dict[str, float] = Field({"generate": 1.0})
     """Task -> weight. Tasks: generate, decompose, fg2bg, bg2fg, or given layers joined by +."""
+    mask: Literal["known"] | None = Field(None, exclude_if=lambda mask: mask is None)
+    """`known` leaves out of the loss what a clip does not know: background that nobody saw, colour
+    that is a guess. Left out: everything counts."""
     schedule: Schedule = Schedule.model_validate({})
     ema: float | None = Field(None, ge=0, lt=1)
     """Decay of the moving average of the trained weights. When set, the average is what the

@@ -17,7 +17,9 @@ from layerflow.nearest import did_you_mean
 
 Gate = Mapping[str, tuple[float, float]]
 GATES: dict[str, Gate] = {"off": {}, **{name: thresholds(name) for name in PRESETS}}
-"""Preset -> score -> (minimum, maximum), of ``layerflow.corpus.scores``."""
+"""Preset -> score -> (minimum, maximum), of ``layerflow.corpus.scores``. ``coarse`` takes all that
+``standard`` takes, and clips whose background nobody saw: for the base stage. ``loose`` is laxer in
+most scores, but not in that one."""
 
 
 def resolve_gate(preset: str, thresholds: Mapping[str, tuple[float, float]] | None = None) -> Gate:
@@ -93,6 +95,6 @@ def misses(rejected: Iterable[Mapping[str, float | None]], gate: Gate) -> list[M
 
 
 def looser(preset: str) -> list[str]:
-    """The presets below one, the nearest first."""
+    """The presets that are laxer than one, the nearest first."""
     order = list(reversed(PRESETS))
     return order[order.index(preset) + 1 :] if preset in order else []

@@ -15,6 +15,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # rembg imports pymatting, which compiles for a minute on first import what no test calls.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+# No test depends on which weights whoever runs it has in a cache: there are none.
+os.environ["LAYERFLOW_WEIGHTS"] = os.devnull
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: threads of each would only spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -3,3 +3,6 @@
 from __future__ import annotations
 
 import layerflow  # noqa: F401  (installs the torchvision guard in every worker)
+from trainer.threads import wait_asleep
+
+wait_asleep()  # here, since every process that trains comes by before it loads torch

@@ -74,8 +74,8 @@ class MixturePart:
     motion_gate: int = 0
     freeze: bool = False
 
-    def show(self, index: int, latents: NDArray[np.float32], moment: float) -> NDArray[np.float32]:
-        """``[n, f, C, h, w]`` of one of `rows` in its length here: a still repeated, and of a clip
+    def show(self, index: int, latents: NDArray[Any], moment: float) -> NDArray[Any]:
+        """``[n, f, ...]`` of one of `rows` in its length here: a still repeated, and of a clip
         to freeze the frame at `moment`, in [0, 1) of its length."""
         if self.freeze:
             frame = int(moment * latents.shape[1])
@@ -102,6 +102,8 @@ class Batch:
     """float32 [B]: stills and video mix in a batch"""
     layers: tuple[str, ...] = LAYERS
     """The n layers of all samples, of which p have prompts."""
+    known: torch.Tensor | None = None
+    """bool [B, n, f, h, w]: what the loss is taken over; None: everything"""
 
     def tensors(self) -> Tensors:
         return (
@@ -120,8 +122,9 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        names = [field.name for field in fields(self) if field.name != "layers"]
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in found.items()})
 
     def split(self, size: int) -> list[Batch]:
         """The same in batches of at most `size` samples."""
@@ -242,7 +245,7 @@ class Batches:
     """All batches of one stage, for one rank.
 
     uneven: the batch need not divide among the ranks and passes; some then get a sample less.
-    layers: the model's.
+    layers: the model's. masked: batches say what is known.
     """
 
     def __init__(
@@ -255,6 +258,7 @@ class Batches:
         accumulate: int = 1,
         uneven: bool = False,
         layers: LayerSet = layer_set("rgba"),
+        masked: bool = False,
     ) -> None:
         if order.batch % (world * accumulate) and not uneven:
             raise ValueError(
@@ -263,6 +267,7 @@ class Batches:
             )
         self.parts, self.order, self.layers = parts, order, layers
         self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.masked = masked
 
     def step(self, step: int) -> list[Batch]:
         """This rank's share of a step, in `accumulate` or more batches of one shape each.
@@ -298,12 +303,14 @@ class Batches:
             timesteps=torch.tensor([draw.timestep for draw in draws]),
             motion_gate=torch.tensor(gates),
             layers=layers,
+            known=torch.from_numpy(np.stack([s[3] for s in samples])) if self.masked else None,
         )
 
     def sample(
         self, draw: Draw
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Latents and noise, float32 [n, f, C, h, w], and prompt embeddings of one draw."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """Latents and noise, float32 [n, f, C, h, w], prompt embeddings, and what is known of the
+        latents, bool [n, f, h, w], of one draw."""
         part, layers = self.parts[draw.component], self._shape(draw).layers
         item = take_layers(part.source.item(part.rows[draw.row]), layers)
         rng = keyed(self.order.seed, self.order.stage, "noise", draw.number)
@@ -314,7 +321,7 @@ class Batches:
             dropped = dict(zip(self.layers.prompted, draw.drop, strict=True))
             here = np.asarray([dropped[layer] for layer in prompted_of(layers)])
             text = text * ~here[:, None, None]
-        return latents, noise, text
+        return latents, noise, text, part.show(draw.row, known_of(item), draw.frame)
 
     def stream(
         self, start: int, stop: int, prefetch: int = 0
@@ -325,6 +332,13 @@ class Batches:
             return
         with closing(_ahead(self, start, stop, prefetch)) as batches:
             yield from batches
+
+
+def known_of(item: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """What is known of an item of a source, bool ``[n, f, h, w]``."""
+    moments, known = item["moments"], item.get("known")
+    shape = (*moments.shape[:1], *moments.shape[2:])
+    return np.ones(shape, np.bool_) if known is None else known
 
 
 def draw_posterior(moments: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from trainer.data import (
     MixturePart,
     check_tasks,
     draw_posterior,
+    known_of,
     make_part,
     open_latents,
     select_rows,
@@ -72,6 +73,7 @@ class HeldOut:
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, float]:
         """Mean loss by task over clips and timesteps at a motion gate; each worker does its share.
+        What a clip does not know is left out, whatever the stage's `mask`.
 
         size: samples of one forward pass, at most. precision: makes the context of a pass.
         """
@@ -87,7 +89,11 @@ class HeldOut:
                         few = few.to(world.device)
                         with precision():
                             losses = layer_loss(
-                                transformer, process, *few.tensors(), layers=few.layers
+                                transformer,
+                                process,
+                                *few.tensors(),
+                                layers=few.layers,
+                                known=few.known,
                             )
                         if turn < count:
                             total += torch.tensor([losses.sum(), len(losses)], dtype=torch.float64)
@@ -103,7 +109,9 @@ class HeldOut:
         item = take_layers(part.source.item(part.rows[index]), layers)
         rng = keyed("validation", item["id"])
         latents = draw_posterior(item["moments"], rng)
-        latents = part.show(index, latents, frozen_moment(item["id"]))
+        moment = frozen_moment(item["id"])
+        latents = part.show(index, latents, moment)
+        known = part.show(index, known_of(item), moment)
         count = len(self.options.timesteps)
         noise = rng.standard_normal((count, *latents.shape), np.float32)
         given = torch.tensor(given_marks(task, self.layers, layers))
@@ -119,6 +127,7 @@ class HeldOut:
             timesteps=torch.tensor(self.options.timesteps),
             motion_gate=torch.full((count,), float(gate)),
             layers=layers,
+            known=repeat(torch.from_numpy(known)) if item.get("known") is not None else None,
         )
 
 

@@ -49,11 +49,14 @@ def given_marks(task: str, layers: LayerSet, present: Sequence[str]) -> list[boo
 
 
 def take_layers(item: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]:
-    """An item with `moments` and `prompt_embeds` of these of its layers alone."""
+    """An item with `moments`, `known` and `prompt_embeds` of these of its layers alone."""
     held = tuple(item.get("layers", LAYERS))
     if held == layers:
         return item
-    moments = item["moments"][[held.index(layer) for layer in layers]]
+    places = [held.index(layer) for layer in layers]
+    moments, known = item["moments"][places], item.get("known")
+    known = known if known is None else known[places]
     slots = [prompted_of(held).index(layer) for layer in prompted_of(layers)]
     text = item["prompt_embeds"][slots]
-    return {**item, "layers": layers, "moments": moments, "prompt_embeds": text}
+    own = {"layers": layers, "moments": moments, "known": known, "prompt_embeds": text}
+    return {**item, **own}

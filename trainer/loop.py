@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 2 -m trainer.loop MANIFEST --out OUT
 
 What a step is: the global batch of the stage is split over the ranks; each sample's loss is the
-mean over its generated elements; the step's loss is the mean over the samples. All randomness is
+mean over its generated elements (those that are known, where the stage says `mask: known`); the
+step's loss is the mean over the samples. All randomness is
 a function of (seed, draw), see `trainer.order`, so nothing of it is saved or restored.
 """
 
@@ -151,6 +152,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         world=run.world.size,
         accumulate=manifest.passes(stage, run.world.size),
         uneven=manifest.min_workers is not None,
+        masked=stage.mask == "known",
         layers=layers,
     )
 
@@ -185,7 +187,13 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
-                losses = layer_loss(transformer, run.process, *batch.tensors(), layers=batch.layers)
+                losses = layer_loss(
+                    transformer,
+                    run.process,
+                    *batch.tensors(),
+                    layers=batch.layers,
+                    known=batch.known,
+                )
             loss = losses.sum() / batches.order.batch
             loss.backward()
             trained.loss += loss.detach()

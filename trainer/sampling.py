@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from layerflow.clip import U8, LayeredClip, sampled_layers
+from layerflow.clip import U8
 from layerflow.files import replacing, write_json
+from layerflow.layer_set import EFFECTS, model_layers
+from layerflow.media.layer_stack import LayerStack, sampled_stack
 from layerflow.model import adapters
 from layerflow.model.base import base_of
 from layerflow.model.info import sampling_settings
@@ -28,6 +30,7 @@ from manifests.train import TrainManifest, parse
 from manifests.train_stage import Stage
 from trainer.export import model_after
 from trainer.held_out import frozen_moment, held_out
+from trainer.layers import take_layers
 from trainer.runtime import run_as_trained
 from trainer.stages import gate_of
 
@@ -84,8 +87,8 @@ def run_job(job: SampleJob) -> None:
     rows: list[dict[str, Any]] = []
     pictures: dict[str, tuple[U8, bytes]] = {}
     for task in options.tasks:
-        layers = given_layers(task)
-        made: list[LayeredClip] = []
+        layers = given_layers(task, pipe.transformer.layer_set.layers)
+        made: list[LayerStack] = []
         for index, clip in enumerate(clips):
             with adapters.motion_gate(pipe.transformer, torch.tensor([float(gate)])):
                 made += complete(
@@ -95,15 +98,15 @@ def run_job(job: SampleJob) -> None:
                     steps=options.sample_steps,
                     guidance=guidance_scale(manifest),
                     seeds=[index],
-                    prompt_embeds=embeds[index : index + 1],
+                    prompt_embeds=embeds[index][None],
                 )
             rows.append({"task": task, "id": index, **score_clip(made[-1], clip, layers)})
-            mosaic = four_up(made[-1])
+            mosaic = four_up(made[-1].joined())
             (folder / f"{task}-{index}.mp4").write_bytes(encode_preview(mosaic, clip.fps))
         shown = [c for pair in zip(clips, made, strict=True) for c in pair]
         labels = [f"{what} {i}" for i in range(len(clips)) for what in ("held out", "sampled")]
         sheet = save_sheet(folder / f"{task}.png", shown, labels, columns_per_layer=4, height=96)
-        moving = np.concatenate([four_up(clip) for clip in made], axis=2)
+        moving = np.concatenate([four_up(clip.joined()) for clip in made], axis=2)
         pictures[task] = decode_png(sheet.read_bytes()), as_gif(moving, clips[0].fps)
     scores = summarise(rows)
     write_json(folder / "metrics.json", {"step": job.step, "tasks": scores})
@@ -135,9 +138,9 @@ def guidance_scale(manifest: TrainManifest) -> float:
 
 def held_out_clips(
     manifest: TrainManifest, pipe: Any, gate: int
-) -> tuple[list[LayeredClip], torch.Tensor]:
-    """The first held-out clips of a motion gate as the autoencoder shows them, and prompts
-    `[N, P, L, D]`."""
+) -> tuple[list[LayerStack], list[torch.Tensor]]:
+    """The first held-out clips of a motion gate as the autoencoder shows them, each in the model's
+    set of layers, and their prompts `[P, L, D]`."""
     from layerflow.model import frames
     from layerflow.model.autoencoder import decode_layers
 
@@ -145,16 +148,20 @@ def held_out_clips(
     assert found is not None
     part = found.parts[gate]
     clips, embeds = [], []
+    known = model_layers(manifest.model)
     for index, row in enumerate(part.rows[: found.options.samples]):
-        item = part.source.item(row)
+        present = part.shapes[index].layers
+        item = take_layers(part.source.item(row), present)
         latents = item["moments"][:, : item["moments"].shape[1] // 2].swapaxes(1, 2)
         latents = part.show(index, latents, frozen_moment(item["id"]))
-        pixels = decode_layers(pipe.vae, torch.from_numpy(np.ascontiguousarray(latents)))
+        pixels = decode_layers(pipe.vae, np.ascontiguousarray(latents), present)
         done = frames.finish({name: value[None] for name, value in pixels.items()}, None)
         layers = {name: frames.convert(value, "uint8")[0] for name, value in done.items()}
-        clips.append(LayeredClip(**sampled_layers(layers), fps=float(item["fps"])))
+        clip = sampled_stack(layers, {}, float(item["fps"]))
+        whole = (EFFECTS in present) == (EFFECTS in known.layers)
+        clips.append(replace(clip, layers=known) if whole else clip)
         embeds.append(torch.from_numpy(item["prompt_embeds"]))
-    return clips, torch.stack(embeds)
+    return clips, embeds
 
 
 # ---- pictures ---------------------------------------------------------------------------------

@@ -17,9 +17,21 @@ if TYPE_CHECKING:
 
 
 @with_options_of(front.mine, str, inputs=typer.Argument())
-def mine(**options: Any) -> None:
+def mine(
+    explain: Annotated[
+        bool, typer.Option("--explain", help="no corpus: out is a page that shows why, or why not")
+    ] = False,
+    **options: Any,
+) -> None:
     """Real video -> mined clips: matte, straight foreground, clean background, scores."""
-    _finish(front.mine(**options), options["gate"])
+    if not explain:
+        _finish(front.mine(**options), options["gate"])
+        return
+    from manifests.mine import of_command
+    from pipelines.mine.explain import write_explanation
+
+    given = {k: v for k, v in options.items() if k not in RUNTIME and v is not None}
+    typer.echo(write_explanation(of_command(given)))
 
 
 @with_options_of(front.paste, str, more=typer.Option("--set"))

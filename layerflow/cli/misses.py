@@ -11,7 +11,7 @@ def print_misses(
     out: Path | str, gate: str, thresholds: Mapping[str, tuple[float, float]] | None = None
 ) -> None:
     """A line for every threshold that decided: how many clips, the middle and the nearest value,
-    what was wanted; then what a looser preset would take, and the commands for it.
+    what was wanted; then what the looser presets would take, and the commands for it.
 
     Prints nothing where the gate turned nothing down.
     """
@@ -53,12 +53,12 @@ def _judged(out: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _advice(out: Path | str, gate: str) -> list[str]:
     from pipelines.gates import judge, looser
 
-    lines = []
-    for preset in looser(gate)[:1]:
+    lines: list[str] = []
+    for preset in looser(gate)[:2]:
         passing = [step for step, scores in _judged(out) if judge(scores, preset) is None]
         early = passing.count("filters")
         more = f", and would look at the layers of {early} more" if early else ""
-        lines = [
+        lines += [
             f"Of these, --gate {preset} would take {passing.count('gate')}{more}:",
             f"  layerflow retry {out} --gate {preset} --out {out}-{preset}",
         ]

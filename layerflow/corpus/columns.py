@@ -16,6 +16,9 @@ Of the columns beyond the four layers:
   (straight, also where others hide it; null where it is not known). The colours over ``background``
   by the amodal alphas, back to front, are ``blended``. Older corpora have no ``colour`` in it.
 - ``draw``: JSON of every random draw and measured match of a pasted clip.
+- ``known``: where the background was seen and the foreground's colour is more than a guess, see
+  ``layerflow.media.known``; null where that is everywhere.
+- ``subject``: which subject a mined clip shows: one id for all clips of a shot.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from layerflow.media.cells import (
     encode_color,
     encode_png,
 )
+from layerflow.media.known import KNOWN, decode_known
 from layerflow.media.opening import MediaError
 
 SHADOWS = ("none", "background")
@@ -109,6 +113,11 @@ def _plate_faults(row: Row) -> Faults:
 def _decode_plate(row: Row, clip: LayeredClip) -> None:
     if row.get("plate") is not None:
         decode_color(row["plate"], Bounds.of(row))
+
+
+def _decode_known(row: Row, clip: LayeredClip) -> None:
+    if row.get(KNOWN) is not None:
+        decode_known(row[KNOWN], Bounds.of(row))
 
 
 def _object_faults(row: Row) -> Faults:
@@ -194,6 +203,13 @@ COLUMNS: tuple[Column, ...] = (
            always=False, check=_object_faults, cells=_object_cells, decode=_decode_singles),
     Column("draw", pa.string(),
            "JSON of every random draw and measured match of a pasted clip", always=False),
+    Column(KNOWN, pa.large_binary(),
+           "where the background was seen and the foreground's colour is no guess: grey 85 * "
+           "(background + 2 * foreground), lossless; null: everywhere",
+           always=False, media="mkv", decode=_decode_known),
+    Column("subject", pa.string(),
+           "id of what a mined clip shows, the same in all clips of a shot", always=False,
+           shown=True),
 )  # fmt: skip
 
 SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if column.always])

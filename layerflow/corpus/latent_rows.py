@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from layerflow.layer_set import LayerSet, layer_set
+from layerflow.media.known import KNOWN
 
 NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
 DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
@@ -45,11 +46,15 @@ PROMPTS = pa.schema(
 
 
 def clips_schema(layers: LayerSet) -> pa.Schema:
-    """The columns of `clips/` for a set of layers."""
+    """The columns of `clips/` for a set of layers.
+
+    The last one is uint8 ``[n, f, h, w]`` of the n layers that a row has, 1 where a cell is known
+    and 0 where not; null: all are known. The first stores did not have it.
+    """
     counted = [] if layers == RGBA else [("foregrounds", pa.int32())]
     media = [(layer, pa.large_binary()) for layer in layers.layers]
     prompts = [(f"{layer}_prompt", pa.string()) for layer in layers.prompted]
-    return pa.schema([*_ABOUT, *counted, *media, *prompts])
+    return pa.schema([*_ABOUT, *counted, *media, *prompts, (KNOWN, pa.large_binary())])
 
 
 RGBA = layer_set("rgba")
@@ -66,13 +71,15 @@ def clip_row(
     *,
     dtype: str = "float32",
     layers: LayerSet = RGBA,
+    known: NDArray[np.uint8] | None = None,
     **columns: Any,
 ) -> dict[str, Any]:
     """A row of `clips/`.
 
     moments: layer -> ``[2C, f, h, w]``, all of one shape; layers: the set, of which the row has the
-    first foregrounds. dtype: ``float16`` or ``float32``. columns: the remaining columns (`id`,
-    `kind`, ...); prompts of absent layers may be left out. ValueError for what does not fit.
+    first foregrounds. dtype: ``float16`` or ``float32``. known: ``[n, f, h, w]``, 1 or 0, what of
+    its layers is known; None: all. columns: the remaining columns (`id`, `kind`, ...); prompts of
+    absent layers may be left out. ValueError for what does not fit.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {sorted(DTYPES)}, not {dtype!r}")
@@ -84,6 +91,8 @@ def clip_row(
     shape = shapes[present[0]]
     if len(set(shapes.values())) != 1 or len(shape) != 4 or shape[0] % 2:
         raise ValueError(f"moments must be [2C, f, h, w], one shape for all layers, not {shapes}")
+    if known is not None and known.shape != (len(present), *shape[1:]):
+        raise ValueError(f"known must be {[len(present), *shape[1:]]}, not {list(known.shape)}")
     absent = set(layers.layers) - set(present)
     row: dict[str, Any] = {
         **dict.fromkeys((f"{layer}_prompt" for layer in absent & set(layers.prompted)), ""),
@@ -96,6 +105,7 @@ def clip_row(
         "dtype": dtype,
         **{layer: _bytes(moments[layer], dtype, layer) for layer in present},
         **dict.fromkeys(absent),
+        KNOWN: None if known is None else (known != 0).astype(np.uint8).tobytes(),
     }
     missing = set(clips_schema(layers).names) - set(row)
     if missing:

@@ -49,6 +49,7 @@ from layerflow.corpus.writer import SHARD_BYTES, write_shards
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.layer_set import LayerSet, prompted_of
+from layerflow.media.known import KNOWN
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -125,14 +126,17 @@ def _misfit(batch: pa.RecordBatch, layers: LayerSet) -> int | None:
     shapes = zip(*(axis.to_pylist() for axis in axes), strict=True)
     lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in layers.layers]
     kinds, counts = batch.column("dtype").to_pylist(), _counts(batch)
-    about = zip(shapes, kinds, counts, *lengths, strict=True)
-    for row, (shape, kind, count, *sizes) in enumerate(about):
+    masks = pc.binary_length(batch.column(KNOWN)).to_pylist()
+    about = zip(shapes, kinds, counts, masks, *lengths, strict=True)
+    for row, (shape, kind, count, mask, *sizes) in enumerate(about):
         if kind not in DTYPES or not all(shape) or min(shape) < 1:
             return row
         if count not in range(1, len(layers.foregrounds) + 1):
             return row
         length = 2 * math.prod(shape) * DTYPES[kind].itemsize
         present = layers.with_foregrounds(count)
+        if mask is not None and mask != len(present) * math.prod(shape[1:]):
+            return row
         if sizes != [length if layer in present else None for layer in layers.layers]:
             return row
     return None
@@ -168,12 +172,18 @@ class _Opened:
             _, offsets, data = batch.column(layer).buffers()
             starts = np.frombuffer(offsets, np.int64) if batch.num_rows else np.zeros(1, np.int64)
             self._media[layer] = starts[batch.column(layer).offset :], data
+        self._known = batch.column(KNOWN)
 
     def layer(self, name: str, row: int) -> NDArray[np.floating]:
         """A view of one layer's values, flat."""
         offsets, data = self._media[name]
         kind, start = self._dtypes[row], int(offsets[row])
         return np.frombuffer(data, kind, (int(offsets[row + 1]) - start) // kind.itemsize, start)
+
+    def known(self, row: int) -> NDArray[np.bool_] | None:
+        """What is known of a row's latents, bool ``[n, f, h, w]``; None: all."""
+        cell, shape = self._known[row].as_buffer(), (len(self.layers[row]), *self.shapes[row][1:])
+        return None if cell is None else np.frombuffer(cell, np.uint8).reshape(shape) != 0
 
 
 class Latents:
@@ -223,7 +233,10 @@ class Latents:
                 batches += read_shard(self.path / folder / file)
             except ValueError as error:
                 raise ValueError(f"{error}; encode again") from error
-        for batch in batches:
+        for i, batch in enumerate(batches):
+            if schema is not PROMPTS and KNOWN not in batch.schema.names:  # made before there was
+                nulls = pa.nulls(batch.num_rows, schema.types[-1])
+                batches[i] = batch = batch.append_column(KNOWN, nulls)
             if batch.schema.names != schema.names or batch.schema.types != schema.types:
                 raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
             if schema is PROMPTS:
@@ -278,6 +291,7 @@ class Latents:
         moments: float32 ``[n, 2C, f, h, w]`` of these
         prompts: of those with a prompt, layer -> key
         prompt_embeds: float32 ``[p, tokens, width]`` of these; zeros where there is no text
+        known: bool ``[n, f, h, w]``, what of the moments is known; None: all of them
         """
         number, row = self._find(index)
         batch = self._opened.get(number) or self._opened.setdefault(
@@ -294,6 +308,7 @@ class Latents:
             "latent_frames": shape[1],
             "layers": layers,
             "moments": moments,
+            "known": batch.known(row),
             "prompts": prompts,
             "prompt_embeds": self._embeddings(list(prompts.values())),
         }

@@ -20,6 +20,7 @@ import numpy as np
 from layerflow.clip import ALPHA, BLENDED, LAYERS, LayeredClip, composite
 from layerflow.corpus.columns import CODED_RMS_LIMIT, COLUMNS, EXACT_LEVELS, cells
 from layerflow.corpus.table import decode_row
+from layerflow.media.known import KNOWN
 from layerflow.media.opening import (
     MAX_CELL_BYTES,
     PNG_MAGIC,
@@ -230,10 +231,11 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield layer, f"the media cell holds {frames}, the row says {row['num_frames']}"
         elif row["kind"] == "image" and cell.codec != "png":
             yield layer, f"an image clip holds PNG, not {cell.codec}"
-        elif layer.endswith(ALPHA) and (
+        elif layer.endswith((ALPHA, KNOWN)) and (
             cell.codec not in ("ffv1", "png") or cell.pixel_format != "gray"
         ):
-            yield layer, f"alpha must be lossless 8-bit grey, not {cell.codec} {cell.pixel_format}"
+            what = layer if layer == KNOWN else ALPHA
+            yield layer, f"{what} must be lossless 8-bit grey, not {cell.codec} {cell.pixel_format}"
 
 
 def equation_error(clip: LayeredClip) -> tuple[float, int]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 Range = tuple[float, float]
 Known = Literal["frames", "matting", "layers", "prompts"]
-PRESETS = ("loose", "standard", "strict")
+PRESETS = ("loose", "coarse", "standard", "strict")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Score:
     """One score. meaning: one sentence. unit: ``share`` and ``ratio`` have none. known: ``frames``
     before matting, of the frames alone; ``matting`` by the backend itself; ``layers`` of the
     finished layers; ``prompts`` of the texts. loose, standard, strict: the least and the greatest
-    value that each preset of the gate accepts, both inclusive; None: not judged.
+    value that each preset of the gate accepts, both inclusive; None: not judged. coarse: the same
+    where that preset is not as ``standard``: clips for the base stage, of which the matte must be
+    good and the background may be unseen, which the column ``known`` says.
     """
 
     name: str
@@ -34,6 +36,12 @@ class Score:
     loose: Range | None = None
     standard: Range | None = None
     strict: Range | None = None
+    coarse: Range | Literal["standard"] | None = "standard"
+
+    def limits(self, preset: str) -> Range | None:
+        """The thresholds of a preset of ``PRESETS``."""
+        found = getattr(self, preset)
+        return self.standard if found == "standard" else found
 
 
 _inf = math.inf
@@ -51,7 +59,7 @@ SCORES: tuple[Score, ...] = (
     Score("boundary_sharpness", "1/pixel", "layers",
           "mean gradient of alpha on its edge; 0.5 is a step of one pixel"),
     Score("area_mean", "share", "layers", "mean area of the matte in the frame",
-          (0.005, 0.8), (0.01, 0.65), (0.02, 0.6)),
+          (0.005, 0.8), (0.01, 0.65), (0.02, 0.6), coarse=(0.01, 0.8)),
     Score("area_min", "share", "layers", "smallest area of the matte in any frame",
           (0.001, 1.0), (0.004, 1.0), (0.01, 1.0)),
     Score("area_max", "share", "layers", "largest area of the matte in any frame"),
@@ -64,7 +72,7 @@ SCORES: tuple[Score, ...] = (
           "how much of the subject's outline is left in the background; 1 is all of it",
           None, (0.0, 0.5), (0.0, 0.35)),
     Score("unseen_fraction", "share", "layers", "how much of the hole no frame showed",
-          (0.0, 0.9), (0.0, 0.35), (0.0, 0.2)),
+          (0.0, 0.9), (0.0, 0.35), (0.0, 0.2), coarse=None),
     Score("registration_residual", "pixels", "layers",
           "median error of the camera motion at 480 lines", None, None, (0.0, 1.0)),
     Score("matte_confidence", "ratio", "matting",
@@ -94,7 +102,7 @@ SCORES: tuple[Score, ...] = (
           None, (0.0, 0.15), (0.0, 0.1)),
     Score("bystander_fraction", "ratio", "layers",
           "who else is before the backdrop and stays in the background, area / the matte's",
-          None, (0.0, 0.2), (0.0, 0.1)),
+          None, (0.0, 0.2), (0.0, 0.1), coarse=None),
     Score("motion", "pixels", "frames", "mean flow from frame to frame at 480 lines",
           (0.01, 80.0), (0.03, 40.0), (0.05, 30.0)),
     Score("blur", "levels^2", "frames",
@@ -125,6 +133,8 @@ SCORES: tuple[Score, ...] = (
     Score("text_alignment", "score", "prompts", "for later stages: how well prompt and clip fit"),
     *(Score(f"{source}_vote", "ratio", "matting", f"IoU of the matte with what {source} alone says")
       for source in ("motion", "u2netp", "isnet")),
+    Score("seam", "ratio", "layers",
+          "IoU of the matte's first frame with the last of the window before it in the shot"),
 )  # fmt: skip
 
 QUALITY_FIELDS = tuple(score.name for score in SCORES)
@@ -145,7 +155,7 @@ then the others as they are stored."""
 def thresholds(preset: str) -> dict[str, Range]:
     """Score -> (least, greatest) of a preset of the gate, in the order in which they are judged."""
     names = (*_FIRST, *(name for name in QUALITY_FIELDS if name not in _FIRST))
-    found = {name: getattr(_BY_NAME[name], preset) for name in names}
+    found = {name: _BY_NAME[name].limits(preset) for name in names}
     return {name: limits for name, limits in found.items() if limits is not None}
 
 
@@ -167,7 +177,7 @@ def markdown(names: Iterable[str] = QUALITY_FIELDS) -> str:
     rows = [["score", "says", "known from", *PRESETS], ["---"] * (3 + len(PRESETS))]
     for name in names:
         score = _BY_NAME[name]
-        limits = (_shown(getattr(score, preset)) for preset in PRESETS)
+        limits = (_shown(score.limits(preset)) for preset in PRESETS)
         rows.append([f"`{name}`", meaning(name), score.known, *limits])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -48,7 +48,7 @@ def parse_fractions(text: str) -> dict[str, float]:
 
 
 def foreground_sources(row: Mapping[str, Any]) -> set[str]:
-    """What a clip's foreground was made from: its file, content hash, parents, and its own id.
+    """What a clip's foreground was made from: its file, content hash, subject, parents, own id.
 
     The last parent of a pasted clip is its background, the others are its foregrounds.
     """
@@ -56,6 +56,8 @@ def foreground_sources(row: Mapping[str, Any]) -> set[str]:
     found = {f"id:{row['id']}", *_tokens(source["uri"])}
     if source["sha256"]:
         found.add(f"sha256:{source['sha256']}")
+    if row.get("subject"):
+        found.add(f"subject:{row['subject']}")
     if row["kind"] == "pasted":
         found.update(*map(_tokens, (source["parents"] or [])[:-1]))
     return found

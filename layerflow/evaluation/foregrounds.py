@@ -15,29 +15,6 @@ from layerflow.clip import BLENDED, U8
 from layerflow.evaluation.metrics import Alpha, alpha_iou, alpha_mad, as_unit
 from layerflow.layer_set import matte_of
 from layerflow.media.layer_stack import LayerStack
-from layerflow.model.layers import TASKS
-
-
-def given_of(task: str, layers: Sequence[str]) -> tuple[str, ...]:
-    """The layers that a task gives of ``layers``, in their order; of several foregrounds ``fg2bg``
-    gives all, with their mattes. task: a name of ``TASKS``, or layers joined by ``+``.
-
-    ValueError for anything else, also for all layers together.
-    """
-    if task in TASKS:
-        return tuple(layer for layer in layers if _kind(layer) in TASKS[task])
-    named = task.split("+")
-    if set(named) - set(layers) or not len(set(named)) == len(named) < len(layers):
-        raise ValueError(
-            f"unknown task {task!r}; use one of {', '.join(TASKS)}, or some (not all) of "
-            f"{', '.join(layers)} joined by '+'"
-        )
-    return tuple(layer for layer in layers if layer in named)
-
-
-def _kind(layer: str) -> str:
-    kind, _, place = layer.partition(".")
-    return layer if place and not place.isdecimal() else kind
 
 
 def foreground_scores(

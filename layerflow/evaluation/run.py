@@ -21,11 +21,12 @@ from layerflow.clip import (
     on_grey,
 )
 from layerflow.evaluation import metrics
-from layerflow.evaluation.foregrounds import foreground_scores, given_of, recomposition_error
+from layerflow.evaluation.foregrounds import foreground_scores, recomposition_error
 from layerflow.evaluation.predictions import EvaluateRequest, known_layers, pairs
 from layerflow.evaluation.tables import tables
 from layerflow.layer_set import matte_of
 from layerflow.media.layer_stack import LayerStack, stack_of
+from layerflow.model.layers import given_layers
 from layerflow.outputs import local_output
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run_evaluate(
     if request.aesthetic is not None and request.clip is None:
         raise ValueError("--aesthetic is a head on a CLIP model: give --clip as well")
     known = known_layers(request).layers
-    given = {task: given_of(task, known) for task in request.tasks}
+    given = {task: given_layers(task, known) for task in request.tasks}
     if request.predictions is not None and len(given) != 1:
         raise ValueError("predictions are of one task: name it with --task")
     scorer = None

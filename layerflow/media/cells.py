@@ -61,9 +61,14 @@ def encode_preview(frames: U8, fps: float, *, crf: int = 22) -> bytes:
         return path.read_bytes()
 
 
-def encode_alpha(alpha: U8, fps: float) -> bytes:
-    """uint8 ``[T, H, W]`` -> Matroska bytes, FFV1 ``gray``: lossless, full range."""
+def encode_alpha(alpha: U8, fps: float, *, few_levels: bool = False) -> bytes:
+    """uint8 ``[T, H, W]`` -> Matroska bytes, FFV1 ``gray``: lossless, full range.
+
+    few_levels: pictures of a handful of levels, which a range coder makes smaller.
+    """
     options = {"level": "3", "slices": "4", "slicecrc": "1", "threads": "1"}
+    if few_levels:
+        options["coder"] = "range_tab"
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska", options=BITEXACT) as container:
         _write_stream(container, alpha, "gray", "ffv1", "gray", fps, options)

@@ -27,13 +27,15 @@ def sequence_loss(
     given: Tensor | None = None,
     motion_gate: Tensor | None = None,
     layout: Layout | None = None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each sample over its generated latents, for any layout.
 
     latents: clean ``[B, F, C, h, w]``; noise: like latents. text: ``[B, P*L, D]``.
     given_frames: bool ``[B, F]``, latents that are given. given: bool ``[B, n]``, the same by
     layer, for the network's marks. timesteps: ``[B]``, times of the process. motion_gate: ``[B]``.
-    layout: how layers lie on the F latent frames; None: the network's own.
+    layout: how layers lie on the F latent frames; None: the network's own. known: bool
+    ``[B, F, h, w]``, latent cells that count, in all their channels; None: all of them.
 
     Returns it, float32 ``[B]``, and the prediction, ``[B, F, C, h, w]``.
     """
@@ -51,9 +53,21 @@ def sequence_loss(
         return_dict=False,
     )[0].float()
     target = process.target(latents, noise, timesteps)
+    if known is not None:
+        counts = known.to(mask.device) & ~mask[:, :, None, None]
+        return _known_loss(predicted, target, counts), predicted
     per_frame = (predicted - target).square().flatten(2).mean(2)  # frames are equally large
     generated = (~mask).to(per_frame)
     return (per_frame * generated).sum(1) / generated.sum(1).clamp_min(1), predicted
+
+
+def _known_loss(predicted: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """Mean squared error of ``[B, F, C, h, w]`` over the cells that count, bool ``[B, F, h, w]``.
+
+    Float32 ``[B]``; 0 for a sample without any, of which then no gradient comes.
+    """
+    per_cell = (predicted - target).square().mean(2).masked_fill(~counts, 0.0)
+    return per_cell.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
 
 
 def layer_loss(
@@ -66,6 +80,7 @@ def layer_loss(
     noise: Tensor,
     motion_gate: Tensor | None = None,
     layers: Sequence[str] | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Loss of each sample: the mean squared error of the prediction over its generated elements.
 
@@ -78,6 +93,9 @@ def layer_loss(
     pass' recomputation under checkpointing.
     layers: names of the n layers, in the order of the network's set; those in colour have the p
     prompts. None: all of its layers. What is absent is in no sequence, attention or loss.
+    known: bool ``[B, n, f, h, w]``: the loss is the mean over the generated elements of these cells
+    alone; a sample without any has loss 0 and counts as one in the mean over samples, so that
+    nothing of it reaches the weights. None: all are known.
 
     Returns float32 ``[B]``. Differentiable.
     """
@@ -97,5 +115,6 @@ def layer_loss(
         given=given,
         motion_gate=motion_gate,
         layout=layout,
+        known=None if known is None else known.flatten(1, 2),
     )
     return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,9 @@ from layerflow.corpus.row_stack import frames_of, stack_of_row, stacks_of
 from layerflow.corpus.table import decode_row
 from layerflow.documents import read_json
 from layerflow.layer_set import LayerSet, layer_set
-from layerflow.media.cells import MediaError
+from layerflow.media.cells import Bounds, MediaError
 from layerflow.media.isolate import call, caller
+from layerflow.media.known import KNOWN, decode_known, latent_known, resize_known
 from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
@@ -155,6 +156,7 @@ class Encoder:
         from layerflow.model.autoencoder import check_frames, encode_clips
 
         pictures = self.pictures(row)
+        masks = self.known(row, pictures[0].names)
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
         check_frames(self.vae, length)
@@ -165,6 +167,7 @@ class Encoder:
                 dict(zip(picture.names, moments, strict=True)),
                 dtype=self.options.dtype,
                 layers=self.options.set,
+                known=mask,
                 id=row["id"] + variant.suffix,
                 source=row["id"],
                 content=about["content"],
@@ -177,8 +180,8 @@ class Encoder:
                 fps=picture.fps,
                 **{f"{layer}_prompt": key for layer, key in zip(names, keys, strict=True)},
             )
-            for variant, picture, moments in zip(
-                chosen, pictures, encode_clips(self.vae, pictures), strict=True
+            for variant, picture, moments, mask in zip(
+                chosen, pictures, encode_clips(self.vae, pictures), masks, strict=True
             )
         ]
 
@@ -187,9 +190,35 @@ class Encoder:
         answer = call(self.reader, _pictures, dict(row), self.options)
         return stacks_of(row, answer, self.options.set)
 
+    def known(self, row: Mapping[str, Any], layers: Sequence[str]) -> list[U8 | None]:
+        """What is known of each variant's latents, uint8 ``[n, f, h, w]``; None where all is.
+
+        layers: names of the n layers.
+        """
+        from layerflow.model.autoencoder import spatial_factor, temporal_factor
+
+        if row.get(KNOWN) is None:
+            return [None] * len(variants(row["kind"], self.options.augment))
+        cells = temporal_factor(self.vae), spatial_factor(self.vae)
+        pictures = call(self.reader, known_pictures, dict(row), self.options)
+        masks = [latent_known(picture, layers, *cells) for picture in pictures]
+        return [None if mask.all() else mask for mask in masks]
+
 
 def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8], float, str]]:
     return [frames_of(stack) for stack in pictures_of(row, options)]
+
+
+def known_pictures(row: Mapping[str, Any], options: Options) -> list[U8]:
+    """The column ``known`` of a row, which has one, as its ``pictures_of`` are: uint8 ``[T, H, W]``
+    each. MediaError for a damaged one."""
+    known = decode_known(row[KNOWN], Bounds.of(row), kept_frames(row, options))
+    own, least = known.shape[1:3], options.augment.min_crop
+    size = options.size or own
+    return [
+        resize_known(view(variant, own, size, least, row["id"])(known), *size)
+        for variant in variants(row["kind"], options.augment)
+    ]
 
 
 def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayerStack]:
@@ -198,11 +227,7 @@ def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayerStack]:
     MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
     """
     check_unread(row)
-    augment = options.augment
-    if augment.freeze and row["kind"] != "image":
-        keep = frozen_frames(row, augment.freeze)
-    else:
-        keep = chosen_frames(row, options.frames)
+    augment, keep = options.augment, kept_frames(row, options)
     clip = decode_frames(row, keep)
     if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
         check_equation(row, clip)
@@ -228,6 +253,13 @@ def origin_group(origin: Mapping[str, Any]) -> str:
 def even_frames(count: int, wanted: int) -> list[int]:
     """`wanted` distinct indices spread evenly over `count` frames, in the middle of equal parts."""
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def kept_frames(row: Mapping[str, Any], options: Options) -> list[int]:
+    """Which frames of a row are encoded. MediaError for one with too few."""
+    if options.augment.freeze and row["kind"] != "image":
+        return frozen_frames(row, options.augment.freeze)
+    return chosen_frames(row, options.frames)
 
 
 def decode(row: Mapping[str, Any], frames: int | None) -> LayeredClip:
@@ -270,19 +302,29 @@ def decode_frames(row: Mapping[str, Any], keep: Sequence[int]) -> LayeredClip:
 def vary(
     stack: LayerStack, variant: Variant, size: tuple[int, int], min_crop: float, id_: str
 ) -> LayerStack:
-    """One variant of a clip at `size`. The window of a crop depends on the id and its number."""
-    if variant.frame:
-        stack = stack.take([variant.frame - 1])
+    """One variant of a clip at `size`."""
+    return stack.each(view(variant, stack.size, size, min_crop, id_)).resized(*size)
+
+
+def view(
+    variant: Variant, own: tuple[int, int], size: tuple[int, int], min_crop: float, id_: str
+) -> Callable[[U8], U8]:
+    """What a variant shows of any layer's frames ``[T, H, W, ...]``, before they are resized.
+
+    own: H and W. The window of a crop depends on the id and its number.
+    """
+    window = [slice(variant.frame - 1, variant.frame) if variant.frame else slice(None)]
     if variant.crop:
         chance = generator_of(f"{id_}-{variant.crop}").random(3).tolist()
-        top, left, height, width = crop_window(stack.size, size, min_crop, chance)
-        window = (slice(None), slice(top, top + height), slice(left, left + width))
-        stack = stack.each(lambda frames: frames[window])
-    if variant.flip:
-        stack = stack.each(lambda frames: frames[:, :, ::-1])
-    if variant.reverse:
-        stack = stack.each(lambda frames: frames[::-1])
-    return stack.each(np.ascontiguousarray).resized(*size)
+        top, left, height, width = crop_window(own, size, min_crop, chance)
+        window += [slice(top, top + height), slice(left, left + width)]
+
+    def show(layer: U8) -> U8:
+        layer = layer[tuple(window)]
+        layer = layer[:, :, ::-1] if variant.flip else layer
+        return np.ascontiguousarray(layer[::-1] if variant.reverse else layer)
+
+    return show
 
 
 def crop_window(

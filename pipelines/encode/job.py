@@ -30,6 +30,7 @@ from layerflow.corpus.published import fetched, open_corpus
 from layerflow.corpus.row_stack import row_cells, row_prompts
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.layer_set import LayerSet, layer_set, model_layers
+from layerflow.media.known import KNOWN
 from layerflow.outputs import local_output
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
 from pipelines.engine.jobs import unit_key
@@ -188,6 +189,8 @@ def wanted_rows(
             digest = hashlib.sha256(json.dumps(about).encode())
             for cell in row_cells(row, layers):
                 digest.update(hashlib.sha256(cell).digest())
+            if row.get(KNOWN) is not None:
+                digest.update(hashlib.sha256(row[KNOWN]).digest())
             yield _Row(
                 corpus=corpus.address,
                 index=index,

@@ -43,7 +43,8 @@ MATTING = Plugins(
 ALPHA = "alpha"  # RGBA frames: the matte that comes with the video (``with_alpha``)
 BACKDROP = "backdrop"  # the backdrop of the shot, where there is one
 KEY_COLOUR = "key colour"  # a subject before one even colour
-NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR})
+EARLIER = "earlier"  # the frame before the clip's first one and its matte, where they are known
+NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR, EARLIER})
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ class Backdrop:
         return cast(np.ndarray, cv2.LUT(self.picture, self.tones[t][None]))
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """The frame before a clip's first one, uint8 [H, W, 3], and its matte, uint8 [H, W]."""
+
+    frame: np.ndarray
+    alpha: np.ndarray
+
+
 @runtime_checkable
 class MattingBackend(Protocol):
     """A matting backend. ``licence`` is that of the weights (or of the code if it has none).
@@ -91,7 +100,8 @@ class MattingBackend(Protocol):
         """Matte one clip: ``frames`` uint8 [T, H, W, 3] RGB -> ``Matte`` of the same T, H, W.
 
         Frames are [T, H, W, 4] for one that needs ``ALPHA``. ``backdrop``: what is behind the
-        subject, if that is known, for one that needs ``BACKDROP``.
+        subject, if that is known, for one that needs ``BACKDROP``. One that needs ``EARLIER`` also
+        takes ``earlier: Earlier | None``, by name, to stay with the same subject.
         """
         ...
 

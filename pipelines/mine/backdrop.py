@@ -36,6 +36,7 @@ _TRAVEL = 0.02  # of the height
 _STRUCTURE = 6.0  # levels of the Laplacian; a blank wall would fit any view
 _SAME_VIEW = 0.65  # share of the structure that a frame of the same view shows in its place
 _EQUAL = 8.0  # levels
+_DARKEST, _HUE = 0.4, 0.15  # of a shadow: what is left of the light, and how far channels differ
 _STRIP = 64  # rows at a time: the stack of all frames is large
 _SAMPLES, _REWEIGHTED = 4000, 8  # of a tone curve's fit
 
@@ -104,6 +105,32 @@ def fit_backdrop(backdrop: Backdrop, frames: U8) -> Backdrop | None:
                 return None
             tones.append(tone)
     return Backdrop(backdrop.picture, backdrop.known, np.stack(tones))
+
+
+def presence(backdrop: Backdrop, frames: U8) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each of the frames uint8 [N, H, W, 3] stands before the backdrop, float64 [N].
+
+    Of what is known of the backdrop the share that differs from it in the frame's own light; and of
+    the picture's outermost two pixels the share that does and is no shadow, darker in the same
+    colour. ``frames`` have the size of those that it was found in.
+    """
+    known, shares, contacts = backdrop.known, [], []
+    ring = np.ones(known.shape, bool)
+    ring[2:-2, 2:-2] = False
+    for frame in frames:
+        lit = cv2.LUT(backdrop.picture, _tone(frame, backdrop.picture, known)[None])
+        apart = np.abs(frame.astype(np.int16) - lit).max(-1).astype(np.float32)
+        differs = (cv2.blur(apart, (3, 3)) > _SAME) & known
+        ratio = cv2.blur((frame + np.float32(8)) / (lit + np.float32(8)), (3, 3))
+        dark = (ratio.mean(-1) > _DARKEST) & (ratio.mean(-1) < 1)
+        shadow = dark & (ratio.max(-1) - ratio.min(-1) < _HUE)
+        shares.append(float(_opened(differs).sum()) / max(1, int(known.sum())))
+        contacts.append(float(_opened(differs & ~shadow)[ring].mean()))
+    return np.array(shares), np.array(contacts)
+
+
+def _opened(mask: np.ndarray) -> np.ndarray:
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
 
 
 def shared_with(backdrop: Backdrop, frames: U8, alpha: U8) -> float:

@@ -31,6 +31,7 @@ from pipelines.captions.captioner import CAPTIONERS, make_captioner
 from pipelines.engine.cluster import require_gpus
 from pipelines.engine.jobs import Outcome, Recipe, Running, Summary, make_recipe, run_job
 from pipelines.engine.runner import Survey
+from pipelines.engine.staging import InfrastructureError
 from pipelines.engine.steps import Refused, Steps, run_steps
 from pipelines.gates import resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
@@ -39,7 +40,7 @@ from pipelines.matting import MATTING
 from pipelines.matting.auto.networks import resolved
 from pipelines.mine import filters, layers, record
 from pipelines.mine.plan import VideoSpan, plan_units
-from pipelines.mine.survey import Findings, plan_duplicates, survey_unit
+from pipelines.mine.survey import Findings, plan_survey, survey_unit
 from pipelines.mine.window import Video, Window, matting_backend
 from pipelines.vision.inpaint import INPAINTERS, make_inpainter
 
@@ -56,11 +57,12 @@ STEPS: Steps[Window] = (
     layers.solve_foreground,
     layers.score_layers,
     layers.score_traces,
+    layers.score_seam,
     layers.judge_layers,  # rejected as "gate"
     record.write_prompts,
     record.encode,
 )
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 
@@ -83,7 +85,7 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     return run_job(
         plan_units(list_sources(options.inputs), options, table),
         partial(mine_unit, options=options, recipe=recipe),
-        survey=Survey(partial(survey_unit, options=options), plan_duplicates),
+        survey=Survey(partial(survey_unit, options=options), plan_survey),
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,
@@ -113,6 +115,7 @@ def check_request(options: MineOptions, workers: int | None) -> float:
 def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) -> Outcome:
     """All clips of one ``VideoSpan``: every window of its survey, through ``STEPS``."""
     span, outcome = VideoSpan(**payload), Outcome()
+    _require_backend(options)
 
     def reject(step: str, reason: str, **more: Any) -> None:
         row = rejected_row(span.uri, step, reason, kind="mined", recipe=recipe.hash, **more)
@@ -120,6 +123,20 @@ def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) 
 
     outcome.rows = _rows(span, options, recipe, reject)
     return outcome
+
+
+def _require_backend(options: MineOptions) -> None:
+    """Raises InfrastructureError where the backend cannot be made, which it could at the start.
+
+    So a machine that lacks the weights stops the job, and no window is rejected for it.
+    """
+    try:
+        matting_backend(options.matting, options.weights, options.device)
+    except ValueError as error:
+        raise InfrastructureError(
+            f"matting backend {options.matting.partition('@')[0]} does not work on this machine: "
+            f"{error}"
+        ) from error
 
 
 def _rows(

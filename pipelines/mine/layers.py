@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from layerflow.media.cells import MediaError
 from pipelines.inputs.listing import matte_beside
-from pipelines.matting import ALPHA, BACKDROP, Backdrop, with_alpha
+from pipelines.matting import ALPHA, BACKDROP, EARLIER, Backdrop, Earlier, with_alpha
 from pipelines.mine.backdrop import find_backdrop, fit_backdrop, is_still, shared_with
 from pipelines.mine.prune import without_background
-from pipelines.mine.score import score_clip
+from pipelines.mine.score import score_clip, seam
 from pipelines.mine.traces import find_traces
-from pipelines.mine.window import Window
+from pipelines.mine.window import Before, Window
 from pipelines.readers.stills import OPAQUE, grey_of
 from pipelines.vision.colour import straight_foreground
 from pipelines.vision.plate import clean_plate
 
 SHARED = 0.08  # of a matte that may be backdrop, else the subject became part of it
+SURE = 0.6  # confidence of a matte whose subject is looked for in the next window
 
 
 def read_given_matte(window: Window) -> None:
@@ -68,7 +70,10 @@ def matte_frames(window: Window) -> None:
     backend, frames = window.video.backend, window.frames
     if window.given_matte is not None:
         frames = with_alpha(frames, window.given_matte)
-    matte = backend(frames, window.backdrop if BACKDROP in backend.needs else None)
+    given: dict[str, Any] = {}
+    if EARLIER in backend.needs and window.before and window.before.confidence >= SURE:
+        given["earlier"] = window.before.last
+    matte = backend(frames, window.backdrop if BACKDROP in backend.needs else None, **given)
     window.alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
     window.confidence = matte.confidence
 
@@ -116,6 +121,17 @@ def score_traces(window: Window) -> None:
     window.scores["leftover_fraction"] = traces.leftover_fraction
     if traces.bystander_fraction is not None:
         window.scores["bystander_fraction"] = traces.bystander_fraction
+
+
+def score_seam(window: Window) -> None:
+    """Score how the matte goes on from the window before, and keep its end for the next one."""
+    if window.before is not None:
+        last = window.before.last
+        score = seam(last.frame, last.alpha, window.frames[0], window.alpha[0])
+        window.scores |= {} if score is None else {"seam": score}
+    confidence = window.scores.get("matte_confidence", 1.0)
+    last = Earlier(window.frames[-1].copy(), window.alpha[-1].copy())
+    window.video.before = Before(window.place.shot, window.place.end, last, confidence)
 
 
 def judge_layers(window: Window) -> None:

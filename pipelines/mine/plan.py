@@ -31,8 +31,9 @@ class VideoSpan:
     location: a local path or a URL; root: the folder that its matte must lie in; uri: its name in
     the corpus; start, end: seconds; problem: why it is not to be used; prompts, licence,
     attribution: what is said of the video. The first pass adds look: the file with its
-    ``Findings``, None where it was lost for the reason ``lost``; and duplicates: the twins of some
-    windows, by their index.
+    ``Findings``, None where it was lost for the reason ``lost``; duplicates: the twins of some
+    windows, by their index; and joined: of shots that go on from an earlier span the start, by
+    theirs.
     """
 
     location: str
@@ -47,6 +48,7 @@ class VideoSpan:
     look: str | None = None
     lost: str | None = None
     duplicates: dict[str, Twin] = field(default_factory=dict)
+    joined: dict[str, float] = field(default_factory=dict)
 
     @property
     def remote(self) -> bool:

@@ -9,7 +9,9 @@ import numpy as np
 from layerflow.clip import LayeredClip
 from layerflow.corpus.table import clip_id, encode_row, origin
 from layerflow.media.cells import encode_color
+from layerflow.media.known import KNOWN, encode_known
 from pipelines.captions.captioner import caption_clip
+from pipelines.mine.known import known_pixels
 from pipelines.mine.window import Window
 from pipelines.vision.plate import clean_plate
 
@@ -48,7 +50,16 @@ def encode(window: Window) -> None:
         recipe=recipe,
         crf=options.crf,
     )
-    window.row = row | shadow_cells(window)
+    own = {"subject": window.subject, KNOWN: known_cell(window)}
+    window.row = row | shadow_cells(window) | own
+
+
+def known_cell(window: Window) -> bytes | None:
+    """What of the layers is more than made up; None where that is everything."""
+    known = known_pixels(
+        window.frames, window.foreground, window.alpha, window.plate, window.traces.leftovers
+    )
+    return encode_known(known, window.video.options.fps)
 
 
 def shadow_cells(window: Window) -> dict[str, Any]:

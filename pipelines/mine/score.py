@@ -106,6 +106,26 @@ def neighbour_flows(frames: np.ndarray) -> Flows:
     ]
 
 
+def seam(
+    frame: np.ndarray, alpha: np.ndarray, next_frame: np.ndarray, next_alpha: np.ndarray
+) -> float | None:
+    """IoU of the mattes of two neighbouring frames, one carried along the flow to the other.
+
+    uint8 [H, W, 3] and [H, W]. 0: another subject; 1: the same outline; None where both are empty.
+    """
+    with single_thread():
+        ((back, _),) = neighbour_flows(np.stack([frame, next_frame]))
+        height, width = back.shape[:2]
+        carried, now = (
+            cv2.resize(a, (width, height), interpolation=cv2.INTER_AREA)
+            for a in (alpha, next_alpha)
+        )
+        x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+        there = cv2.remap(carried, x + back[..., 0], y + back[..., 1], cv2.INTER_LINEAR) > 127
+    union = int((there | (now > 127)).sum())
+    return int((there & (now > 127)).sum()) / union if union else None
+
+
 def _motion_and_exposure(frames: np.ndarray, flows: Flows) -> dict[str, float]:
     height, width = frames.shape[1:3]
     factor = min(1.0, 480 / height)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,11 @@ from layerflow.clip import U8
 from layerflow.media.video import F64, Box, nearest
 
 MIN_SHOT_FRAMES = 4
+SLIDES = 4  # a window may start later by quarters of its length
+_STEADY, _PLACED, _SLID = 1.0, 0.25, 1e-6  # worth of a window, and the cost of a quarter
+
+Comes = Callable[[float, float], bool]
+"""Whether somebody comes or goes between two times, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +67,86 @@ def find_shots(thumbs: U8, fps: float, splices: Sequence[int] = ()) -> list[tupl
 
 
 def cut_windows(
-    times: F64, shot: tuple[int, int], frames: int, fps: float, box: Box | None = None
+    times: F64,
+    shot: tuple[int, int],
+    frames: int,
+    fps: float,
+    box: Box | None = None,
+    comes: Comes | None = None,
 ) -> list[ClipSpan]:
-    """Windows of ``frames`` distinct frames at ``fps`` that start at the shot's first frame.
+    """Windows of ``frames`` distinct frames at ``fps`` that do not overlap, from a shot's start on.
 
-    They do not overlap. Frame k is the one nearest to ``start + k / fps``; a window whose
-    nearest frames are not distinct, or lie more than half a period away, is not made.
+    Frame k is the one nearest to ``start + k / fps``; a window whose nearest frames are not
+    distinct, or lie more than half a period away, is not made. Each starts where the one before
+    ends. With ``comes`` some start up to three quarters of a window later: of all such plans the
+    one with the most windows in which nobody comes or goes (one in which somebody does counts a
+    quarter), then with the fewest delays.
     """
     inside = times[shot[0] : shot[1]]
-    windows: list[ClipSpan] = []
-    first = 0
-    while first < len(inside):
-        ideal = inside[first] + np.arange(frames) / fps
-        if ideal[-1] > inside[-1] + 0.5 / fps:
-            break
-        places = nearest(inside, ideal)
-        near = np.abs(inside[places] - ideal) <= 0.5 / fps + 1e-6
-        if near.all() and (np.diff(places) > 0).all():
-            windows.append(ClipSpan(tuple(float(t) for t in inside[places]), box))
-        following = np.searchsorted(inside, inside[first] + frames / fps - 0.25 / fps)
-        first = max(int(places[-1]) + 1, int(following))
-    return windows
+    reached: dict[int, _Plan] = {0: _Plan()}
+    waiting, best = [0], _Plan()
+    while waiting:
+        first = heapq.heappop(waiting)
+        plan = reached.pop(first)
+        best = max(best, plan, key=lambda one: one.worth)
+        for slides in range(SLIDES if comes else 1):
+            start = _after(inside, first, slides * frames / fps / SLIDES, fps) if slides else first
+            found = _place(inside, start, frames, fps, box)
+            if found is None:
+                break
+            window, following = found
+            longer = plan.then(window, slides, comes)
+            if following not in reached:
+                heapq.heappush(waiting, following)
+            if following not in reached or longer.worth > reached[following].worth:
+                reached[following] = longer
+    return best.windows()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Windows up to some frame of a shot, as a chain, and what they are worth."""
+
+    worth: float = 0.0
+    last: ClipSpan | None = None
+    before: _Plan | None = None
+
+    def then(self, window: ClipSpan | None, slides: int, comes: Comes | None) -> _Plan:
+        worth = self.worth - slides * _SLID
+        if window is None:
+            return _Plan(worth, self.last, self.before)
+        steady = comes is None or not comes(window.start, window.end)
+        return _Plan(worth + (_STEADY if steady else _PLACED), window, self)
+
+    def windows(self) -> list[ClipSpan]:
+        found: list[ClipSpan] = []
+        plan: _Plan | None = self
+        while plan is not None and plan.last is not None:
+            found.append(plan.last)
+            plan = plan.before
+        return found[::-1]
+
+
+def _place(
+    inside: F64, first: int, frames: int, fps: float, box: Box | None
+) -> tuple[ClipSpan | None, int] | None:
+    """The window that starts at one frame, None if its frames are not good, and the first frame
+    after it. None past the last."""
+    if first >= len(inside):
+        return None
+    ideal = inside[first] + np.arange(frames) / fps
+    if ideal[-1] > inside[-1] + 0.5 / fps:
+        return None
+    places = nearest(inside, ideal)
+    near = np.abs(inside[places] - ideal) <= 0.5 / fps + 1e-6
+    whole = bool(near.all() and (np.diff(places) > 0).all())
+    window = ClipSpan(tuple(float(t) for t in inside[places]), box) if whole else None
+    return window, max(int(places[-1]) + 1, _after(inside, first, frames / fps, fps))
+
+
+def _after(inside: F64, first: int, seconds: float, fps: float) -> int:
+    """The frame that lies so many seconds after another, by a quarter of a period less."""
+    return int(np.searchsorted(inside, inside[first] + seconds - 0.25 / fps))
 
 
 def why_no_window(times: F64, shots: list[tuple[int, int]], frames: int, fps: float) -> str:

@@ -2,29 +2,41 @@
 
 Each time span is decoded once at thumbnail size: shots, windows, what is damaged, and a signature
 of every window. Then near-duplicates are found across the whole corpus; the first in input order
-stays.
+stays. And shots that go on in the next span are joined, so that each has one subject.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
 
 from layerflow.clip import U8
 from layerflow.corpus.table import file_sha256
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder, shared_decoder
-from layerflow.media.video import Box, Limits
+from layerflow.media.video import F64, Box, Limits
 from manifests.mine import MineOptions
 from pipelines.engine.jobs import Unit
 from pipelines.inputs.listing import local_copy
-from pipelines.mine.backdrop import backdrop_times
+from pipelines.mine.backdrop import backdrop_times, find_backdrop, presence
 from pipelines.mine.duplicates import find_duplicates, signature
 from pipelines.mine.frames import find_bars, trim_fades
 from pipelines.mine.plan import VideoSpan, time_spans
-from pipelines.mine.shots import ClipSpan, cut_windows, find_shots, why_no_window
+from pipelines.mine.shots import ClipSpan, Comes, cut_windows, find_shots, why_no_window
+
+_LOOKS, _MOST_LOOKS = 8, 600  # at who is there: in the time of a window, in a shot
+_SOMEBODY = 0.01  # share of the picture
+_MUCH = 0.5  # of the most that a window shows of somebody; with less he comes or goes
+_CROSSING = 0.02  # of the border; who crosses it covers so much more in some frames than in others
+_EDGE = (16, 9)  # pixels of a picture by which two spans of one shot are joined
+_ALIKE = 10.0  # levels that two neighbouring frames of one shot differ at most, on average
 
 
 @dataclass(frozen=True)
@@ -40,12 +52,15 @@ class Candidate(ClipSpan):
 class Findings:
     """What one unit holds. As JSON it is the unit's findings of the first pass.
 
-    shots: for each the times (seconds) of the frames by which its backdrop is found; problems:
-    step and reason of a rejected row.
+    shots: for each with a window the times (seconds) of the frames by which its backdrop is found;
+    starts: when they begin; edges: of each span, ``_edge``; problems: step and reason of a rejected
+    row.
     """
 
     sha256: str = ""
     shots: list[tuple[float, ...]] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    edges: list[dict[str, Any]] = field(default_factory=list)
     windows: list[Candidate] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
@@ -56,7 +71,16 @@ class Findings:
             Candidate(tuple(w["times"]), w["box"] and tuple(w["box"]), w["shot"], w["signature"])
             for w in findings["windows"]
         ]
-        return cls(findings["sha256"], findings["shots"], windows, findings["problems"])
+        return cls(**{**findings, "windows": windows})
+
+    def subject(self, shot: int, start: float | None = None) -> str:
+        """The id of a shot's subject, 16 hex digits of the source and the shot's start.
+
+        start: when the shot begins, if that is in an earlier span.
+        """
+        start = self.starts[shot] if start is None else start
+        text = json.dumps([self.sha256, round(start, 3)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def survey_unit(payload: dict[str, Any], *, options: MineOptions) -> dict[str, Any]:
@@ -88,6 +112,7 @@ def _survey_span(
 ) -> None:
     damage: list[str] = []
     splices: list[float] = []
+    findings.edges.append({"opening": None, "closing": None})
     try:
         times, thumbs = decoder.scan(path, *span, damage=damage, splices=splices)
     except MediaError as error:
@@ -101,19 +126,60 @@ def _survey_span(
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else options.fps
     cuts = times.searchsorted(splices)
     shots = [trim_fades(thumbs, shot) for shot in find_shots(thumbs, rate, cuts.tolist())]
-    before = len(findings.windows)
+    before, opening, closing = len(findings.windows), None, None
     for shot in shots:
         bars = find_bars(thumbs[shot[0] : shot[1]])
-        places = cut_windows(times, shot, options.frames, options.fps, bars)
+        comes = _comes(times, thumbs, shot, options)
+        places = cut_windows(times, shot, options.frames, options.fps, bars, comes)
         for place in places:
             picture = _inside(thumbs[times.searchsorted(place.times)], place.box)
             found = Candidate(place.times, place.box, len(findings.shots), signature(picture).hex())
             findings.windows.append(found)
         if places:
+            opening = len(findings.shots) if shot[0] == 0 else opening
+            closing = len(findings.shots) if shot[1] == len(times) else closing
             findings.shots.append(backdrop_times(times[shot[0] : shot[1]]))
+            findings.starts.append(float(times[shot[0]]))
+    findings.edges[-1] = _edge(thumbs, opening, closing)
     if len(findings.windows) == before:
         reason = why_no_window(times, shots, options.frames, options.fps)
         findings.problems.append(("windows", reason))
+
+
+def _comes(times: F64, thumbs: U8, shot: tuple[int, int], options: MineOptions) -> Comes | None:
+    """Whether somebody comes or goes between two times, by what stands before the backdrop.
+
+    None where windows cannot slide or the thumbnails of the shot do not show one view.
+    """
+    length = options.frames / options.fps
+    own = times[shot[0] : shot[1]]
+    looks = backdrop_times(own)
+    if not looks or own[-1] - own[0] < length:
+        return None
+    backdrop = find_backdrop(thumbs[times.searchsorted(looks)])
+    if backdrop is None:
+        return None
+    step = max(length / _LOOKS, (own[-1] - own[0]) / _MOST_LOOKS)
+    at = np.unique(
+        own.searchsorted(np.linspace(own[0], own[-1], int((own[-1] - own[0]) / step) + 2))
+    )
+    there, crossing = presence(backdrop, thumbs[shot[0] + at])
+
+    def comes(start: float, end: float) -> bool:
+        between = np.linspace(start, end, _LOOKS + 1)
+        share, border = (np.interp(between, own[at], values) for values in (there, crossing))
+        moves = np.ptp(border) > _CROSSING or share.min() < _MUCH * share.max()
+        return bool(moves and share.max() > _SOMEBODY)
+
+    return comes
+
+
+def _edge(thumbs: U8, opening: int | None, closing: int | None) -> dict[str, Any]:
+    """First and last picture of a span (hex of uint8 ``[9, 16, 3]``), and which of
+    ``Findings.shots`` hold them."""
+    tiny = [cv2.resize(t, _EDGE, interpolation=cv2.INTER_AREA) for t in (thumbs[0], thumbs[-1])]
+    first, last = (picture.tobytes().hex() for picture in tiny)
+    return {"first": first, "last": last, "opening": opening, "closing": closing}
 
 
 def _inside(thumbs: U8, box: Box | None) -> U8:
@@ -124,6 +190,43 @@ def _inside(thumbs: U8, box: Box | None) -> U8:
     top, bottom, left, right = box
     rows = slice(round(top * height), round(bottom * height))
     return thumbs[:, rows, round(left * width) : round(right * width)]
+
+
+def plan_survey(surveys: Iterable[tuple[Unit, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What the findings of all units, in their order, add to the payloads of some, by key:
+    ``VideoSpan.duplicates`` and ``VideoSpan.joined``."""
+    joined: dict[str, dict[str, Any]] = {}
+    found = plan_duplicates(_joining(surveys, joined))
+    return {key: found.get(key, {}) | joined.get(key, {}) for key in {**found, **joined}}
+
+
+def _joining(
+    surveys: Iterable[tuple[Unit, dict[str, Any]]], joined: dict[str, dict[str, Any]]
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """The same surveys; adds the shots that began in an earlier span: their start, by index."""
+    last: dict[str, Any] | None = None
+    began, uri, ended = 0.0, "", -1.0  # of the shot at the end of the last span
+    for unit, findings in surveys:
+        follows = (unit.payload["uri"], unit.payload["start"]) == (uri, ended)
+        last = last if follows else None
+        own: dict[str, float] = {}
+        for edge in findings["edges"]:
+            opening, closing = edge["opening"], edge["closing"]
+            goes_on = last is not None and opening is not None and last["closing"] is not None
+            if goes_on and _alike(last["last"], edge["first"]):  # type: ignore[index]
+                own[str(opening)] = began
+            if closing is not None:
+                began = own.get(str(closing), findings["starts"][closing])
+            last = edge
+        if own:
+            joined[unit.key] = {"joined": own}
+        uri, ended = unit.payload["uri"], unit.payload["end"]
+        yield unit, findings
+
+
+def _alike(one: str, other: str) -> bool:
+    a, b = (np.frombuffer(bytes.fromhex(text), np.uint8).astype(float) for text in (one, other))
+    return bool(np.abs(a - b).mean() <= _ALIKE)
 
 
 def plan_duplicates(surveys: Iterable[tuple[Unit, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

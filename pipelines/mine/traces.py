@@ -33,12 +33,14 @@ _REACH = 1.5  # a shadow is at most this many times as far away as its owner is 
 
 @dataclass(frozen=True)
 class Traces:
-    """``mask``: bool [T, H, W], shadow and leftovers outside the hole. ``shadow_fraction`` and
-    ``leftover_fraction``: their areas / the matte's, mean over frames. ``bystander_fraction``: the
-    same of what else is in front of the backdrop and does not touch the subject; None without one.
+    """``mask``: bool [T, H, W], shadow and leftovers outside the hole; ``leftovers``: those of them
+    that are no shadow. ``shadow_fraction`` and ``leftover_fraction``: areas of the two / the
+    matte's, mean over frames. ``bystander_fraction``: the same of what else is in front of the
+    backdrop and does not touch the subject; None without one.
     """
 
     mask: np.ndarray
+    leftovers: np.ndarray
     shadow_fraction: float
     leftover_fraction: float
     bystander_fraction: float | None = None
@@ -60,7 +62,7 @@ def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
         small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
         hole = np.stack([_shrunk(m, size) for m in plate.hole])
         registration = plate.registration.scaled(size[0] / width, size[1] / height)
-        masks = np.zeros((count, height, width), bool)
+        masks, leftovers = np.zeros((2, count, height, width), bool)
         shares = np.zeros((count, 3))
         for t in range(count):
             area = float((alpha[t] > 127).sum()) * size[0] * size[1] / (height * width)
@@ -71,12 +73,16 @@ def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
             others = 0 if behind is None else _bystanders(small[t], hole[t], *behind[:2], area)
             shares[t] = shadow.sum() / area, other.sum() / area, others / area
             if (shadow | other).any():
-                mask = cv2.resize((shadow | other).astype(np.float32), (width, height)) > 0.3
-                masks[t] = mask & ~plate.hole[t]
+                masks[t] = _enlarged(shadow | other, (width, height)) & ~plate.hole[t]
+                leftovers[t] = _enlarged(other, (width, height)) & ~plate.hole[t]
     used = (alpha > 127).any((1, 2))
     mean = shares[used].mean(0) if used.any() else np.zeros(3)
     bystanders = None if plate.backdrop is None else float(mean[2])
-    return Traces(masks, float(mean[0]), float(mean[1]), bystanders)
+    return Traces(masks, leftovers, float(mean[0]), float(mean[1]), bystanders)
+
+
+def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(mask.astype(np.float32), size) > 0.3
 
 
 def _shrunk(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -12,13 +12,24 @@ from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
 from pipelines.engine.steps import Refused
 from pipelines.gates import Gate, judge, resolve_gate
-from pipelines.matting import Backdrop, MattingBackend, make_backend
+from pipelines.matting import Backdrop, Earlier, MattingBackend, make_backend
 from pipelines.mine.plan import Twin, VideoSpan
 from pipelines.mine.score import Flows
 from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.traces import Traces
 from pipelines.vision.inpaint import Inpainter, make_inpainter
 from pipelines.vision.plate import Plate
+
+
+@dataclass(frozen=True)
+class Before:
+    """How the window before ended: its shot, the time of its last frame, that frame and its matte,
+    and how sure the backend was of it."""
+
+    shot: int
+    end: float
+    last: Earlier
+    confidence: float
 
 
 @dataclass
@@ -32,6 +43,7 @@ class Video:
     path: Path
     decoder: Decoder
     latest_backdrop: tuple[int, Backdrop | None] = (-1, None)  # of a shot, by its index
+    before: Before | None = None
 
     @cached_property
     def gate(self) -> Gate:
@@ -78,6 +90,20 @@ class Window:
     traces: Traces = field(init=False)
     prompts: dict[str, str] = field(init=False)
     row: dict[str, Any] = field(init=False)
+
+    @property
+    def subject(self) -> str:
+        """The id of what is matted: one a shot."""
+        shot, video = self.place.shot, self.video
+        return video.findings.subject(shot, video.span.joined.get(str(shot)))
+
+    @property
+    def before(self) -> Before | None:
+        """How the window before ended, if this one goes on from there."""
+        before, period = self.video.before, 1 / self.video.options.fps
+        if before is None or before.shot != self.place.shot:
+            return None
+        return before if self.place.start - before.end < 1.5 * period else None
 
     @property
     def layers(self) -> dict[str, U8]:

@@ -31,7 +31,7 @@ COMMANDS = {
     "publish": publish.publish,
     "evaluate": train.evaluate,
 }
-ONLY_SAID = {"plan"}  # prints and stops
+ONLY_SAID = {"plan", "explain"}  # prints, or draws, and stops
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -52,6 +52,26 @@ def test_the_paper_s_numbers_are_in_the_2b_manifest() -> None:
     assert [c.motion_gate for c in content.mixture] == [1, 0]
 
 
+def test_a_stage_that_leaves_out_what_was_learnt_is_found() -> None:
+    first = document()["stages"][0]
+    both = {"tasks": {"generate": 1, "decompose": 1}}
+    motion = {"name": "motion", "trains": {"lora": "motion"}}
+    content = {"name": "content", "trains": {"lora": "content"}}
+    stages = [first | both, first | motion, first | content]
+    assert parse(document(stages=stages)).dropped_tasks() == {"content": ["decompose"]}
+    unweighted = {"tasks": {"generate": 1, "decompose": 0}}
+    stages[2] |= unweighted
+    assert parse(document(stages=stages)).dropped_tasks() == {"content": ["decompose"]}
+    stages[2] |= both
+    assert parse(document(stages=stages)).dropped_tasks() == {}
+
+
+@pytest.mark.parametrize("name", sorted({*READY, "quickstart"} - {"schedule-check"}))
+def test_ready_manifests_keep_what_they_taught(name: str) -> None:
+    dropped = load(FOLDER / f"{name}.yaml").dropped_tasks()
+    assert "content" not in dropped
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

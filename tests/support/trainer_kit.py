@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler
 
-from layerflow.clip import LAYERS, PROMPTED
 from layerflow.corpus.latents import FORMAT_VERSION, LatentsWriter, clip_row, prompt_key, prompt_row
+from layerflow.layer_set import layer_set
 from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from manifests.train import TrainManifest, parse
@@ -18,8 +18,19 @@ from manifests.train import TrainManifest, parse
 CHANNELS, TOKENS, TEXT_WIDTH = 4, 2, 8
 
 
-def make_model(folder: Path, *, layers: int = 2, channels: int = CHANNELS, seed: int = 0) -> Path:
-    """A pipeline directory as far as the trainer needs one: transformer, scheduler, autoencoder."""
+def make_model(
+    folder: Path,
+    *,
+    layers: int = 2,
+    channels: int = CHANNELS,
+    seed: int = 0,
+    of: str = "rgba",
+) -> Path:
+    """A pipeline directory as far as the trainer needs one: transformer, scheduler, autoencoder.
+
+    layers: blocks of the network. of: its set of layers.
+    """
+    prompts = len(layer_set(of).prompted)
     torch.manual_seed(seed)
     transformer = LayerFlowTransformer3DModel(
         num_attention_heads=2,
@@ -34,7 +45,9 @@ def make_model(folder: Path, *, layers: int = 2, channels: int = CHANNELS, seed:
         sample_frames=8,
         patch_size=1,
         temporal_compression_ratio=1,
-        max_text_seq_length=3 * TOKENS,
+        max_text_seq_length=prompts * TOKENS,
+        num_prompts=prompts,
+        layers=of,
         num_text_tokens=TOKENS,
         latent_frames=2,
     )
@@ -58,22 +71,40 @@ def make_latents(
     frames: int = 2,
     size: int = 2,
     posterior: bool = True,
+    unknown: float | None = None,
     seed: int = 0,
+    channels: int = CHANNELS,
+    text: tuple[int, int] = (TOKENS, TEXT_WIDTH),
+    layers: str = "rgba",
 ) -> Path:
-    """`count` clips of random latents with distinct prompts."""
-    rng = np.random.default_rng(seed)
-    texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(3)]
+    """`count` clips of random latents with distinct prompts. unknown: of each a share that is not
+    known, and of the first one all. text: tokens and width of one. layers: their set, of which the
+    first clip has one foreground, the next two, and so on."""
+    rng, chance = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    own = layer_set(layers)
+    slots = len(own.prompted)
+    texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(slots)]
 
     def moments() -> np.ndarray:
-        shape = (CHANNELS, frames, size, size)
+        shape = (channels, frames, size, size)
         logvar = np.full(shape, -2.0 if posterior else -30.0)
         return np.concatenate([rng.standard_normal(shape), logvar]).astype(np.float32)
 
+    def known(i: int, count: int) -> np.ndarray:
+        shape = (count, frames, size, size)
+        least = 1.0 if i == 0 else unknown
+        return (chance.random(shape) >= least).astype(np.uint8)
+
     def clips() -> Any:
         for i in range(count):
-            keys = {f"{p}_prompt": prompt_key(texts[3 * i + s]) for s, p in enumerate(PROMPTED)}
+            present = own.with_foregrounds(1 + i % len(own.foregrounds))
+            keys = {
+                f"{p}_prompt": prompt_key(texts[slots * i + s]) if p in present else ""
+                for s, p in enumerate(own.prompted)
+            }
             yield clip_row(
-                {layer: moments() for layer in LAYERS},
+                {layer: moments() for layer in present},
+                layers=own,
                 id=f"{kind}{i:04d}",
                 source=f"{kind}{i:04d}",
                 content=f"{seed}-{i}",
@@ -84,14 +115,16 @@ def make_latents(
                 height=8 * size,
                 width=8 * size,
                 fps=8.0,
+                known=None if unknown is None else known(i, len(present)),
                 **keys,
             )
 
-    with LatentsWriter(folder, {"format_version": FORMAT_VERSION}) as writer:
+    about: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    if layers != "rgba":
+        about["layers"] = layers
+    with LatentsWriter(folder, about) as writer:
         writer.clips(clips())
-        writer.prompts(
-            prompt_row(text, rng.standard_normal((TOKENS, TEXT_WIDTH))) for text in texts
-        )
+        writer.prompts(prompt_row(prompt, rng.standard_normal(text)) for prompt in texts)
     return folder
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +14,23 @@ import torch
 
 from layerflow.clip import LAYERS, PROMPTED
 from layerflow.layer_set import layer_set, prompted_of
+from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.cogvideox.from_base import make_scheduler
 from layerflow.model.cogvideox.noise import VPrediction
+from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.objective import layer_loss
+from layerflow.model.presets import init_directory
+from layerflow.official.convert import convert_checkpoint
 from manifests.train_stage import Component
+from tests.support import official_reference as reference
 from tests.support.model_kit import small_transformer
+from tests.support.trainer_kit import TEXT_WIDTH, make_latents, make_manifest, make_model, weights
+from tests.support.trainer_kit import TOKENS as KIT_TOKENS
+from trainer import metrics
 from trainer.data import Batches, MixturePart, buckets_text, check_tasks, make_part, select_rows
+from trainer.export import load_model
 from trainer.layers import shared_layers, take_layers
+from trainer.loop import train
 from trainer.order import Order
 
 RGB, RGBA, TWO = (layer_set(name) for name in ("rgb", "rgba", "rgbax2"))
@@ -204,3 +217,88 @@ def test_layers_that_a_clip_lacks_drop_out_of_its_task() -> None:
     found = {b.layers: b.given.tolist() for b in batches_of(part, batch=2, tasks=tasks).step(0)}
     assert found[LAYERS] == [[False, False, True, False]]
     assert found[TWO.layers] == [[False, False, True, True, True, False]]
+
+
+def test_three_stages_of_an_rgb_model_train_on_rgba_latents_and_it_samples(tmp_path: Path) -> None:
+    make_model(tmp_path / "model", of="rgb")
+    make_latents(tmp_path / "video", count=10)
+    make_latents(tmp_path / "stills", count=6, kind="image", frames=1, seed=1)
+    held_out = {"latents": "video", "every": 5, "clips": 2, "tasks": ["generate", "fg2bg"]}
+    said = make_manifest(tmp_path, validation={**held_out, "samples": 1, "sample_steps": 1})
+    assert train(said, said.out, log=lambda line: None)
+    shown = json.loads((Path(said.out) / "samples/00000005/metrics.json").read_text())
+    assert "iou" not in shown["tasks"]["fg2bg"] and shown["tasks"]["fg2bg"]
+    before, after = weights(tmp_path / "model"), weights(Path(said.out) / "export")
+    name = "transformer/layer_embedding.video"
+    assert after[name].shape == before[name].shape == (3, 32)
+    assert not torch.equal(after[name], before[name])
+    assert {key.split("/")[0] for key in after} == {"transformer", "motion", "content"}
+    pipe = open_parts_of(Path(said.out) / "export")
+    text = torch.zeros(1, 3 * KIT_TOKENS, TEXT_WIDTH)
+    made = pipe(prompt_embeds=text, num_inference_steps=2, output_type="np", guidance_scale=1.0)
+    assert made.alpha is None and made.foreground.shape == (1, 2, 16, 16, 3)
+    assert np.isfinite(made.blended).all()
+
+
+def two_foregrounds(folder: Path, out: str, **changes: Any) -> Any:
+    """A run on clips of one and two foregrounds, the base stage and a motion stage."""
+    if not (folder / "model").exists():
+        make_model(folder / "model", of="rgbax2")
+        make_latents(folder / "video", count=10, layers="rgbax2")
+        make_latents(folder / "stills", count=6, kind="image", frames=1, seed=1)
+    held_out = {"latents": "video", "every": 4, "clips": 10, "tasks": ["decompose"]}
+    held_out |= {"samples": 2, "sample_steps": 1}
+    kit = make_manifest(folder, micro_batch=2, validation=held_out)
+    stages = [kit.stages[0].model_copy(update={"steps": 4}), kit.stages[2]]
+    said = {"stages": stages, "out": str(folder / out), **changes}
+    return kit.model_copy(update=said)
+
+
+def test_clips_of_one_and_two_foregrounds_train_and_resume_exactly(tmp_path: Path) -> None:
+    whole = two_foregrounds(tmp_path, "whole")
+    said: list[str] = []
+    assert train(whole, whole.out, log=said.append)
+    assert any("4 layers of 2x2x2 (5 clips), 6 layers of 2x2x2 (5 clips)" in line for line in said)
+    broken = two_foregrounds(tmp_path, "broken", save_every=1)
+    stop = threading.Event()
+    ended = train(broken, broken.out, log=said.append, stop=stop, report=lambda row: stop.set())
+    assert not ended and train(broken, broken.out, log=said.append)
+    assert any("goes on after step" in line for line in said)
+    shown = json.loads((tmp_path / "whole/samples/00000004/metrics.json").read_text())
+    assert {"iou_foreground", "iou_foreground.2", "order"} <= shown["tasks"]["decompose"].keys()
+    ends = [weights(Path(run.out) / "export") for run in (whole, broken)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_an_imported_rgb_checkpoint_goes_on_training(tmp_path: Path) -> None:
+    """Its content adapter, on clips of this toolkit: it changes, and nothing else does."""
+    size = (reference.HEIGHT, reference.WIDTH)
+    file = reference.checkpoint(tmp_path / "in", "gen_rgb")
+    official = convert_checkpoint(file, tmp_path / "official", task="gen_rgb", latent_size=size)
+    model = init_directory(tmp_path / "model", "cogvideox-2b", official, dtype="float32")
+    text = (226, reference.TEXT)
+    make_latents(tmp_path / "video", count=4, frames=4, size=4, channels=16, text=text)
+    stage = {
+        "name": "content",
+        "steps": 3,
+        "lr": 1e-2,
+        "trains": {"lora": "content", "rank": reference.CONTENT, "blocks": [1]},
+        "mixture": [{"latents": "video"}],
+        "tasks": {"generate": 1.0, "decompose": 1.0},
+    }
+    said = make_manifest(tmp_path, stages=[stage], batch=2)
+    assert train(said, said.out, log=lambda line: None)
+    before, after = weights(model), weights(Path(said.out) / "export")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("content/") for name in changed)
+    losses = [row["loss"] for row in metrics.read(Path(said.out) / "metrics.csv")]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+
+
+def open_parts_of(folder: Path) -> Any:
+    network, scheduler = load_model(folder, torch.device("cpu"))
+    vae = BlockDCTAutoencoder.from_pretrained(folder / "vae")
+    pipe = LayerFlowPipeline(None, None, vae, network.eval(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

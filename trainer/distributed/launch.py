@@ -26,7 +26,7 @@ from trainer import checkpoint
 from trainer.claim import claim
 from trainer.distributed.placement import Node, Placement, place, worker_resources
 from trainer.distributed.processes import on_sigterm, uses_gpu
-from trainer.planning.check import check
+from trainer.planning.check import check, warnings
 from trainer.sampling import SampleJob, run_job
 
 FOLLOW_SECONDS = 1.0
@@ -47,6 +47,8 @@ def launch(
     ValueError for a wrong request: batch and workers that do not fit, another run's folder.
     """
     local_output(manifest.out)
+    for line in warnings(manifest):
+        log(line)
     if manifest.workers <= 1:
         from trainer.loop import train
 

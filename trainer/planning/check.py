@@ -36,6 +36,15 @@ def check(manifest: TrainManifest) -> None:
         autoencoder_class(Path(manifest.model) / "vae")
 
 
+def warnings(manifest: TrainManifest) -> list[str]:
+    """What is allowed and seldom meant, a line each."""
+    return [
+        f"{stage}: does not train {', '.join(tasks)}, which a stage before it did, and may unlearn "
+        "it; give the stage these tasks too (docs/train.md#the-three-stages)"
+        for stage, tasks in manifest.dropped_tasks().items()
+    ]
+
+
 def check_latents(folder: str, config: dict[str, Any], parts: dict[str, str]) -> None:
     """ValueError unless the latents come from the model's autoencoder and text encoder, in the
     shapes that its transformer takes."""

@@ -17,7 +17,7 @@ from manifests.train_stage import Stage
 from trainer.data import Shape, buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
-from trainer.planning.check import check
+from trainer.planning.check import check, warnings
 from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
 from trainer.planning.count import decoder_bytes
 from trainer.sampling import guidance_scale
@@ -285,6 +285,7 @@ def lines(
     out = [f"model {manifest.model}: {plans[0].total / 1e6:.2f} M parameters with adapters"]
     if placement is not None:
         out.append(placement.said)
+    out += warnings(manifest)
     for plan, stage in zip(plans, manifest.stages, strict=True):
         batch = stage.batch or manifest.batch
         groups = sorted(plan.groups.items(), key=lambda item: -item[1])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from layerflow.cli.demo.steps import Demo
 
 
 def demo(
@@ -22,9 +19,16 @@ def demo(
         Path | None, typer.Option(help="demo manifest; default: the one that comes with it")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="tasks at a time; default: all CPUs")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="the longer one: more clips and steps")
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="of media and training; default: the manifest's"),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
 ) -> None:
-    """Draw videos and stills, mine, paste, pack, encode, train three stages, sample, measure.
+    """Draw videos and stills, mine, paste, pack, encode, train all stages, sample, measure.
 
     Goes on where an earlier run in the same folder stopped.
     """
@@ -32,19 +36,21 @@ def demo(
     from layerflow.cli.demo import page as demo_page
     from layerflow.cli.demo import steps as demo_steps
     from layerflow.cli.model import quiet_libraries
-    from manifests.common import load
-    from manifests.demo import DemoManifest
+    from manifests.demo import load
 
     path = manifest or Path(manifests.__file__).parent / "demo.yaml"
-    run = demo_steps.Demo(load(path, DemoManifest), path.parent, out, videos, workers, quiet)
+    said = load(path, full=full, seed=seed)
+    run = demo_steps.Demo(said, path.parent, out, videos, workers, quiet)
+    run.show = lambda result: demo_page.write_page(run, result)
+    typer.echo(f"demo: {out}/report.html grows step by step")
     quiet_libraries()
     result = demo_steps.run_demo(run)
-    page = demo_page.write_page(run, result)
-    print_table(run, result)
+    print_table(result)
+    page = out / "report.html"
     typer.echo(f"results: {out}/   page: {page}   samples: {out}/samples/   model: {run.export}")
 
 
-def print_table(run: Demo, result: dict[str, Any]) -> None:
+def print_table(result: dict[str, Any]) -> None:
     """The measured figures, as the page shows them."""
     from rich.console import Console
     from rich.table import Table

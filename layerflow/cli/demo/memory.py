@@ -1,4 +1,4 @@
-"""The greatest memory that this process and all its children held at one time."""
+"""What this process and all its children use: memory at one time, and CPU time so far."""
 
 from __future__ import annotations
 
@@ -21,13 +21,23 @@ def tree_memory(root: int | None = None) -> int:
     return total
 
 
+def tree_cpu(root: int | None = None) -> float:
+    """CPU seconds of a process (None: this one), its descendants and those of them that ended."""
+    total, first = 0.0, psutil.Process(root)
+    for process in (first, *first.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
 class PeakMemory:
     """Within the block, samples memory; ``peak`` is in bytes.
 
     measure: bytes that are held now. every: seconds between two samples.
     """
 
-    def __init__(self, measure: Callable[[], int] = tree_memory, every: float = 1.0) -> None:
+    def __init__(self, measure: Callable[[], int] = tree_memory, every: float = 2.0) -> None:
         self.peak = 0
         self._measure, self._every = measure, every
         self._ended = threading.Event()

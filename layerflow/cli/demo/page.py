@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layerflow.evaluation import baselines
+from layerflow.files import write_text
 from layerflow.model.layers import TASKS
 
 if TYPE_CHECKING:
     from layerflow.cli.demo.steps import Demo
-    from layerflow.clip import LayeredClip
 
 Rows = list[tuple[str, str]]
+DECOMPOSITION = "Decomposition: alpha IoU on held-out clips"
+REFRESH_SECONDS = 5
 SHEET_CLIPS = 6
 WIDTH, HEIGHT = 640, 220  # of the loss curves, pixels
 
@@ -36,22 +38,30 @@ figcaption { color: #555 }
 
 
 def figures(result: dict[str, Any]) -> list[tuple[str, Rows]]:
-    """All figures as titled tables of name and value, for the terminal and the page."""
-    return [
-        ("Corpora", corpora_rows(result)),
-        ("Training", loss_rows(result["losses"])),
-        ("Decomposition: alpha IoU on held-out clips", decomposition_rows(result["decomposition"])),
-        ("Motion of generated foregrounds", motion_rows(result["motion"])),
-        ("Cost", cost_rows(result)),
+    """All figures as titled tables of name and value, for the terminal and the page.
+
+    What is not measured yet says so.
+    """
+    sections: tuple[tuple[str, str, Callable[[Any], Rows]], ...] = (
+        ("Corpora", "jobs", lambda jobs: corpora_rows(jobs, result.get("mattes", []))),
+        ("Training", "losses", loss_rows),
+        (DECOMPOSITION, "decomposition", decomposition_rows),
+        (f"{DECOMPOSITION}, moving in the stills' look", "decomposition_new", decomposition_rows),
+        ("Motion of generated foregrounds", "motion", motion_rows),
+    )
+    tables = [
+        (title, rows(result[key]) if key in result else [("not done yet", "")])
+        for title, key, rows in sections
     ]
+    return [*tables, ("Cost", cost_rows(result))]
 
 
-def corpora_rows(result: dict[str, Any]) -> Rows:
+def corpora_rows(jobs: dict[str, Any], mattes: Sequence[dict[str, Any]]) -> Rows:
     rows = []
-    for name, job in result["jobs"].items():
+    for name, job in jobs.items():
         rows.append((name, f"{job['kept']} clips kept, {job['rejected']} rejected"))
         rows += [("", f"{count} x {reason}") for reason, count in list(job["reasons"].items())[:8]]
-    ious = [item["iou"] for item in result["mattes"]]
+    ious = [item["iou"] for item in mattes]
     if ious:
         text = f"mean {np.mean(ious):.3f}, least {min(ious):.3f}, of {len(ious)} mined clips"
         rows.append(("matte IoU with truth", text))
@@ -104,46 +114,75 @@ def motion_rows(said: dict[str, Any]) -> Rows:
 
 
 def cost_rows(result: dict[str, Any]) -> Rows:
-    rows = [(name, f"{seconds:.1f} s") for name, seconds in result["seconds"].items()]
+    """Seconds of each step; which one is at work, and which are still to come."""
+    from layerflow.cli.demo.steps import STEPS
+
+    rows = []
+    for name in (*STEPS, "all"):
+        if name in result["seconds"]:
+            cpu = result.get("cpu_seconds", {}).get(name)
+            text = f"{result['seconds'][name]:.1f} s"
+            rows.append((name, text if cpu is None else f"{text}, CPU {cpu:.1f} s"))
+        elif "all" not in result["seconds"] and name != "all":
+            rows.append((name, "at work" if result.get("running") == name else "not done yet"))
     rows.append(("", "of this run: what an earlier one had done takes no time"))
-    if result["peak_gib"]:
+    if result.get("peak_gib"):
         rows.append(("most memory, all processes", f"{result['peak_gib']:.2f} GiB"))
     return rows
 
 
 def write_page(demo: Demo, result: dict[str, Any]) -> Path:
-    """Write ``OUT/report.html``; returns its path."""
+    """Write ``OUT/report.html``, whole or in part; returns its path.
+
+    Until all steps are done the page loads itself again every few seconds.
+    """
+    done = "all" in result["seconds"]
     parts = ["<h1>LayerFlow demo</h1>"]
-    for title, rows in figures(result):
+    if not done:
+        parts.append(f"<p>At work: {html.escape(result.get('running', ''))}. This page grows.</p>")
+    tables = figures(result)
+    if not done:  # what is at work stands on top
+        tables = [tables[-1], *tables[:-1]]
+    for title, rows in tables:
         parts += [f"<h2>{html.escape(title)}</h2>", table(rows)]
-        if title == "Training":
+        if title == "Training" and result.get("losses"):
             parts.append(curves({k: v["curve"] for k, v in result["losses"].items()}))
-        if title.startswith("Decomposition"):
-            scores = result["decomposition"]["baselines"].items()
-            every = [(name, f"{iou:.3f}") for name, iou in sorted(scores, key=lambda s: -s[1])]
-            parts.append(f"<details><summary>all baselines</summary>{table(every)}</details>")
-    parts.append("<h2>Samples of the finished model: one held-out clip, four tasks</h2>")
-    for task in TASKS:
-        contact = demo.out / "samples" / task / "contact.png"
-        parts.append(picture(contact.read_bytes(), task))
-    parts.append("<h2>Stage by stage</h2>")
-    for sheet in sorted((demo.out / "sheets").glob("*.png")):
-        parts.append(picture(sheet.read_bytes(), sheet.stem))
-    parts.append("<h2>Clips</h2>")
-    for name in ("mined", "pasted", "held-out", "stills", "neutral"):
-        if data := corpus_sheet(demo.corpus(name)):
-            parts.append(picture(data, name))
-    body = "\n".join(parts)
-    path = demo.out / "report.html"
-    path.write_text(
+    for key in ("decomposition", "decomposition_new"):
+        if key in result:
+            scores = sorted(result[key]["baselines"].items(), key=lambda one: -one[1])
+            every = table([(name, f"{iou:.3f}") for name, iou in scores])
+            summary = f"all baselines, {key.replace('_', ', ')}"
+            parts.append(f"<details><summary>{summary}</summary>{every}</details>")
+    for title, pictures in sheets(demo, result).items():
+        parts.append(f"<h2>{html.escape(title)}</h2>")
+        parts += [picture(path.read_bytes(), name) for name, path in pictures.items()]
+        parts += [] if pictures else ["<p>not done yet</p>"]
+    refresh = "" if done else f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">\n'
+    page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>LayerFlow demo</title>\n<style>{STYLE}</style></head>\n"
-        f"<body>{body}</body></html>\n",
-        encoding="utf-8",
+        f"{refresh}<title>LayerFlow demo</title>\n<style>{STYLE}</style></head>\n"
+        "<body>" + "\n".join(parts) + "</body></html>\n"
     )
+    path = demo.out / "report.html"
+    write_text(path, page)
     return path
+
+
+def sheets(demo: Demo, result: dict[str, Any]) -> dict[str, dict[str, Path]]:
+    """The contact sheets that there are: title -> caption -> file."""
+    samples = {task: demo.out / "samples" / task / "contact.png" for task in TASKS}
+    stages = sorted((demo.out / "sheets").glob("*.png"))
+    return {
+        "Samples of the finished model: one held-out clip, four tasks": (
+            samples if result.get("sampled") else {}
+        ),
+        "Stage by stage": {path.stem: path for path in stages},
+        "Clips": {
+            name: path for name in result.get("jobs", {}) if (path := corpus_sheet(demo, name))
+        },
+    }
 
 
 def table(rows: Rows) -> str:
@@ -185,13 +224,16 @@ def curves(series: dict[str, Sequence[float]]) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">{"".join(parts)}</svg>'
 
 
-def corpus_sheet(path: Path) -> bytes:
-    """A contact sheet of a corpus' clips, PNG; empty for an empty corpus."""
+def corpus_sheet(demo: Demo, name: str) -> Path | None:
+    """A contact sheet of a corpus' clips, made once; None for an empty corpus."""
     from layerflow.corpus.table import Corpus
-    from layerflow.media.cells import encode_png
-    from layerflow.media.contact_sheet import contact_sheet
+    from layerflow.media.contact_sheet import save_sheet
 
-    corpus = Corpus.open(path)
-    indices = sorted({int(i) for i in np.linspace(0, len(corpus) - 1, SHEET_CLIPS)})
-    clips: list[LayeredClip] = [corpus.clip(i) for i in indices] if len(corpus) else []
-    return encode_png(contact_sheet(clips, height=72)) if clips else b""
+    path = demo.out / "sheets" / "corpora" / f"{name}.png"
+    if not path.is_file():
+        corpus = Corpus.open(demo.corpus(name))
+        if not len(corpus):
+            return None
+        indices = sorted({int(i) for i in np.linspace(0, len(corpus) - 1, SHEET_CLIPS)})
+        save_sheet(path, [corpus.clip(i) for i in indices], height=72)
+    return path

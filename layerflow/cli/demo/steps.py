@@ -1,26 +1,28 @@
 """The demo's steps, in order, through the same functions that the commands call.
 
 OUT/media/      drawn: videos, videos-truth, cut-outs, backgrounds, layered stills
-OUT/corpora/    mined, pasted, held-out, neutral, stills
+OUT/corpora/    mined, pasted, held-out, held-out-new, neutral, stills
 OUT/latents/    video (mined and pasted), neutral, stills
 OUT/model/      the tiny model that training starts from
 OUT/train/      the run: metrics, checkpoints, an export after each stage
 OUT/samples/    the four tasks
-OUT/demo.json, OUT/report.html
+OUT/sheets/     contact sheets of what the stages make, and of the corpora
+OUT/demo.json, OUT/report.html, which grows with every step
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from layerflow import front
+from layerflow.cli.demo.memory import PeakMemory, tree_cpu
 from layerflow.outputs import local_output
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ if TYPE_CHECKING:
     from pipelines.engine.jobs import Summary
 
 HELD_OUT = 1000  # added to the seed for everything that training must not see
+SHOW_SECONDS = 10.0  # between two pages while it trains
 
 
 @dataclass
 class Demo:
-    """One run of the demo: what was asked for, where it goes, how long its steps took."""
+    """One run of the demo: what was asked for, where it goes, and what it has given so far."""
 
     manifest: DemoManifest
     beside: Path
@@ -45,7 +48,13 @@ class Demo:
     videos: Path | None = None
     workers: int | None = None
     quiet: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
+    show: Callable[[dict[str, Any]], object] = lambda result: None
+    """Called with `result` whenever there is more to show."""
+    result: dict[str, Any] = field(default_factory=lambda: {"seconds": {}, "cpu_seconds": {}})
+    """What was measured; keys come as the steps are done. `running`: the step at work."""
+
+    new: ClassVar[str] = "held-out-new"
+    """Corpus of moving clips with the look of the stills, which no training saw move."""
 
     def media(self, name: str) -> Path:
         return self.out / "media" / name
@@ -71,12 +80,17 @@ class Demo:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time a step and say that it runs."""
+        """Time a step, say that it runs, and show what there is before and after it."""
         print(f"demo: {name} ...", flush=True)
-        started = time.monotonic()
+        self.result["running"] = name
+        self.show(self.result)
+        started, cpu = time.monotonic(), tree_cpu()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-        print(f"demo: {name} took {self.seconds[name]:.1f} s", flush=True)
+        del self.result["running"]
+        self.result["seconds"][name] = time.monotonic() - started
+        self.result["cpu_seconds"][name] = max(0.0, tree_cpu() - cpu)
+        print(f"demo: {name} took {self.result['seconds'][name]:.1f} s", flush=True)
+        self.show(self.result)
 
     @cached_property
     def mine(self) -> MineOptions:
@@ -92,7 +106,7 @@ class Demo:
         from manifests.common import check
         from manifests.paste import PasteOptions
 
-        backgrounds = "backgrounds-held-out" if name == "held-out" else "backgrounds"
+        backgrounds = "backgrounds-held-out" if name.startswith("held-out") else "backgrounds"
         said = {
             **self.manifest.paste,
             "foregrounds": [str(path) for path in foregrounds],
@@ -123,12 +137,18 @@ class Demo:
         path = self.beside / self.manifest.train
         said = load(path)
         latents = {name: str(self.latents(name)) for name in said.latents}
+        times = self.manifest.train_steps
         return load(
             path,
             model=str(self.model),
             out=str(self.out / "train"),
+            seed=said.seed + self.manifest.seed,
             latents=latents,
             keep_exports=True,
+            stages=[
+                stage.model_dump(mode="json") | {"steps": max(1, round(stage.steps * times))}
+                for stage in said.stages
+            ],
         )
 
     def check(self) -> None:
@@ -142,30 +162,19 @@ class Demo:
 
 def run_demo(demo: Demo) -> dict[str, Any]:
     """All steps. Returns what was measured, which is also in ``OUT/demo.json``."""
-    from layerflow.cli.demo.measure import measure, sample_tasks
-    from layerflow.cli.demo.memory import PeakMemory
-    from pipelines.engine.cluster import stop_ray
-
     demo.check()
     demo.out.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, cpu = time.monotonic(), tree_cpu()
     with PeakMemory() as memory:
-        with demo.step("draw media"):
-            draw_media(demo)
-        jobs = run_jobs(demo)
-        with demo.step("encode"):
-            encode(demo)
-        stop_ray()  # its processes and memory are not needed any more
-        with demo.step("train"):
-            train(demo)
-        with demo.step("sample"):
-            sample_tasks(demo)
-        with demo.step("measure"):
-            result = measure(demo)
-    result["jobs"] = {name: _plain(summary) for name, summary in jobs.items()}
-    result["seconds"] = {**demo.seconds, "all": time.monotonic() - started}
+        for name, work in STEPS.items():
+            with demo.step(name):
+                work(demo)
+    result = demo.result
+    result["seconds"]["all"] = time.monotonic() - started
+    result["cpu_seconds"]["all"] = tree_cpu() - cpu
     result["peak_gib"] = memory.peak / 2**30
     (demo.out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+    demo.show(result)
     return result
 
 
@@ -193,10 +202,16 @@ def draw_media(demo: Demo) -> None:
     backs = media.backgrounds
     for held_out, end in ((False, ""), (True, "-held-out")):
         own_seed = seed + HELD_OUT * held_out
-        for name, cutouts in (("foregrounds", media.foregrounds), ("neutral", media.neutral)):
-            count = cutouts.held_out if held_out else cutouts.count
-            rest = cutouts.model_dump(include={"size", "look"})
-            procedural.make_stills(demo.media(name + end), count=count, seed=own_seed, **rest)
+        cutouts = media.foregrounds
+        looks = {"foregrounds": cutouts.look, "neutral": media.neutral.look}
+        if held_out:
+            looks = {"foregrounds": cutouts.look, "new": media.stills.look}
+        for name, look in looks.items():
+            drawn = media.neutral if name == "neutral" else cutouts
+            count = drawn.held_out if held_out else drawn.count
+            procedural.make_stills(
+                demo.media(name + end), count=count, seed=own_seed, size=drawn.size, look=look
+            )
         procedural.make_backgrounds(
             demo.media(f"backgrounds{end}"),
             count=backs.held_out if held_out else backs.count,
@@ -212,29 +227,40 @@ def draw_media(demo: Demo) -> None:
     done.write_text(said)
 
 
-def run_jobs(demo: Demo) -> dict[str, Summary]:
-    """Mine, paste, pack. ValueError when a job leaves no clips to go on with."""
-    how: dict[str, Any] = {"workers": demo.workers, "quiet": demo.quiet}
-    counts = demo.manifest.counts
-    jobs: dict[str, Summary] = {}
-    with demo.step("mine"):
-        jobs["mined"] = front.run_job(demo.mine, **how)
-    sources = [demo.media("foregrounds")]
-    if jobs["mined"].kept:
+def mine(demo: Demo) -> None:
+    from layerflow.cli.demo.measure import matte_ious
+
+    run_job(demo, "mined", demo.mine, empty=True)
+    demo.result["mattes"] = matte_ious(demo)
+
+
+def paste(demo: Demo) -> None:
+    """Training clips from drawn and mined subjects, and held-out ones of both looks."""
+    from layerflow.corpus.table import Corpus
+
+    counts, sources = demo.manifest.counts, [demo.media("foregrounds")]
+    if len(Corpus.open(demo.corpus("mined"))):
         sources.append(demo.corpus("mined"))
-    with demo.step("paste"):
-        for name, count, seed, foregrounds in (
-            ("pasted", counts.training, 0, sources),
-            ("held-out", counts.held_out, HELD_OUT, [demo.media("foregrounds-held-out")]),
-            ("neutral", counts.neutral, 1, [demo.media("neutral")]),
-        ):
-            jobs[name] = front.run_job(demo.paste(name, count, seed, *foregrounds), **how)
-    with demo.step("pack"):
-        jobs["stills"] = front.run_job(demo.pack, **how)
-    for name, summary in jobs.items():
-        if summary.kept == 0 and name != "mined":
-            raise ValueError(f"{demo.corpus(name)}: no clips; reasons: {summary.reasons}")
-    return jobs
+    for name, count, seed, foregrounds in (
+        ("pasted", counts.training, 0, sources),
+        ("held-out", counts.held_out, HELD_OUT, [demo.media("foregrounds-held-out")]),
+        (demo.new, counts.held_out, HELD_OUT, [demo.media("new-held-out")]),
+        ("neutral", counts.neutral, 1, [demo.media("neutral")]),
+    ):
+        run_job(demo, name, demo.paste(name, count, seed, *foregrounds))
+
+
+def pack(demo: Demo) -> None:
+    run_job(demo, "stills", demo.pack)
+
+
+def run_job(demo: Demo, name: str, options: Any, *, empty: bool = False) -> None:
+    """One corpus job. ValueError when it leaves no clips to go on with, unless that may be."""
+    summary = front.run_job(options, workers=demo.workers, quiet=demo.quiet)
+    demo.result.setdefault("jobs", {})[name] = _plain(summary)
+    if summary.kept == 0 and not empty:
+        raise ValueError(f"{demo.corpus(name)}: no clips; reasons: {summary.reasons}")
+    demo.show(demo.result)
 
 
 def encode(demo: Demo) -> None:
@@ -261,8 +287,49 @@ def encode(demo: Demo) -> None:
 
 
 def train(demo: Demo) -> None:
-    """The three stages of the train manifest, in this process."""
+    """All stages of the train manifest; the curves are shown as they grow."""
+    from layerflow.cli.demo.measure import stage_losses
+    from pipelines.engine.cluster import stop_ray
     from trainer.distributed.launch import launch
 
-    if not launch(demo.train, log=lambda line: print(f"  {line}", flush=True)):
+    stop_ray()  # the jobs' processes and memory are not needed any more
+    shown = time.monotonic()
+
+    def log(line: str) -> None:
+        nonlocal shown
+        print(f"  {line}", flush=True)
+        if time.monotonic() - shown > SHOW_SECONDS:
+            shown = time.monotonic()
+            demo.show(demo.result | {"losses": stage_losses(demo)})
+
+    if not launch(demo.train, log=log):
         raise ValueError("training was stopped before the end; the same command goes on from here")
+    demo.result["losses"] = stage_losses(demo)
+
+
+def sample(demo: Demo) -> None:
+    from layerflow.cli.demo.measure import sample_tasks
+
+    sample_tasks(demo)
+    demo.result["sampled"] = True
+
+
+def measure(demo: Demo) -> None:
+    from layerflow.cli.demo import measure as measures
+
+    for key, find in measures.MEASURES.items():
+        demo.result[key] = find(demo)
+        demo.show(demo.result)
+
+
+STEPS: dict[str, Callable[[Demo], None]] = {
+    "draw media": draw_media,
+    "mine": mine,
+    "paste": paste,
+    "pack": pack,
+    "encode": encode,
+    "train": train,
+    "sample": sample,
+    "measure": measure,
+}
+"""What the demo does, in this order."""

@@ -7,12 +7,12 @@ the matte is made soft as that of the motion backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from layerflow.weights import known, path_of
-from pipelines.matting import BACKDROP, Backdrop, Matte, check_frames
+from pipelines.matting import BACKDROP, EARLIER, Backdrop, Earlier, Matte, check_frames
 from pipelines.matting.auto.fuse import Fused, fuse
 from pipelines.matting.auto.networks import ALONE, NAME, which_networks
 from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
@@ -45,19 +45,21 @@ class AutoMatting:
     """Mattes a clip by the vote of motion and networks; without networks it is ``motion``.
 
     ``model``: which networks, see ``which_networks``. ``device``: theirs. ``networks``: objects to
-    use in place of those.
+    use in place of those. ``observe`` is called with the sources of every clip, to look inside.
     """
 
     name = NAME
-    version = "1"
-    needs = frozenset({BACKDROP})
+    version = "2"
+    needs = frozenset({BACKDROP, EARLIER})
 
     def __init__(
         self,
         model: str | None = None,
         device: str = "cpu",
         networks: Sequence[Network] | None = None,
+        observe: Callable[[Sequence[Source]], None] | None = None,
     ) -> None:
+        self.observe = observe
         if networks is None:
             told = which_networks(model)
             networks = [] if told == ALONE else [_Onnx(one, device) for one in told.split("+")]
@@ -65,27 +67,37 @@ class AutoMatting:
         self.motion = MotionMatting(passes=_PASSES) if self.networks else MotionMatting()
         self.licence = "Apache-2.0; weights: " + (", ".join(n.name for n in networks) or "none")
 
-    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
+    def __call__(
+        self,
+        frames: np.ndarray,
+        backdrop: Backdrop | None = None,
+        earlier: Earlier | None = None,
+    ) -> Matte:
         """Matte uint8 [T, H, W, 3]; all zero with confidence 0 where no source sees a subject.
+
+        Of several objects one that goes on from the ``earlier`` matte is preferred.
 
         Confidence: ``NAME_vote`` of ``motion`` and of each network, the IoU of what it alone would
         say with the matte; ``matte_agreement``, the mean vote, each weighing as far as it is
         trusted, and 0 if none is; ``matte_confidence``, the mean field inside minus outside, times
         that; ``matte_stability``, how steady what took part is; ``motion_contrast`` as of
-        ``motion``, absent where nothing moves; ``colour_separation``.
+        ``motion``, 0 where nothing moves by itself; ``colour_separation``.
         """
         check_frames(frames)
         if not self.networks:
-            return self.motion(frames, backdrop)
+            return self.motion(frames, backdrop, earlier)
         if len(frames) < 2 or min(frames.shape[1:3]) < 16:
             mean = np.mean([network.predict(frames) for network in self.networks], axis=0)
             return matte_from_predictions(frames, mean.astype(np.float32))
         with single_thread():
-            clip = prepare(frames, self.motion.work_area, self.motion.segments, backdrop)
+            area, segments = self.motion.work_area, self.motion.segments
+            clip = prepare(frames, area, segments, backdrop, earlier)
             found, stability = self.motion.iterate(clip)
             mover = _mover(clip, found, stability)
             shape = clip.gray.shape
             networks = [from_network(n, frames, shape, clip.matches) for n in self.networks]
+            if self.observe is not None:
+                self.observe([mover, *networks])
             motion = None if found is None else found.motion
             fused = fuse(clip, mover, networks, motion)
             if fused is None or not fused.mask.any():
@@ -118,6 +130,5 @@ def _confidence(
         "matte_stability": sum(s.steady * fused.weights[s.name] for s in sources),
         "colour_separation": float((ratio[mask] > 0).mean() - (ratio[~mask] > 0).mean()),
     }
-    if motion is not None:
-        confidence["motion_contrast"] = motion_contrast(clip, motion, mask)
-    return confidence
+    contrast = 0.0 if motion is None else motion_contrast(clip, motion, mask)
+    return confidence | {"motion_contrast": contrast}

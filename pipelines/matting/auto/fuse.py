@@ -17,7 +17,7 @@ from pipelines.matting.auto.sources import Source, overlap
 from pipelines.matting.motion.backend import Clip
 from pipelines.matting.motion.decide import ColourModel, cut, fill_holes, sweep
 from pipelines.matting.motion.graph import Graph, diffuse
-from pipelines.matting.motion.subject import KEEP, grow, parts_of, shape_score
+from pipelines.matting.motion.subject import choose, familiar, grow, parts_of, shape_score
 
 _APART = 1.5  # weight of motion where it and the networks overlap by half or less
 _SAME = 0.5  # and where they see the very same
@@ -68,7 +68,7 @@ def fuse(
     if not (p > 0.5).any():
         return None
     part = parts_of(graph, p > 0.5)
-    chosen = _best(graph, part, p)
+    chosen = _best(graph, part, p, clip.known)
     near = graph.paint(grow(graph, chosen) & ((part < 0) | chosen))
     field = near * _mixed([view.field for view in views], weights, graph.paint(~silent))
     mask = _outline(field, clip.colours, clip.contrast)
@@ -139,16 +139,17 @@ def _median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[order[np.searchsorted(mass, mass[-1] / 2)]])
 
 
-def _best(graph: Graph, part: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """The superpixels of the parts that look like a subject, bool [N]."""
+def _best(graph: Graph, part: np.ndarray, p: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    """The superpixels of the parts that look like a subject, bool [N]. known: of ``familiar``."""
     names = np.unique(part[part >= 0])
-    scores = []
+    looks, goes_on = [], []
     for name in names:
         own = part == name
         evidence = float((p[own] * graph.area[own]).sum() / graph.area[own].sum())
-        scores.append(evidence * shape_score(graph, own))
-    keep = np.array(scores) >= KEEP * max(scores)
-    return np.isin(part, names[keep])
+        looks.append(evidence * shape_score(graph, own))
+        goes_on.append(familiar(graph, own, known))
+    _, kept = choose(np.array(looks), goes_on)
+    return np.isin(part, names[kept])
 
 
 def _outline(

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import BACKDROP, Backdrop, Matte, check_frames
+from pipelines.matting import BACKDROP, EARLIER, Backdrop, Earlier, Matte, check_frames
 from pipelines.matting.motion.decide import ColourModel, contrast_weights, cut, fill_holes, seeds
 from pipelines.matting.motion.graph import Graph, build_graph
 from pipelines.matting.motion.subject import (
@@ -31,6 +31,7 @@ from pipelines.vision.evidence import (
     Matches,
     PlateEvidence,
     backdrop_evidence,
+    grid,
     match,
     plate_evidence,
     prefer,
@@ -55,7 +56,7 @@ class Clip:
 
     ``lab8`` is uint8 Lab; ``guide`` is RGB in [0, 1]; ``texture`` says where flow can be trusted;
     ``matches`` join neighbouring frames, ``far`` those by whose flow motion is judged; ``backdrop``
-    is what a known backdrop says.
+    is what a known backdrop says; ``known`` where the subject before the clip is (``familiar``).
     """
 
     gray: np.ndarray
@@ -69,6 +70,7 @@ class Clip:
     colours: ColourModel
     contrast: list[tuple[np.ndarray, np.ndarray]]
     backdrop: PlateEvidence | None
+    known: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,9 @@ class MotionMatting:
     """
 
     name = "motion"
-    version = "3"
+    version = "4"
     licence = "Apache-2.0"
-    needs = frozenset({BACKDROP})
+    needs = frozenset({BACKDROP, EARLIER})
 
     def __init__(
         self,
@@ -115,10 +117,16 @@ class MotionMatting:
         self.segments = segments
         self.observe = observe
 
-    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
+    def __call__(
+        self,
+        frames: np.ndarray,
+        backdrop: Backdrop | None = None,
+        earlier: Earlier | None = None,
+    ) -> Matte:
         """Matte uint8 [T, H, W, 3]; all zero with confidence 0 when nothing moves by itself.
 
-        With a ``backdrop`` also those parts of a subject are found that stand still.
+        With a ``backdrop`` also those parts of a subject are found that stand still. Of several
+        movers one that goes on from the ``earlier`` matte is preferred.
 
         Confidence: ``matte_confidence``, the mean evidence inside minus outside;
         ``matte_agreement``, how well the threshold captures the seeds (F); ``matte_stability``, IoU
@@ -132,7 +140,7 @@ class MotionMatting:
         if count < 2 or min(height, width) < 16:
             return nothing
         with single_thread():
-            clip = prepare(frames, self.work_area, self.segments, backdrop)
+            clip = prepare(frames, self.work_area, self.segments, backdrop, earlier)
             found, stability = self.iterate(clip)
             if found is None or not found.subject.any():
                 return nothing
@@ -161,7 +169,13 @@ class MotionMatting:
         return last, stability
 
 
-def prepare(frames: np.ndarray, work_area: int, segments: int, backdrop: Backdrop | None) -> Clip:
+def prepare(
+    frames: np.ndarray,
+    work_area: int,
+    segments: int,
+    backdrop: Backdrop | None,
+    earlier: Earlier | None = None,
+) -> Clip:
     size = work_size(frames, work_area, enlarge=2.0)
     mode = cv2.INTER_AREA if work_area < frames[0, ..., 0].size else cv2.INTER_CUBIC
     rgb = np.stack([cv2.resize(f, size, interpolation=mode) for f in frames])
@@ -186,7 +200,22 @@ def prepare(frames: np.ndarray, work_area: int, segments: int, backdrop: Backdro
         ColourModel(lab8),
         [contrast_weights(f, _CUT_STRENGTH) for f in lab],
         None if backdrop is None else backdrop_evidence(rgb, lab8, backdrop),
+        None if earlier is None else _known(graph, gray, earlier),
     )
+
+
+def _known(graph: Graph, gray: np.ndarray, earlier: Earlier) -> np.ndarray | None:
+    """Where the subject of the frame before the clip's first one is in that: of ``familiar``."""
+    size = (gray.shape[2], gray.shape[1])
+    before = cv2.resize(
+        cv2.cvtColor(earlier.frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA
+    )
+    matte = cv2.resize(earlier.alpha, size, interpolation=cv2.INTER_AREA)
+    engine = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    there = (grid(*gray.shape[1:]) + engine.calc(gray[0], before, None)).astype(np.float32)
+    field = np.zeros(gray.shape, np.float32)
+    field[0] = cv2.remap(matte, there[..., 0], there[..., 1], cv2.INTER_LINEAR) > 127
+    return graph.mean(field) if field[0].any() else None
 
 
 def _far_matches(
@@ -233,7 +262,8 @@ def _one_pass(clip: Clip, last: Pass | None) -> Pass | None:
 
     cues = motion_cues(graph, clip.matches, registration, shape)
     ignored = np.zeros(len(graph.area)) if last is None else last.ignored
-    best = best_hypothesis(graph, seeds_without, cues, ignored, 3 if last is None else 1)
+    attempts = 3 if last is None else 1
+    best = best_hypothesis(graph, seeds_without, cues, ignored, attempts, clip.known)
     if best is None:
         return None
     movers = _outline(clip, best, plate, foreign, 0.0 if last is None else 0.5)

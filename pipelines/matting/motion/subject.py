@@ -7,7 +7,7 @@ leaves have flow inside but stay in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +21,7 @@ from pipelines.vision.evidence import Matches, grid
 from pipelines.vision.registration import Registration, project
 
 KEEP = 0.35  # parts that score at least this share of the best one belong to the subject
+STRANGER = 0.15  # times the score of a part that does not go on from the subject before the clip
 _LEAST_SCORE = 0.01  # below this there is no subject, only errors of the flow
 
 
@@ -58,11 +59,13 @@ def best_hypothesis(
     cues: Cues,
     ignored: np.ndarray,
     attempts: int,
+    known: np.ndarray | None = None,
 ) -> Hypothesis | None:
     """The reading with the best subject, or None if nothing moves by itself.
 
     ``seeds_without`` gives the evidence when some superpixels, weights [N] in [0, 1], are ignored.
     After each attempt its best mover is ignored too, so that a strong one cannot hide another.
+    ``known``: see ``familiar``.
     """
     best: Hypothesis | None = None
     for _ in range(attempts):
@@ -76,9 +79,11 @@ def best_hypothesis(
             break
         part = parts_of(graph, inside)
         names = np.unique(part[inside])
-        scores = np.array([score_part(graph, part == n, p, cues) for n in names])
-        if scores.max() > (_LEAST_SCORE if best is None else best.score):
-            chosen = np.isin(part, names[scores >= KEEP * scores.max()])
+        looks = np.array([score_part(graph, part == n, p, cues) for n in names])
+        scores, kept = choose(looks, [familiar(graph, part == n, known) for n in names])
+        real = looks[scores.argmax()] > _LEAST_SCORE
+        if real and (best is None or scores.max() > best.score):
+            chosen = np.isin(part, names[kept])
             best = Hypothesis(
                 float(scores.max()), seeds, p, level, agreement, chosen, ignored.copy()
             )
@@ -167,6 +172,30 @@ def shape_score(graph: Graph, part: np.ndarray) -> float:
     centrality = np.exp(-0.5 * (offset**2).sum())
     relative = (size / np.sqrt(height * width)) ** 0.75
     return float(relative * persistence * np.exp(-3 * contact) * centrality)
+
+
+def familiar(graph: Graph, part: np.ndarray, known: np.ndarray | None) -> bool | None:
+    """Whether a part, bool [N], begins where the subject before the clip ended.
+
+    ``known``: [N], how much of each superpixel of the first frame the subject's matte covers that
+    was carried along to it; None where there is none, and so is the answer.
+    """
+    if known is None:
+        return None
+    first = part & (graph.frame == 0)
+    area = graph.area[first]
+    return bool(len(area) and float(known[first] @ area) >= 0.5 * area.sum())
+
+
+def choose(looks: np.ndarray, goes_on: Sequence[bool | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of parts, and which of them are the subject, of how much each looks like one.
+
+    goes_on: of ``familiar``. All that belongs to the subject before the clip stays, and strangers
+    count less.
+    """
+    stays, stranger = np.array([[one is True, one is False] for one in goes_on]).T
+    scores = looks * np.where(stranger, STRANGER, 1.0)
+    return scores, (scores >= KEEP * scores.max()) | stays
 
 
 def _travel(graph: Graph, part: np.ndarray, cues: Cues) -> float:

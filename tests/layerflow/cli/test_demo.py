@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from layerflow.cli.demo import steps as demo_steps
 from layerflow.clip import LayeredClip
 from layerflow.evaluation import baselines
 from layerflow.model.layers import TASKS
-from manifests.common import load
-from manifests.demo import DemoManifest
+from manifests.demo import DemoManifest, load
 
 FOLDER = Path(manifests.__file__).parent
 
@@ -67,7 +67,21 @@ def test_an_unknown_key_of_the_demo_manifest_is_named(tmp_path: Path) -> None:
     path = tmp_path / "demo.yaml"
     path.write_text((FOLDER / "demo.yaml").read_text() + "\nspeeed: 1\n")
     with pytest.raises(ValueError, match="speeed: unknown key"):
-        load(path, DemoManifest)
+        load(path)
+
+
+def test_the_longer_demo_changes_single_keys_and_multiplies_steps(tmp_path: Path) -> None:
+    short, full = (load(FOLDER / "demo.yaml", full=full) for full in (False, True))
+    assert full.media.videos.count > short.media.videos.count
+    assert full.media.videos.families == short.media.videos.families
+    assert full.counts.training > short.counts.training
+    assert full.counts.held_out == short.counts.held_out
+    written = yaml.safe_load((FOLDER / "demo-train.yaml").read_text())["stages"]
+    for said in (short, full):
+        demo = demo_steps.Demo(said, FOLDER, tmp_path / "out")
+        steps = [stage.steps for stage in demo.train.stages]
+        assert steps == [round(stage["steps"] * said.train_steps) for stage in written]
+    assert sum(steps) > sum(stage["steps"] for stage in written)
 
 
 def some_result(iou: float) -> dict[str, Any]:
@@ -86,10 +100,30 @@ def some_result(iou: float) -> dict[str, Any]:
         "decomposition": {
             "clips": 8, "models": {"base": model}, "baselines": dict.fromkeys(names, 0.5)
         },
+        "decomposition_new": {
+            "clips": 8, "models": {"base": model}, "baselines": dict.fromkeys(names, 0.5)
+        },
         "motion": {"rows": {"base": row}, "kept": 0.8},
         "seconds": {"mine": 3.0, "all": 9.0},
+        "cpu_seconds": {"mine": 5.0},
         "peak_gib": 1.5,
     }  # fmt: skip
+
+
+def test_the_page_grows_and_says_what_is_not_done_yet(tmp_path: Path) -> None:
+    demo, pages = make_demo(tmp_path / "demo"), []
+    demo.out.mkdir()
+    demo.show = lambda result: pages.append(demo_page.write_page(demo, result).read_text())
+    with demo.step("draw media"):
+        pass
+    at_work, drawn = pages
+    assert "At work: draw media" in at_work and 'http-equiv="refresh"' in at_work
+    assert "<td>draw media</td><td>at work</td>" in at_work
+    assert "<td>draw media</td><td>0.0 s, CPU" in drawn
+    assert "<td>train</td><td>not done yet</td>" in drawn and "at work" not in drawn
+    demo.show(some_result(0.6) | {"jobs": {}})
+    assert "refresh" not in pages[-1] and "At work" not in pages[-1]
+    assert "<td>mine</td><td>3.0 s, CPU 5.0 s</td>" in pages[-1]
 
 
 def rows_of(result: dict[str, Any]) -> dict[str, str]:
@@ -101,6 +135,7 @@ def test_figures_say_whether_the_baselines_are_beaten() -> None:
     assert rows_of(some_result(0.4))["above all baselines"] == "NO"
     untrained = some_result(0.6)
     untrained["decomposition"]["models"] = {}
+    del untrained["decomposition_new"]
     assert rows_of(untrained)["above all baselines"] == "NO"
 
 
@@ -109,7 +144,7 @@ def test_figures_hold_what_was_measured() -> None:
     assert rows["matte IoU with truth"] == "mean 0.800, least 0.700, of 2 mined clips"
     assert rows["base"].startswith("drift 1.00 px/frame")
     assert rows["motion kept after the content stage (gate 0)"] == "80%"
-    assert rows["mine"] == "3.0 s"
+    assert rows["mine"] == "3.0 s, CPU 5.0 s"
 
 
 def test_curves_lie_inside_the_picture_and_text_is_escaped() -> None:
@@ -139,6 +174,13 @@ def test_figures_of_generated_foregrounds() -> None:
     clip = LayeredClip(foreground, alpha, foreground, foreground)
     seen = demo_measure.foreground_figures([clip])
     assert seen == {"drift": 1.0, "red_minus_blue": 1.0, "area": 4 / 64}
+
+
+def test_cpu_time_of_children_counts_also_after_they_ended() -> None:
+    code = "import time\nwhile time.process_time() < 0.6: pass"
+    before = demo_memory.tree_cpu()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert demo_memory.tree_cpu() - before >= 0.5
 
 
 def test_memory_of_children_counts() -> None:
@@ -171,21 +213,23 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "demo-train.yaml").write_text(yaml.safe_dump(training))
     demo = demo_steps.Demo(
-        load(tmp_path / "demo.yaml", DemoManifest),
+        load(tmp_path / "demo.yaml"),
         tmp_path,
         tmp_path / "out",
         workers=0,
         quiet=True,
     )
+    demo.show = lambda result: demo_page.write_page(demo, result)
     result = demo_steps.run_demo(demo)
     assert result["jobs"]["mined"]["kept"] == 1 and result["jobs"]["mined"]["rejected"] == 1
     assert result["mattes"][0]["iou"] > 0.8
-    assert set(result["decomposition"]["models"]) == set(demo_measure.STAGES)
+    for key in ("decomposition", "decomposition_new"):
+        assert set(result[key]["models"]) == set(demo_measure.STAGES)
     assert set(result["motion"]["rows"]) >= {"base", "motion LoRA, gate 1", "content LoRA, gate 0"}
     assert json.loads((tmp_path / "out" / "demo.json").read_text())["peak_gib"] > 0.2
-    page = demo_page.write_page(demo, result).read_text()
-    assert page.count("data:image/png") == 4 + 7 + 5 and "http" not in page.split("<body>")[1]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") == 4 + 8 + 6 and "http" not in page.split("<body>")[1]
     for task in TASKS:
         assert (tmp_path / "out" / "samples" / task / task / "alpha.mkv").is_file()
-    again = demo_steps.run_demo(demo)  # everything is there already
+    again = demo_steps.run_demo(replace(demo, result={"seconds": {}, "cpu_seconds": {}}))
     assert again["decomposition"] == result["decomposition"]

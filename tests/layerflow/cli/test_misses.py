@@ -33,7 +33,8 @@ def test_each_clip_counts_for_the_threshold_that_decides_it() -> None:
         ("area_mean", "above", 0.65, 1),
     ]
     assert (told[0].middle, told[0].nearest) == (3.0, 7.5)
-    assert looser("strict") == ["standard", "loose"] and looser("loose") == looser("off") == []
+    assert looser("strict") == ["standard", "coarse", "loose"]
+    assert looser("loose") == looser("off") == []
     assert misses([{"blur": 1.0}], GATES["off"]) == []
 
 
@@ -51,7 +52,8 @@ def test_a_job_that_keeps_nothing_says_how_near_it_was_and_what_to_do(tmp_path: 
     assert len(values) == 2
     assert "2      area_mean" in done.output and "at least 0.5" in done.output
     assert f"{max(values):.3g}" in done.output
-    assert f"layerflow retry {out} --gate loose --out {out}-loose" in done.output
+    for preset in ("coarse", "loose"):
+        assert f"layerflow retry {out} --gate {preset} --out {out}-{preset}" in done.output
     assert f"layerflow view {out}" in done.output
 
 

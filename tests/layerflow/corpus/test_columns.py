@@ -46,7 +46,10 @@ def test_words_of_extra_columns_filter(shaded: Corpus, tmp_path: Path) -> None:
 
 def test_small_columns_hold_no_media() -> None:
     small = small_columns(EXTENDED_SCHEMA)
-    assert set(small) == set(SCHEMA.names) - {c.name for c in COLUMNS if c.media} | {"shadow"}
+    assert set(small) == set(SCHEMA.names) - {c.name for c in COLUMNS if c.media} | {
+        "shadow",
+        "subject",
+    }
     assert set(small_columns(SCHEMA)) == set(small) - {"shadow"}
 
 

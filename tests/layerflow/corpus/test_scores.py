@@ -14,6 +14,7 @@ from pipelines.gates import GATES, judge
 from tests.support import ROOT
 
 LAST = ("draw", "text_alignment")  # column, score
+CHAIN = ("loose", "standard", "strict")  # each takes all that the next one takes
 
 
 def digest(value: object) -> str:
@@ -36,7 +37,7 @@ def stored(schema: pa.Schema) -> str:
 
 def test_stored_columns_and_thresholds_are_what_they_were() -> None:
     known = QUALITY_FIELDS[: QUALITY_FIELDS.index(LAST[1]) + 1]
-    gates = {name: [kv for kv in GATES[name].items() if kv[0] in known] for name in PRESETS}
+    gates = {name: [kv for kv in GATES[name].items() if kv[0] in known] for name in CHAIN}
     assert digest(known) == "7fb128ef834c"
     assert digest(gates) == "a1989ee78ec8"
     assert digest([stored(EXTENDED_SCHEMA), stored(REJECTED_SCHEMA)]) == "492c6e4253d1"
@@ -53,11 +54,25 @@ def test_every_score_says_what_it_is() -> None:
     assert len({score.name for score in SCORES}) == len(SCORES)
     for score in SCORES:
         assert score.meaning and not score.meaning.endswith(".") and len(score.meaning) < 90
-        limits = [thresholds(preset).get(score.name) for preset in PRESETS]
+        limits = [thresholds(preset).get(score.name) for preset in CHAIN]
         known = [pair for pair in limits if pair is not None]
         assert limits[3 - len(known) :] == known, f"{score.name} is judged by a stricter preset too"
         assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in pairwise(known))
     assert meaning("flicker").startswith("change of alpha") and meaning("colour_of_the_sky") == ""
+
+
+def test_coarse_takes_what_standard_takes_and_any_unseen_background_but_no_worse_matte() -> None:
+    assert set(PRESETS) == {*CHAIN, "coarse"}
+    standard, coarse = thresholds("standard"), thresholds("coarse")
+    assert set(standard) - set(coarse) == {"unseen_fraction", "bystander_fraction"}
+    for name, (low, high) in coarse.items():
+        assert low <= standard[name][0] and high >= standard[name][1]
+    matting = {score.name for score in SCORES if score.known == "matting"}
+    matte = {*matting, "warp_iou", "newcomers", "soft_fraction", "leftover_fraction", "ghost"}
+    assert all(coarse.get(name) == standard.get(name) for name in matte)
+    assert judge({"unseen_fraction": 1.0, "warp_iou": 0.8}, "coarse") is None
+    assert judge({"unseen_fraction": 1.0}, "loose") == "unseen_fraction 1 above 0.9"
+    assert judge({"unseen_fraction": 1.0, "warp_iou": 0.6}, "coarse") == "warp_iou 0.6 below 0.7"
 
 
 def test_the_table_of_the_docs_is_of_the_declaration() -> None:

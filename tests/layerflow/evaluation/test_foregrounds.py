@@ -14,7 +14,6 @@ from layerflow.clip import U8
 from layerflow.corpus.row_stack import stack_of_row
 from layerflow.evaluation.baselines import MOTION, several_baselines
 from layerflow.evaluation.foregrounds import (
-    given_of,
     matching,
     order_score,
     recomposition_error,
@@ -25,6 +24,7 @@ from layerflow.evaluation.run import run_evaluate, score_clip
 from layerflow.layer_set import layer_set
 from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sample_files import write_layers
+from layerflow.model.layers import given_layers
 from tests.support.several import several_corpus, several_row
 
 TWO = layer_set("rgbax2")
@@ -89,14 +89,14 @@ def test_recomposition_is_by_the_over_operator() -> None:
 
 
 def test_tasks_give_all_foregrounds_or_the_named_ones() -> None:
-    assert given_of("fg2bg", TWO.layers) == ("foreground", "alpha", "foreground.2", "alpha.2")
-    assert given_of("blended+foreground.2", TWO.layers) == ("foreground.2", "blended")
+    assert given_layers("fg2bg", TWO.layers) == ("foreground", "alpha", "foreground.2", "alpha.2")
+    assert given_layers("blended+foreground.2", TWO.layers) == ("foreground.2", "blended")
     effects = layer_set("rgba+effects").layers
-    assert given_of("fg2bg", effects) == ("foreground", "alpha")
-    assert given_of("fg2bg", layer_set("rgb").layers) == ("foreground",)
+    assert given_layers("fg2bg", effects) == ("foreground", "alpha")
+    assert given_layers("fg2bg", layer_set("rgb").layers) == ("foreground",)
     for wrong in ("foreground.3", "+".join(TWO.layers), "sideways"):
         with pytest.raises(ValueError, match="unknown task"):
-            given_of(wrong, TWO.layers)
+            given_layers(wrong, TWO.layers)
 
 
 def test_pieces_of_a_mask_are_the_largest_that_hang_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from layerflow.model import objective
@@ -36,6 +37,40 @@ def test_loss_is_the_mean_over_generated_elements():
     loss = objective.layer_loss(oracle, process, **data)
     assert loss.dtype == torch.float32
     assert torch.allclose(loss, torch.tensor([9.0 / 3, 4.0 / 2]), rtol=1e-4)
+
+
+def test_loss_is_the_mean_over_known_generated_elements():
+    process, data = VPrediction(make_scheduler("ddim")), batch(3)
+    given = torch.tensor([[0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    target = process.target(data["latents"], data["noise"], data["timesteps"])
+    torch.manual_seed(5)
+    error = torch.randn(target.shape)
+    known = torch.rand(*target.shape[:3], *target.shape[4:]) > 0.4
+    known[2, :3] = False  # of the third sample only what is given is known
+    oracle = Oracle(target, error.flatten(1, 2).requires_grad_())
+    loss = objective.layer_loss(oracle, process, **data | {"given": given}, known=known)
+    for sample in range(2):
+        squares = [
+            float(value) ** 2
+            for layer in range(4)
+            for frame, y, x in known[sample, layer].nonzero().tolist()
+            for value in error[sample, layer, frame, :, y, x]
+            if not given[sample, layer]
+        ]
+        assert loss[sample].item() == pytest.approx(sum(squares) / len(squares), rel=1e-4)
+    assert loss[2] == 0
+    loss.sum().backward()
+    gradient = oracle.error.grad.view_as(error)
+    counts = known & ~given[:, :, None, None, None]
+    assert torch.equal((gradient != 0).all(3), counts) and (gradient[2] == 0).all()
+
+
+def test_where_all_is_known_the_mask_changes_nothing():
+    model, process, data = small_transformer(), VPrediction(make_scheduler("ddim")), batch(3)
+    latents = data["latents"]
+    known = torch.ones(*latents.shape[:3], *latents.shape[4:], dtype=torch.bool)
+    plain = objective.layer_loss(model, process, **data)
+    assert torch.allclose(objective.layer_loss(model, process, **data, known=known), plain)
 
 
 def test_given_layers_enter_clean():

@@ -118,6 +118,15 @@ def local_ray() -> Iterator[None]:
     stop_ray()
 
 
+def test_workers_of_a_local_ray_are_no_nicer_than_who_starts_them(local_ray: None) -> None:
+    import ray
+
+    from pipelines.engine.cluster import start_ray
+
+    start_ray(2)
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
 def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(
     tmp_path: Path, local_ray: None
 ) -> None:

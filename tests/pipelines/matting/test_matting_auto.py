@@ -14,16 +14,19 @@ import pytest
 from layerflow import weights
 from layerflow.corpus.columns import EXTENDED_SCHEMA, QUALITY, SCHEMA, joined_schema
 from layerflow.corpus.scores import names_of
+from manifests.mine import MineOptions
 from pipelines.engine.jobs import make_recipe
 from pipelines.gates import judge
 from pipelines.matting import make_backend
 from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.networks import resolved
 from pipelines.matting.auto.sources import carry, key_frames
+from pipelines.mine import job
+from pipelines.mine.window import matting_backend
 from pipelines.vision.evidence import match
 from pipelines.vision.registration import register
 from tests.support.matting_clips import Truth, mean_iou, moving_disc
-from tests.support.mined import options
+from tests.support.mined import green_screen, options
 from tests.support.tiny_networks import disc_mask, make_onnx
 
 
@@ -54,7 +57,9 @@ def test_a_subject_that_stands_still_is_taken_from_the_network() -> None:
     matte = AutoMatting(networks=[Salient(clip.frames, clip.alpha)])(clip.frames)
     assert mean_iou(matte.alpha, clip.alpha) > 0.9
     assert matte.confidence["u2netp_vote"] > 0.9 and matte.confidence["motion_vote"] == 0
-    assert judge(matte.confidence, "standard") is None
+    # Nothing contradicts what the network takes of a still scene, be it furniture.
+    assert "motion_contrast 0 below" in str(judge(matte.confidence, "standard"))
+    assert judge(matte.confidence, "loose") is None
 
 
 def test_a_mover_is_taken_from_motion_where_the_network_sees_something_else() -> None:
@@ -155,6 +160,37 @@ def test_weights_in_the_folder_take_part_and_are_part_of_the_recipe(
         resolved(other)
     with pytest.raises(ValueError, match="no weights are known as 'sam'"):
         resolved("auto:sam")
+
+
+def test_a_machine_without_the_weights_stops_the_job_and_rejects_nothing(
+    tiny: weights.Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    green_screen(tmp_path / "a.mp4", seed=1)
+    said = options(tmp_path / "a.mp4", tmp_path / "c", matting="auto")
+    matting_backend.cache_clear()
+    real = job.check_request
+
+    def and_then_they_go(*asked: object) -> float:
+        share = real(*asked)  # type: ignore[arg-type]
+        matting_backend.cache_clear()
+        (tmp_path / "home" / "u2netp.onnx").rename(tmp_path / "away")
+        return share
+
+    monkeypatch.setattr(job, "check_request", and_then_they_go)
+    with pytest.raises(OSError, match=r"not work on this machine.*layerflow weights get u2netp"):
+        job.run_mine(said, workers=0)
+    assert not (tmp_path / "c" / "rejected").exists()
+    (tmp_path / "away").rename(tmp_path / "home" / "u2netp.onnx")
+    monkeypatch.setattr(job, "check_request", real)
+    assert job.run_mine(said, workers=0).kept == 2  # it goes on
+
+
+def test_auto_is_the_default_and_without_weights_it_is_the_recipe_of_motion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(weights.HOME, str(tmp_path))
+    said = MineOptions(inputs=["a"], out="c", size="96x128")
+    assert said.matting == "auto" and resolved(said.matting) == "motion"
 
 
 def test_without_weights_auto_says_so_and_names_that_cannot_be_kept_are_refused(

@@ -161,6 +161,7 @@ def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
     assert base.choices["bf16 full"] < base.choices["bf16 selective"] < base.choices["bf16 none"]
     assert "GiB by choice: fp32 none" in text and "free now:" in text
     assert "latent shapes (f x h x w) 2x2x2 (10 clips)" in text
+    assert "content: does not train decompose, fg2bg, which a stage before it did" in text
     assert "motion: 4 steps of 4 clips" in text and "transformer_blocks.1" in text
     result = command("train", write(manifest, tmp_path / "m.yaml"), "--plan")
     assert result.exit_code == 0 and "content: 4 steps" in result.output
