@@ -38,8 +38,9 @@ from layerflow.files import write_json
 from layerflow.media.contact_sheet import save_sheet
 from layerflow.model import adapters, frames
 from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_clips
-from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
+from layerflow.model.base import base_of
 from layerflow.model.presets import init_directory
+from layerflow.model.sample import load_pipeline
 from manifests.train import TrainManifest, load, parse
 from trainer.distributed.launch import launch
 
@@ -77,25 +78,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/schedule"))
     parser.add_argument("--clips", type=int, default=4000, help="moving clips; a quarter of stills")
     parser.add_argument("--samples", type=int, default=64, help="clips sampled from each arm")
+    parser.add_argument("--preset", default="tiny", help="tiny, or tiny-wan")
     parser.add_argument("--shorten", type=int, default=1, help="divide all step counts: to try it")
     options = parser.parse_args()
     for seed in options.seeds:
         folder = options.out / f"seed-{seed}"
         if not (folder / "result.json").is_file():
-            run_seed(folder, seed, options.clips, options.samples, options.shorten)
+            run_seed(folder, seed, options)
         summarise(options.out)
 
 
-def run_seed(folder: Path, seed: int, clips: int, samples: int, shorten: int) -> None:
+def run_seed(folder: Path, seed: int, options: argparse.Namespace) -> None:
     """Draw, train all arms and measure them; skips what is there."""
-    started = time.time()
+    started, clips, samples = time.time(), options.clips, options.samples
     torch.set_num_threads(1)
     if not (folder / "model").is_dir():
-        init_directory(folder / "model", "tiny", seed=seed)
+        init_directory(folder / "model", options.preset, seed=seed)
     for name, family, count in (("video", MOVING, clips), ("stills", STILL, clips // 4)):
         if not (folder / "latents" / name).is_dir():
             write_latents(folder, name, family, count, seed)
-    train_arms(folder, seed, shorten)
+    train_arms(folder, seed, options.shorten)
     arms, shown, base = {}, {}, {}
     for arm, (run, gate) in ARMS.items():
         latents, made = sample(folder / run / "export", samples, gate)
@@ -104,7 +106,7 @@ def run_seed(folder: Path, seed: int, clips: int, samples: int, shorten: int) ->
         base.setdefault("latents", latents)
         arms[arm]["largest_difference_from_base"] = float((latents - base["latents"]).abs().max())
     rng = np.random.default_rng([seed, 7])
-    vae = LayerFlowPipeline.from_pretrained(folder / "model").vae
+    vae = load_pipeline(folder / "model").vae
     for arm, family in (("moving clips", MOVING), ("stills", STILL)):
         real = [through(vae, draw_clip(family, rng)) for _ in range(samples)]
         arms[arm] = scores(real)
@@ -124,7 +126,7 @@ def run_seed(folder: Path, seed: int, clips: int, samples: int, shorten: int) ->
 
 def write_latents(folder: Path, name: str, family: Family, count: int, seed: int) -> None:
     """A latents folder of freshly drawn clips, without prompts."""
-    pipe = LayerFlowPipeline.from_pretrained(folder / "model")
+    pipe = load_pipeline(folder / "model")
     rng = np.random.default_rng([seed, len(name)])
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -151,7 +153,7 @@ def write_latents(folder: Path, name: str, family: Family, count: int, seed: int
     about = {
         **model_fingerprint(folder / "model"),
         "format_version": FORMAT_VERSION,
-        "text_shape": [config.num_text_tokens, config.text_embed_dim],
+        "text_shape": list(base_of(pipe.transformer).text_shape(config)),
     }
     with LatentsWriter(folder / "latents" / name, about) as writer:
         writer.clips(rows())
@@ -184,7 +186,7 @@ def arm_manifest(folder: Path, seed: int, shorten: int, run: str) -> TrainManife
 
 def sample(model: Path, count: int, gate: float) -> tuple[torch.Tensor, list[LayeredClip]]:
     """Latents `[count, 4, f, C, h, w]` and clips, generated from nothing; sample i from seed i."""
-    pipe = LayerFlowPipeline.from_pretrained(model)
+    pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     parts, clips = [], []
     for start in range(0, count, BATCH):

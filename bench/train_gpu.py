@@ -32,13 +32,15 @@ from typing import Any
 import torch
 
 from layerflow.layer_set import layer_set
-from layerflow.model.base import block_parts
+from layerflow.model.base import base_of, block_parts
 from layerflow.model.cogvideox.costs import step_costs
 from layerflow.model.cogvideox.from_base import make_scheduler
 from layerflow.model.cogvideox.noise import VPrediction
 from layerflow.model.cogvideox.presets import TINY, tiny_transformer
 from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
+from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
+from layerflow.model.wan.noise import FlowMatching
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
 from trainer.data import Batch
@@ -186,7 +188,7 @@ def planned_bytes(
         total=sum(sizes.values()),
         trained=sum(sizes[n] for n in names),
         average=stage.ema is not None,
-        tokens=shape[0] * step_costs(transformer, shape[1:], set(names)).tokens,
+        tokens=shape[0] * base_of(transformer).step_costs(transformer, shape[1:], names).tokens,
     )
 
 
@@ -209,8 +211,8 @@ def training_step(
     """What the loop does with one batch."""
     trained = lay_out(transformer, stage, ALONE, bf16=manifest.precision == "bf16")
     optimizer = trained.optimizer(stage.optimizer or manifest.optimizer)
-    batch = random_batch(transformer.config, shape).to(device)
-    process = VPrediction(make_scheduler("ddim"))
+    batch = random_batch(transformer, shape).to(device)
+    process = noise_of(transformer)
     clip = (stage.optimizer or manifest.optimizer).clip
 
     def step() -> None:
@@ -226,10 +228,17 @@ def training_step(
     return step
 
 
-def random_batch(config: Any, shape: tuple[int, ...]) -> Batch:
+def noise_of(transformer: Any) -> NoiseProcess:
+    """A noise process of the network's base."""
+    wan = base_of(transformer).name == "wan"
+    return FlowMatching() if wan else VPrediction(make_scheduler("ddim"))
+
+
+def random_batch(transformer: Any, shape: tuple[int, ...]) -> Batch:
     """shape: ``[B, n, f, C, h, w]``; the n layers are all of the network's."""
+    config = transformer.config
     samples, layers = shape[0], layer_set(config.layers)
-    text = (samples, len(layers.prompted), config.num_text_tokens, config.text_embed_dim)
+    text = (samples, len(layers.prompted), *base_of(transformer).text_shape(config))
     return Batch(
         latents=torch.randn(shape),
         noise=torch.randn(shape),

@@ -29,15 +29,15 @@ from bench.train_gpu import (
     CONFIG_2B,
     MANIFEST,
     SHAPE_2B,
+    noise_of,
     planned_bytes,
     random_batch,
     training_step,
 )
 from layerflow.model import adapters
-from layerflow.model.cogvideox.from_base import make_scheduler
-from layerflow.model.cogvideox.noise import VPrediction
 from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
 from layerflow.model.objective import layer_loss
+from layerflow.model.wan.transformer import LayerFlowWanTransformer3DModel
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
 from trainer.data import Batch
@@ -71,9 +71,11 @@ def main() -> None:
 
 
 def network(stage: Stage, config: dict[str, Any]) -> Any:
-    """A transformer with the stage's adapter, without weights."""
+    """A transformer with the stage's adapter, without weights; of Wan if it has its feed-forward
+    width."""
+    kind = LayerFlowWanTransformer3DModel if "ffn_dim" in config else LayerFlowTransformer3DModel
     with torch.device("meta"):
-        transformer = LayerFlowTransformer3DModel(**config)
+        transformer = kind(**config)
     attach(transformer, stage, 0)
     return transformer
 
@@ -89,7 +91,7 @@ def count_flops(
     batch = batch.to(torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
         losses = layer_loss(
-            transformer, VPrediction(make_scheduler("ddim")), *batch.tensors(), layers=batch.layers
+            transformer, noise_of(transformer), *batch.tensors(), layers=batch.layers
         )
         forward = counter.get_total_flops()
         losses.mean().backward()
@@ -120,6 +122,9 @@ def fill(transformer: Any, trained: set[str] | None = None) -> None:
                 trains = trained is None or f"{path}.{name}".lstrip(".") in trained
                 full = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=trains)
                 module._parameters[name] = full
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape)
 
 
 def count_forward_bytes(
@@ -131,8 +136,8 @@ def count_forward_bytes(
     half = manifest.precision == "bf16"
     with FakeTensorMode(), Live() as live, norms_in_fp32(half), torch.no_grad():
         fill(transformer, names)
-        batch = random_batch(transformer.config, shape)
-        process = VPrediction(make_scheduler("ddim"))
+        batch = random_batch(transformer, shape)
+        process = noise_of(transformer)
         before = live.most = live.now
         with torch.autocast("cpu", torch.bfloat16, half):
             layer_loss(transformer, process, *batch.tensors(), layers=batch.layers)
@@ -141,18 +146,17 @@ def count_forward_bytes(
 
 @contextmanager
 def norms_in_fp32(on: bool) -> Iterator[None]:
-    """Layer norms as CUDA's autocast runs them."""
-    usual = torch.nn.LayerNorm.forward
-
-    def forward(self: torch.nn.LayerNorm, values: torch.Tensor) -> torch.Tensor:
-        return usual(self, values.float())
-
+    """Norms as CUDA's autocast runs them."""
+    kinds: list[Any] = [torch.nn.LayerNorm, torch.nn.RMSNorm]
+    usual = [kind.forward for kind in kinds]
     if on:
-        torch.nn.LayerNorm.forward = forward  # type: ignore[method-assign]
+        for kind, forward in zip(kinds, usual, strict=True):
+            kind.forward = lambda self, values, run=forward: run(self, values.float())
     try:
         yield
     finally:
-        torch.nn.LayerNorm.forward = usual  # type: ignore[method-assign]
+        for kind, forward in zip(kinds, usual, strict=True):
+            kind.forward = forward
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from layerflow.front import encode, evaluate, init, mine, pack, paste, publish, sample, train
     from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
     from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
+    from layerflow.model.wan.pipeline import LayerFlowWanPipeline
+    from layerflow.model.wan.transformer import LayerFlowWanTransformer3DModel
 
 _HOMES = {
     "LayeredClip": "layerflow.clip",
@@ -37,6 +39,8 @@ _HOMES = {
     "TorchClips": "layerflow.corpus.torch_data",
     "LayerFlowPipeline": "layerflow.model.cogvideox.pipeline",
     "LayerFlowTransformer3DModel": "layerflow.model.cogvideox.transformer",
+    "LayerFlowWanPipeline": "layerflow.model.wan.pipeline",
+    "LayerFlowWanTransformer3DModel": "layerflow.model.wan.transformer",
     **dict.fromkeys(
         ("encode", "evaluate", "init", "mine", "pack", "paste", "publish", "sample", "train"),
         "layerflow.front",
@@ -48,6 +52,8 @@ __all__ = [
     "Latents",
     "LayerFlowPipeline",
     "LayerFlowTransformer3DModel",
+    "LayerFlowWanPipeline",
+    "LayerFlowWanTransformer3DModel",
     "LayeredClip",
     "TorchClips",
     "encode",

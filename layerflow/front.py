@@ -175,6 +175,9 @@ def init(
     size: Annotated[Size | None, "HEIGHTxWIDTH, such as 480x720"] = None,
     frames: Annotated[int | None, "frames of one layer"] = None,
     positions: Annotated[str | None, "shared or continuous"] = None,
+    shift: Annotated[float | None, "flow matching: towards noise (1: not at all)"] = None,
+    density: Annotated[str | None, "flow matching: uniform or logit-normal times"] = None,
+    expert: Annotated[str | None, "of Wan 2.2 A14B: high or low noise"] = None,
     seed: Annotated[int | None, "of everything random in it"] = None,
 ) -> Path:
     """A model folder to start from. preset: built in (tiny, ...) or of an installed package."""
@@ -191,6 +194,9 @@ def init(
         width=width,
         num_frames=frames,
         positions=positions,
+        shift=shift,
+        density=density,
+        expert=expert,
         seed=seed,
     )
 

@@ -129,6 +129,11 @@ BASES = Plugins(
         "tiny": "layerflow.model.cogvideox.presets:TINY_PRESET",
         "cogvideox-2b": "layerflow.model.cogvideox.presets:COGVIDEOX_2B",
         "cogvideox-5b": "layerflow.model.cogvideox.presets:COGVIDEOX_5B",
+        "tiny-wan": "layerflow.model.wan.presets:TINY_PRESET",
+        "wan2.1-1.3b": "layerflow.model.wan.presets:WAN_1_3B",
+        "wan2.1-14b": "layerflow.model.wan.presets:WAN_14B",
+        "wan2.2-ti2v-5b": "layerflow.model.wan.presets:WAN_5B",
+        "wan2.2-a14b": "layerflow.model.wan.presets:WAN_A14B",
     },
     attributes=("options", "needs_base", "write"),
 )
@@ -140,6 +145,7 @@ NETWORKS = Plugins(
     "transformer",
     {
         "LayerFlowTransformer3DModel": "layerflow.model.cogvideox.base:COGVIDEOX",
+        "LayerFlowWanTransformer3DModel": "layerflow.model.wan.base:WAN",
     },
     attributes=("name", "blocks", "transformer", "pipeline", "noise"),
 )

@@ -20,7 +20,7 @@ from layerflow.model.adapter_files import check_tensors, read_adapter, write_ada
 
 MOTION = "motion"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class MotionGate:
@@ -119,7 +119,7 @@ def add_adapter(
     from peft import LoraConfig
 
     model = unwrap(transformer)
-    if not _NAME.fullmatch(name):
+    if not _ADAPTER_NAME.fullmatch(name):
         raise ValueError(f"adapter name {name!r} may hold letters, digits, - and _ only")
     if name in getattr(model, "peft_config", {}):
         raise ValueError(f"adapter {name!r} exists already")

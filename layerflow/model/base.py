@@ -62,23 +62,27 @@ class Costs:
 @dataclass(frozen=True)
 class ActivationBytes:
     """Bytes a token and channel of the width. Keys: precision (``fp32``, ``bf16``), and for
-    ``passed`` also the kind of recomputation (``none``, ``selective``, ``full``).
+    ``passed`` and ``lora`` also the kind of recomputation (``none``, ``selective``, ``full``).
 
     passed: what a block keeps for the backward pass. whole: more where all its weights train, and
-    nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target). work:
-    for what is computed at the moment. outside: what embeddings and the last norms keep. forward:
-    the most that a forward pass without gradients holds. lora_work: more than work where a block
-    with a LoRA is recomputed, but in the first that is: there nothing asks for the gradient of its
-    input.
+    nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target; but
+    nothing for ``full``). work: for what is computed at the moment. spared: less of it in a block
+    that trains whole. outside: what embeddings and the last norms keep. forward: the most that a
+    forward pass without gradients holds. lora_work: more than work where a block with a LoRA is
+    recomputed, but in the first that is: there nothing asks for the gradient of its input. linear:
+    weights of a block's linear layers, in squares of the width (autocast keeps bf16 copies of
+    them).
     """
 
     passed: Mapping[tuple[str, str], float]
     whole: Mapping[str, float]
-    lora: float
+    lora: Mapping[tuple[str, str], float]
     work: Mapping[str, float]
     outside: float
     forward: Mapping[str, float]
     lora_work: Mapping[str, float] = field(default_factory=dict)
+    linear: float = 12.0
+    spared: Mapping[str, float] = field(default_factory=dict)
 
 
 class Base(Protocol):
@@ -87,8 +91,7 @@ class Base(Protocol):
     name: short, such as ``cogvideox``. blocks: name of the list of repeated blocks in the
     transformer. after_blocks: prefixes of the parameters behind them. lora_targets: usual targets
     of adapters. schedulers: class names of diffusers that sample it. autoencoders: class name ->
-    what it asks of clips, without the stand-in, which serves every base. activation_bytes: see
-    there.
+    what it asks of clips, without the stand-in, which serves every base.
     """
 
     name: str
@@ -96,7 +99,6 @@ class Base(Protocol):
     after_blocks: tuple[str, ...]
     lora_targets: tuple[str, ...]
     schedulers: tuple[str, ...]
-    activation_bytes: ActivationBytes
 
     @property
     def autoencoders(self) -> Mapping[str, AutoencoderKind]: ...
@@ -135,6 +137,9 @@ class Base(Protocol):
 
     def forward_flops(self, config: Mapping[str, Any], video: int, text: int) -> float:
         """FLOPs of the blocks on one sample of so many tokens, for ``layerflow info``."""
+
+    def activation_bytes(self, config: Mapping[str, Any]) -> ActivationBytes:
+        """What the network holds beside its weights, by the shape of its blocks."""
 
     def step_costs(
         self,

@@ -131,7 +131,7 @@ def cost(config: dict[str, Any], vae: dict[str, Any], parameters: int) -> Cost:
     text = config["num_prompts"] * base.text_shape(config)[0]
     tokens = video + text
     channels = float(tokens * config["num_layers"] * base.width(config))
-    kept = base.activation_bytes.passed
+    kept = base.activation_bytes(config).passed
     return Cost(
         height=height,
         width=width,

@@ -73,7 +73,7 @@ def test_flops_equal_what_torch_counts(trains: Any, checkpointing: str) -> None:
     for config, shape, tolerance in cases:
         stage = stage_of(trains)
         model = network(stage, config)
-        batch = random_batch(model.config, shape)
+        batch = random_batch(model, shape)
         forward, backward = count_flops(stage, config, batch, checkpointing)
         names = set(trainable_names(model, stage))
         costs = step_costs(model, shape[1:], names, checkpointing)

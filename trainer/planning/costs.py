@@ -44,9 +44,8 @@ def forward_bytes(manifest: TrainManifest, transformer: Any, *, tokens: int, cas
     """
     base, precision = base_of(transformer), manifest.precision
     copies = 2.0 * cast if precision == "bf16" else 0.0
-    return (
-        tokens * base.width(transformer.config) * base.activation_bytes.forward[precision] + copies
-    )
+    held = base.activation_bytes(transformer.config).forward[precision]
+    return tokens * base.width(transformer.config) * held + copies
 
 
 def memory_bytes(
@@ -67,9 +66,9 @@ def memory_bytes(
     recomputed; and, under autocast, bf16 copies of frozen weights that are in use.
     """
     base, precision, kind = base_of(transformer), manifest.precision, manifest.checkpointing
-    d, held = base.width(transformer.config), base.activation_bytes
+    d, held = base.width(transformer.config), base.activation_bytes(transformer.config)
     state = 4 * (total + trained * (4 if average else 3)) / shards
-    copies = 24.0 * d * d if precision == "bf16" else 0.0  # of one block's linear layers
+    copies = 2.0 * held.linear * d * d if precision == "bf16" else 0.0  # of one block
     # what lies between the two matrices of a block's LoRA, of all its targets
     loras = 0 if "whole" in parts else parts.count("lora")
     ranks = trained / (2 * d * loras) if loras else 0.0
@@ -86,6 +85,8 @@ def memory_bytes(
             whole += between
             here += between if kind != "full" else 0.0
             work += held.lora_work.get(precision, 0.0) if kind != "none" and index else 0.0
+        elif part == "whole":
+            work -= held.spared.get(precision, 0.0)
         kept += here
         most = max(most, kept + max(0.0, whole - here) + tokens * d * work)
     return float(state + most)
@@ -96,8 +97,8 @@ def kept_bytes(held: ActivationBytes, precision: str, checkpointing: str, part: 
     kept = held.passed[precision, checkpointing]
     if checkpointing == "full":
         return kept
-    if part == "lora":  # selective recomputation keeps all inputs of products, in their precision
-        return kept + held.lora * (2 if (precision, checkpointing) == ("fp32", "selective") else 1)
+    if part == "lora":
+        return kept + held.lora[precision, checkpointing]
     if part == "whole" and checkpointing == "none":
         return kept + held.whole[precision]
     return kept

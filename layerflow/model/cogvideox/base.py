@@ -23,7 +23,6 @@ class CogVideoX:
     after_blocks: tuple[str, ...] = costs.AFTER_BLOCKS
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     schedulers: tuple[str, ...] = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
-    activation_bytes: ActivationBytes = costs.ACTIVATION_BYTES
     autoencoders: Mapping[str, AutoencoderKind] = parts.AUTOENCODERS
 
     @property
@@ -63,6 +62,9 @@ class CogVideoX:
 
     def forward_flops(self, config: Mapping[str, Any], video: int, text: int) -> float:
         return costs.forward_flops(config, video + text)
+
+    def activation_bytes(self, config: Mapping[str, Any]) -> ActivationBytes:
+        return costs.ACTIVATION_BYTES
 
     def step_costs(
         self,

@@ -25,7 +25,12 @@ ACTIVATION_BYTES = ActivationBytes(
         ("bf16", "full"): 2.0,
     },
     whole={"fp32": 44.0, "bf16": 29.5},
-    lora=8.0,
+    lora={
+        ("fp32", "none"): 8.0,
+        ("bf16", "none"): 8.0,
+        ("fp32", "selective"): 16.0,  # all inputs of products, in their precision
+        ("bf16", "selective"): 8.0,
+    },
     work={"fp32": 30.0, "bf16": 12.0},
     outside=7.9,
     forward={"fp32": 48.3, "bf16": 26.3},
