@@ -39,7 +39,8 @@ def mine(films: Sequence[str], out: Path, size: str, matting: str, every: int) -
     """``out/rows.jsonl``: film, start, label and scores of each window, and its pictures beside."""
     out.mkdir(parents=True, exist_ok=True)
     done = {(row["film"], row["start"]) for row in read(out)}
-    options = MineOptions(inputs=list(films), out="", size=size, matting=resolved(matting))
+    asked = {"inputs": list(films), "out": "", "size": size, "matting": resolved(matting)}
+    options = MineOptions.model_validate(asked)
     known = labels()
     for index, window in enumerate(w for w in every_window(options) if isinstance(w, Window)):
         film, start = PurePosixPath(window.video.span.uri).name, round(window.place.start, 2)
