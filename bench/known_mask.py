@@ -6,9 +6,9 @@ Subjects of `bench/blobs.py` before striped walls, as mining would give them: th
 but the background is the clean plate of `pipelines/vision/plate.py`, so what no other frame showed
 is inpainted, wrongly, and the mask of the column `known` says where. Seven of ten subjects stay
 where they are, and all that they hide is made up; the others show about half of it. With them, in a
-share of the draws, pasted clips of the same kind, whose background is true. The tiny model (with 2
-blocks, for 2 frames of 32x32) learns to give the background, from the video and the subject, in
-runs of equal steps, clips, noise and start:
+share of the draws, pasted clips of the same kind, whose background is true. The tiny model (2
+frames of 32x32) learns to give the background, from the video and the subject, in runs of equal
+steps, clips, noise and start:
 
 - `unmasked`: what was made up is taken for the truth;
 - `masked`: `mask: known`;
@@ -63,15 +63,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=Path("build/known-mask"))
     parser.add_argument("--pasted", type=float, default=0.3, help="share of pasted clips")
-    parser.add_argument("--clips", type=int, default=600, help="mined ones; 3 of 10 pasted ones")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--clips", type=int, default=1000, help="mined ones; 3 of 10 pasted ones")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--samples", type=int, default=32, help="held-out clips of each kind")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
         folder = options.out / f"seed-{seed}"
         if not (folder / "model").is_dir():
-            shape: dict[str, Any] = {"num_frames": FRAMES, "num_layers": 2, "num_text_tokens": 1}
+            shape: dict[str, Any] = {"num_frames": FRAMES, "num_text_tokens": 1}
             init_directory(folder / "model", "tiny", seed=seed, **shape)
         write_latents(folder, "coarse", options.clips, seed)
         write_latents(folder, "pasted", options.clips * 3 // 10, seed)
