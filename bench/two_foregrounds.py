@@ -10,10 +10,10 @@ The tiny preset's network on clips of `bench/two_movers.py`, decomposition alone
   its clips with two movers, the rest with one.
 
 Held-out clips are taken apart by 4 steps. `one` says how much the second foreground costs the
-first. Baselines are thresholds of one feature, cut in two by components or hue and sorted by size
-or place; which is best is chosen on training clips, and for each foreground the best on the
-held-out ones counts. What was interrupted goes on where it was; figures go to
-OUT/two-foregrounds.json. About 4 minutes a seed on an idle core.
+first. Baselines are thresholds of one feature, chosen on training clips, cut in two by components
+or hue and sorted by size or place; for each foreground the best on the held-out clips counts. What
+was interrupted goes on where it was; figures go to OUT/two-foregrounds.json. A seed takes 4.6 CPU
+minutes, which is too little to learn it: docs/benchmarks/foregrounds.md.
 """
 
 from __future__ import annotations
