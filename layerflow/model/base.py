@@ -154,6 +154,35 @@ class Base(Protocol):
         how many of the layers have one (None: as many as the model has)."""
 
 
+class BaseOfParts:
+    """The common way to be a ``Base``: most of it are functions of two modules of its folder.
+
+    text_width: key of the config that says how wide a token of text is. parts: ``AUTOENCODERS``,
+    ``load_text``, ``encode_texts``. costs: ``AFTER_BLOCKS``, ``channels``, ``activation_bytes``,
+    ``forward_flops``, ``step_costs``.
+    """
+
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    schedulers: tuple[str, ...]
+    text_width: str
+
+    def __init__(self, parts: Any, costs: Any) -> None:
+        self.autoencoders: Mapping[str, AutoencoderKind] = parts.AUTOENCODERS
+        self.after_blocks: tuple[str, ...] = costs.AFTER_BLOCKS
+        self.load_text, self.encode_texts = parts.load_text, parts.encode_texts
+        self.width, self.activation_bytes = costs.channels, costs.activation_bytes
+        self.forward_flops, self.step_costs = costs.forward_flops, costs.step_costs
+
+    def load_scheduler(self, folder: Path) -> Any:
+        return scheduler_of(folder, self.schedulers)
+
+    def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        for name in ("num_text_tokens", self.text_width):
+            if type(config.get(name)) is not int:
+                raise ValueError(f"the transformer's settings: {name!r} is missing or no int")
+        return config["num_text_tokens"], config[self.text_width]
+
+
 def base_of(of: Any) -> Base:
     """The base of a transformer (wrapped or not), of its config, or of a model folder.
 

@@ -19,11 +19,13 @@ import torch
 from layerflow.documents import read_json
 from layerflow.files import new_folder
 from layerflow.lazy import lazy_names
+from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.base import Base, base_of
 from layerflow.outputs import free_output
 from layerflow.plugins import BASES
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+MAX_TINY_TEXT_TOKENS = 32
 
 __getattr__ = lazy_names(
     __name__,
@@ -196,3 +198,67 @@ def write_pipeline(
     pipe.save_pretrained(str(folder))
     settings = {"preset": preset, "options": dict(options), "sampling": dict(sampling)}
     (folder / "layerflow.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def check_tiny(options: Mapping[str, Any]) -> None:
+    """ValueError for a size, or a number of text tokens, that no tiny model has."""
+    step = options["block_size"] * options["patch_size"]
+    if options["height"] % step or options["width"] % step or options["num_frames"] < 1:
+        raise ValueError(
+            f"height and width must be multiples of {step} and num_frames 1 or more: "
+            f"{options['height']}x{options['width']}, {options['num_frames']}"
+        )
+    if not 1 <= options["num_text_tokens"] <= MAX_TINY_TEXT_TOKENS:
+        raise ValueError(
+            f"num_text_tokens must be 1 to {MAX_TINY_TEXT_TOKENS}, not {options['num_text_tokens']}"
+        )
+
+
+def tiny_text(encoder: Any, options: Mapping[str, Any], **more: Any) -> tuple[Any, Any]:
+    """A random two-layer text encoder and the byte-level tokenizer, which needs no files.
+
+    encoder: a class of transformers of the T5 family. more: of its configuration.
+    """
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer(model_max_length=options["num_text_tokens"])
+    width = options["text_width"]
+    config = encoder.config_class(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        **more,
+    )
+    return encoder(config).eval(), tokenizer
+
+
+def write_tiny_pipeline(
+    folder: Path,
+    preset: str,
+    base: Base,
+    options: Mapping[str, Any],
+    text: Callable[[Mapping[str, Any]], tuple[Any, Any]],
+    network: Callable[[Mapping[str, Any], int], Any],
+    scheduler: Any,
+) -> None:
+    """Write a complete folder made from nothing, seeded by its options.
+
+    text: options -> text encoder and tokenizer. network: options, channels of a latent ->
+    transformer.
+    """
+    check_tiny(options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(options["seed"]))
+        text_encoder, tokenizer = text(options)
+        bands = (options["luma_bands"], options["chroma_bands"])
+        vae = BlockDCTAutoencoder(options["block_size"], *bands, options["scaling_factor"])
+        transformer = network(options, vae.latent_channels)
+    pipe = base.pipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
+    write_pipeline(folder, pipe, preset, options, sampling)

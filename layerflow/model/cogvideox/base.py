@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from layerflow.model.autoencoder import AutoencoderKind
-from layerflow.model.base import ActivationBytes, Base, Costs, scheduler_of
+from layerflow.model.base import Base, BaseOfParts
 from layerflow.model.cogvideox import costs, parts
 from layerflow.model.cogvideox.noise import VPrediction
 
 
-class CogVideoX:
+class CogVideoX(BaseOfParts):
     """See ``Base``."""
 
     name = "cogvideox"
     blocks = "transformer_blocks"
-    after_blocks: tuple[str, ...] = costs.AFTER_BLOCKS
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_width = "text_embed_dim"
     schedulers: tuple[str, ...] = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
-    autoencoders: Mapping[str, AutoencoderKind] = parts.AUTOENCODERS
 
     @property
     def transformer(self) -> Any:
@@ -34,47 +28,11 @@ class CogVideoX:
     def pipeline(self) -> Any:
         return import_module("layerflow.model.cogvideox.pipeline").LayerFlowPipeline
 
-    def load_scheduler(self, folder: Path) -> Any:
-        return scheduler_of(folder, self.schedulers)
-
     def noise(self, scheduler: Any) -> VPrediction:
         return VPrediction(scheduler)
-
-    def load_text(self, folder: Path) -> tuple[Any, Any]:
-        return parts.load_text(folder)
-
-    def encode_texts(
-        self, tokenizer: Any, text_encoder: Any, texts: Sequence[str], num_tokens: int
-    ) -> Tensor:
-        return parts.encode_texts(tokenizer, text_encoder, texts, num_tokens)
-
-    def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        for name in ("num_text_tokens", "text_embed_dim"):
-            if type(config.get(name)) is not int:
-                raise ValueError(f"the transformer's settings: {name!r} is missing or no int")
-        return config["num_text_tokens"], config["text_embed_dim"]
-
-    def width(self, config: Mapping[str, Any]) -> int:
-        return costs.channels(config)
 
     def patch(self, config: Mapping[str, Any]) -> int:
         return int(config["patch_size"])
 
-    def forward_flops(self, config: Mapping[str, Any], video: int, text: int) -> float:
-        return costs.forward_flops(config, video + text)
 
-    def activation_bytes(self, config: Mapping[str, Any]) -> ActivationBytes:
-        return costs.ACTIVATION_BYTES
-
-    def step_costs(
-        self,
-        transformer: Any,
-        shape: tuple[int, ...],
-        trained: Collection[str],
-        checkpointing: str = "none",
-        prompts: int | None = None,
-    ) -> Costs:
-        return costs.step_costs(transformer, shape, trained, checkpointing, prompts)
-
-
-COGVIDEOX: Base = CogVideoX()
+COGVIDEOX: Base = CogVideoX(parts, costs)

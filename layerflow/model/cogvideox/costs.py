@@ -43,10 +43,15 @@ def channels(config: Mapping[str, Any]) -> int:
     return int(config["num_attention_heads"] * config["attention_head_dim"])
 
 
-def forward_flops(config: Mapping[str, Any], tokens: int) -> float:
+def activation_bytes(config: Mapping[str, Any]) -> ActivationBytes:
+    """What the network holds beside its weights: the same of every size."""
+    return ACTIVATION_BYTES
+
+
+def forward_flops(config: Mapping[str, Any], video: int, text: int) -> float:
     """``24 d^2 L s`` for the linear layers of L blocks of width d on s tokens, and ``4 s^2 d L``
     for attention."""
-    d, blocks = channels(config), config["num_layers"]
+    d, blocks, tokens = channels(config), config["num_layers"], video + text
     return 24.0 * d**2 * blocks * tokens + 4.0 * tokens**2 * d * blocks
 
 

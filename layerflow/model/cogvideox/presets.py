@@ -10,13 +10,10 @@ import torch
 from torch import nn
 
 from layerflow.layer_set import layer_set
-from layerflow.model.autoencoder import BlockDCTAutoencoder
 from layerflow.model.cogvideox.base import COGVIDEOX
 from layerflow.model.cogvideox.from_base import make_scheduler, mark_layers, write_from_base
 from layerflow.model.cogvideox.transformer import LayerFlowTransformer3DModel
-from layerflow.model.presets import ModelPreset, write_pipeline
-
-MAX_TINY_TEXT_TOKENS = 32
+from layerflow.model.presets import ModelPreset, tiny_text, write_tiny_pipeline
 
 TINY: dict[str, Any] = {
     "layers": "rgba",
@@ -65,58 +62,17 @@ def write_tiny(
     folder: Path, base: str | Path, options: Mapping[str, Any], asked: Collection[str] = ()
 ) -> None:
     """Write a complete folder made from nothing (``TINY`` options); ``base`` is not used."""
-    _check_tiny(options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(options["seed"]))
-        text_encoder, tokenizer = tiny_text(options)
-        vae = BlockDCTAutoencoder(
-            options["block_size"],
-            options["luma_bands"],
-            options["chroma_bands"],
-            options["scaling_factor"],
-        )
-        transformer = tiny_transformer(options, vae.latent_channels)
-    scheduler = make_scheduler(options["scheduler"])
-    pipe = COGVIDEOX.pipeline(tokenizer, text_encoder, vae, transformer, scheduler)
-    sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
-    write_pipeline(folder, pipe, "tiny", options, sampling)
-
-
-def _check_tiny(options: Mapping[str, Any]) -> None:
-    step = options["block_size"] * options["patch_size"]
-    if options["height"] % step or options["width"] % step or options["num_frames"] < 1:
-        raise ValueError(
-            f"height and width must be multiples of {step} and num_frames 1 or more: "
-            f"{options['height']}x{options['width']}, {options['num_frames']}"
-        )
-    if not 1 <= options["num_text_tokens"] <= MAX_TINY_TEXT_TOKENS:
-        raise ValueError(
-            f"num_text_tokens must be 1 to {MAX_TINY_TEXT_TOKENS}, not {options['num_text_tokens']}"
-        )
     width = options["num_attention_heads"] * options["attention_head_dim"]
     if width % 16:
         raise ValueError(f"heads x head size must be a multiple of 16 (sin-cos table): {width}")
+    scheduler = make_scheduler(options["scheduler"])
+    write_tiny_pipeline(folder, "tiny", COGVIDEOX, options, _tiny_text, tiny_transformer, scheduler)
 
 
-def tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A random two-layer T5 and the byte-level tokenizer, which needs no files."""
-    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+def _tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
+    from transformers import T5EncoderModel
 
-    tokenizer = ByT5Tokenizer(model_max_length=options["num_text_tokens"])
-    width = options["text_width"]
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=width // 2,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return T5EncoderModel(config).eval(), tokenizer
+    return tiny_text(T5EncoderModel, options, feed_forward_proj="gated-gelu")
 
 
 def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowTransformer3DModel:

@@ -10,13 +10,10 @@ import torch
 from torch import nn
 
 from layerflow.layer_set import layer_set
-from layerflow.model.autoencoder import BlockDCTAutoencoder
-from layerflow.model.presets import ModelPreset, write_pipeline
+from layerflow.model.presets import ModelPreset, tiny_text, write_tiny_pipeline
+from layerflow.model.wan.base import WAN
 from layerflow.model.wan.from_base import make_scheduler, mark_layers, write_from_base
-from layerflow.model.wan.pipeline import LayerFlowWanPipeline
 from layerflow.model.wan.transformer import LayerFlowWanTransformer3DModel
-
-MAX_TINY_TEXT_TOKENS = 32
 
 TINY: dict[str, Any] = {
     "height": 32,
@@ -74,54 +71,14 @@ def write_tiny(
     folder: Path, base: str | Path, options: Mapping[str, Any], asked: Collection[str] = ()
 ) -> None:
     """Write a complete folder made from nothing (``TINY`` options); ``base`` is not used."""
-    _check_tiny(options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(options["seed"]))
-        text_encoder, tokenizer = tiny_text(options)
-        vae = BlockDCTAutoencoder(
-            options["block_size"],
-            options["luma_bands"],
-            options["chroma_bands"],
-            options["scaling_factor"],
-        )
-        transformer = tiny_transformer(options, vae.latent_channels)
     scheduler = make_scheduler(options["scheduler"], options["shift"], options["density"])
-    pipe = LayerFlowWanPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
-    sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}
-    write_pipeline(folder, pipe, "tiny-wan", options, sampling)
+    write_tiny_pipeline(folder, "tiny-wan", WAN, options, _tiny_text, tiny_transformer, scheduler)
 
 
-def _check_tiny(options: Mapping[str, Any]) -> None:
-    step = options["block_size"] * options["patch_size"]
-    if options["height"] % step or options["width"] % step or options["num_frames"] < 1:
-        raise ValueError(
-            f"height and width must be multiples of {step} and num_frames 1 or more: "
-            f"{options['height']}x{options['width']}, {options['num_frames']}"
-        )
-    if not 1 <= options["num_text_tokens"] <= MAX_TINY_TEXT_TOKENS:
-        raise ValueError(
-            f"num_text_tokens must be 1 to {MAX_TINY_TEXT_TOKENS}, not {options['num_text_tokens']}"
-        )
+def _tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
+    from transformers import UMT5EncoderModel
 
-
-def tiny_text(options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A random two-layer UMT5 and the byte-level tokenizer, which needs no files."""
-    from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
-
-    tokenizer = ByT5Tokenizer(model_max_length=options["num_text_tokens"])
-    width = options["text_width"]
-    config = UMT5Config(
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=width // 2,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return UMT5EncoderModel(config).eval(), tokenizer
+    return tiny_text(UMT5EncoderModel, options)
 
 
 def tiny_transformer(options: Mapping[str, Any], channels: int) -> LayerFlowWanTransformer3DModel:
