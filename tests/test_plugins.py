@@ -164,7 +164,7 @@ def test_ray_workers_without_the_package_stop_the_job(site: Path, tmp_path: Path
 def test_recipes_of_built_in_parts_keep_their_hashes() -> None:
     captions = Captions(model="vlm")
     assert "captioner" not in captions.model_dump(mode="json")
-    said = {"inputs": ["a"], "out": "b", "size": "96x128"}
+    said = {"inputs": ["a"], "out": "b", "size": "96x128", "matting": "motion"}
     content = MineOptions.model_validate({**said, "captions": captions}).model_dump(mode="json")
     plain = make_recipe("mined", content, 6, {})
     assert plain.hash == "6437e494a0125d23"

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layerflow.files import publish_file, remove, replacing, write_bytes
+from layerflow.files import publish_file, remove, replacing, sync, write_bytes
 from layerflow.locations import clean_uri, without_secrets
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})
@@ -180,8 +180,7 @@ def _link_new(path: Path, data: bytes) -> bool:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         temporary.write_bytes(data)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         try:
             os.link(temporary, path)
         except FileExistsError:

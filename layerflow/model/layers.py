@@ -11,8 +11,8 @@ official ``sat/`` code: ``diffusion_video*.py``, ``dit_video_concat*.py`` and it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, LAYERS, PROMPTED
@@ -74,12 +74,6 @@ class Layout:
     shared_positions: bool = False
     given_span: tuple[int, int] | None = None
     of: str = "rgba"
-    key: tuple[object, ...] = field(init=False, repr=False, compare=False)
-    slices: dict[str, slice] = field(init=False, repr=False, compare=False)
-    frame_slots: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    frame_layers: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    positions: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    prompt_slots: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         every, speaking = layer_set(self.of).layers, layer_set(self.of).prompted
@@ -89,19 +83,38 @@ class Layout:
             raise ValueError(f"each of {self.layers} needs 1 or more frames, not {self.frames}")
         if [p for p in speaking if p in self.prompts] != list(self.prompts):
             raise ValueError(f"prompts must be some of {speaking} in this order: {self.prompts}")
-        counted = list(zip(self.layers, self.frames, accumulate(self.frames), strict=True))
+
+    # No fields: what walks through the arguments of a forward pass, as FSDP does, makes a layout
+    # again of its fields.
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        return (self.of, self.layers, self.frames, self.prompts, self.shared_positions)
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        ends = accumulate(self.frames)
+        counted = zip(self.layers, self.frames, ends, strict=True)
+        return {name: slice(stop - count, stop) for name, count, stop in counted}
+
+    @cached_property
+    def frame_slots(self) -> tuple[int, ...]:
+        return tuple(i for i, count in enumerate(self.frames) for _ in range(count))
+
+    @cached_property
+    def frame_layers(self) -> tuple[int, ...]:
+        every = layer_set(self.of).layers
+        return tuple(every.index(self.layers[slot]) for slot in self.frame_slots)
+
+    @cached_property
+    def positions(self) -> tuple[int, ...]:
         times = (t for count in self.frames for t in range(count))
-        slots = tuple(i for i, count in enumerate(self.frames) for _ in range(count))
-        derived = {
-            "key": (self.of, self.layers, self.frames, self.prompts, self.shared_positions),
-            "slices": {name: slice(stop - count, stop) for name, count, stop in counted},
-            "frame_slots": slots,
-            "frame_layers": tuple(every.index(self.layers[slot]) for slot in slots),
-            "positions": tuple(times if self.shared_positions else range(self.num_frames)),
-            "prompt_slots": tuple(speaking.index(name) for name in self.prompts),
-        }
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)  # frozen: set once, here
+        return tuple(times if self.shared_positions else range(self.num_frames))
+
+    @cached_property
+    def prompt_slots(self) -> tuple[int, ...]:
+        speaking = layer_set(self.of).prompted
+        return tuple(speaking.index(name) for name in self.prompts)
 
     @property
     def num_frames(self) -> int:

@@ -108,7 +108,7 @@ def test_flops_of_other_layers_equal_what_torch_counts(layers: str) -> None:
     cases.append((of_layers(config_2b(2), layers), (1, len(own.layers), *SHAPE_2B[2:]), 0.001))
     for config, shape, tolerance in cases:
         model = network(stage, config)
-        batch = random_batch(model.config, shape)
+        batch = random_batch(model, shape)
         for names in {own.layers, own.with_foregrounds(1)}:
             prompts = len(prompted_of(names))
             few = Batch(
@@ -133,7 +133,7 @@ def test_info_says_what_torch_counts(layers: str) -> None:
     """Of the forward pass, within 1 %: what lies around the blocks is left out."""
     config = of_layers(config_2b(10), layers)
     stage, count = stage_of(SIXTH), len(layer_set(layers).layers)
-    batch = random_batch(network(stage, config).config, (1, count, *SHAPE_2B[2:]))
+    batch = random_batch(network(stage, config), (1, count, *SHAPE_2B[2:]))
     forward, _ = count_flops(stage, config, batch)
     said = {**network(stage, config).config, "_class_name": "LayerFlowTransformer3DModel"}
     assert cost(said, {}, 0).forward_flops == pytest.approx(forward, rel=0.01)

@@ -101,7 +101,7 @@ def test_frame_scores_see_motion_blur_and_exposure() -> None:
 
 
 def test_gates_grow_stricter_and_name_known_scores() -> None:
-    assert list(GATES) == ["off", "loose", "standard", "strict"]
+    assert list(GATES) == ["off", "loose", "coarse", "standard", "strict"]
     for weak, strong in (("loose", "standard"), ("standard", "strict")):
         for name, (low, high) in GATES[weak].items():
             assert name in QUALITY_FIELDS
@@ -112,7 +112,7 @@ def test_judge_says_why_and_ignores_what_is_absent() -> None:
     assert judge({"area_mean": 0.001}, "standard") == "area_mean 0.001 below 0.01"
     assert judge({"area_mean": 0.9}, {"area_mean": (0.0, 0.5)}) == "area_mean 0.9 above 0.5"
     assert judge({"area_mean": None, "ghost": float("nan")}, "strict") is None
-    with pytest.raises(ValueError, match="off, loose, standard, strict"):
+    with pytest.raises(ValueError, match="off, loose, coarse, standard, strict"):
         judge({}, "severe")
     with pytest.raises(ValueError, match="beauty"):
         judge({}, {"beauty": (0.0, 1.0)})

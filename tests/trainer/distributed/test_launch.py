@@ -27,6 +27,7 @@ from pipelines.encode.clip_latents import Augment
 from pipelines.encode.job import run_encode
 from tests.support.trainer_kit import make_manifest, make_model, weights
 from tests.support.training_runs import losses
+from trainer.data import Shape
 from trainer.distributed.launch import following, launch, say, train_on_ray
 from trainer.distributed.placement import Placement
 from trainer.planning.plan import duration, lines, make_plan
@@ -154,7 +155,7 @@ def test_plan_says_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
     assert motion.trained == 2 * 4 * 2 * 2 * 32  # blocks x targets x halves x rank x width
     assert content.trained == motion.trained // 2  # one block of two
     assert base.trained > 10 * motion.trained
-    assert content.rows == [6, 10] and base.buckets == {(2, 2, 2): 10}
+    assert content.rows == [6, 10] and base.buckets == {Shape(2, 2, 2): 10}
     assert base.costs.tokens == 4 * 2 * 4 + 6
     text = "\n".join(lines(manifest, plans))
     assert base.memory == base.choices["fp32 none"]

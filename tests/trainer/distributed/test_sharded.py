@@ -13,7 +13,7 @@ from tests.support.trainer_kit import make_manifest, same, weights
 from tests.support.training_runs import spawn
 from trainer import loop, metrics
 from trainer.checkpoint import checkpoints
-from trainer.data import check_alike, open_parts
+from trainer.data import Shape, check_alike, open_parts
 
 
 def losses(manifest: TrainManifest) -> list[float]:
@@ -81,7 +81,7 @@ def test_validation_of_the_average_leaves_training_alone(tmp_path: Path, precisi
 def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:
     manifest = sharded(tmp_path, "x")
     parts = open_parts(manifest, manifest.stages[2])
-    odd = [*parts[:1], parts[1].__class__(parts[1].source, parts[1].rows, [(1, 2, 2)] * 10)]
+    odd = [*parts[:1], parts[1].__class__(parts[1].source, parts[1].rows, [Shape(1, 2, 2)] * 10)]
     with pytest.raises(ValueError, match="clips of one shape"):
         check_alike(odd, "content")
     with pytest.raises(ValueError, match="needs all of its workers"):

@@ -159,8 +159,8 @@ def test_all_workers_give_up_together(
     workers = Workers(monkeypatch, lambda rank, step: None)
     healthy = loop.layer_loss
 
-    def poisoned(*arguments: Any) -> torch.Tensor:
-        losses = healthy(*arguments)
+    def poisoned(*arguments: Any, **options: Any) -> torch.Tensor:
+        losses = healthy(*arguments, **options)
         return losses * (float("nan") if workers.here.step > 5 and workers.here.rank else 1.0)
 
     monkeypatch.setattr(loop, "layer_loss", poisoned)

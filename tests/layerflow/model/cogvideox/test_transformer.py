@@ -123,7 +123,7 @@ def test_untrained_position_tables_become_computed_ones():
     assert has_plain_positions(model)
     native = native_from(model, NO_CHANGE)
     assert native.config.stored_positions is None
-    latents, text = torch.randn(1, 20, 16, 6, 6), torch.randn(1, 678, reference.TEXT)
+    latents, text = torch.randn(1, 21, 16, 6, 6), torch.randn(1, 678, reference.TEXT)
     native(latents, text, torch.tensor([5]))  # any size and length
 
 
@@ -131,7 +131,7 @@ def test_stored_positions_refuse_other_sizes():
     model = native_from(official_network("gen_rgb"), NO_CHANGE)
     text = torch.randn(1, 678, reference.TEXT)
     with pytest.raises(ValueError, match="stored, not computed"):
-        model(torch.randn(1, 16, 16, 8, 4), text, torch.tensor([5]))
+        model(torch.randn(1, 12, 16, 8, 4), text, torch.tensor([5]))
 
 
 def run(model, data, **options):
