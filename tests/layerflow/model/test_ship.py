@@ -102,7 +102,7 @@ def test_each_file_stands_alone() -> None:
     ):
         text = bundle(module, name)
         assert "import layerflow" not in text and "from layerflow" not in text
-        assert f"class {name}(" in text and len(text.splitlines()) < 1500
+        assert f"class {name}(" in text and len(text.splitlines()) < 1600
         assert unknown_names(text) == set()
 
 
