@@ -18,12 +18,12 @@ def main() -> None:
     manifest, last = load(sys.argv[1]), int(sys.argv[2])
     real, calls = loop.layer_loss, 0
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == last and os.environ.get("RANK", "0") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     loop.layer_loss = counted
     loop.train(manifest, manifest.out)
