@@ -12,8 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from layerflow.cli.arguments import PATHS, manifest, many
 from layerflow.corpus.log import at_version
-from manifests.arguments import PATHS, manifest, many
 
 if TYPE_CHECKING:
     from manifests.mine import MineOptions

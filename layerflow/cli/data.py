@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerflow import front
+from layerflow.cli.arguments import RUNTIME
 from layerflow.cli.misses import print_misses
 from layerflow.cli.options import with_options_of
-from manifests.arguments import RUNTIME
 
 if TYPE_CHECKING:
     from pipelines.engine.jobs import Summary

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -73,11 +74,11 @@ class LayeredPipeline(DiffusionPipeline):
         super().register_to_config(**entries)
 
     @staticmethod
+    @abstractmethod
     def encode_texts(
         tokenizer: Any, text_encoder: Any, texts: Sequence[str], num_tokens: int
     ) -> Tensor:
         """As ``Base.encode_texts``."""
-        raise NotImplementedError
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
