@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 
@@ -347,6 +347,27 @@ class Corpus(Table):
 
     def clip(self, index: int) -> LayeredClip:
         return decode_row(self.row(index))
+
+    @overload
+    def __getitem__(self, index: int) -> LayeredClip: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[LayeredClip]: ...
+
+    def __getitem__(self, index: int | slice) -> LayeredClip | list[LayeredClip]:
+        """``corpus[3]``, ``corpus[-1]``: a clip; ``corpus[2:5]``: a list of clips, all decoded."""
+        if isinstance(index, slice):
+            return [self.clip(place) for place in range(*index.indices(len(self)))]
+        return self.clip(index + len(self) if index < 0 else index)
+
+    def __iter__(self) -> Iterator[LayeredClip]:
+        """The clips in order, one in memory at a time."""
+        return (self.clip(place) for place in range(len(self)))
+
+    def _repr_html_(self) -> str:
+        from layerflow.corpus.notebook import as_html
+
+        return as_html(self)
 
     def ids(self) -> list[str]:
         return [id for batch in self.batches(["id"]) for id in batch.column("id").to_pylist()]
