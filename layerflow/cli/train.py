@@ -15,9 +15,10 @@ from layerflow.cli.options import with_options_of
 def encode(**options: Any) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
     summary = front.encode(**options)
+    corrected = f", new prompts for {summary.corrected}" if summary.corrected else ""
     print(
         f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
-        f"encoded, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"
+        f"encoded{corrected}, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"
     )
     for id_, reason in summary.rejected[:10]:
         print(f"  rejected {id_}: {reason}")
