@@ -166,6 +166,12 @@ class TrainManifest(Strict):
             kind = (stage.optimizer or self.optimizer).kind
             if stage.parallel == "fsdp" and kind != "adamw":
                 raise ValueError(f"stage {stage.name!r}: fsdp trains with adamw, not with {kind}")
+            plus = isinstance(stage.trains, Lora) and stage.trains.plus != 1
+            if kind == "prodigy" and (plus or any(g.rate != 1 for g in stage.groups.values())):
+                raise ValueError(
+                    f"stage {stage.name!r}: prodigy has one rate for everything: no `rate` of "
+                    "groups, no `plus`"
+                )
         if any(stage.parallel == "fsdp" for stage in self.stages):
             if self.min_workers is not None:
                 raise ValueError("min_workers: an fsdp stage needs all of its workers")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 OWN = ("run.json", "checkpoints", "stages", "export", "best", "samples", "tensorboard")
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, one number each for a parameter's number
+ADAPTED = ("d", "d_max", "d_numerator", "k")  # numbers that Prodigy keeps in its groups
 OWN_FILES = ("metrics.csv", "validation.csv")
 
 
@@ -138,6 +139,8 @@ def save(
             world.wait()
         if main:
             about = {"stage": stage, **asdict(position), "updates": updates}
+            if found := adapted(optimizer):
+                about["groups"] = found
             write_json(temporary / "position.json", about)
     if main:
         for old in checkpoints(out, stage)[:-keep]:
@@ -152,11 +155,12 @@ def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) 
     states: list[dict[str, Any]] = [
         optimizer.state.get(flat, {}) for flat in flat_parameters(optimizer)
     ]
-    flats = {"values": trained.values}
+    flats, others = {"values": trained.values}, {"step"}
     if trained.average is not None:
         flats["average"] = trained.average
     if all(name in state for state in states for name in MOMENTS):
         flats |= {n: torch.cat([state[n].cpu() for state in states]) for n in MOMENTS}
+        others |= set(MOMENTS)
     tensors = {
         f"{kind}/{name}": view.detach().clone().cpu()
         for kind, flat in flats.items()
@@ -166,15 +170,21 @@ def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) 
         f"optimizer/{index}/{name}": value.detach().clone().cpu()
         for index, state in enumerate(states)
         for name, value in state.items()
-        if isinstance(value, torch.Tensor) and name not in (*MOMENTS, "step")
+        if isinstance(value, torch.Tensor) and name not in others
     }
     save_file(tensors, folder / "state.safetensors")
-    return int(states[0]["step"]) if states[0] else 0
+    return next((int(state["step"]) for state in states if "step" in state), 0)
 
 
 def flat_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """The parts of `Trained.values` that an optimizer has, one a group, in their order."""
     return [flat for group in optimizer.param_groups for flat in group["params"]]
+
+
+def adapted(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """What an optimizer found out by itself about each group (Prodigy's rate); usually nothing."""
+    said = [{k: g[k] for k in ADAPTED if k in g} for g in optimizer.param_groups]
+    return said if any(said) else []
 
 
 def checkpoints(out: Path, stage: str) -> list[Path]:
@@ -211,6 +221,8 @@ def restore(
     states = optimizer_states(trained, optimizer, kinds, about["updates"])
     if states:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(enumerate(states))})
+    for group, said in zip(optimizer.param_groups, about.get("groups", []), strict=False):
+        group |= said
     return position
 
 
@@ -222,26 +234,27 @@ def optimizer_states(
 ) -> list[dict[str, Any]]:
     """Of each of the optimizer's flat parameters, what a checkpoint's tensors say of it."""
     flats = flat_parameters(optimizer)
-    if "exp_avg" in kinds:
-        moments = {name: torch.zeros_like(trained.values) for name in MOMENTS}
-        for name, flat in moments.items():
-            trained.load(flat, kinds[name])
-        parts = {name: flat.split([len(f) for f in flats]) for name, flat in moments.items()}
-        return [
-            {"step": torch.tensor(float(updates)), **{name: parts[name][i] for name in MOMENTS}}
-            for i in range(len(flats))
-        ]
     own = kinds.get("optimizer", {})
     if own and not all("/" in key for key in own):
         raise ValueError(
             "the checkpoint's 8-bit moments are in the order of an earlier version: finish the "
             "stage with that version, or start over with --fresh"
         )
-    return [
-        {"step": updates}
-        | {key.split("/")[1]: value for key, value in own.items() if key.startswith(f"{i}/")}
-        for i in range(len(flats) if own else 0)
+    if not own and "exp_avg" not in kinds:
+        return []
+    states: list[dict[str, Any]] = [
+        {key.split("/")[1]: value for key, value in own.items() if key.startswith(f"{i}/")}
+        for i in range(len(flats))
     ]
+    for name in MOMENTS if "exp_avg" in kinds else ():
+        moments = torch.zeros_like(trained.values)
+        trained.load(moments, kinds[name])
+        for state, part in zip(states, moments.split([len(f) for f in flats]), strict=True):
+            state[name] = part
+    for state in states:
+        if "momentum_buffer" not in state:  # Muon counts no steps
+            state["step"] = torch.tensor(float(updates)) if "exp_avg" in state else updates
+    return states
 
 
 # ---- after a stage ----------------------------------------------------------------------------

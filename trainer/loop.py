@@ -39,6 +39,7 @@ from trainer.held_out import HeldOut, held_out
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
+from trainer.recipe.terms import drawn_times, stage_terms
 from trainer.runtime import attention_kernel, autocast, prepare
 from trainer.sampling import SampleJob, run_job
 from trainer.stages import attach, lay_out, learning_rate
@@ -142,7 +143,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         tasks=stage.tasks,
         joint=dropout.joint,
         layer=dropout.layer,
-        timesteps=run.process.timesteps,
+        timesteps=drawn_times(run.process, stage),
         prompts=len(layers.prompted),
     )
     return Batches(
@@ -161,8 +162,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     """Train one stage, from its newest checkpoint if it has one; False when told to stop."""
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
-    trained = lay_out(transformer, stage, world, bf16=manifest.precision == "bf16")
-    options = stage.optimizer or manifest.optimizer
+    options, bf16 = stage.optimizer or manifest.optimizer, manifest.precision == "bf16"
+    trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind)
     optimizer = trained.optimizer(options)
     trains = sum(parameter.numel() for parameter in trained.parameters.values())
     shapes = buckets_text(buckets(batches.parts))
@@ -174,6 +175,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     skipped = torch.tensor(float(position.skipped), device=world.device)
     in_a_row = torch.tensor(float(position.in_a_row), device=world.device)
     most_skips = min(manifest.max_skips, stage.steps)
+    terms = stage_terms(manifest, stage, world.device)
     signals = Signals(world, run.terminated, manifest.save_minutes)
     metrics = make_metrics(run, trained, first_step + begin)
     stream = batches.stream(begin, stage.steps, manifest.prefetch)
@@ -193,6 +195,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
                     *batch.tensors(),
                     layers=batch.layers,
                     known=batch.known,
+                    terms=terms,
                 )
             loss = losses.sum() / batches.order.batch
             loss.backward()
@@ -205,7 +208,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         optimizer.found_inf = bad  # type: ignore[attr-defined]
         rate = learning_rate(stage, step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         optimizer.step()
         trained.update_average(bad, step - skipped)
         skipped, in_a_row = skipped + bad, (in_a_row + bad) * bad
