@@ -160,6 +160,8 @@ class TrainManifest(Strict):
         if self.min_workers is not None and self.min_workers > max(1, self.workers):
             raise ValueError(f"min_workers is {self.min_workers}, workers only {self.workers}")
         self._check_places()
+        if self.validation is None and any(stage.patience for stage in self.stages):
+            raise ValueError("patience is with the held-out loss: it needs a `validation`")
         for stage in self.stages:
             self.passes(stage, 1)
         for stage in self.stages:

@@ -190,6 +190,16 @@ class LossTerms(Strict):
     stand-in autoencoder, whose decoding is linear."""
 
 
+class Patience(Strict):
+    """When a stage ends before its last step: it hands on what it has then."""
+
+    validations: int = Field(ge=1)
+    """It ends when so many validations in a row, of the cadence of `validation.every`, brought the
+    mean held-out loss no lower than it was."""
+    least: float = Field(0.0, ge=0, lt=1)
+    """Lower means by this share of it."""
+
+
 class Stage(Strict):
     """One stage of the schedule. `None` means: as the manifest says for all stages."""
 
@@ -203,6 +213,7 @@ class Stage(Strict):
     mask: Literal["known"] | None = Field(None, exclude_if=lambda mask: mask is None)
     """`known` leaves out of the loss what a clip does not know: background that nobody saw, colour
     that is a guess. Left out: everything counts."""
+    patience: Patience | None = Field(None, exclude_if=lambda said: said is None)
     timesteps: Timesteps | None = Field(None, exclude_if=lambda said: said is None)
     loss: LossTerms | None = Field(None, exclude_if=lambda said: said is None)
     schedule: Schedule = Schedule.model_validate({})

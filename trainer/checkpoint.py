@@ -45,11 +45,14 @@ OWN_FILES = ("metrics.csv", "validation.csv")
 @dataclass(frozen=True)
 class Position:
     """Where a stage stands: steps done, and steps skipped because they were not finite, of which
-    the last `in_a_row` came one after the other."""
+    the last `in_a_row` came one after the other. With `patience` also the lowest held-out loss,
+    and how many validations ago it was."""
 
     step: int = 0
     skipped: int = 0
     in_a_row: int = 0
+    best: float | None = None
+    since: int = 0
 
 
 # ---- whose run it is --------------------------------------------------------------------------
@@ -76,12 +79,22 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     last = f"manifest.stages[{len(new['manifest']['stages']) - 1}].steps"
     if after.get(last, 0) > before.get(last, 0) > 0:
         before[last] = after[last]
-    free = re.compile(rf"manifest\.({'|'.join((*FREE_FIELDS, 'model', 'latents'))})\b")
+    free = re.compile(rf"manifest\.({'|'.join((*free_fields(new), 'model', 'latents'))})\b")
     return [
         f"{name.removeprefix('manifest.')}: {before.get(name)!r} -> {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name) and not free.match(name)
     ]
+
+
+def free_fields(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields that may change in a run. Where a stage has `patience`, its validation decides when
+    it ends: then only what is shown of it may."""
+    if not any(stage.get("patience") for stage in identity["manifest"]["stages"]):
+        return FREE_FIELDS
+    shown = (r"validation\.samples", r"validation\.sample_steps", r"validation\.guidance")
+    others = tuple(name for name in FREE_FIELDS if name != "validation")
+    return (*others, *shown, r"validation\.keep_best")
 
 
 def _with_fields_since(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +219,8 @@ def restore(
     if not found:
         return None
     about = read_json(found[-1] / "position.json", POSITION)
-    position = Position(about["step"], about["skipped"], about.get("in_a_row", 0))
+    later = {name: about[name] for name in ("in_a_row", "best", "since") if name in about}
+    position = Position(about["step"], about["skipped"], **later)
     if not isinstance(trained, Trained):
         trained.restore(found[-1], optimizer, about["updates"])
         return position
@@ -224,6 +238,16 @@ def restore(
     for group, said in zip(optimizer.param_groups, about.get("groups", []), strict=False):
         group |= said
     return position
+
+
+def restored(out: Path, stage: str, trained: Trained | Sharded) -> str:
+    """What `restore` has put back, in words."""
+    path = checkpoints(out, stage)[-1]
+    about = read_json(path / "position.json", POSITION)
+    parts = ["weights", *(["average"] if trained.average is not None else [])]
+    parts += [f"moments of {about['updates']} updates"] if about["updates"] else []
+    skipped = f", {about['skipped']} skipped" if about["skipped"] else ""
+    return f"{', '.join(parts)} from {path.relative_to(out)}{skipped}"
 
 
 def optimizer_states(
@@ -260,13 +284,20 @@ def optimizer_states(
 # ---- after a stage ----------------------------------------------------------------------------
 
 
-def save_stage(out: Path, stage: str, tensors: dict[str, torch.Tensor], steps: int) -> None:
-    """Keep what a finished stage trained (its average, if it has one), and mark it as done."""
+def save_stage(
+    out: Path, stage: str, tensors: dict[str, torch.Tensor], steps: int, ended: int
+) -> None:
+    """Keep what a finished stage trained (its average, if it has one), and mark it as done.
+
+    steps: of the manifest; ended: after how many of them it ended, early or not.
+    """
     path = out / "stages" / stage
     path.mkdir(parents=True, exist_ok=True)
     with replacing(path / "trained.safetensors") as temporary:
         save_file(tensors, temporary)
-    write_json(path / "stage.json", {"stage": stage, "steps": steps})  # last: it says "done"
+    write_json(
+        path / "stage.json", {"stage": stage, "steps": steps, "ended": ended}
+    )  # last: "done"
 
 
 def stage_steps(out: Path, stage: str) -> int:

@@ -39,10 +39,12 @@ from trainer.held_out import HeldOut, held_out
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
+from trainer.recipe.patience import Patience
 from trainer.recipe.terms import drawn_times, stage_terms
 from trainer.runtime import attention_kernel, autocast, prepare
 from trainer.sampling import SampleJob, run_job
 from trainer.stages import attach, lay_out, learning_rate
+from trainer.tracking.state import run_state
 from trainer.upload import Uploader, uploading
 
 Log = Callable[[str], None]
@@ -89,10 +91,12 @@ def train(
         until_terminated(stop) as terminated,
         attention_kernel(manifest, world.device),  # around backward too, which may recompute
         uploading(out, manifest.upload if world.rank == 0 else None, log) as uploader,
+        run_state(out) as state,
     ):
         if world.rank == 0:
             check(manifest)
             claim(out, manifest, fresh=fresh, log=log)
+            state.begin()
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)
         log_here: Log = log if world.rank == 0 else lambda line: None
@@ -171,7 +175,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     before = validation.at_gate_0(run, stage)
     position = checkpoint.restore(run.out, stage.name, trained, optimizer) or Position()
     if begin := position.step:
-        run.log(f"{stage.name}: goes on after step {begin} of {stage.steps}")
+        found = checkpoint.restored(run.out, stage.name, trained)
+        run.log(f"{stage.name}: goes on after step {begin} of {stage.steps}: {found}")
     skipped = torch.tensor(float(position.skipped), device=world.device)
     in_a_row = torch.tensor(float(position.in_a_row), device=world.device)
     most_skips = min(manifest.max_skips, stage.steps)
@@ -179,9 +184,10 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     signals = Signals(world, run.terminated, manifest.save_minutes)
     metrics = make_metrics(run, trained, first_step + begin)
     stream = batches.stream(begin, stage.steps, manifest.prefetch)
-    stopped = False
+    patience = Patience(stage, manifest.validation, position)
+    stopped, done = False, begin
 
-    for step in range(begin, stage.steps):
+    for step in range(begin, begin if patience.over else stage.steps):
         clock = time.perf_counter()
         prepared = next(stream)
         waited = time.perf_counter() - clock
@@ -231,16 +237,18 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             give_up(stage, metrics, heard.in_a_row, done)
         stopped = heard.stop
         last = stopped or done == stage.steps
+        judging = run.held_out and (last or done % run.held_out.options.every == 0)
         saving = last or heard.save or done % manifest.save_every == 0
         logging = last or done % manifest.log_every == 0
-        if logging or saving:  # rows must not be younger than the checkpoint
+        if logging or judging or saving:  # rows must not be younger than the checkpoint
             row = metrics.flush()
             if row and logging:
                 run.log(line(row, stage.steps))
-        if run.held_out and (last or done % run.held_out.options.every == 0):
-            validation.validate(run, stage, trained, metrics, first_step + done)
-        if saving:
-            now = Position(done, int(skipped.item()), int(in_a_row.item()))
+        if judging:
+            losses = validation.validate(run, stage, trained, metrics, first_step + done)
+            patience.see(done, losses)
+        if saving or patience.over:
+            now = patience.marked(Position(done, int(skipped.item()), int(in_a_row.item())))
             keep = manifest.keep_last
             saved = checkpoint.save(
                 run.out, stage.name, trained, optimizer, now, keep=keep, world=world
@@ -251,19 +259,22 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             run.report({"stage": stage.name, "step": first_step + done})
         if stopped:
             run.log(f"{stage.name}: stopped after step {done}, saved")
+        if stopped or patience.over:
             break
 
     stream.close()
     if not stopped and in_a_row.item() >= most_skips:
-        give_up(stage, metrics, int(in_a_row.item()), stage.steps)
+        give_up(stage, metrics, int(in_a_row.item()), done)
     metrics.close()
     if stopped:
         return False
     if skipped.item():
         run.log(
-            f"{stage.name}: {int(skipped.item())} of {stage.steps} steps were skipped: "
+            f"{stage.name}: {int(skipped.item())} of {done} steps were skipped: "
             "their gradients were not finite"
         )
+    if patience.over:
+        run.log(f"{stage.name}: ended after step {done} of {stage.steps}: {patience.words()}")
     trained.hand_on()
     validation.check_gate_0(run, stage, before)
     tensors = trained.tensors()
@@ -272,7 +283,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         run.transformer = prepare(whole, manifest)
     if world.rank == 0:
         export(run.out, manifest, stage.name, run.transformer)
-        checkpoint.save_stage(run.out, stage.name, tensors, stage.steps)
+        checkpoint.save_stage(run.out, stage.name, tensors, stage.steps, done)
         if run.uploader:
             run.uploader.put(run.out / "stages" / stage.name)
             run.uploader.put(run.out / "export")
