@@ -151,6 +151,8 @@ class TrainManifest(Strict):
     tensorboard: bool = True
     wandb: str | None = None
     """Project name; W&B is imported only when this is set."""
+    mlflow: str | None = None
+    """Experiment; MLflow is imported only when this is set, and writes to `MLFLOW_TRACKING_URI`."""
 
     @model_validator(mode="after")
     def _whole(self) -> TrainManifest:
@@ -253,7 +255,7 @@ FREE_FIELDS = (
     *("workers", "min_workers", "gpus", "wait_for_nodes", "resources_per_worker"),
     *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
     *("compile", "checkpointing", "attention", "max_skips"),
-    *("tensorboard", "wandb", "validation"),
+    *("tensorboard", "wandb", "mlflow", "validation"),
 )
 """What may change between a run and its continuation: none of it changes the result."""
 

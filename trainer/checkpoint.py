@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 OWN = ("run.json", "checkpoints", "stages", "export", "best", "samples", "tensorboard")
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, one number each for a parameter's number
 ADAPTED = ("d", "d_max", "d_numerator", "k")  # numbers that Prodigy keeps in its groups
-OWN_FILES = ("metrics.csv", "validation.csv")
+OWN_FILES = ("metrics.csv", "validation.csv", "trackers.json")
 
 
 @dataclass(frozen=True)
