@@ -133,6 +133,9 @@ class TrainManifest(Strict):
     """Name -> folder, for use in the mixtures."""
     stages: list[Stage] = Field(min_length=1)
     validation: Validation | None = None
+    hooks: dict[str, dict[str, Any]] = Field({}, exclude_if=lambda hooks: not hooks)
+    """Code that runs before and after each step: name of a hook -> its options; see
+    `trainer/recipe/hooks.py`."""
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage and on SIGTERM."""

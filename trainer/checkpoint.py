@@ -31,6 +31,7 @@ from layerflow.files import building, new_folder, replacing, write_json
 from manifests.train import FREE_FIELDS, TrainManifest
 from trainer.data import open_latents
 from trainer.distributed.processes import ALONE, World
+from trainer.recipe.hooks import hook_packages
 from trainer.stages import Trained
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 OWN = ("run.json", "checkpoints", "stages", "export", "best", "samples", "tensorboard")
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, one number each for a parameter's number
 ADAPTED = ("d", "d_max", "d_numerator", "k")  # numbers that Prodigy keeps in its groups
+CHANGES = "data_changes"  # in a run's record: where the last stage got other data
 OWN_FILES = ("metrics.csv", "validation.csv", "trackers.json")
 
 
@@ -59,32 +61,65 @@ class Position:
 
 
 def identity(manifest: TrainManifest) -> dict[str, Any]:
-    """What a run is made of: the manifest, and hashes of the model and of the latents' rows."""
+    """What a run is made of: the manifest, hashes of the model and of the latents' rows, and the
+    packages of its hooks."""
     model = Path(manifest.model)
     used = {c.latents for stage in manifest.stages for c in stage.mixture}
+    packages = hook_packages(manifest)
     return {
         "manifest": json.loads(manifest.model_dump_json()),
         "model": {**model_fingerprint(model), "transformer": folder_hash(model / "transformer")},
         "latents": {name: open_latents(manifest.folder(name)).identity() for name in sorted(used)},
+        **({"packages": packages} if packages else {}),
     }
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, new_data: bool = False
+) -> list[str]:
     """Why the run `new` cannot continue the run `old` (both by `identity`): a line a field.
 
     `FREE_FIELDS` and folder names do not count (folders are compared by content), nor do more
-    steps in the last stage.
+    steps in the last stage. new_data: nor does what the last stage alone trains on.
     """
-    before, after = _flat(_with_fields_since(old)), _flat(new)
+    changed, data = _changed(old, new), data_of_last(old, new)
+    return [line for name, line in changed.items() if not (new_data and data.match(name))]
+
+
+def data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Of `differences`, those in what the last stage alone trains on."""
+    data = data_of_last(old, new)
+    return [line for name, line in _changed(old, new).items() if data.match(name)]
+
+
+def data_of_last(old: Mapping[str, Any], new: Mapping[str, Any]) -> re.Pattern[str]:
+    """Names of fields that say what the last stage trains on: its mixture, and latents that no
+    stage before it has."""
+    before = {
+        component["latents"]
+        for run in (old, new)
+        for stage in run["manifest"]["stages"][:-1]
+        for component in stage["mixture"]
+    }
+    own = {*old.get("latents", {}), *new.get("latents", {})} - before
+    names = "|".join(re.escape(name) for name in sorted(own))
+    last = len(new["manifest"]["stages"]) - 1
+    return re.compile(rf"manifest\.stages\[{last}\]\.mixture\b|latents\.(?:{names})(?:\.|$)")
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> what changed, of those that may not."""
+    kept = {name: value for name, value in _with_fields_since(old).items() if name != CHANGES}
+    before, after = _flat(kept), _flat(new)
     last = f"manifest.stages[{len(new['manifest']['stages']) - 1}].steps"
     if after.get(last, 0) > before.get(last, 0) > 0:
         before[last] = after[last]
     free = re.compile(rf"manifest\.({'|'.join((*free_fields(new), 'model', 'latents'))})\b")
-    return [
-        f"{name.removeprefix('manifest.')}: {before.get(name)!r} -> {after.get(name)!r}"
+    return {
+        name: f"{name.removeprefix('manifest.')}: {before.get(name)!r} -> {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name) and not free.match(name)
-    ]
+    }
 
 
 def free_fields(identity: Mapping[str, Any]) -> tuple[str, ...]:

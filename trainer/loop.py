@@ -39,6 +39,7 @@ from trainer.held_out import HeldOut, held_out
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
+from trainer.recipe.hooks import Step, make_hooks
 from trainer.recipe.patience import Patience
 from trainer.recipe.terms import drawn_times, stage_terms
 from trainer.runtime import attention_kernel, autocast, prepare
@@ -73,6 +74,7 @@ def train(
     *,
     only: str | None = None,
     fresh: bool = False,
+    new_data: bool = False,
     log: Log = print,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
     sample: Callable[[SampleJob], None] = run_job,
@@ -80,7 +82,8 @@ def train(
 ) -> bool:
     """Train the manifest's stages into `out`, from wherever an earlier call left off.
 
-    only: train this stage and no other. fresh: start over. report: called on every rank after
+    only: train this stage and no other. fresh: start over. new_data: the last stage may go on with
+    other data. report: called on every rank after
     each checkpoint. sample: called on rank 0 with clips to sample. stop: when set, or on SIGTERM,
     it saves, ends early and returns False.
     ValueError when `out` belongs to another run, or `only` needs a stage that is not done.
@@ -95,7 +98,7 @@ def train(
     ):
         if world.rank == 0:
             check(manifest)
-            claim(out, manifest, fresh=fresh, log=log)
+            claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
             state.begin()
         world.wait()
         transformer, scheduler = load_model(manifest.model, world.device)
@@ -184,6 +187,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     signals = Signals(world, run.terminated, manifest.save_minutes)
     metrics = make_metrics(run, trained, first_step + begin)
     stream = batches.stream(begin, stage.steps, manifest.prefetch)
+    hooks = make_hooks(manifest)
     patience = Patience(stage, manifest.validation, position)
     stopped, done = False, begin
 
@@ -192,6 +196,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         prepared = next(stream)
         waited = time.perf_counter() - clock
 
+        now = Step(run, stage, trained, metrics, step, first_step + step + 1)
+        for hook in hooks:
+            hook.before(now)
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
@@ -218,6 +225,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         optimizer.step()
         trained.update_average(bad, step - skipped)
         skipped, in_a_row = skipped + bad, (in_a_row + bad) * bad
+        for hook in hooks:
+            hook.after(now)
         heard = signals.receive(trained, in_a_row)
 
         done = step + 1
@@ -248,10 +257,10 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             losses = validation.validate(run, stage, trained, metrics, first_step + done)
             patience.see(done, losses)
         if saving or patience.over:
-            now = patience.marked(Position(done, int(skipped.item()), int(in_a_row.item())))
+            here = patience.marked(Position(done, int(skipped.item()), int(in_a_row.item())))
             keep = manifest.keep_last
             saved = checkpoint.save(
-                run.out, stage.name, trained, optimizer, now, keep=keep, world=world
+                run.out, stage.name, trained, optimizer, here, keep=keep, world=world
             )
             signals.saved()
             if run.uploader:
@@ -297,9 +306,11 @@ def main() -> None:
     parser.add_argument("--out")
     parser.add_argument("--stage")
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--new-data", action="store_true")
     options = parser.parse_args()
     manifest = load(options.manifest, out=options.out)
-    if not train(manifest, manifest.out, only=options.stage, fresh=options.fresh):
+    how = {"fresh": options.fresh, "new_data": options.new_data}
+    if not train(manifest, manifest.out, only=options.stage, **how):
         raise SystemExit(143)  # as of a process that SIGTERM ended
 
 

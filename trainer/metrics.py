@@ -65,6 +65,7 @@ class Metrics:
         self.main, self.costs, self.device, self.world = main, costs, device, world
         self.peak = device_peak(device)
         self._pending: list[dict[str, Any]] = []
+        self._beside: dict[int, list[tuple[str, Mapping[str, float]]]] = {}
         self.trackers: Trackers | None = None
         if not main:
             return
@@ -111,11 +112,18 @@ class Metrics:
         for row in rows:
             self._csv.writerow({name: _text(row.get(name)) for name in COLUMNS})
             self.scalars("train", row["step"], row)
+            for group, values in self._beside.pop(row["step"], ()):
+                self.scalars(group, row["step"], values)
         self._file.flush()
         if self.trackers:
             self.trackers.samples()
         means = {name: sum(r[name] for r in rows) / len(rows) for name in ("seconds", "data_wait")}
         return {**rows[-1], **means}
+
+    def beside(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """Keep numbers for the trackers until the row of their step is written."""
+        if self.main:
+            self._beside.setdefault(step, []).append((group, values))
 
     def scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Send numbers to the trackers under `group/`."""

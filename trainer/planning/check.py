@@ -14,6 +14,7 @@ from layerflow.model.base import base_of
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
 from trainer.held_out import held_out
+from trainer.recipe.hooks import make_hooks
 from trainer.recipe.terms import stage_terms
 
 
@@ -36,6 +37,7 @@ def check(manifest: TrainManifest) -> None:
         open_parts(manifest, stage)
         stage_terms(manifest, stage, torch.device("cpu"))
     held_out(manifest)
+    make_hooks(manifest)
     if manifest.validation is not None and manifest.validation.samples:
         autoencoder_class(Path(manifest.model) / "vae")
 
