@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,9 +45,10 @@ class TensorBoard:
     """`OUT/tensorboard`. Clips are not written here: the job that samples them does it, in a run
     of their own (`trainer.sampling.to_tensorboard`), wherever it runs."""
 
-    name, run = "tensorboard", None
+    name = "tensorboard"
 
     def __init__(self, out: Path, resume_at: int) -> None:
+        self.run: str | None = None
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at + 1)
@@ -160,7 +162,7 @@ class Trackers:
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         for tracker in list(self.open):
-            self._try(tracker, lambda tracker=tracker: tracker.scalars(step, numbers))
+            self._try(tracker, partial(tracker.scalars, step, numbers))
 
     def samples(self) -> None:
         """Pass on clips that have been sampled since."""
@@ -177,7 +179,7 @@ class Trackers:
                 }
                 clips = sorted(folder.glob("*.mp4"))
                 step = int(folder.name)
-                self._try(tracker, lambda: tracker.samples(step, clips, scores))  # noqa: B023
+                self._try(tracker, partial(tracker.samples, step, clips, scores))
                 told.append(folder.name)
                 write_json(self.out / RECORD, self.record)
 
