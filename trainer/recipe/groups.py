@@ -111,4 +111,5 @@ def _matches(group: str, name: str, blocks: str) -> bool:
         return name.startswith(blocks) and not lora
     if group == "layer_embedding":
         return name.startswith("layer_embedding.")
-    return fnmatchcase(name, group)
+    plain = name.replace(".base_layer.", ".")  # as it is called where no adapter is
+    return not lora and (fnmatchcase(name, group) or fnmatchcase(plain, group))
