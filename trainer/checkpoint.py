@@ -29,6 +29,7 @@ from layerflow.corpus.fingerprint import folder_hash, model_fingerprint
 from layerflow.documents import read_json
 from layerflow.files import building, new_folder, replacing, write_json
 from manifests.train import FREE_FIELDS, TrainManifest
+from manifests.train_stage import Stage
 from trainer.data import open_latents
 from trainer.distributed.processes import ALONE, World
 from trainer.recipe.hooks import hook_packages
@@ -275,14 +276,15 @@ def restore(
     return position
 
 
-def restored(out: Path, stage: str, trained: Trained | Sharded) -> str:
+def restored(out: Path, stage: Stage, trained: Trained | Sharded) -> str:
     """What `restore` has put back, in words."""
-    path = checkpoints(out, stage)[-1]
+    path = checkpoints(out, stage.name)[-1]
     about = read_json(path / "position.json", POSITION)
     parts = ["weights", *(["average"] if trained.average is not None else [])]
     parts += [f"moments of {about['updates']} updates"] if about["updates"] else []
     skipped = f", {about['skipped']} skipped" if about["skipped"] else ""
-    return f"{', '.join(parts)} from {path.relative_to(out)}{skipped}"
+    where = f"{stage.name}: goes on after step {about['step']} of {stage.steps}"
+    return f"{where}: {', '.join(parts)} from {path.relative_to(out)}{skipped}"
 
 
 def optimizer_states(

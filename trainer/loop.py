@@ -15,16 +15,13 @@ import argparse
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerflow.layer_set import model_layers
 from layerflow.model.base import base_of
-from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
@@ -32,40 +29,23 @@ from trainer import checkpoint, validation
 from trainer.checkpoint import Position
 from trainer.claim import claim
 from trainer.data import Batches, buckets, buckets_text, check_alike, open_parts
-from trainer.distributed.processes import World, join_world, until_terminated
-from trainer.distributed.signals import Signals, give_up
+from trainer.distributed.processes import join_world, until_terminated
+from trainer.distributed.signals import Signals, give_up, skips
 from trainer.export import export, load_model, model_after
-from trainer.held_out import HeldOut, held_out
+from trainer.held_out import held_out
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
-from trainer.recipe.hooks import Step, make_hooks
+from trainer.recipe.hooks import Hooks
 from trainer.recipe.patience import Patience
 from trainer.recipe.terms import drawn_times, stage_terms
-from trainer.runtime import attention_kernel, autocast, prepare
+from trainer.runtime import Run, attention_kernel, autocast, prepare
 from trainer.sampling import SampleJob, run_job
 from trainer.stages import attach, lay_out, learning_rate
 from trainer.tracking.state import run_state
-from trainer.upload import Uploader, uploading
+from trainer.upload import uploading
 
 Log = Callable[[str], None]
-
-
-@dataclass
-class Run:
-    """What all stages share."""
-
-    manifest: TrainManifest
-    out: Path
-    world: World
-    transformer: nn.Module
-    process: NoiseProcess
-    held_out: HeldOut | None
-    terminated: threading.Event
-    log: Log
-    report: Callable[[dict[str, Any]], None]
-    sample: Callable[[SampleJob], None]
-    uploader: Uploader | None
 
 
 def train(
@@ -83,9 +63,8 @@ def train(
     """Train the manifest's stages into `out`, from wherever an earlier call left off.
 
     only: train this stage and no other. fresh: start over. new_data: the last stage may go on with
-    other data. report: called on every rank after
-    each checkpoint. sample: called on rank 0 with clips to sample. stop: when set, or on SIGTERM,
-    it saves, ends early and returns False.
+    other data. report: called on every rank after each checkpoint. sample: called on rank 0 with
+    clips to sample. stop: when set, or on SIGTERM, it saves, ends early and returns False.
     ValueError when `out` belongs to another run, or `only` needs a stage that is not done.
     """
     out = Path(out)
@@ -178,8 +157,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     before = validation.at_gate_0(run, stage)
     position = checkpoint.restore(run.out, stage.name, trained, optimizer) or Position()
     if begin := position.step:
-        found = checkpoint.restored(run.out, stage.name, trained)
-        run.log(f"{stage.name}: goes on after step {begin} of {stage.steps}: {found}")
+        run.log(checkpoint.restored(run.out, stage, trained))
     skipped = torch.tensor(float(position.skipped), device=world.device)
     in_a_row = torch.tensor(float(position.in_a_row), device=world.device)
     most_skips = min(manifest.max_skips, stage.steps)
@@ -187,7 +165,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     signals = Signals(world, run.terminated, manifest.save_minutes)
     metrics = make_metrics(run, trained, first_step + begin)
     stream = batches.stream(begin, stage.steps, manifest.prefetch)
-    hooks = make_hooks(manifest)
+    hooks = Hooks(run, stage, trained, metrics, first_step)
     patience = Patience(stage, manifest.validation, position)
     stopped, done = False, begin
 
@@ -196,9 +174,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         prepared = next(stream)
         waited = time.perf_counter() - clock
 
-        now = Step(run, stage, trained, metrics, step, first_step + step + 1)
-        for hook in hooks:
-            hook.before(now)
+        hooks.before(step)
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
@@ -225,8 +201,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         optimizer.step()
         trained.update_average(bad, step - skipped)
         skipped, in_a_row = skipped + bad, (in_a_row + bad) * bad
-        for hook in hooks:
-            hook.after(now)
+        hooks.after(step)
         heard = signals.receive(trained, in_a_row)
 
         done = step + 1
@@ -258,9 +233,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             patience.see(done, losses)
         if saving or patience.over:
             here = patience.marked(Position(done, int(skipped.item()), int(in_a_row.item())))
-            keep = manifest.keep_last
             saved = checkpoint.save(
-                run.out, stage.name, trained, optimizer, here, keep=keep, world=world
+                run.out, stage.name, trained, optimizer, here, keep=manifest.keep_last, world=world
             )
             signals.saved()
             if run.uploader:
@@ -277,13 +251,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     metrics.close()
     if stopped:
         return False
-    if skipped.item():
-        run.log(
-            f"{stage.name}: {int(skipped.item())} of {done} steps were skipped: "
-            "their gradients were not finite"
-        )
-    if patience.over:
-        run.log(f"{stage.name}: ended after step {done} of {stage.steps}: {patience.words()}")
+    for words in (skips(int(skipped.item()), done), patience.words(done)):
+        if words:
+            run.log(f"{stage.name}: {words}")
     trained.hand_on()
     validation.check_gate_0(run, stage, before)
     tensors = trained.tensors()
@@ -304,13 +274,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a manifest in this process or torchrun's.")
     parser.add_argument("manifest")
     parser.add_argument("--out")
-    parser.add_argument("--stage")
+    parser.add_argument("--stage", dest="only")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--new-data", action="store_true")
-    options = parser.parse_args()
-    manifest = load(options.manifest, out=options.out)
-    how = {"fresh": options.fresh, "new_data": options.new_data}
-    if not train(manifest, manifest.out, only=options.stage, **how):
+    options = vars(parser.parse_args())
+    manifest = load(options.pop("manifest"), out=options.pop("out"))
+    if not train(manifest, manifest.out, **options):
         raise SystemExit(143)  # as of a process that SIGTERM ended
 
 

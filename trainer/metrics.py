@@ -22,7 +22,7 @@ from trainer.tracking.trackers import Trackers
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
-    from trainer.loop import Run
+    from trainer.runtime import Run
     from trainer.stages import Trained
 
 COLUMNS = (

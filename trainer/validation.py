@@ -23,7 +23,7 @@ from trainer.stages import Trained, gate_of
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
-    from trainer.loop import Run
+    from trainer.runtime import Run
 
 COLUMNS = ("step", "stage", "task", "loss", "gate")
 GATE_0_TOLERANCE = 1e-4  # of a loss; on a CPU nothing differs at all

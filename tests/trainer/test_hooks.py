@@ -17,6 +17,7 @@ from tests.support.foreign import dist_info
 from tests.support.trainer_kit import make_latents, make_manifest, same, weights
 from trainer import loop, metrics
 from trainer.planning.check import check
+from trainer.recipe import hooks
 from trainer.stages import Trained
 
 
@@ -70,8 +71,7 @@ def test_the_hook_of_the_page_works_and_is_part_of_the_run(
     dist_info(tmp_path, "acme-hooks", {"layerflow.hooks": {"acme-limit": "acme_hooks:Limit"}})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "acme_hooks", raising=False)
-    hooks = {"acme-limit": {"most": 0.01}}
-    manifest = base_only(tmp_path / "kit", hooks=hooks, save_every=2)
+    manifest = base_only(tmp_path / "kit", hooks={"acme-limit": {"most": 0.01}}, save_every=2)
     stage = manifest.stages[0].model_copy(update={"ema": None})
     manifest = manifest.model_copy(update={"stages": [stage]})
     for step in (2, 4):
@@ -110,7 +110,7 @@ def test_hooks_run_around_each_step_with_its_gradient(
             assert isinstance(step.trained, Trained)
             seen.append(("after", step.number, step.at, step.trained.grads.norm()))
 
-    monkeypatch.setattr(loop, "make_hooks", lambda manifest: [Watch()])
+    monkeypatch.setattr(hooks, "make_hooks", lambda manifest: [Watch()])
     manifest = make_manifest(tmp_path)
     assert loop.train(manifest, manifest.out, log=silent)
     assert [entry[:3] for entry in seen[:4]] == [

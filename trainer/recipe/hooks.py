@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,8 +25,8 @@ from manifests.train_stage import Stage
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
-    from trainer.loop import Run
     from trainer.metrics import Metrics
+    from trainer.runtime import Run
     from trainer.stages import Trained
 
 HOOKS = Plugins(
@@ -65,6 +66,24 @@ class Hook(Protocol):
 def make_hooks(manifest: TrainManifest) -> list[Hook]:
     """The manifest's hooks, in their order. ValueError for an unknown one or a wrong option."""
     return [HOOKS.make(name, {}, options) for name, options in manifest.hooks.items()]
+
+
+class Hooks:
+    """The hooks of a stage, on one worker. first: steps of the run before it."""
+
+    def __init__(
+        self, run: Run, stage: Stage, trained: Trained | Sharded, metrics: Metrics, first: int
+    ) -> None:
+        self.hooks, self.first = make_hooks(run.manifest), first
+        self.seen = partial(Step, run, stage, trained, metrics)
+
+    def before(self, number: int) -> None:
+        for hook in self.hooks:
+            hook.before(self.seen(number, self.first + number + 1))
+
+    def after(self, number: int) -> None:
+        for hook in self.hooks:
+            hook.after(self.seen(number, self.first + number + 1))
 
 
 class GradientNorms:

@@ -23,7 +23,7 @@ class Patience:
     """
 
     def __init__(self, stage: Stage, validation: Validation | None, position: Position) -> None:
-        self.said = stage.patience
+        self.said, self.steps = stage.patience, stage.steps
         self.every = validation.every if validation else 1
         self.best, self.since = position.best, position.since
 
@@ -47,6 +47,12 @@ class Patience:
         """A position that remembers what was seen."""
         return replace(position, best=self.best, since=self.since)
 
-    def words(self) -> str:
-        lowest = "never finite" if self.best is None else f"{self.best:.4f} {self.since} before"
-        return f"the held-out loss did not fall for {self.since} validations (lowest: {lowest})"
+    def words(self, done: int) -> str:
+        """Why the stage ended after step `done`; empty if it is not over."""
+        if not self.over:
+            return ""
+        lowest = "never finite" if self.best is None else f"{self.best:.4f}"
+        return (
+            f"ended after step {done} of {self.steps}: the held-out loss did not fall for "
+            f"{self.since} validations (lowest: {lowest})"
+        )
