@@ -1,4 +1,4 @@
-"""``layerflow encode | train | evaluate``: latents, the schedule, and layers scored."""
+"""``layerflow encode | train | evaluate | runs``: latents, the schedule, and layers scored."""
 
 from __future__ import annotations
 
@@ -58,4 +58,30 @@ def evaluate(out: Path, **options: Any) -> None:
         typer.echo(f"{len(summary['skipped'])} clips skipped, see metrics.json")
 
 
-COMMANDS = (encode, train, evaluate)
+def runs(
+    folder: Annotated[Path, typer.Argument(help="a run's folder, or one above several")],
+    json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
+) -> None:
+    """The training runs below a folder: stage, step, loss, time left, state."""
+    import json as encoder
+
+    from trainer.tracking.runs import describe, find_runs, lines
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    found, odd = [], []
+    for run in find_runs(folder):
+        try:
+            found.append(describe(run))
+        except ValueError as error:
+            odd.append(str(error))
+    if json:
+        typer.echo(encoder.dumps([run.plain() for run in found], indent=1))
+        return
+    for line in lines(found, folder) if found else [f"no training runs below {folder}"]:
+        typer.echo(line)
+    for text in odd:
+        typer.echo(f"left out: {text}", err=True)
+
+
+COMMANDS = (encode, train, evaluate, runs)
