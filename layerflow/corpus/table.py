@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import pyarrow as pa
 
@@ -368,13 +368,7 @@ class Corpus(Table):
     def clip(self, index: int) -> LayeredClip:
         return decode_row(self.row(index))
 
-    @overload
-    def __getitem__(self, index: int) -> LayeredClip: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[LayeredClip]: ...
-
-    def __getitem__(self, index: int | slice) -> LayeredClip | list[LayeredClip]:
+    def __getitem__(self, index: int | slice) -> Any:
         """``corpus[3]``, ``corpus[-1]``: a clip; ``corpus[2:5]``: a list of clips, all decoded."""
         if isinstance(index, slice):
             return [self.clip(place) for place in range(*index.indices(len(self)))]
