@@ -24,7 +24,8 @@ from layerflow.clip import ALPHA, LAYERS, PROMPTED, LayeredClip
 from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.columns import EXTENDED_SCHEMA as EXTENDED_SCHEMA
 from layerflow.corpus.columns import EXTRAS as EXTRAS
-from layerflow.corpus.columns import QUALITY, SCHEMA
+from layerflow.corpus.columns import REJECTED_SCHEMA as REJECTED_SCHEMA
+from layerflow.corpus.columns import SCHEMA
 from layerflow.corpus.log import (
     REJECTED,
     VERSIONS,
@@ -50,19 +51,6 @@ from layerflow.media.cells import (
 
 FORMAT_VERSION = 1
 MAX_OPEN = 64  # shards of a table that stay open
-
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("kind", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("quality", QUALITY),
-        ("recipe", pa.string()),
-    ]
-)
 
 
 def clip_id(kind: str, sources: Sequence[str], span: Sequence[float | int], recipe: str) -> str:
@@ -197,7 +185,6 @@ def rejected_row(
 
 Names = Sequence[str] | None
 Chunk = Callable[[Names], pa.RecordBatch]
-"""Column names (None: all) -> a record batch of these."""
 
 
 @dataclass(frozen=True)
@@ -369,13 +356,12 @@ class Corpus(Table):
         return decode_row(self.row(index))
 
     def __getitem__(self, index: int | slice) -> Any:
-        """``corpus[3]``, ``corpus[-1]``: a clip; ``corpus[2:5]``: a list of clips, all decoded."""
+        """``corpus[-1]``: a clip; ``corpus[2:5]``: a list of clips."""
         if isinstance(index, slice):
             return [self.clip(place) for place in range(*index.indices(len(self)))]
         return self.clip(index + len(self) if index < 0 else index)
 
     def __iter__(self) -> Iterator[LayeredClip]:
-        """The clips in order, one in memory at a time."""
         return (self.clip(place) for place in range(len(self)))
 
     def _repr_html_(self) -> str:
