@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerflow.corpus.changes.overlay import PROMPTS, RIGHTS
+from layerflow.corpus.changes.overlay import PROMPTS
 from layerflow.corpus.changes.tombstones import Tombstones, licence_tokens
+from layerflow.corpus.columns import RIGHTS
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.table import Corpus
 from layerflow.nearest import did_you_mean

@@ -145,6 +145,9 @@ def _decode_singles(row: Row, clip: LayeredClip) -> None:
         check_objects(objects, clip)
 
 
+RIGHTS = ("licence", "attribution")
+"""Fields of an origin that say who may do what."""
+
 ORIGIN = pa.struct(
     [
         ("uri", pa.string()),

@@ -12,8 +12,8 @@ import torch
 
 from layerflow.model import adapters
 from manifests.train_stage import Optimizer, Stage
-from tests.support.trainer_kit import make_manifest, make_model, same, weights
-from trainer import checkpoint, loop, metrics
+from tests.support.trainer_kit import make_manifest, make_model, same, weights, whole_and_killed
+from trainer import checkpoint, metrics
 from trainer.checkpoint import Position
 from trainer.distributed.processes import ALONE
 from trainer.export import load_model
@@ -178,21 +178,9 @@ def test_a_run_with_another_optimizer_is_killed_and_equals_an_unbroken_one(
               (manifest.stages[0], manifest.stages[2])]  # fmt: skip
     manifest = manifest.model_copy(update={"stages": stages})
 
-    class Killed(BaseException):
-        pass
-
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] in (2, 7):
-            raise Killed
-
-    for _ in range(2):
-        with pytest.raises(Killed):
-            loop.train(manifest, manifest.out, log=lambda line: None, report=report)
-    assert loop.train(manifest, manifest.out, log=lambda line: None)
-    whole = manifest.model_copy(update={"out": str(tmp_path / "whole")})
-    assert loop.train(whole, whole.out, log=lambda line: None)
-    assert same(weights(tmp_path / "out/export"), weights(tmp_path / "whole/export"))
-    rows = [metrics.read(tmp_path / name / "metrics.csv") for name in ("out", "whole")]
+    whole, killed = whole_and_killed(manifest, tmp_path, 2, 7)
+    assert same(weights(killed / "export"), weights(whole / "export"))
+    rows = [metrics.read(folder / "metrics.csv") for folder in (killed, whole)]
     assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]] and len(rows[0]) == 9
 
 

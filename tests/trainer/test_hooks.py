@@ -14,7 +14,7 @@ import torch
 from manifests.train import TrainManifest
 from tests.support import ROOT
 from tests.support.foreign import dist_info
-from tests.support.trainer_kit import make_latents, make_manifest, same, weights
+from tests.support.trainer_kit import Killed, kill_at, make_latents, make_manifest, same, weights
 from trainer import loop, metrics
 from trainer.planning.check import check
 from trainer.recipe import hooks
@@ -23,18 +23,6 @@ from trainer.stages import Trained
 
 def silent(line: str) -> None:
     pass
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step: int) -> Any:
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] == step:
-            raise Killed
-
-    return report
 
 
 def base_only(folder: Path, **changes: Any) -> TrainManifest:
@@ -152,7 +140,7 @@ def test_the_last_stage_goes_on_with_other_data_when_asked_and_says_so(tmp_path:
     with pytest.raises(Killed):  # and killed again: the change is recorded, and resumed exactly
         loop.train(
             other, other.out, log=said.append, new_data=True,
-            report=lambda row: (_ for _ in ()).throw(Killed) if row["step"] == 13 else None,
+            report=kill_at(13),
         )  # fmt: skip
     assert any(line.startswith("content: other data from step 3 on") for line in said)
     record = json.loads((tmp_path / "out/run.json").read_text())

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
 from manifests.train import TrainManifest, parse
-from tests.support.trainer_kit import make_manifest, same, weights
+from tests.support.trainer_kit import Killed, kill_at, make_manifest, same, weights
 from trainer import loop, metrics
 from trainer.checkpoint import checkpoints, stage_steps
 from trainer.tracking.runs import describe, find_runs
@@ -23,18 +23,6 @@ from trainer.tracking.state import STATE, read_state
 
 def silent(line: str) -> None:
     pass
-
-
-class Killed(BaseException):
-    """Ends a run from inside, where a kill would."""
-
-
-def kill_at(step: int) -> Any:
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] == step:
-            raise Killed
-
-    return report
 
 
 def shown(*arguments: object) -> str:

@@ -19,7 +19,7 @@ from layerflow.model.noise import Density
 from layerflow.model.objective import Prediction
 from layerflow.model.wan.noise import FlowMatching
 from manifests.train_stage import Stage
-from tests.support.trainer_kit import make_manifest, make_model, same, weights
+from tests.support.trainer_kit import make_manifest, make_model, same, weights, whole_and_killed
 from trainer import loop
 from trainer.recipe.terms import Terms, alpha_gradient, drawn_times, levels, stage_terms
 
@@ -199,19 +199,8 @@ def test_a_run_with_all_of_it_trains_and_resumes_exactly(tmp_path: Path) -> None
     # the kit's model has 4 channels, and its autoencoder as many: 2 luma and 1 of each chroma
     manifest = manifest.model_copy(update={"stages": [base]})
 
-    class Killed(BaseException):
-        pass
-
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        loop.train(manifest, manifest.out, log=lambda line: None, report=report)
-    assert loop.train(manifest, manifest.out, log=lambda line: None)
-    whole = manifest.model_copy(update={"out": str(tmp_path / "whole")})
-    assert loop.train(whole, whole.out, log=lambda line: None)
-    assert same(weights(tmp_path / "out/export"), weights(tmp_path / "whole/export"))
+    whole, killed = whole_and_killed(manifest, tmp_path, 2)
+    assert same(weights(killed / "export"), weights(whole / "export"))
     plain = manifest.model_copy(update={"stages": [base.model_copy(update={"loss": None})]})
     with pytest.raises(ValueError, match=r"loss\.alpha_gradient: 0\.1 -> None"):
         loop.train(plain, plain.out, log=lambda line: None)

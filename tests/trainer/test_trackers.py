@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from manifests.train import TrainManifest
+from tests.support.trainer_kit import Killed
 from tests.support.training_runs import with_validation
 from trainer import loop, metrics
 from trainer.tracking.trackers import RECORD, MLflow, Trackers
@@ -107,10 +109,6 @@ class FakeMLflow:
         self.active = ""
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_killed_run_goes_on_in_the_same_runs_of_all_trackers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +128,7 @@ def test_a_killed_run_goes_on_in_the_same_runs_of_all_trackers(
 
     with pytest.raises(Killed):
         loop.train(manifest, manifest.out, log=silent, report=report)
+    time.sleep(1.0 - time.time() % 1.0)  # TensorBoard's files are ordered by the second
     assert loop.train(manifest, manifest.out, log=silent)
     rows = metrics.read(tmp_path / "out/metrics.csv")
     ((run, logged),) = wandb.runs.items()

@@ -15,14 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import PROMPTED
-from layerflow.corpus.columns import QUALITY
+from layerflow.corpus.columns import QUALITY, RIGHTS
 from layerflow.corpus.log import OVERLAY, Shard
 from layerflow.corpus.scores import QUALITY_FIELDS
 from layerflow.corpus.shards import ShardReader
 from layerflow.corpus.store import Store
 
 PROMPTS = tuple(f"{layer}_prompt" for layer in PROMPTED)
-RIGHTS = ("licence", "attribution")
 ORIGIN, SCORES = "origin", "quality"
 SCHEMA = pa.schema(
     [("id", pa.string()), *((name, pa.string()) for name in (*PROMPTS, *RIGHTS)), (SCORES, QUALITY)]
