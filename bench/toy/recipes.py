@@ -1,10 +1,10 @@
 """Whether an option of the recipe helps the tiny net.
 
-    python bench/recipes/compare.py [--seeds 0 1] [--arms plain muon ...] [--out build/recipes]
+    python bench/toy/recipes.py [--seeds 0 1] [--arms plain muon ...] [--out build/recipes]
 
 The tiny preset (0.94 M parameters, 4 frames of 32x32) learns to generate and to decompose the
-moving clips of `bench/blobs.py`, for equal steps from equal starts, clips and noise, once with the
-plain recipe and once with each option. Arms that begin with `lora` then learn the other look from
+moving clips of `bench/toy/blobs.py`, for equal steps from equal starts, clips and noise, once with
+the plain recipe and once with each option. Arms that begin with `lora` then learn the other look from
 stills of one frame, with a LoRA on the plain arm's result. Measured on held-out clips of the seed:
 the plain loss at fixed times and noise (whatever the arm minimised), and for the others the IoU of
 the mattes of decomposed clips. Arms go in the order given, each on all seeds; what was interrupted
@@ -15,16 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from blobs import MOVING, STILL, draw_clip
 from schedule import write_latents
 
