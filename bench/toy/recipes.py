@@ -4,11 +4,11 @@
 
 The tiny preset (0.94 M parameters, 4 frames of 32x32) learns to generate and to decompose the
 moving clips of `bench/toy/blobs.py`, for equal steps from equal starts, clips and noise, once with
-the plain recipe and once with each option. Arms that begin with `lora` then learn the other look from
-stills of one frame, with a LoRA on the plain arm's result. Measured on held-out clips of the seed:
-the plain loss at fixed times and noise (whatever the arm minimised), and for the others the IoU of
-the mattes of decomposed clips. Arms go in the order given, each on all seeds; what was interrupted
-goes on where it was. Figures go to OUT/recipes.json.
+the plain recipe and once with each option. Arms that begin with `lora` then learn the other look
+from stills of one frame, with a LoRA on the plain arm's result. Measured on held-out clips of the
+seed: the plain loss at fixed times and noise (whatever the arm minimised), and for the others the
+IoU of the mattes of decomposed clips. Arms go in the order given, each on all seeds; what was
+interrupted goes on where it was. Figures go to OUT/recipes.json.
 """
 
 from __future__ import annotations
