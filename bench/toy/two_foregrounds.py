@@ -38,12 +38,12 @@ from layerflow.evaluation.metrics import alpha_iou
 from layerflow.files import write_json
 from layerflow.layer_set import layer_set, prompted_of
 from layerflow.model.autoencoder import BlockDCTAutoencoder, encode
-from layerflow.model.cogvideox.from_base import make_scheduler
-from layerflow.model.cogvideox.noise import VPrediction
-from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
-from layerflow.model.cogvideox.presets import TINY, tiny_transformer
 from layerflow.model.objective import layer_loss
 from layerflow.model.other_layers import with_rows_of
+from layerflow.model.wan.from_base import make_scheduler
+from layerflow.model.wan.noise import flow_matching
+from layerflow.model.wan.pipeline import LayerFlowWanPipeline
+from layerflow.model.wan.presets import TINY, tiny_transformer
 from manifests.train_stage import Optimizer
 from trainer import checkpoint
 from trainer.checkpoint import Position
@@ -60,6 +60,7 @@ RUNS = {  # run -> layers, what it starts from, steps, weights of clips with one
 }
 TEXT = {"num_text_tokens": 1, "text_width": 8}  # there are no prompts
 OPTIONS = {**TINY, **TEXT, "height": SIDE, "width": SIDE, "num_frames": FRAMES}
+SCHEDULER = make_scheduler(*(OPTIONS[n] for n in ("scheduler", "shift", "density")))
 
 
 class Movers:
@@ -149,7 +150,7 @@ def train(folder: Path, run: str, sources: Sequence[Movers], seed: int, shorten:
     if file.is_file():
         model.load_state_dict(load_file(file))
         return model.eval()
-    used, process = sources[: len(weights)], VPrediction(make_scheduler("ddim"))
+    used, process = sources[: len(weights)], flow_matching(SCHEDULER)
     parts = [
         MixturePart(s, range(len(s)), [Shape(FRAMES, SIDE // 8, SIDE // 8, s.layers)] * len(s))
         for s in used
@@ -195,7 +196,7 @@ def measure(model: Any, source: Movers) -> dict[str, float]:
     """Means over a source's clips, taken apart from their blended video: alpha IoU of each
     foreground; with two, the share of overlapping pixels where the right one is in front
     (``order_score``), and of clips where that is most of them."""
-    pipe = LayerFlowPipeline(None, None, source.vae, model, make_scheduler("ddim"))
+    pipe = LayerFlowWanPipeline(None, None, source.vae, model, SCHEDULER)
     pipe.set_progress_bar_config(disable=True)
     clips = [source.clip(i) for i in range(len(source))]
     made = pipe(

@@ -50,6 +50,11 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
     Colour is rotated to luma and two chromas; each block's low bands are kept, in zigzag order.
     With all bands kept (luma = chroma = block*block) it is lossless. No temporal compression: any
     number of frames is legal. ``scaling_factor`` brings the latents' standard deviation near 1.
+
+    overlap: a lapped transform instead, whose waves run half a block over each border, so that what
+    is decoded has no edges of blocks: the orthonormal LOT as a filter before and after the DCT
+    (Tran, Liang, Tu, "Lapped transform via time-domain pre- and post-filtering", 2003). Needs an
+    even block.
     """
 
     @register_to_config
@@ -59,8 +64,11 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
         luma_bands: int = 15,
         chroma_bands: int = 6,
         scaling_factor: float = 0.6,
+        overlap: bool = False,
     ) -> None:
         super().__init__()
+        if overlap and block_size % 2:
+            raise ValueError(f"blocks that overlap have an even size, not {block_size}")
         if block_size < 1 or not all(
             0 < bands <= block_size**2 for bands in (luma_bands, chroma_bands)
         ):
@@ -68,6 +76,8 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
         basis = _basis(block_size, luma_bands, chroma_bands)
         self.register_buffer("basis", basis)  # kept in the file, so that loading needs no rule
         self.basis: Tensor
+        self.register_buffer("lap", _lap(block_size) if overlap else None)
+        self.lap: Tensor | None
         self.spatial_compression_ratio = block_size
         self.temporal_compression_ratio = 1
         self.latent_channels = len(basis)
@@ -79,6 +89,8 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
         if x.ndim != 5 or x.shape[1] != 3 or x.shape[3] % b or x.shape[4] % b:
             raise ValueError(f"expected [B, 3, T, H, W], H and W multiples of {b}: {x.shape}")
         frames = x.to(self.basis.dtype).transpose(1, 2).flatten(0, 1)
+        if self.lap is not None:
+            frames = _across_borders(frames, self.lap)
         mean = functional.conv2d(frames, self.basis, stride=b)
         mean = mean.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
         moments = torch.cat([mean, torch.full_like(mean, NO_VARIANCE)], 1)
@@ -90,6 +102,8 @@ class BlockDCTAutoencoder(ModelMixin, ConfigMixin):
         """``[B, C, T, h, w]`` -> ``.sample`` ``[B, 3, T, h*b, w*b]``, not clamped."""
         frames = z.to(self.basis.dtype).transpose(1, 2).flatten(0, 1)
         image = functional.conv_transpose2d(frames, self.basis, stride=self.config.block_size)
+        if self.lap is not None:
+            image = _across_borders(image, self.lap.T)
         image = image.unflatten(0, (z.shape[0], z.shape[2])).transpose(1, 2)
         return DecoderOutput(image) if return_dict else (image,)
 
@@ -202,6 +216,35 @@ def _basis(block: int, luma: int, chroma: int) -> Tensor:
         for u, v in bands[:count]
     ]
     return torch.stack(filters).float()
+
+
+def _lap(block: int) -> Tensor:
+    """The LOT's orthogonal pre-filter ``[block, block]``; transposed it is the post-filter.
+
+    ``[[I, J], [J, -I]] [[I, 0], [0, V]] [[I, J], [J, -I]] / 2``, J reversal, ``V = J C2^T C4 J`` of
+    the DCTs II and IV of half a block.
+    """
+    half = block // 2
+    odd = 2 * torch.arange(half, dtype=torch.float64) + 1
+    second = torch.cos(torch.outer(odd - 1, odd) * (math.pi / (4 * half))) * math.sqrt(2 / half)
+    second[0] /= math.sqrt(2)
+    fourth = torch.cos(torch.outer(odd, odd) * (math.pi / (4 * half))) * math.sqrt(2 / half)
+    one = torch.eye(half, dtype=torch.float64)
+    butterfly = torch.cat([torch.cat([one, one.flip(0)], 1), torch.cat([one.flip(0), -one], 1)])
+    middle = torch.block_diag(one, (second.T @ fourth).flip(0, 1))
+    return (butterfly @ middle @ butterfly / 2).float()
+
+
+def _across_borders(image: Tensor, matrix: Tensor) -> Tensor:
+    """The matrix along height and width of ``[..., H, W]``, on each block's length of pixels with a
+    border between blocks in its middle; the half blocks at the picture's edges stay."""
+    half = len(matrix) // 2
+    for axis in (-2, -1):
+        line = image.movedim(axis, -1)
+        inner = line[..., half:-half].unflatten(-1, (-1, len(matrix))) @ matrix.T
+        parts = (line[..., :half], inner.flatten(-2), line[..., -half:])
+        image = torch.cat(parts, -1).movedim(-1, axis)
+    return image
 
 
 def check_frames(vae: Any, num_frames: int) -> None:

@@ -257,7 +257,9 @@ def write_tiny_pipeline(
         torch.manual_seed(int(options["seed"]))
         text_encoder, tokenizer = text(options)
         bands = (options["luma_bands"], options["chroma_bands"])
-        vae = BlockDCTAutoencoder(options["block_size"], *bands, options["scaling_factor"])
+        vae = BlockDCTAutoencoder(
+            options["block_size"], *bands, options["scaling_factor"], options["overlap"]
+        )
         transformer = network(options, vae.latent_channels)
     pipe = base.pipeline(tokenizer, text_encoder, vae, transformer, scheduler)
     sampling = {"num_inference_steps": 16, "guidance_scale": 1.0}

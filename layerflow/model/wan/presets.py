@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "luma_bands": 15,
     "chroma_bands": 6,
     "scaling_factor": 0.6,
+    "overlap": False,
     "patch_size": 1,
     "num_attention_heads": 3,
     "attention_head_dim": 32,

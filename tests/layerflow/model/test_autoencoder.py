@@ -82,6 +82,40 @@ def test_round_trip_through_files(tmp_path):
     assert again.config.scaling_factor == 0.7 and torch.equal(vae(x), again(x))
 
 
+def test_overlap_keeps_every_band_and_all_energy():
+    vae = BlockDCTAutoencoder(4, 16, 16, overlap=True)
+    x = torch.rand(2, 3, 2, 12, 20) * 2 - 1
+    latents = vae.encode(x).latent_dist.mode()
+    assert torch.allclose(vae.decode(latents).sample, x, atol=1e-5)
+    assert torch.allclose(latents.square().sum(), x.square().sum(), rtol=1e-5)
+    one = BlockDCTAutoencoder(4, 16, 16, overlap=True)
+    assert torch.allclose(one(x[..., :4, :4]), x[..., :4, :4], atol=1e-5), "a single block"
+
+
+def test_overlap_decodes_any_latents_without_edges_of_blocks():
+    """What a small network makes: bands that do not fit from block to block."""
+    latents = torch.randn(1, 27, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    latents *= torch.tensor([1.0] * 3 + [0.0] * 12 + [1.0] * 3 + [0.0] * 9)[
+        None, :, None, None, None
+    ]
+    steps = {}
+    for overlap in (False, True):
+        image = BlockDCTAutoencoder(overlap=overlap).decode(latents).sample[0, :, 0]
+        step = (image[..., 1:] - image[..., :-1]).square().mean((0, 1)).sqrt()
+        steps[overlap] = float(step[7::8].mean() / step.mean())
+    assert steps[False] > 2 and steps[True] < 1.5
+
+
+def test_overlap_goes_through_files_and_needs_an_even_block(tmp_path):
+    vae = BlockDCTAutoencoder(overlap=True)
+    vae.save_pretrained(tmp_path)
+    x = torch.rand(1, 3, 1, 16, 16)
+    assert torch.equal(BlockDCTAutoencoder.from_pretrained(tmp_path)(x), vae(x))
+    assert not torch.allclose(BlockDCTAutoencoder()(x), vae(x), atol=1e-3)
+    with pytest.raises(ValueError, match="even"):
+        BlockDCTAutoencoder(5, overlap=True)
+
+
 @pytest.mark.parametrize("wrong", [{"luma_bands": 0}, {"chroma_bands": 65}, {"block_size": 0}])
 def test_wrong_bands(wrong):
     with pytest.raises(ValueError, match="bands"):
