@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-import psutil
 
-from layerflow.cli.demo.memory import PeakMemory
+from layerflow.cli.demo.memory import PeakMemory, Tree
 from layerflow.clip import U8
 from layerflow.corpus.table import Corpus
 from layerflow.media.decode import Decoder
@@ -101,31 +99,6 @@ def kernels(path: Path, matting: str, size: tuple[int, int]) -> float:
     return time.process_time() - start
 
 
-class Tree:
-    """CPU seconds and memory of a process and all that it starts, sampled."""
-
-    def __init__(self, root: int) -> None:
-        self._root = psutil.Process(root)
-        self._known = {root: self._root}
-        self._cpu: dict[int, float] = {}
-
-    @property
-    def cpu(self) -> float:
-        return sum(self._cpu.values())
-
-    def memory(self) -> int:
-        """Bytes that all hold now (shared memory counts once); also notes their CPU time."""
-        total = 0
-        with suppress(psutil.Error):
-            self._known |= {p.pid: p for p in self._root.children(recursive=True)}
-        for process in self._known.values():  # also of those whose parent has ended
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                self._cpu[process.pid] = times.user + times.system
-                total += process.memory_full_info().pss
-        return total
-
-
 def run_job(folder: Path, out: Path, matting: str, size: str) -> tuple[float, float, int]:
     """Wall seconds, CPU seconds and peak memory (bytes) of ``layerflow mine`` with 2 workers."""
     command = [
@@ -136,7 +109,7 @@ def run_job(folder: Path, out: Path, matting: str, size: str) -> tuple[float, fl
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     tree = Tree(child.pid)
-    with PeakMemory(tree.memory) as sampled:
+    with PeakMemory(tree.sample) as sampled:
         code = child.wait()
         wall = time.perf_counter() - start
     if code:

@@ -1,4 +1,4 @@
-"""What this process and all its children use: memory at one time, and CPU time so far."""
+"""What a process and all its descendants use: memory at one time, and CPU time so far."""
 
 from __future__ import annotations
 
@@ -9,26 +9,37 @@ from contextlib import suppress
 import psutil
 
 
-def tree_memory(root: int | None = None) -> int:
-    """Bytes that a process (None: this one) and its descendants hold now; 0 outside Linux.
+class Tree:
+    """CPU seconds and memory of a process (None: this one) and of all that descended from it.
 
-    Proportional set size: memory that processes share counts once.
+    Those whose parents have ended, such as the workers of a cluster that was shut down, count too,
+    with what they had used when `sample` last saw them.
     """
-    total, first = 0, psutil.Process(root)
-    for process in (first, *first.children(recursive=True)):
-        with suppress(psutil.Error):  # it ended meanwhile
-            total += getattr(process.memory_full_info(), "pss", 0)
-    return total
 
+    def __init__(self, root: int | None = None) -> None:
+        self._root = psutil.Process(root)
+        self._known = {self._root.pid: self._root}
+        self._cpu: dict[int, float] = {}
+        self._lock = threading.Lock()
 
-def tree_cpu(root: int | None = None) -> float:
-    """CPU seconds of a process (None: this one), its descendants and those of them that ended."""
-    total, first = 0.0, psutil.Process(root)
-    for process in (first, *first.children(recursive=True)):
-        with suppress(psutil.Error):
-            times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
+    @property
+    def cpu(self) -> float:
+        """CPU seconds so far."""
+        self.sample()
+        return sum(self._cpu.values())
+
+    def sample(self) -> int:
+        """Bytes that all hold now (shared memory counts once; 0 outside Linux)."""
+        total = 0
+        with self._lock:
+            with suppress(psutil.Error):
+                self._known |= {p.pid: p for p in self._root.children(recursive=True)}
+            for process in self._known.values():
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    self._cpu[process.pid] = times.user + times.system
+                    total += getattr(process.memory_full_info(), "pss", 0)
+        return total
 
 
 class PeakMemory:
@@ -37,7 +48,7 @@ class PeakMemory:
     measure: bytes that are held now. every: seconds between two samples.
     """
 
-    def __init__(self, measure: Callable[[], int] = tree_memory, every: float = 2.0) -> None:
+    def __init__(self, measure: Callable[[], int], every: float = 2.0) -> None:
         self.peak = 0
         self._measure, self._every = measure, every
         self._ended = threading.Event()

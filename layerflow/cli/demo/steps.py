@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from layerflow import front
-from layerflow.cli.demo.memory import PeakMemory, tree_cpu
+from layerflow.cli.demo.memory import PeakMemory, Tree
+from layerflow.files import write_json
 from layerflow.outputs import local_output
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Demo:
     """Called with `result` whenever there is more to show."""
     result: dict[str, Any] = field(default_factory=lambda: {"seconds": {}, "cpu_seconds": {}})
     """What was measured; keys come as the steps are done. `running`: the step at work."""
+    tree: Tree = field(default_factory=Tree)
 
     new: ClassVar[str] = "held-out-new"
     """Corpus of moving clips with the look of the stills, which no training saw move."""
@@ -84,11 +86,11 @@ class Demo:
         print(f"demo: {name} ...", flush=True)
         self.result["running"] = name
         self.show(self.result)
-        started, cpu = time.monotonic(), tree_cpu()
+        started, cpu = time.monotonic(), self.tree.cpu
         yield
         del self.result["running"]
         self.result["seconds"][name] = time.monotonic() - started
-        self.result["cpu_seconds"][name] = max(0.0, tree_cpu() - cpu)
+        self.result["cpu_seconds"][name] = self.tree.cpu - cpu
         print(f"demo: {name} took {self.result['seconds'][name]:.1f} s", flush=True)
         self.show(self.result)
 
@@ -164,16 +166,16 @@ def run_demo(demo: Demo) -> dict[str, Any]:
     """All steps. Returns what was measured, which is also in ``OUT/demo.json``."""
     demo.check()
     demo.out.mkdir(parents=True, exist_ok=True)
-    started, cpu = time.monotonic(), tree_cpu()
-    with PeakMemory() as memory:
+    started, cpu = time.monotonic(), demo.tree.cpu
+    with PeakMemory(demo.tree.sample) as memory:
         for name, work in STEPS.items():
             with demo.step(name):
                 work(demo)
     result = demo.result
     result["seconds"]["all"] = time.monotonic() - started
-    result["cpu_seconds"]["all"] = tree_cpu() - cpu
+    result["cpu_seconds"]["all"] = demo.tree.cpu - cpu
     result["peak_gib"] = memory.peak / 2**30
-    (demo.out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(demo.out / "demo.json", result)
     demo.show(result)
     return result
 
