@@ -8,11 +8,10 @@ functions, those of the jobs and of the trainer too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from layerflow.cli.arguments import PATHS, manifest, many
+from layerflow.cli.arguments import Size, manifest, many, request_of, size_of
 from layerflow.corpus.log import at_version
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 PathLike = str | Path
 PathLikes = PathLike | Sequence[PathLike]
-Size = str | tuple[int, int]
-"""Height and width in pixels: ``(480, 720)`` or ``"480x720"``."""
-
 CorpusOut = Annotated[PathLike, "corpus folder to make"]
 ClipSize = Annotated[Size, "HEIGHTxWIDTH, such as 480x720"]
 ClipFrames = Annotated[int, "frames of a clip"]
@@ -183,7 +179,7 @@ def init(
     """A model folder to start from. preset: built in (tiny, ...) or of an installed package."""
     from layerflow.model.presets import init_directory
 
-    height, width = _size(size) or (None, None)
+    height, width = size_of(size) or (None, None)
     return init_directory(
         Path(directory),
         preset,
@@ -216,19 +212,28 @@ def encode(
         str | None, "rgb, rgba, rgbax2 .. rgbax8, +effects; default: the model's"
     ] = None,
     dtype: Annotated[str, "float32 or float16"] = "float32",
+    paste: Annotated[PathLike | None, "no corpus: draw the clips of this manifest's paste"] = None,
+    count: Annotated[int | None, "with --paste: clips to draw; default: the manifest's"] = None,
+    seed: Annotated[int | None, "with --paste: of the draws; default: the manifest's"] = None,
     workers: Workers = None,
     accept_lost: Annotated[bool, "go on if most units fail alike: reject their clips"] = False,
     quiet: Quiet = True,
 ) -> EncodeSummary:
-    """Corpora -> latents and prompt embeddings in the folder ``out``; does only what is missing."""
-    from pipelines.encode.clip_latents import Augment
-    from pipelines.encode.job import run_encode
+    """Corpora -> latents and prompt embeddings in the folder ``out``; does only what is missing.
 
-    return run_encode(
+    paste: a corpus manifest with one paste job, and no corpora: its clips are drawn and encoded
+    without being stored.
+    """
+    from pipelines.encode.clip_latents import Augment
+    from pipelines.encode.drawn import run_encode_of
+
+    return run_encode_of(
         many(corpora),
+        paste,
+        {"count": count, "seed": seed},
         model=str(model),
         out=str(out),
-        size=_size(size),
+        size=size_of(size),
         frames=frames,
         augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
         layers=layers,
@@ -290,7 +295,7 @@ def sample(
     arguments = locals()
     from layerflow.model.sample import SampleRequest, run_sample
 
-    request = _request(
+    request = request_of(
         SampleRequest,
         arguments,
         given={layer: Path(path) for layer, path in (given or {}).items()},
@@ -327,7 +332,7 @@ def publish(
     from pipelines.publish.files import PublishOptions
     from pipelines.publish.job import run_publish
 
-    options = _request(PublishOptions, arguments)
+    options = request_of(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
     where = Path(at_version(corpus, version))
     return run_publish(where, options, dry_run=folder, workers=workers, quiet=quiet)
@@ -358,11 +363,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of a model's samples, or of ``predictions``, against the true layers of a corpus."""
     arguments = locals()
-    from layerflow.corpus.log import at_version
     from layerflow.evaluation.run import EvaluateRequest, run_evaluate
 
     arguments["corpus"] = at_version(corpus, version)
-    request = _request(EvaluateRequest, arguments, tasks=tuple(task or ("decompose",)))
+    request = request_of(EvaluateRequest, arguments, tasks=tuple(task or ("decompose",)))
     return run_evaluate(request, say=(lambda line: None) if quiet else print)
 
 
@@ -382,19 +386,3 @@ def run_job(options: MineOptions | PasteOptions | PackOptions, **how: Any) -> Su
     from pipelines.pack.job import run_pack
 
     return run_pack(options, **how)
-
-
-def _size(size: Size | None) -> tuple[int, int] | None:
-    if size is None or not isinstance(size, str):
-        return size
-    from manifests.common import parse_size
-
-    return parse_size(size)
-
-
-def _request(kind: Any, arguments: dict[str, Any], **values: Any) -> Any:
-    """A dataclass of the arguments that it has fields for, the size as ``height`` and ``width``."""
-    height, width = _size(arguments.get("size")) or (None, None)
-    known = {**arguments, "height": height, "width": width, **values}
-    known |= {name: Path(known[name]) for name in PATHS if known.get(name) is not None}
-    return kind(**{field.name: known[field.name] for field in fields(kind)})

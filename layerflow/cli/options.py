@@ -20,13 +20,14 @@ def with_options_of(
     function: Callable[..., Any],
     path: type = Path,
     only: Collection[str] | None = None,
+    spare: Collection[str] = (),
     **given: Any,
 ) -> Callable[[Command], Command]:
     """A decorator: the command takes the function's parameters, as keywords, before its own.
 
     path: type of what is a file or folder. only: names of the parameters, if not all. given:
     parameter -> ``typer.Argument`` for what is no option, ``typer.Option`` for what has another
-    name, or bounds.
+    name, or bounds. spare: names of lists that may be left out although the function wants them.
     """
     results = {"Summary": Any, "EncodeSummary": Any}  # names that only type checkers import
     hints = get_type_hints(function, localns=results, include_extras=True)
@@ -43,7 +44,7 @@ def with_options_of(
             parameters[name] = inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if name == "quiet" else theirs[name].default,
+                default=False if name == "quiet" else [] if name in spare else theirs[name].default,
                 annotation=Annotated[_said(kind, path), info],
             )
         for name, own in inspect.signature(command, eval_str=True).parameters.items():

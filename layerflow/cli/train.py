@@ -11,7 +11,7 @@ from layerflow import front
 from layerflow.cli.options import with_options_of
 
 
-@with_options_of(front.encode, str, corpora=typer.Argument(metavar="CORPUS..."))
+@with_options_of(front.encode, str, spare=("corpora",), corpora=typer.Argument(metavar="CORPUS..."))
 def encode(**options: Any) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
     summary = front.encode(**options)

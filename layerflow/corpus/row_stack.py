@@ -21,7 +21,7 @@ from layerflow.clip import (
     LayeredClip,
     from_level,
 )
-from layerflow.corpus.columns import SHADOWS, check_objects, decode_objects
+from layerflow.corpus.columns import SHADOWS, SingleObject, check_objects, decode_objects
 from layerflow.corpus.table import decode_row
 from layerflow.layer_set import EFFECTS, LayerSet, layer_set, matte_of
 from layerflow.media.cells import Bounds, MediaError, decode_color
@@ -71,32 +71,53 @@ def stack_of_row(
     for objects that do not make the scene, and with effects for a row that does not say who owns
     the shadow.
     """
-    frames = {name: clip.layer(name) for name in LAYERS}
+    objects: list[SingleObject] = []
     if single_objects(row, layers):
         objects = decode_objects(row, keep)
         check_objects(objects, clip)
+    plate = None
+    if EFFECTS in layers.layers and row.get("shadow") == "background":
+        plate = decode_color(row["plate"] or b"", Bounds.of(row), keep)
+    return stack_of_parts(row, clip, layers, objects, plate)
+
+
+def stack_of_parts(
+    row: Row,
+    clip: LayeredClip,
+    layers: LayerSet,
+    objects: Sequence[SingleObject] = (),
+    plate: U8 | None = None,
+) -> LayerStack:
+    """The layers of a row whose media are at hand as frames, all of the same ones.
+
+    objects: those that make its foregrounds (``single_objects``). plate: the background without
+    the shadow that lies in it, for effects. MediaError with effects for a row that does not say
+    who owns the shadow.
+    """
+    frames = {name: clip.layer(name) for name in LAYERS}
+    if objects:
         pairs = [(item.colour, item.amodal) for item in objects if item.colour is not None]
         parts = shared(len(pairs), len(layers.foregrounds))
         for name, part in zip(layers.foregrounds, parts, strict=False):
             made = pairs[part[0]] if len(part) == 1 else join([pairs[i] for i in part])
             frames |= dict(zip((name, matte_of(name)), made, strict=True))
     if EFFECTS in layers.layers:
-        frames |= _shadow(row, clip, keep)
+        frames |= _shadow(row, clip, plate)
     about = clip.fps, clip.kind, clip.alpha_kind, clip.background_kind
     return LayerStack(layers, frames, row_prompts(row, layers), *about)
 
 
-def _shadow(row: Row, clip: LayeredClip, keep: Sequence[int] | None) -> dict[str, U8]:
+def _shadow(row: Row, clip: LayeredClip, plate: U8 | None) -> dict[str, U8]:
     """The shadow that the background owns as effects, and the background without it.
 
     A shadow takes a share of the light of all colours: it is black, and its alpha is that share.
     """
-    owner, plate = row.get("shadow"), clip.background
-    if owner not in SHADOWS:
+    if row.get("shadow") not in SHADOWS:
         raise MediaError(f"clip {row['id']} does not say whether a shadow lies in its background")
     alpha = np.zeros(clip.alpha.shape, np.uint8)
-    if owner == "background":
-        plate = decode_color(row["plate"] or b"", Bounds.of(row), keep)
+    if plate is None:
+        plate = clip.background
+    else:
         lit, shaded = (f.sum(axis=3, dtype=np.float32) for f in (plate, clip.background))
         share = np.clip(1.0 - shaded / np.maximum(lit, 1.0), 0.0, 1.0)
         alpha = from_level(np.where(share < SURE, 0.0, share) * 255.0)

@@ -153,10 +153,21 @@ class Encoder:
         about: its `content` hash and prefixed `prompts`. ValueError for a clip that cannot be
         decoded, has too few frames, or does not fit the autoencoder.
         """
+        pictures = self.pictures(row)
+        return self.rows(row, about, pictures, self.known(row, pictures[0].names))
+
+    def rows(
+        self,
+        row: Mapping[str, Any],
+        about: Mapping[str, Any],
+        pictures: Sequence[LayerStack],
+        masks: Sequence[U8 | None],
+    ) -> list[dict[str, Any]]:
+        """``clip`` of a row whose variants are at hand, with what is known of each one's latents.
+
+        row: `id`, `kind` and `origin` of a corpus row."""
         from layerflow.model.autoencoder import check_frames, encode_clips
 
-        pictures = self.pictures(row)
-        masks = self.known(row, pictures[0].names)
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
         check_frames(self.vae, length)
@@ -227,13 +238,17 @@ def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayerStack]:
     MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
     """
     check_unread(row)
-    augment, keep = options.augment, kept_frames(row, options)
+    keep = kept_frames(row, options)
     clip = decode_frames(row, keep)
     if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly
         check_equation(row, clip)
-    stack = stack_of_row(row, clip, options.set, keep)
-    size = options.size or clip.size
-    return [vary(stack, v, size, augment.min_crop, row["id"]) for v in variants(clip.kind, augment)]
+    return varied(stack_of_row(row, clip, options.set, keep), row["id"], options)
+
+
+def varied(stack: LayerStack, id_: str, options: Options) -> list[LayerStack]:
+    """Every variant of a clip with the kept frames, as it goes into the autoencoder."""
+    augment, size = options.augment, options.size or stack.size
+    return [vary(stack, v, size, augment.min_crop, id_) for v in variants(stack.kind, augment)]
 
 
 def text_shape(model: str) -> tuple[int, int]:

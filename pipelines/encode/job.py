@@ -120,8 +120,8 @@ def run_encode(
 
     Encoder(options).check()
     tag = unit_key(fingerprint, asdict(augment))
-    text_units = [_text_unit(tag, chunk) for chunk in _chunks(new_texts, UNIT_PROMPTS)]
-    clip_units = [_clip_unit(tag, chunk) for chunk in _chunks(missing, UNIT_ROWS)]
+    text_units = [text_unit(tag, chunk) for chunk in chunks(new_texts, UNIT_PROMPTS)]
+    clip_units = [_clip_unit(tag, chunk) for chunk in chunks(missing, UNIT_ROWS)]
 
     def compact(staging: Staging, _: int) -> EncodeSummary:
         rejected: list[tuple[str, str]] = []
@@ -229,7 +229,7 @@ def _content_of(row: Mapping[str, Any], layers: LayerSet) -> Callable[[list[str]
     return content
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
@@ -239,7 +239,7 @@ def _clip_unit(tag: str, rows: Sequence[_Row]) -> Unit:
     return Unit(unit_key(tag, contents), 0, payload)
 
 
-def _text_unit(tag: str, texts: Sequence[str]) -> Unit:
+def text_unit(tag: str, texts: Sequence[str]) -> Unit:
     return Unit(unit_key(tag, list(texts)), 0, {"kind": "prompts", "texts": list(texts)})
 
 
@@ -255,13 +255,13 @@ def _settled(model: str, schema: pa.Schema, unit: Unit, reason: str) -> Parts:
 # ---- one unit ---------------------------------------------------------------------------------
 
 
-_encoder = lru_cache(maxsize=1)(Encoder)
+encoder_of = lru_cache(maxsize=1)(Encoder)
 _open = lru_cache(maxsize=8)(open_corpus)
 
 
 def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
     """What a unit commits: the rows of its clips or prompts; bad clips become reasons."""
-    encoder = _encoder(options)
+    encoder = encoder_of(options)
     if unit["kind"] == "prompts":
         return {ROWS: stream_part(encoder.prompts(unit["texts"]), PROMPTS)}
     reasons: dict[str, str] = {}

@@ -17,7 +17,7 @@ from layerflow.media.cells import MediaError
 from layerflow.outputs import corpus_output
 from layerflow.seeds import in_blocks
 from manifests.paste import PasteOptions
-from pipelines.engine.jobs import Outcome, Running, Summary, make_recipe, run_job
+from pipelines.engine.jobs import Outcome, Recipe, Running, Summary, make_recipe, run_job
 from pipelines.engine.steps import Refused, Steps, run_steps
 from pipelines.paste.draw import (
     choose_sources,
@@ -47,6 +47,7 @@ STEPS: Steps[Sample] = (
     check,
     encode,
 )
+DRAW = STEPS[:-1]  # all but coding
 FORMAT_VERSION = 5
 
 
@@ -56,7 +57,7 @@ def run_paste(options: PasteOptions, **how: Unpack[Running]) -> Summary:
     Raises ValueError for a request that cannot work (inputs, output folder) before any work starts.
     """
     out = corpus_output(options.out)
-    recipe = make_recipe("pasted", options.model_dump(mode="json"), FORMAT_VERSION)
+    recipe = recipe_of(options)
     context = PasteContext(make_plan(options), options, recipe.hash)
     return run_job(
         plan_units(context.plan, options),
@@ -70,6 +71,11 @@ def run_paste(options: PasteOptions, **how: Unpack[Running]) -> Summary:
     )
 
 
+def recipe_of(options: PasteOptions) -> Recipe:
+    """What decides the clips."""
+    return make_recipe("pasted", options.model_dump(mode="json"), FORMAT_VERSION)
+
+
 @lru_cache(maxsize=1)
 def _loader(size: tuple[int, int], frames: int, fps: float, deadline: float) -> Loader:
     """One loader (and decoding child) a process, not one a unit."""
@@ -78,32 +84,45 @@ def _loader(size: tuple[int, int], frames: int, fps: float, deadline: float) -> 
 
 def paste_unit(payload: dict[str, Any], *, context: PasteContext) -> Outcome:
     """The clips of a range of draws, one after the other as they are taken."""
-    outcome, options = Outcome(), context.options
-    loader = _loader(options.size, options.frames, options.fps, options.deadline)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        with single_thread():
-            for index in range(payload["start"], payload["stop"]):
-                row = paste_one(index, context, loader, outcome.rejected)
-                if row is not None:
-                    yield row
-        loader.forget_files()
-
-    outcome.rows = rows()
+    outcome = Outcome()
+    samples = draw_unit(payload, context, outcome.rejected, STEPS)
+    outcome.rows = (sample.row for sample in samples)
     return outcome
 
 
-def paste_one(
-    index: int, context: PasteContext, loader: Loader, rejected: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The row of one clip: up to ``options.attempts`` draws until one passes the rules; None (and
-    a rejected row) when none does."""
+def draw_unit(
+    payload: dict[str, Any],
+    context: PasteContext,
+    rejected: list[dict[str, Any]],
+    steps: Steps[Sample] = DRAW,
+) -> Iterator[Sample]:
+    """The samples of a range of draws that pass the rules, after ``steps``; the others become
+    ``rejected`` rows."""
+    options = context.options
+    loader = _loader(options.size, options.frames, options.fps, options.deadline)
+    for index in range(payload["start"], payload["stop"]):
+        with single_thread():
+            sample = draw_one(index, context, loader, rejected, steps)
+        if sample is not None:
+            yield sample
+    loader.forget_files()
+
+
+def draw_one(
+    index: int,
+    context: PasteContext,
+    loader: Loader,
+    rejected: list[dict[str, Any]],
+    steps: Steps[Sample] = STEPS,
+) -> Sample | None:
+    """One clip: up to ``options.attempts`` draws until one passes the rules; None (and a rejected
+    row) when none does."""
     options, sources = context.options, context.plan.foregrounds
     reason, scores = "", dict[str, float]()
     for attempt in range(options.attempts):
         sample = Sample(context, loader, index, attempt, rejected)
         try:
-            return run_steps(STEPS, sample).row
+            return run_steps(steps, sample)
         except (MediaError, Refused) as error:
             reason, scores = str(error), sample.scores or scores
     uri = sources[in_blocks(options.seed, index, options.count, len(sources))].uri

@@ -22,6 +22,17 @@ from pipelines.publish.licences import all_of
 
 def encode(sample: Sample) -> None:
     """Encode the layers: prompts, origin with all parents, scores after encoding where asked."""
+    clip, parts = described(sample)
+    parts["crf"] = sample.options.crf
+    if _checks(sample):
+        row = encode_checked(clip, min_psnr=sample.options.min_psnr, **parts)
+    else:
+        row = encode_row(clip, **parts)
+    sample.row = row | _extra_cells(sample)
+
+
+def described(sample: Sample) -> tuple[LayeredClip, dict[str, Any]]:
+    """The clip of a sample before it is coded, and its id, origin, quality and recipe."""
     options, background = sample.options, sample.background
     main, front_to_back = sample.objects[-1], sample.objects[::-1]
     subject = ", ".join(dict.fromkeys(item.prompt for item in front_to_back))
@@ -51,13 +62,8 @@ def encode(sample: Sample) -> None:
         },
         "quality": sample.scores,
         "recipe": sample.context.recipe,
-        "crf": options.crf,
     }
-    if _checks(sample):
-        row = encode_checked(clip, min_psnr=options.min_psnr, **parts)
-    else:
-        row = encode_row(clip, **parts)
-    sample.row = row | _extra_cells(sample)
+    return clip, parts
 
 
 def _checks(sample: Sample) -> bool:
@@ -69,19 +75,30 @@ def _checks(sample: Sample) -> bool:
 def _extra_cells(sample: Sample) -> dict[str, Any]:
     """The columns beyond those of every corpus: see ``layerflow.corpus.columns``."""
     options, plate = sample.options, sample.plate
-    found = zip(sample.objects, sample.visible, sample.amodal, sample.colours, strict=False)
-    singles = [
-        SingleObject(order, item.prompt, visible, amodal, _origin(item.record, options), colour)
-        for order, (item, visible, amodal, colour) in enumerate(found)
-    ]
     least = options.min_psnr if _checks(sample) else 0.0
     color = partial(encode_color_checked, crf=options.crf, min_psnr=least)
     return {
-        "shadow": "none" if plate is None else "background",
+        "shadow": shadow_owner(sample),
         "plate": None if plate is None else encode_color(plate, options.fps, crf=options.crf),
-        "objects": encode_objects(singles, options.fps, color=color) or None,
+        "objects": encode_objects(single_objects(sample), options.fps, color=color) or None,
         "draw": json.dumps(_short(_notes(sample)), separators=(",", ":")),
     }
+
+
+def single_objects(sample: Sample) -> list[SingleObject]:
+    """The objects of a sample with several, back to front."""
+    found = zip(sample.objects, sample.visible, sample.amodal, sample.colours, strict=False)
+    return [
+        SingleObject(
+            order, item.prompt, visible, amodal, _origin(item.record, sample.options), colour
+        )
+        for order, (item, visible, amodal, colour) in enumerate(found)
+    ]
+
+
+def shadow_owner(sample: Sample) -> str:
+    """The column ``shadow`` of a sample."""
+    return "none" if sample.plate is None else "background"
 
 
 def _origin(record: Mapping[str, Any], options: PasteOptions) -> dict[str, Any]:
