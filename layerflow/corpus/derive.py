@@ -125,6 +125,46 @@ def _number(part: str, text: str) -> float:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which rows are wanted: those of some kinds (none: of all) for which every condition holds.
+
+    keep_unknown: also rows that have no such score.
+    """
+
+    conditions: tuple[Condition, ...] = ()
+    kinds: tuple[str, ...] = ()
+    keep_unknown: bool = False
+
+    @classmethod
+    def of(
+        cls, where: Sequence[str] = (), kinds: Sequence[str] = (), keep_unknown: bool = False
+    ) -> Selection:
+        """Of what a user wrote. Raises ValueError as ``parse_where``, and for an unknown kind."""
+        conditions = tuple(condition for text in where for condition in parse_where(text))
+        unknown = set(kinds) - set(KINDS)
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are no kinds; there are {KINDS}")
+        return cls(conditions, tuple(sorted(kinds)), keep_unknown)
+
+    def options(self) -> dict[str, Any]:
+        """As it goes on record."""
+        where = [str(condition) for condition in self.conditions]
+        return {"where": where, "kinds": list(self.kinds), "keep_unknown": self.keep_unknown}
+
+    def refuses(self, row: Mapping[str, Any]) -> str | None:
+        """Why a row (its small columns) is not wanted; None for one that is."""
+        if self.kinds and row["kind"] not in self.kinds:
+            return f"kind {row['kind']} is not asked for"
+        for condition in self.conditions:
+            holds = condition.holds(row)
+            if holds is None and not self.keep_unknown:
+                return f"there is no score {condition.name}"
+            if holds is False:
+                return f"{condition.name} {condition.of(row)} is not {condition}"[:300]
+        return None
+
+
+@dataclass(frozen=True)
 class Derived:
     """A corpus that was made from others: where, how many rows, how many left out."""
 
@@ -148,31 +188,14 @@ def filter_corpus(
     Of a published corpus only row groups with a row that stays are read whole.
     kinds: also only these kinds. keep_unknown: keep rows that have no such score.
     """
-    conditions = [condition for text in where for condition in parse_where(text)]
-    unknown = set(kinds) - set(KINDS)
-    if unknown:
-        raise ValueError(f"{sorted(unknown)} are no kinds; there are {KINDS}")
-    if not conditions and not kinds:
+    selection = Selection.of(where, kinds, keep_unknown)
+    if not selection.conditions and not kinds:
         raise ValueError("nothing to filter by: give --where or --kind")
-    options: dict[str, Any] = {"where": [str(condition) for condition in conditions]}
-    options |= {"kinds": sorted(kinds), "keep_unknown": keep_unknown}
-
-    def reason(row: Mapping[str, Any]) -> str | None:
-        if kinds and row["kind"] not in kinds:
-            return f"kind {row['kind']} is not asked for"
-        for condition in conditions:
-            holds = condition.holds(row)
-            if holds is None and not keep_unknown:
-                return f"there is no score {condition.name}"
-            if holds is False:
-                return f"{condition.name} {condition.of(row)} is not {condition}"[:300]
-        return None
-
     refuse_unsound(corpus, ids=False)
     broken: list[dict[str, Any]] = []
 
     def kept() -> Rows:
-        for row in _selected(corpus, lambda _, row: reason(row) is None):
+        for row in selected(corpus, lambda _, row: selection.refuses(row) is None):
             try:
                 check_stored(row)
             except MediaError as error:
@@ -183,10 +206,11 @@ def filter_corpus(
     def left_out() -> Rows:
         yield from broken
         for row in small_rows(corpus):
-            why = reason(row)
+            why = selection.refuses(row)
             if why is not None:
                 yield _left_out(row, "filter", why)
 
+    options = selection.options()
     return write_derived(out, "filter", options, [corpus], corpus.schema, kept(), left_out())
 
 
@@ -216,7 +240,7 @@ def merge_corpora(corpora: Sequence[AnyCorpus], out: Path) -> Derived:
                     repeated.append(_left_out(row, "merge", text))
                 else:
                     seen.add(row["id"])
-                    yield _sound(corpus, row)
+                    yield sound(corpus, row)
 
     def left_out() -> Rows:
         for corpus in corpora:
@@ -238,15 +262,15 @@ def split_corpus(
     for name in fractions:
         wanted = [split == name for split in assignment.names]
         options = {"split": name, "fractions": dict(fractions), "seed": seed}
-        chosen = _selected(corpus, lambda index, _, wanted=wanted: wanted[index])
-        rows = (_sound(corpus, row) for row in chosen)
+        chosen = selected(corpus, lambda index, _, wanted=wanted: wanted[index])
+        rows = (sound(corpus, row) for row in chosen)
         made[name] = write_derived(
             out / name, "split", options, [corpus], corpus.schema, rows, iter(())
         )
     return made, assignment
 
 
-def _selected(corpus: AnyCorpus, wanted: Any) -> Rows:
+def selected(corpus: AnyCorpus, wanted: Any) -> Rows:
     """Whole rows for which ``wanted(index, row without media)``; media of others stay where they
     are: of a published corpus, in row groups that are not read."""
     index = 0
@@ -258,7 +282,7 @@ def _selected(corpus: AnyCorpus, wanted: Any) -> Rows:
             yield from chunk(None).take(pa.array(places)).to_pylist()
 
 
-def _sound(corpus: AnyCorpus, row: dict[str, Any]) -> dict[str, Any]:
+def sound(corpus: AnyCorpus, row: dict[str, Any]) -> dict[str, Any]:
     """The row. Raises ValueError when ``layerflow validate`` refuses it without decoding it."""
     try:
         check_stored(row)

@@ -18,6 +18,7 @@ from pipelines.inputs.layouts import Group
 from pipelines.readers.layered_stills import StillLayers, read_layers
 
 if TYPE_CHECKING:
+    from pipelines.inputs.exported import ExportPart
     from pipelines.inputs.tables import TablePart
 
 IMPORTERS: dict[str, str] = {
@@ -35,6 +36,7 @@ IMPORTERS: dict[str, str] = {
     "psd": "pipelines.inputs.grouped:PSD",
     "stills": "pipelines.inputs.grouped:STILLS",
     "films": "pipelines.inputs.grouped:VIDEOS",
+    "export": "pipelines.inputs.exported:EXPORT",
 }
 """``--layout`` -> ``module:object``, in the order in which ``auto`` asks them."""
 LAYOUTS = Plugins(
@@ -46,7 +48,7 @@ what is installed does not change what a folder is taken for."""
 
 @dataclass
 class Listing:
-    """What a folder holds: stills, videos, files of tables, prompts by uri.
+    """What a folder holds: stills, videos, files of tables, pieces of exports, prompts by uri.
 
     The layers of a video are files by the roles of ``layouts.ROLE_WORDS``; those of a still are
     what its importer reads.
@@ -56,12 +58,14 @@ class Listing:
     videos: list[Group] = field(default_factory=list)
     tables: list[TablePart] = field(default_factory=list)
     prompts: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    exported: list[ExportPart] = field(default_factory=list)
 
     def __iadd__(self, other: Listing) -> Listing:
         self.stills += other.stills
         self.videos += other.videos
         self.tables += other.tables
         self.prompts |= other.prompts
+        self.exported += other.exported
         return self
 
 

@@ -3,7 +3,8 @@
 check that all files are there -> unpack a table's row -> tell videos from stills -> open the layers
 -> choose a background (own, drawn, or filled) -> write prompts -> trace the origin; then for each
 clip, of a video one a window: make exact layers -> score -> encode. One unit of work is a range of
-stills or of a table's rows, or one video.
+stills or of a table's rows, or one video. A piece of an export holds finished clips: they are
+checked and taken as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pipelines.engine.jobs import Outcome, Running, Summary, make_recipe, run_jo
 from pipelines.engine.steps import Refused, Steps, run_steps
 from pipelines.inputs.importers import LAYOUTS
 from pipelines.pack.describe import trace_origin, write_prompts
+from pipelines.pack.exported import take_exported
 from pipelines.pack.plan import make_plan, plan_units
 from pipelines.pack.read import (
     check_complete,
@@ -69,8 +71,10 @@ def run_pack(options: PackOptions, **how: Unpack[Running]) -> Summary:
 
 
 def pack_unit(payload: dict[str, Any], *, context: PackContext) -> Outcome:
-    """The clips of a range of stills or table rows, or of one video; what cannot be used is a
-    rejected row."""
+    """The clips of a range of stills or table rows, of one video or of a piece of an export; what
+    cannot be used is a rejected row."""
+    if "exported" in payload:
+        return take_exported(context.plan.exported[payload["exported"]], context)
     rows: list[dict[str, Any]] = []
     outcome = Outcome(rows)
     with single_thread(), Decoder(deadline=context.options.deadline) as decoder:

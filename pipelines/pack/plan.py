@@ -11,6 +11,7 @@ from layerflow.clip import BACKGROUND
 from layerflow.locations import without_secrets
 from manifests.pack import PackOptions
 from pipelines.engine.jobs import Unit, unit_key
+from pipelines.inputs.exported import ExportPart
 from pipelines.inputs.importers import Listing, list_folder, load_importer
 from pipelines.inputs.layouts import Group
 from pipelines.inputs.listing import tell
@@ -22,8 +23,8 @@ UNIT_STILLS = 32
 
 @dataclass(frozen=True)
 class PackPlan:
-    """What all units share: stills, videos and tables in order, backgrounds to draw from, prompts
-    and rights by uri, column mappings of the tables."""
+    """What all units share: stills, videos, tables and pieces of exports in order, backgrounds to
+    draw from, prompts and rights by uri, column mappings of the tables."""
 
     stills: tuple[Group, ...]
     videos: tuple[Group, ...]
@@ -31,6 +32,7 @@ class PackPlan:
     said: Table
     tables: tuple[TablePart, ...] = ()
     mappings: tuple[Mapping[str, str], ...] = ()
+    exported: tuple[ExportPart, ...] = ()
 
 
 def make_plan(options: PackOptions) -> PackPlan:
@@ -50,12 +52,17 @@ def make_plan(options: PackOptions) -> PackPlan:
         found += list_folder(options.layout, root)
     pool = tuple(still for still in found.stills if set(still.roles) == {BACKGROUND})
     stills = tuple(still for still in found.stills if set(still.roles) != {BACKGROUND})
-    if not stills and not found.videos and not found.tables:
+    if found.exported and (options.size or options.columns):
+        raise ValueError("clips of an export are taken as they are: leave out size and columns")
+    if not (stills or found.videos or found.tables or found.exported):
         inputs = ", ".join(options.inputs)
         raise ValueError(without_secrets(f"no layered still or film in {inputs}"))
     said = _said(found, options.prompts)
     mappings = tuple(mapping_of(part.columns, options.columns) for part in found.tables)
-    return PackPlan(stills, tuple(found.videos), pool, said, tuple(found.tables), mappings)
+    exported = tuple(found.exported)
+    return PackPlan(
+        stills, tuple(found.videos), pool, said, tuple(found.tables), mappings, exported
+    )
 
 
 def _said(found: Listing, prompts: str | None) -> Table:
@@ -63,7 +70,7 @@ def _said(found: Listing, prompts: str | None) -> Table:
     names = {entry.uri: entry.name for entry in (*found.stills, *found.videos)}
     given = read_prompt_table(Path(prompts)) if prompts else {}
     if prompts and not names:
-        raise ValueError(f"{prompts}: rows of a table say this in columns of their own")
+        raise ValueError(f"{prompts}: rows of tables and exports say this themselves")
     if prompts and (unnamed := check_matches(given, names, prompts)):
         tell(unnamed)
     return {
@@ -73,7 +80,8 @@ def _said(found: Listing, prompts: str | None) -> Table:
 
 
 def plan_units(plan: PackPlan, size: int = UNIT_STILLS) -> list[Unit]:
-    """Ranges of stills or table rows, and single videos, named after their files and sizes."""
+    """Ranges of stills or table rows, single videos and pieces of exports, named after their files
+    and sizes."""
     pool = [(still.uri, _bytes(still)) for still in plan.pool]
     units = []
     for start in range(0, len(plan.stills), size):
@@ -93,6 +101,9 @@ def plan_units(plan: PackPlan, size: int = UNIT_STILLS) -> list[Unit]:
             key = unit_key(pool, place, part.uri, part.rows, mapping, start)
             units.append(Unit(key, order, payload))
             order += 1
+    for place, piece in enumerate(plan.exported):
+        key = unit_key("export", piece.uri, piece.identity)
+        units.append(Unit(key, order + place, {"uri": piece.uri, "exported": place}))
     return units
 
 

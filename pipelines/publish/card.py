@@ -7,7 +7,8 @@ Texts of a corpus are escaped, so that none of them can become markup or a table
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.scores import meaning
 from layerflow.corpus.stats import NO_LICENCE
-from layerflow.locations import one_line
+from layerflow.locations import clean_uri, one_line
 from manifests.yaml_file import parse_yaml
 from pipelines.publish.licences import LicenceReport, hub_licence, hub_licences
 
@@ -276,7 +277,7 @@ def _licences(facts: CardFacts) -> str:
 
 
 def _made(facts: CardFacts) -> str:
-    made = _recorded(facts.made)
+    made = recorded(facts.made)
     text = yaml.safe_dump(made, sort_keys=True, allow_unicode=False, width=100)
     text = "".join(f"    {line}\n" for line in text.splitlines())  # indented: no fence to break out
     rejected = facts.stats["rejected"]
@@ -292,11 +293,11 @@ def _made(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _recorded(made: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(made: Mapping[str, Any]) -> dict[str, Any]:
     """What a job or its parents recorded, without what only matters to resuming it."""
     kept = {k: v for k, v in made.items() if k not in ("plan", "reasons", "units", "state")}
     if isinstance(kept.get("made_from"), list):
-        kept["made_from"] = [_recorded(p) if isinstance(p, dict) else p for p in kept["made_from"]]
+        kept["made_from"] = [recorded(p) if isinstance(p, dict) else p for p in kept["made_from"]]
     return kept
 
 
@@ -325,6 +326,19 @@ def _limits(facts: CardFacts) -> str:
     if stats["duplicates"]["rows"]:
         lines.append(f"{stats['duplicates']['rows']} clips repeat the media of another.")
     return "## Known limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def sources_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], int]:
+    """Rows by (licence, attribution, source and what else the clip was made of). rows: with
+    ``origin``."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for row in rows:
+        source = row["origin"]
+        licence = source["licence"] or NO_LICENCE
+        parents = (parent.partition("#")[0] for parent in source["parents"] or ())
+        made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
+        found[licence, source["attribution"] or "", made_of] += 1
+    return dict(found)
 
 
 def licence_table(sources: Mapping[tuple[str, str, str], int]) -> str:

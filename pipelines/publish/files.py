@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerflow.corpus.splits import Assignment, assign, parse_fractions
-from layerflow.corpus.stats import NO_LICENCE, cell_bytes, read_batches, small_rows, stats
+from layerflow.corpus.stats import cell_bytes, read_batches, small_rows, stats
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus
 from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
 from layerflow.files import write_bytes
-from layerflow.locations import clean_uri
 from pipelines.publish.card import (
     PREVIEW,
     REJECTED,
@@ -30,6 +29,7 @@ from pipelines.publish.card import (
     ConfigInfo,
     licence_table,
     make_card,
+    sources_of,
 )
 from pipelines.publish.licences import LicenceReport, check_allowed, review
 from pipelines.publish.preview import (
@@ -147,7 +147,10 @@ def make_files(
     if sheet:
         yield _put(folder, "contact_sheet.png", sheet), True
     yield _put(folder, "stats.json", json.dumps(counted, indent=2).encode()), False
-    yield _put(folder, "LICENSE.md", licence_table(_sources(plan.corpus)).encode()), False
+    yield (
+        _put(folder, "LICENSE.md", licence_table(sources_of(small_rows(plan.corpus))).encode()),
+        False,
+    )
     facts = CardFacts(
         plan.options.repo_id,
         configs,
@@ -260,17 +263,6 @@ def _rejected(plan: PublishPlan, folder: Path, config: ConfigInfo) -> Iterator[t
     write_parquet(folder / name, schema, batches(), [])
     _count(config, "train", rows, held, (folder / name).stat().st_size)
     yield name, True
-
-
-def _sources(corpus: Corpus) -> dict[tuple[str, str, str], int]:
-    found: Counter[tuple[str, str, str]] = Counter()
-    for row in small_rows(corpus):
-        source = row["origin"]
-        licence = source["licence"] or NO_LICENCE
-        parents = (parent.partition("#")[0] for parent in source["parents"] or ())
-        made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
-        found[licence, source["attribution"] or "", made_of] += 1
-    return dict(found)
 
 
 def _encoded_rms(plan: PublishPlan) -> dict[str, float]:

@@ -205,7 +205,7 @@ def test_a_packed_table_states_rights_in_structs_and_beside_it(tmp_path: Path) -
     run_pack(options, workers=0, quiet=True)
     rows = Corpus.open(tmp_path / "out").rows(["origin"])
     assert [row["origin"]["licence"] for row in rows] == [f"{ND}; MIT", "MIT"]
-    with pytest.raises(ValueError, match="columns of their own"):
+    with pytest.raises(ValueError, match="say this themselves"):
         (tmp_path / "t.csv").write_text("video,text\nx,y\n")
         packed(folder, prompts=str(tmp_path / "t.csv"))
 

@@ -1,0 +1,1 @@
+"""``layerflow export``: a corpus as files for other programs, which ``pack`` takes back."""
