@@ -11,7 +11,7 @@ OUT ?= build/demo
 DEMO = $(if $(VIDEOS),--videos "$(VIDEOS)") $(if $(SEED),--seed $(SEED))
 TEST_PROCESSES ?= 2
 
-.PHONY: bench check clean demo demo-full test test-slow
+.PHONY: bench check clean demo demo-full test test-slow test-wheel
 
 demo: $(VENV)/.weights
 	$(BIN)/layerflow demo --out $(OUT) $(DEMO)
@@ -27,6 +27,9 @@ bench: $(VENV)/.test
 
 test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow
+
+test-wheel: $(VENV)/.demo
+	$(BIN)/python tests/wheel.py $(if $(WHEEL_PYTHON),--python $(WHEEL_PYTHON))
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from layerflow.clip import LayeredClip
 from layerflow.evaluation import baselines
 from layerflow.model.layers import TASKS
 from manifests.demo import DemoManifest, load
+from tests.support.small_demo import write_small_demo
 
 FOLDER = Path(manifests.__file__).parent
 
@@ -204,20 +205,7 @@ def test_memory_of_children_counts() -> None:
 
 @pytest.mark.slow
 def test_the_whole_demo_in_small(tmp_path: Path) -> None:
-    content = yaml.safe_load((FOLDER / "demo.yaml").read_text())
-    media = content["media"]
-    media["videos"] |= {"count": 2, "families": ["moving", "still"]}
-    for name in ("foregrounds", "backgrounds"):
-        media[name] |= {"count": 6, "held_out": 6}
-    media["neutral"]["count"] = media["stills"]["count"] = 6
-    content["counts"] = {"training": 24, "held_out": 8, "neutral": 8}
-    content["measure"] |= {"tuning_clips": 8, "drift_clips": 4, "generate_steps": 2}
-    training = yaml.safe_load((FOLDER / "demo-train.yaml").read_text())
-    training |= {"workers": 1, "save_every": 100}
-    for stage in training["stages"]:
-        stage["steps"] = 3
-    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(content))
-    (tmp_path / "demo-train.yaml").write_text(yaml.safe_dump(training))
+    write_small_demo(FOLDER, tmp_path)
     demo = demo_steps.Demo(
         load(tmp_path / "demo.yaml"),
         tmp_path,
