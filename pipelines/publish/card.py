@@ -6,10 +6,8 @@ Texts of a corpus are escaped, so that none of them can become markup or a table
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -17,9 +15,13 @@ import yaml
 from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.scores import meaning
 from layerflow.corpus.stats import NO_LICENCE
-from layerflow.locations import clean_uri, one_line
+from layerflow.locations import clean_uri
 from manifests.yaml_file import parse_yaml
+from pipelines.publish import datasheet
 from pipelines.publish.licences import LicenceReport, hub_licence, hub_licences
+from pipelines.publish.markdown import plain as plain
+from pipelines.publish.markdown import table
+from pipelines.publish.pictures import GATE
 
 PREVIEW = "preview"
 REJECTED = "rejected"
@@ -27,7 +29,16 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 TASKS = ["text-to-video", "image-to-video", "video-to-video", "image-segmentation"]
 TAGS = ["layered-video", "alpha-matting", "video-matting", "compositing", "layerflow", "video"]
 MAX_LISTED = 200
-ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>|\\`*_[]#!"})
+LICENCE_COLUMNS = ("licence", "attribution", "made of", "clips", "hours")
+
+
+MEASURED = (
+    ("matte_agreement", "How well mattes capture the seeds that they grew from (1 is best)", "p5"),
+    ("matte_stability", "Agreement of the last two passes of matting (1 is best)", "p5"),
+    ("unseen_fraction", "Share of the hole behind the subject that no frame showed", "p95"),
+    ("recomposition_error", "Levels by which the layers miss the video", "p95"),
+)
+"""Scores that say how far layers can be trusted, in words, and where their bad end is."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ class ConfigInfo:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says. ``stats``: of ``layerflow.corpus.stats``; ``made``: ``corpus.json``."""
+    """What the card says. ``stats``: of ``layerflow.corpus.stats``; ``made``: ``corpus.json``;
+    ``audited``: of ``pipelines.audit``; ``said``: what the author filled in before."""
 
     repo_id: str
     configs: Sequence[ConfigInfo]
@@ -67,13 +79,21 @@ class CardFacts:
     licence: str | None
     shared_backgrounds: int
     encoded_rms: Mapping[str, float]
+    audited: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_card(facts: CardFacts, existing: str | None = None) -> str:
-    """README.md. ``existing``: the card that is there now, whose other configurations stay."""
+    """README.md. ``existing``: the card that is there now, whose other configurations stay, and
+    what its author filled in."""
+    facts = replace(facts, said=datasheet.said_by_author(existing or ""))
     metadata = card_metadata(facts, read_metadata(existing or ""))
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=100)
-    sections = (_intro, _loading, _contents, _columns, _scores, _licences, _made, _limits)
+    sections = (
+        *(_intro, _loading, datasheet.motivation, _contents, _columns, _scores),
+        *(datasheet.collection, _licences, datasheet.consent, datasheet.uses, _limits),
+        *(datasheet.maintenance, datasheet.reproduce, _made),
+    )
     return f"---\n{header}---\n\n" + "\n\n".join(section(facts) for section in sections) + "\n"
 
 
@@ -141,20 +161,6 @@ def _licence_fields(facts: CardFacts) -> dict[str, Any]:
     return {"license": "other", "license_name": "per-clip", "license_link": "LICENSE.md"}
 
 
-def plain(text: object, limit: int = 160) -> str:
-    """A text as one line of a Markdown table, with no markup left in it."""
-    line = one_line(str(text))
-    line = line if len(line) <= limit else line[:limit] + "..."
-    escaped = line.translate(ESCAPES)
-    return re.sub(r"(?<=[A-Za-z0-9])&#95;(?=[A-Za-z0-9])", "_", escaped)  # is no markup in a word
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(plain(c) for c in row)} |" for row in rows)])
-
-
 def _intro(facts: CardFacts) -> str:
     stats = facts.stats
     long = stats["seconds"] >= 3600
@@ -219,7 +225,7 @@ def _contents(facts: CardFacts) -> str:
     splits = [(name, rows) for name, (rows, _, _) in facts.configs[0].splits.items()]
     sizes = ", ".join(f"{plain(s)} ({n})" for s, n in facts.stats["size"].items())
     text = [
-        "## What is in it\n",
+        "## Composition\n",
         table(("kind", *counts, "seconds", "MB"), rows),
         f"\nSizes: {sizes or 'none'}.\n",
         table(("split", "clips"), splits),
@@ -247,7 +253,11 @@ def _scores(facts: CardFacts) -> str:
     rows = [(n, *(f"{v[p]:.4g}" for p in points), meaning(n)) for n, v in scores.items()]
     if not rows:
         return "## Scores\n\nNo clip has a score."
-    return "## Scores\n\n" + table(("score", *points, "says"), rows)
+    picture = (
+        "![how many clips have which value of each score; lines are the limits of the quality "
+        f"gate](scores.png)\n\nLines in the pictures: limits of the gate `{GATE}`."
+    )
+    return f"## Scores\n\n{table(('score', *points, 'says'), rows)}\n\n{picture}"
 
 
 def _licences(facts: CardFacts) -> str:
@@ -257,8 +267,11 @@ def _licences(facts: CardFacts) -> str:
         "Every clip keeps the licence and the attribution of its source in `origin`; by source "
         "they are in [LICENSE.md](LICENSE.md).\n",
         table(
-            ("licence", "clips", "sources"),
-            [(n, s["clips"], s["sources"]) for n, s in facts.stats["licences"].items()],
+            ("licence", "clips", "hours", "sources"),
+            [
+                (n, s["clips"], f"{s['seconds'] / 3600:.4f}", s["sources"])
+                for n, s in facts.stats["licences"].items()
+            ],
         ),
     ]
     if report.unstated:
@@ -302,7 +315,7 @@ def recorded(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limits(facts: CardFacts) -> str:
-    stats = facts.stats
+    stats, scores = facts.stats, facts.stats["scores"]
     lines = ["Colour layers of moving clips are coded with loss; alpha and stills are exact."]
     lines += [
         f"In {kind} clips the decoded blended layer is {rms:.2f} levels rms (of 255) from the "
@@ -316,6 +329,12 @@ def _limits(facts: CardFacts) -> str:
             "scores to choose. Their blended layer is the real video, so it is not exactly the "
             "composite of the other layers."
         )
+    lines += [
+        f"{what}: median {scores[name]['p50']:.3g}, worst twentieth {scores[name][tail]:.3g} "
+        f"and {'below' if tail == 'p5' else 'above'}, of {scores[name]['count']} clips."
+        for name, what, tail in MEASURED
+        if name in scores
+    ]
     made_up = sum(n for kind, n in stats["background_kind"].items() if kind != "real")
     if made_up:
         lines.append(f"The background of {made_up} clips is in part filled or inpainted.")
@@ -328,25 +347,31 @@ def _limits(facts: CardFacts) -> str:
     return "## Known limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def sources_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], int]:
-    """Rows by (licence, attribution, source and what else the clip was made of). rows: with
-    ``origin``."""
-    found: Counter[tuple[str, str, str]] = Counter()
+Sources = Mapping[tuple[str, str, str], tuple[int, float]]
+
+
+def sources_of(rows: Iterable[Mapping[str, Any]]) -> Sources:
+    """Clips and seconds by (licence, attribution, source and what else a clip was made of). rows:
+    their small columns."""
+    found: dict[tuple[str, str, str], tuple[int, float]] = {}
     for row in rows:
         source = row["origin"]
         licence = source["licence"] or NO_LICENCE
         parents = (parent.partition("#")[0] for parent in source["parents"] or ())
         made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
-        found[licence, source["attribution"] or "", made_of] += 1
-    return dict(found)
+        key = licence, source["attribution"] or "", made_of
+        clips, seconds = found.get(key, (0, 0.0))
+        length = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
+        found[key] = clips + 1, seconds + length
+    return found
 
 
-def licence_table(sources: Mapping[tuple[str, str, str], int]) -> str:
-    """LICENSE.md: clips by (licence, attribution, source and what else the clip was made of)."""
-    rows = [(*key, count) for key, count in sorted(sources.items())]
+def licence_table(sources: Sources) -> str:
+    """LICENSE.md: what ``sources_of`` gives."""
+    rows = [(*key, n, f"{seconds / 3600:.4f}") for key, (n, seconds) in sorted(sources.items())]
     more = f"\n\n... and {len(rows) - 5000} more; see `origin` of each clip." * (len(rows) > 5000)
     head = (
         "# Licences by source\n\nEach clip carries the licence and attribution of its source in "
         "the column `origin`.\n\n"
     )
-    return head + table(("licence", "attribution", "made of", "clips"), rows[:5000]) + more + "\n"
+    return head + table(LICENCE_COLUMNS, rows[:5000]) + more + "\n"

@@ -22,14 +22,14 @@ from layerflow.corpus.stats import cell_bytes, read_batches, small_rows, stats
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus
 from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
 from layerflow.files import write_bytes
+from pipelines.audit import audit
+from pipelines.publish.beside import described
 from pipelines.publish.card import (
     PREVIEW,
     REJECTED,
     CardFacts,
     ConfigInfo,
-    licence_table,
     make_card,
-    sources_of,
 )
 from pipelines.publish.licences import LicenceReport, check_allowed, review
 from pipelines.publish.preview import (
@@ -147,10 +147,6 @@ def make_files(
     if sheet:
         yield _put(folder, "contact_sheet.png", sheet), True
     yield _put(folder, "stats.json", json.dumps(counted, indent=2).encode()), False
-    yield (
-        _put(folder, "LICENSE.md", licence_table(sources_of(small_rows(plan.corpus))).encode()),
-        False,
-    )
     facts = CardFacts(
         plan.options.repo_id,
         configs,
@@ -160,6 +156,10 @@ def make_files(
         plan.options.licence,
         plan.assignment.shared_backgrounds,
         _encoded_rms(plan),
+        audit(plan.corpus),
+    )
+    yield from (
+        (_put(folder, name, data), large) for name, data, large in described(plan.corpus, facts)
     )
     yield _put(folder, "README.md", make_card(facts, existing_card).encode()), False
 
