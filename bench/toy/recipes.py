@@ -85,7 +85,8 @@ def prepare(folder: Path, seed: int, clips: int) -> None:
         ("held-still", STILL, HELD_OUT),
     ):
         if not (folder / "latents" / name).is_dir():
-            write_latents(folder, name, family, count, seed)
+            rng = np.random.default_rng([seed, len(name)])
+            write_latents(folder, name, (draw_clip(family, rng) for _ in range(count)), seed)
 
 
 def arm_manifest(folder: Path, seed: int, arm: str, shorten: int) -> TrainManifest:

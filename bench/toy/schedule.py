@@ -21,13 +21,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from blobs import FRAMES, MOVING, SIDE, STILL, Family, draw_clip
+from blobs import FRAMES, MOVING, SIDE, STILL, draw_clip
 from schedule_plot import draw_plot
 
 from layerflow.clip import LAYERS, PROMPTED, LayeredClip
@@ -96,7 +96,8 @@ def run_seed(folder: Path, seed: int, options: argparse.Namespace) -> None:
         init_directory(folder / "model", options.preset, seed=seed)
     for name, family, count in (("video", MOVING, clips), ("stills", STILL, clips // 4)):
         if not (folder / "latents" / name).is_dir():
-            write_latents(folder, name, family, count, seed)
+            rng = np.random.default_rng([seed, len(name)])
+            write_latents(folder, name, (draw_clip(family, rng) for _ in range(count)), seed)
     train_arms(folder, seed, options.shorten)
     arms, shown, base = {}, {}, {}
     for arm, (run, gate) in ARMS.items():
@@ -124,14 +125,12 @@ def run_seed(folder: Path, seed: int, options: argparse.Namespace) -> None:
     write_json(folder / "result.json", {"seed": seed, "arms": arms, "minutes": minutes})
 
 
-def write_latents(folder: Path, name: str, family: Family, count: int, seed: int) -> None:
-    """A latents folder of freshly drawn clips, without prompts."""
+def write_latents(folder: Path, name: str, clips: Iterable[LayeredClip], seed: int) -> None:
+    """The latents folder ``latents/NAME`` of clips, by the folder's ``model``, without prompts."""
     pipe = load_pipeline(folder / "model")
-    rng = np.random.default_rng([seed, len(name)])
 
     def rows() -> Iterator[dict[str, Any]]:
-        for index in range(count):
-            clip = draw_clip(family, rng)
+        for index, clip in enumerate(clips):
             prompts = dict.fromkeys((f"{p}_prompt" for p in PROMPTED), "")
             yield clip_row(
                 dict(zip(LAYERS, encode_clips(pipe.vae, [clip])[0], strict=True)),

@@ -2,17 +2,17 @@
 
     python bench/toy/two_foregrounds.py [--seeds 0 1 2] [--out build/two-foregrounds]
 
-The tiny preset's network on clips of `bench/toy/two_movers.py`, decomposition alone:
+The network of the preset tiny-wan on clips of `bench/toy/two_movers.py`, decomposition alone:
 
 - first: layers rgba, on clips with one mover;
 - one: the same network goes on with such clips;
-- two: the same network with its layers widened to rgbax2 goes on for longer, two thirds of its
-  clips with two movers, the rest with one.
+- two: the same network with its layers widened to rgbax2 goes on for longer, three quarters of its
+  clips with two movers, the rest with one: about as many of these as `one` sees.
 
 Held-out clips are taken apart by 4 steps. `one` says how much the second foreground costs the
 first. Baselines are thresholds of one feature, chosen on training clips, cut in two by components
 or hue and sorted by size or place; for each foreground the best on the held-out clips counts. What
-was interrupted goes on where it was; figures go to OUT/two-foregrounds.json. A seed takes 17 CPU
+was interrupted goes on where it was; figures go to OUT/two-foregrounds.json. A seed takes 20 CPU
 minutes: docs/benchmarks/foregrounds.md.
 """
 
@@ -56,7 +56,7 @@ CLIPS, HELD_OUT, SAMPLER_STEPS = 2000, 64, 4
 RUNS = {  # run -> layers, what it starts from, steps, weights of clips with one and two movers
     "first": ("rgba", None, 1700, (1.0,)),
     "one": ("rgba", "first", 1300, (1.0,)),
-    "two": ("rgbax2", "first", 2400, (1.0, 2.0)),
+    "two": ("rgbax2", "first", 5000, (1.0, 3.0)),
 }
 TEXT = {"num_text_tokens": 1, "text_width": 8}  # there are no prompts
 OPTIONS = {**TINY, **TEXT, "height": SIDE, "width": SIDE, "num_frames": FRAMES}
