@@ -175,10 +175,16 @@ def plain_text(text: str) -> str:
     return escape(one_line(text[:300]))
 
 
-def _here(folder: Path | str) -> Path:
-    """A folder on this disk. Raises ValueError for one in an object store."""
-    if isinstance(folder, str):
-        raise ValueError(f"{folder}: is in an object store; copy it to a local folder to view it")
+def _to_view(where: str, apart: bool) -> Path | str:
+    """A folder on this disk, or the URL of a corpus, which is read by ranges. apart: beside others,
+    which takes folders only; what is on the Hub is downloaded then."""
+    from layerflow.corpus.published import fetched, is_remote
+
+    if not is_remote(where):
+        return fetched(where)
+    folder = fetched(where) if apart else where
+    if apart and isinstance(folder, str):
+        raise ValueError(f"{where}: two are compared in local folders; copy it to one")
     return folder
 
 
@@ -193,27 +199,32 @@ def view(
     ] = False,
     port: Annotated[int, typer.Option(help="port of --serve; 0: a free one")] = 8000,
     limit: Annotated[int, typer.Option(help="clips in a written page, chosen evenly")] = 48,
+    against: Annotated[
+        str | None, typer.Option(help="another of these: clips of the same ids side by side")
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(help="model folder whose autoencoder decodes latents; none: false colours"),
     ] = None,
 ) -> None:
     """One self-contained page: layers playing side by side, scores, filters, rejected rows."""
-    from layerflow.corpus.published import fetched, is_published, open_corpus
+    from layerflow.corpus.published import is_published, open_corpus
     from layerflow.corpus.validate import refuse_unpackable
 
-    folder = _here(fetched(at_version(source, version)))
-    if is_published(folder):
-        refuse_unpackable(open_corpus(folder))
+    folder = _to_view(at_version(source, version), against is not None)
+    other = None if against is None else Path(_to_view(against, True))
+    for one in (folder, other):
+        if one is not None and is_published(one):
+            refuse_unpackable(open_corpus(one))
     if serve:
         from pipelines.view.server import serve as serve_page
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # its end, not an interruption
-        serve_page(folder, port=port, model=model)
+        serve_page(folder, port=port, model=model, against=other)
         return
     from pipelines.view.page import write_report
 
-    for path in write_report(folder, out, limit=limit, model=model):
+    for path in write_report(folder, out, limit=limit, model=model, against=other):
         typer.echo(str(path))
 
 
@@ -228,15 +239,18 @@ def filter_(
     keep_unknown: Annotated[
         bool, typer.Option("--keep-unknown", help="keep rows that have no such score")
     ] = False,
+    without: Annotated[
+        Path | None, typer.Option(help="a text file of ids to leave out, one a line")
+    ] = None,
 ) -> None:
     """A new corpus of the rows whose stored values pass; nothing is decoded."""
     from layerflow.corpus.derive import filter_corpus
     from layerflow.corpus.published import open_corpus
 
     opened = open_corpus(corpus, version)
-    _show(
-        filter_corpus(opened, out, where=where or (), kinds=kind or (), keep_unknown=keep_unknown)
-    )
+    listed = without.read_text().split() if without is not None else ()
+    chosen: Any = {"where": where or (), "kinds": kind or (), "keep_unknown": keep_unknown}
+    _show(filter_corpus(opened, out, without=listed, **chosen))
 
 
 def merge(

@@ -13,7 +13,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -128,31 +128,39 @@ def _number(part: str, text: str) -> float:
 class Selection:
     """Which rows are wanted: those of some kinds (none: of all) for which every condition holds.
 
-    keep_unknown: also rows that have no such score.
+    keep_unknown: also rows that have no such score. without: ids of rows that are not.
     """
 
     conditions: tuple[Condition, ...] = ()
     kinds: tuple[str, ...] = ()
     keep_unknown: bool = False
+    without: frozenset[str] = frozenset()
 
     @classmethod
     def of(
-        cls, where: Sequence[str] = (), kinds: Sequence[str] = (), keep_unknown: bool = False
+        cls,
+        where: Sequence[str] = (),
+        kinds: Sequence[str] = (),
+        keep_unknown: bool = False,
+        without: Iterable[str] = (),
     ) -> Selection:
         """Of what a user wrote. Raises ValueError as ``parse_where``, and for an unknown kind."""
         conditions = tuple(condition for text in where for condition in parse_where(text))
         unknown = set(kinds) - set(KINDS)
         if unknown:
             raise ValueError(f"{sorted(unknown)} are no kinds; there are {KINDS}")
-        return cls(conditions, tuple(sorted(kinds)), keep_unknown)
+        return cls(conditions, tuple(sorted(kinds)), keep_unknown, frozenset(without))
 
     def options(self) -> dict[str, Any]:
         """As it goes on record."""
         where = [str(condition) for condition in self.conditions]
-        return {"where": where, "kinds": list(self.kinds), "keep_unknown": self.keep_unknown}
+        said = {"where": where, "kinds": list(self.kinds), "keep_unknown": self.keep_unknown}
+        return said | ({"without": sorted(self.without)} if self.without else {})
 
     def refuses(self, row: Mapping[str, Any]) -> str | None:
         """Why a row (its small columns) is not wanted; None for one that is."""
+        if row["id"] in self.without:
+            return "its id was left out"
         if self.kinds and row["kind"] not in self.kinds:
             return f"kind {row['kind']} is not asked for"
         for condition in self.conditions:
@@ -181,16 +189,18 @@ def filter_corpus(
     where: Sequence[str] = (),
     kinds: Sequence[str] = (),
     keep_unknown: bool = False,
+    without: Iterable[str] = (),
 ) -> Derived:
     """The rows for which every condition holds; the others go to ``OUT/rejected`` with the reason,
     and so do rows that ``layerflow validate`` refuses without decoding them.
 
     Of a published corpus only row groups with a row that stays are read whole.
-    kinds: also only these kinds. keep_unknown: keep rows that have no such score.
+    kinds: also only these kinds. keep_unknown: keep rows that have no such score. without: ids of
+    rows that go.
     """
-    selection = Selection.of(where, kinds, keep_unknown)
-    if not selection.conditions and not kinds:
-        raise ValueError("nothing to filter by: give --where or --kind")
+    selection = Selection.of(where, kinds, keep_unknown, without)
+    if not (selection.conditions or kinds or selection.without):
+        raise ValueError("nothing to filter by: give --where, --kind or --without")
     refuse_unsound(corpus, ids=False)
     broken: list[dict[str, Any]] = []
 

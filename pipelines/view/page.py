@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from layerflow.corpus.scores import meaning
+from layerflow.corpus.scores import PRESETS, SCORES, meaning
 from layerflow.corpus.stats import general_reason
 from layerflow.files import write_bytes
 from layerflow.media.cells import MediaError, encode_png
@@ -30,42 +31,53 @@ from layerflow.media.contact_sheet import contact_sheet, describe
 from layerflow.media.frame_rate import evenly
 from layerflow.media.sandbox import contained_map
 from layerflow.outputs import local_output
-from pipelines.view.source import ClipSource, open_source, previewer, read_preview
+from pipelines.view.source import (
+    ClipSource,
+    Requests,
+    open_source,
+    preview_handler,
+    read_preview,
+)
 
 MAX_PREVIEW_BYTES = 24 << 20
 MAX_REJECTED = 1000
 MAX_TEXT = 4000
 SHEET_CLIPS = 12
 BINS = 24
+MAX_SOURCES = 200
+SCRIPTS = ("player.js", "detail.js", "care.js", "window.js", "report.js")
 
 
 def write_report(
-    path: Path,
+    path: Path | str,
     out: Path,
     *,
     limit: int = 48,
     workers: int | None = None,
     model: Path | None = None,
+    against: Path | None = None,
 ) -> list[Path]:
     """Write the page to ``out`` and a contact sheet beside it; returns both paths.
 
-    path: a corpus, a published one, latents (that ``model`` decodes, if there is one), samples.
+    path: a corpus, a published one, latents (that ``model`` decodes, if there is one), samples; a
+    URL of a corpus that is read by ranges, and gets no contact sheet. against: the same clips of
+    another source, shown beside them.
     limit: clips with previews, taken evenly over the rows, also bounded by 24 MiB of previews.
     Histograms, counts and reasons are of all rows. workers: preview processes; 0: this process.
     Raises ValueError when ``path`` is none of these.
     """
     out = local_output(out)
-    source = open_source(path, model)
+    source = open_source(path, model, against)
     rows = list(source.rows())
     chosen = evenly(len(rows), limit)
     height = 96 if len(chosen) > 24 else 144
     workers = os.cpu_count() or 1 if workers is None else workers
-    requests = [json.dumps({"index": i, "height": height}).encode() for i in chosen]
+    requests = Requests(source, chosen, height)
     clips, media = [], []
     total = 0
     for index, answer in zip(
         chosen,
-        contained_map(partial(previewer, model=model), path, requests, workers),
+        contained_map(preview_handler(path, model, against), Path(path), requests, workers),
         strict=True,
     ):
         row = shortened(rows[index])
@@ -82,6 +94,8 @@ def write_report(
     data = {"mode": "static", **overview(source, rows), "clips": clips}
     data["rejected"] = [rejected_row(row) for row in islice(source.rejected(), MAX_REJECTED)]
     write_bytes(out, page(data, media).encode())
+    if isinstance(path, str):
+        return [out]
     sheet = make_sheet(path, len(rows), workers, model)
     if not sheet:
         return [out]
@@ -109,9 +123,11 @@ def overview(source: ClipSource, rows: Iterable[dict[str, Any]]) -> dict[str, An
     """What the page says about all rows: name, counts, score histograms, rejection reasons."""
     kinds: Counter[str] = Counter()
     licences: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
     scores: dict[str, list[float]] = {}
     for row in rows:
         kinds[row["kind"]] += 1
+        sources[shortened(row["source"])] += 1
         if "licence" in row:
             licences[shortened(row.get("licence") or "not stated")] += 1
         for name, value in row["scores"].items():
@@ -125,6 +141,9 @@ def overview(source: ClipSource, rows: Iterable[dict[str, Any]]) -> dict[str, An
         "total": sum(kinds.values()),
         "kinds": dict(kinds),
         "licences": dict(licences.most_common(20)),
+        "sources": dict(sources.most_common(MAX_SOURCES)),
+        "against": getattr(source, "against", ""),
+        "limits": gate_limits(),
         "histograms": {
             name: {**histogram(values), "says": meaning(name)}
             for name, values in sorted(scores.items())
@@ -132,6 +151,20 @@ def overview(source: ClipSource, rows: Iterable[dict[str, Any]]) -> dict[str, An
         "reasons": dict(reasons.most_common(100)),
         "rejected_total": sum(reasons.values()),
     }
+
+
+def gate_limits() -> dict[str, dict[str, list[float | None]]]:
+    """What each preset of the quality gate accepts: score -> least and greatest value, None where
+    there is no such end."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for preset in PRESETS:
+        limits = {score.name: score.limits(preset) for score in SCORES}
+        found[preset] = {
+            name: [end if math.isfinite(end) else None for end in pair]
+            for name, pair in limits.items()
+            if isinstance(pair, tuple)
+        }
+    return found
 
 
 def histogram(values: Sequence[float]) -> dict[str, Any]:
@@ -146,7 +179,7 @@ def histogram(values: Sequence[float]) -> dict[str, Any]:
 
 def page(data: dict[str, Any], media: Sequence[bytes] = ()) -> str:
     """The HTML page; ``media[i]`` is the preview of ``data["clips"][i]``."""
-    script = "".join(map(_asset, ("player.js", "detail.js", "report.js")))
+    script = "".join(map(_asset, SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     connect = "'self'" if data["mode"] == "serve" else "'none'"
     blocks = "\n".join(

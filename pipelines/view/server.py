@@ -18,7 +18,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -28,7 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 from layerflow.media.cells import MediaError
 from layerflow.media.sandbox import Contained
 from pipelines.view.page import overview, page, rejected_row, shortened
-from pipelines.view.source import open_source, previewer, read_preview
+from pipelines.view.source import Requests, open_source, preview_handler, read_preview
 
 CACHE_BYTES = 256 << 20
 MAX_COUNT = 200
@@ -48,21 +47,28 @@ class Browsed:
     """The rows of what ``open_source`` opens, queried by the page; previews on demand."""
 
     def __init__(
-        self, path: Path, *, workers: int | None = None, model: Path | None = None
+        self,
+        path: Path | str,
+        *,
+        workers: int | None = None,
+        model: Path | None = None,
+        against: Path | None = None,
     ) -> None:
-        self._source = open_source(path, model)
+        self._source = open_source(path, model, against)
         self._rows = list(self._source.rows())
         self.page = page({"mode": "serve", **overview(self._source, self._rows)}).encode()
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._cached = 0
         count = workers or min(4, os.cpu_count() or 1)
-        self._idle = [Contained(partial(previewer, model=model), path) for _ in range(count)]
+        handler = preview_handler(path, model, against)
+        self._idle = [Contained(handler, Path(path)) for _ in range(count)]
         self._free = threading.Semaphore(count)
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._last: tuple[dict[str, str], list[dict[str, Any]]] = {}, self._rows
 
     def rows(self, query: dict[str, str]) -> dict[str, Any]:
-        """Rows that pass, as ``{"total", "rows"}``. Keys: kind, licence, text, score, min, max,
-        sort (``+name`` or ``-name``), offset, count. Raises ValueError for bad numbers."""
+        """Rows that pass, as ``{"total", "rows"}``. Keys: kind, licence, source, text, score, min,
+        max, sort (``+name`` or ``-name``), offset, count. Raises ValueError for bad numbers."""
         low, high = _number(query, "min", -math.inf), _number(query, "max", math.inf)
         score, text = query.get("score", ""), query.get("text", "").lower()
         bounded = bool(score) and (math.isfinite(low) or math.isfinite(high))
@@ -71,6 +77,8 @@ class Browsed:
             if query.get("kind") and row["kind"] != query["kind"]:
                 return False
             licence = row.get("licence") or "not stated"
+            if query.get("source") and row["source"] != query["source"]:
+                return False
             if query.get("licence") and licence != query["licence"]:
                 return False
             if bounded and not low <= row["scores"].get(score, math.nan) <= high:
@@ -78,7 +86,11 @@ class Browsed:
             texts = (row["id"], row["source"], *row["prompts"].values())
             return not text or any(text in part.lower() for part in texts)
 
-        found = _sorted([row for row in self._rows if passes(row)], query.get("sort", ""))
+        asked = {name: value for name, value in query.items() if name not in ("offset", "count")}
+        before, found = self._last
+        if asked != before:  # a page that scrolls asks the same again and again
+            found = _sorted([row for row in self._rows if passes(row)], query.get("sort", ""))
+            self._last = asked, found
         return {"total": len(found), "rows": [shortened(row) for row in _slice(found, query)]}
 
     def rejected(self, query: dict[str, str]) -> dict[str, Any]:
@@ -108,7 +120,9 @@ class Browsed:
         with self._child() as child:
             if not wanted():
                 raise ConnectionAbortedError
-            answer = bytes(child.call(request))
+            with self._reading:  # of a corpus that lies elsewhere, rows are read here
+                message = Requests(self._source, [index], height)[0]
+            answer = bytes(child.call(message))
         with self._lock:
             self._cached += len(answer) - len(self._cache.get(request, b""))
             self._cache[request] = answer
@@ -262,9 +276,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal is for the address of the page."""
 
 
-def serve(path: Path, *, port: int = 8000, model: Path | None = None) -> None:
+def serve(
+    path: Path | str,
+    *,
+    port: int = 8000,
+    model: Path | None = None,
+    against: Path | None = None,
+) -> None:
     """Serve the page until interrupted. Prints the address."""
-    with closing(Browsed(path, model=model)) as browsed:
+    with closing(Browsed(path, model=model, against=against)) as browsed:
         try:
             server = make_server(browsed, port)
         except OSError as error:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +41,7 @@ from layerflow.locations import clean_uri
 from layerflow.media.cells import MediaError, decode_alpha, decode_color, encode_preview
 from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sample_files import read_objects, with_objects
+from layerflow.media.sandbox import Handler
 from layerflow.media.video import read_frames
 
 PANELS = (BLENDED, FOREGROUND, ALPHA, BACKGROUND, "difference", "recomposed")
@@ -87,11 +90,20 @@ class ClipSource(Protocol):
     def __len__(self) -> int: ...
 
 
-def open_source(path: Path, model: Path | None = None) -> ClipSource:
-    """A corpus, a published one, latents, or a folder of samples.
+def open_source(
+    path: Path | str, model: Path | None = None, against: Path | None = None
+) -> ClipSource:
+    """A corpus, a published one, latents, or a folder of samples; a URL of a corpus.
 
-    model: decodes latents. Raises ValueError when the folder is none of these.
+    model: decodes latents. against: another of these, whose clips of the same ids are shown
+    beside. Raises ValueError when the folder is none of these.
     """
+    if against is not None:
+        from pipelines.view.pair import PairSource
+
+        return PairSource(open_source(path, model), open_source(against, model))
+    if isinstance(path, str):
+        return CorpusSource(path)
     if (path / "index.json").is_file() and (path / "fingerprint.json").is_file():
         from pipelines.view.latents import LatentSource
 
@@ -110,11 +122,16 @@ def open_source(path: Path, model: Path | None = None) -> ClipSource:
 
 
 class CorpusSource:
-    """The clips of a corpus, local or published."""
+    """The clips of a corpus, local or published; of a URL, by ranges of its files."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._corpus = open_corpus(path)
-        self.name = path.resolve().name
+        self.remote = isinstance(path, str)
+        self.name = path.rstrip("/") if isinstance(path, str) else path.resolve().name
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A whole row, with its media."""
+        return dict(self._corpus.row(index))
 
     def __len__(self) -> int:
         return len(self._corpus)
@@ -133,8 +150,12 @@ class CorpusSource:
         return decode_row(self._corpus.row(index))
 
     def stack(self, index: int) -> LayerStack | None:
-        row = self._corpus.row(index)
-        return stack_of_row(row, decode_row(row), MOST) if single_objects(row, MOST) else None
+        return stack_of(self._corpus.row(index))
+
+
+def stack_of(row: dict[str, Any]) -> LayerStack | None:
+    """The single foregrounds of a row, where it has several."""
+    return stack_of_row(row, decode_row(row), MOST) if single_objects(row, MOST) else None
 
 
 def shown_row(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -245,17 +266,22 @@ def _said(about: dict[str, Any]) -> str:
 
 
 def make_preview(
-    clip: LayeredClip, height: int = 144, *, crf: int = 25, stack: LayerStack | None = None
+    clip: LayeredClip,
+    height: int = 144,
+    *,
+    crf: int = 25,
+    stack: LayerStack | None = None,
+    more: dict[str, U8] | None = None,
 ) -> Preview:
-    """The six panels of a clip, and those of a stack's single foregrounds, each ``height`` pixels
-    high (never enlarged)."""
+    """The six panels of a clip, those of a stack's single foregrounds, and ``more`` of as many
+    frames, each ``height`` pixels high (never enlarged)."""
     scale = min(1.0, height / clip.size[0], 4 * height / clip.size[1])
     panel = max(2, round(clip.size[0] * scale)), max(2, round(clip.size[1] * scale))
     cell = -(-panel[0] // BLOCK) * BLOCK, -(-panel[1] // BLOCK) * BLOCK
     recomposed = clip.recomposed()
     layers = {name: clip.layer(name) for name in PANELS[:4]}
     layers |= {"difference": difference(clip.blended, recomposed), "recomposed": recomposed}
-    layers |= single_panels(stack)
+    layers |= single_panels(stack) | (more or {})
     rows = -(-len(layers) // 3)
     frames = np.zeros((clip.num_frames, rows * cell[0], 3 * cell[1], 3), np.uint8)
     for place, name in enumerate(layers):
@@ -299,18 +325,61 @@ def _cells(frames: U8, panel: tuple[int, int], cell: tuple[int, int]) -> U8:
     return out
 
 
-def previewer(path: Path, model: Path | None = None) -> Callable[[bytes], bytes]:
-    """A handler for ``layerflow.media.sandbox``: ``{"index", "height"}`` in, a preview out."""
-    source = open_source(path, model)
+def previewer(
+    path: Path, model: Path | None = None, against: Path | None = None
+) -> Callable[[bytes], bytes]:
+    """A handler for ``layerflow.media.sandbox``: what ``Requests`` has in, a preview out."""
+    source = open_source(path, model, against)
 
     def answer(request: bytes) -> bytes:
         wanted = json.loads(request)
-        index = wanted["index"]
-        clip, stack = source.clip(index), source.stack(index)
-        preview = make_preview(clip, wanted["height"], stack=stack)
-        return json.dumps(preview.plain()).encode() + b"\n" + preview.media
+        index, height = wanted["index"], wanted["height"]
+        if against is not None:
+            more = source.panels(index)  # type: ignore[attr-defined]
+            return _answer(make_preview(source.clip(index), height, more=more))
+        return _answer(make_preview(source.clip(index), height, stack=source.stack(index)))
 
     return answer
+
+
+def row_previewer(path: Path) -> Callable[[bytes], bytes]:
+    """The same for rows that were read elsewhere, and come with the request."""
+
+    def answer(request: bytes) -> bytes:
+        row, height = pickle.loads(request)  # from the parent: trusted
+        return _answer(make_preview(decode_row(row), height, stack=stack_of(row)))
+
+    return answer
+
+
+def preview_handler(
+    path: Path | str, model: Path | None = None, against: Path | None = None
+) -> Handler:
+    """The handler of what ``open_source`` opens."""
+    if isinstance(path, str):
+        return row_previewer
+    return partial(previewer, model=model, against=against)
+
+
+class Requests(Sequence[bytes]):
+    """Requests for previews of some clips, each made when it is taken: of a corpus that lies
+    elsewhere it holds the row, since the child that decodes it reads nothing there."""
+
+    def __init__(self, source: ClipSource, chosen: Sequence[int], height: int) -> None:
+        self._source, self._chosen, self._height = source, chosen, height
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, place: Any) -> Any:
+        index = self._chosen[place]
+        if isinstance(self._source, CorpusSource) and self._source.remote:
+            return pickle.dumps((self._source.row(index), self._height))
+        return json.dumps({"index": index, "height": self._height}).encode()
+
+
+def _answer(preview: Preview) -> bytes:
+    return json.dumps(preview.plain()).encode() + b"\n" + preview.media
 
 
 def read_preview(answer: bytes) -> Preview:

@@ -9,6 +9,8 @@ function open(clip) {
   $("detail-title").textContent = `${clip.kind} ${clip.id.slice(0, 60)}`;
   panels();
   facts(clip);
+  why(clip);
+  flags();
   $("time").hidden = clip.num_frames === 1;
   $("at").textContent = "";
   $("panels").classList.add("waiting");
@@ -135,8 +137,8 @@ function histograms() {
 }
 
 function setFilters() {
-  const { kind, licence, text, score, min, max } = wanted();
-  return [kind, licence, text, score && min + max].filter(Boolean).length;
+  const { kind, licence, source, text, score, min, max } = wanted();
+  return [kind, licence, source, text, score && min + max].filter(Boolean).length;
 }
 
 function mark() {

@@ -17,7 +17,7 @@ const short = (value) => (Math.abs(value) >= 1e5 ? value.toExponential(2) : Stri
 // --- rows -----------------------------------------------------------------------------------
 
 function wanted() {
-  const form = Object.fromEntries(["kind", "licence", "text", "score", "min", "max", "sort"].map((id) => [id, $(id).value]));
+  const form = Object.fromEntries(["kind", "licence", "source", "text", "score", "min", "max", "sort"].map((id) => [id, $(id).value]));
   form.text = form.text.trim().toLowerCase();
   return form;
 }
@@ -33,6 +33,7 @@ async function query(filters, offset) {
   const passing = data.clips.filter((clip) =>
     (!filters.kind || clip.kind === filters.kind) &&
     (!filters.licence || (clip.licence || "not stated") === filters.licence) &&
+    (!filters.source || clip.source === filters.source) &&
     (!filters.text || [clip.id, clip.source, ...Object.values(clip.prompts)].join("\n").toLowerCase().includes(filters.text)) &&
     (!score || (min === "" && max === "") || inside(clip.scores[score])));
   return { total: passing.length, rows: sorted(passing, filters.sort).slice(offset, offset + PAGE) };
@@ -69,11 +70,12 @@ async function found(append, mine) {
     for (const player of [...players]) if (player !== opened?.player) player.stop();
     $("grid").replaceChildren();
     [listed, total] = [[], 0];
+    emptied();
   }
   if (answer) {
     total = answer.total;
     listed.push(...answer.rows);
-    $("grid").append(...answer.rows.map(card));
+    show(answer.rows);
     if (!append) roving($("grid").firstElementChild);
   }
   counted(problem);
@@ -91,11 +93,13 @@ function counted(problem) {
   $("count").classList.toggle("failed", Boolean(problem));
   $("count").textContent = problem || (total ? `${listed.length} of ${passing} shown${sample}` : `0 of ${all} clips`);
   $("more").textContent = problem ? "Try again" : "Show more clips";
-  $("more").hidden = !problem && listed.length >= total;
+  $("more").hidden = !problem && first + $("grid").children.length >= total;
 }
 
 const bottom = new IntersectionObserver((entries) => {
-  if (entries.at(-1).isIntersecting && listed.length < total) refresh(true);
+  if (entries.at(-1).isIntersecting && first + $("grid").children.length < total) {
+    if (append() === null) { bottom.unobserve($("more")); bottom.observe($("more")); }
+  }
 }, { rootMargin: "400px" });
 
 const cards = new IntersectionObserver((entries) => {
@@ -108,7 +112,10 @@ const cards = new IntersectionObserver((entries) => {
 
 function names(clip) {
   const all = state.layers === "all" || (clip.flat && !SHOWN.includes(state.layers));
-  return all ? SHOWN : [state.layers];
+  const some = all ? SHOWN : [state.layers];
+  if (!data.against) return some;
+  if (all) return ["blended", "B blended", "foreground", "B foreground"];
+  return some.flatMap((name) => (SHOWN.includes(name) ? [name, name === "alpha" ? "alpha of B foreground" : "B " + name] : [name]));
 }
 
 function card(clip) {
@@ -125,6 +132,7 @@ function card(clip) {
   element.setAttribute("aria-haspopup", "dialog");
   element.setAttribute("aria-label", `${clip.kind} clip: ${prompt}, of ${clip.source.slice(-200)}`);
   element.onclick = () => open(clip);
+  mine(element);
   setStage(element);
   cards.observe(element);
   return element;
@@ -213,6 +221,7 @@ document.addEventListener("keydown", (event) => {
   if (key === " " && at !== "BUTTON" && at !== "SUMMARY") change({ playing: !state.playing });
   else if (/^[0-6]$/.test(key)) change({ layers: key === "0" ? "all" : PANELS[key - 1] });
   else if (key === "b") change({ backing: BACKINGS[(BACKINGS.indexOf(state.backing) + 1) % BACKINGS.length] });
+  else if (key === "f") flag(opened?.clip ?? event.target.closest?.(".card")?.clip);
   else if (key === "?") $("help-button").click();
   else if (key === "," || key === ".") step(key === "," ? -1 : 1);
   else if (key === "Enter" && event.target.clip) open(event.target.clip);
@@ -224,7 +233,7 @@ document.addEventListener("keydown", (event) => {
 
 function setUp() {
   document.title = `${data.name} - layered clips`;
-  $("name").textContent = data.name;
+  $("name").textContent = data.against ? `A: ${data.name}, B: ${data.against}` : data.name;
   const kinds = Object.entries(data.kinds).map(([kind, count]) => `${count.toLocaleString("en")} ${kind}`);
   $("summary").textContent = `${data.total.toLocaleString("en")} clips (${kinds.join(", ") || "none"}), ${data.rejected_total.toLocaleString("en")} rejected${data.note ? "; " + data.note : ""}`;
   for (const id of ["layers", "detail-layers"]) {
@@ -246,6 +255,7 @@ function setUp() {
   $("rejected-title").textContent = `Rejected (${data.rejected_total.toLocaleString("en")})`;
   $("rejected-box").hidden = !data.rejected_total;
   (data.clips || []).forEach((clip, place) => { clip.place = place; });
+  setUpCare();
   histograms();
 
   $("size").oninput = () => document.documentElement.style.setProperty("--card-width", $("size").value + "px");
@@ -253,11 +263,11 @@ function setUp() {
   const narrow = matchMedia("(max-width: 640px)");
   narrow.onchange = () => { $("filters-box").open = !narrow.matches; };
   narrow.onchange();
-  $("filters").oninput = () => { mark(); refresh(false); };
+  $("filters").oninput = () => { nameSource(); mark(); refresh(false); };
   $("filters").onsubmit = (event) => event.preventDefault();
-  $("filters").onreset = () => setTimeout(() => { mark(); refresh(false); });
+  $("filters").onreset = () => setTimeout(() => { nameSource(); mark(); refresh(false); });
   $("grid").addEventListener("focusin", (event) => roving(event.target.closest(".card")));
-  $("more").onclick = () => refresh(true);
+  $("more").onclick = append;
   $("reason").onchange = () => rejected(false);
   $("more-rejected").onclick = () => rejected(true);
   $("previous").onclick = () => neighbour(-1);
@@ -266,6 +276,7 @@ function setUp() {
   $("detail").onclose = closed;
   $("frame").oninput = () => { change({ playing: false }); opened?.player.seek(+$("frame").value); };
   redraw();
+  mark();
   refresh(false);
   rejected(false);
   tick();
