@@ -117,7 +117,13 @@ class TrainManifest(Strict):
     threads: int | None = Field(None, ge=1)
     """CPU threads a worker. Left out: the machine's cores divided by the workers on it."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network under autocast; weights that train stay fp32."""
+    """bf16 runs the network under autocast; weights that train stay fp32, frozen matrices of the
+    blocks are held in bf16, to which autocast rounds them anyway."""
+    quantize: Literal["int8", "nf4"] | None = Field(None, exclude_if=lambda kind: kind is None)
+    """Hold the frozen matrices of the blocks in 8 or 4 bits. Exports have them as they were."""
+    offload: list[Literal["activations", "weights"]] = Field([], exclude_if=lambda what: not what)
+    """What lies in CPU memory until a block needs it: `activations`, what `checkpointing: full`
+    keeps of each block; `weights`, frozen matrices, one block ahead. Changes no digit."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """`full` recomputes each block in the backward pass: less memory, about a third slower.
     `selective` keeps the results of matrix products and attention, and recomputes the rest."""
@@ -166,12 +172,27 @@ class TrainManifest(Strict):
             kind = (stage.optimizer or self.optimizer).kind
             if stage.parallel == "fsdp" and kind != "adamw":
                 raise ValueError(f"stage {stage.name!r}: fsdp trains with adamw, not with {kind}")
+        self._check_memory()
         if any(stage.parallel == "fsdp" for stage in self.stages):
             if self.min_workers is not None:
                 raise ValueError("min_workers: an fsdp stage needs all of its workers")
             if self.validation is not None and self.validation.keep_best:
                 raise ValueError("validation.keep_best: not while a stage has parallel: fsdp")
         return self
+
+    def _check_memory(self) -> None:
+        if "activations" in self.offload and self.checkpointing != "full":
+            raise ValueError("offload: activations needs checkpointing: full")
+        if "weights" in self.offload:
+            if self.checkpointing == "none":
+                raise ValueError("offload: weights needs checkpointing: full or selective")
+            if self.compile:
+                raise ValueError("offload: weights and compile do not go together")
+        if any(stage.parallel == "fsdp" for stage in self.stages):
+            if self.quantize is not None:
+                raise ValueError("quantize: not while a stage has parallel: fsdp")
+            if self.offload:
+                raise ValueError("offload: not while a stage has parallel: fsdp")
 
     def _check_places(self) -> None:
         for name, amount in self.resources_per_worker.items():
@@ -222,6 +243,10 @@ class TrainManifest(Strict):
                 return stage
         raise ValueError(f"no stage {name!r}; the manifest has {[s.name for s in self.stages]}")
 
+    def stages_from(self, stage: Stage) -> list[Stage]:
+        """That stage and those after it."""
+        return self.stages[[each.name for each in self.stages].index(stage.name) :]
+
     def dropped_tasks(self) -> dict[str, list[str]]:
         """Stage -> tasks that it leaves out although a stage before it trained them, so that it may
         unlearn them. Not of stages that train the motion adapter, which does nothing at gate 0."""
@@ -244,7 +269,7 @@ FREE_FIELDS = (
     *("out", "upload", "log_every", "save_every", "save_minutes", "keep_last", "keep_exports"),
     *("workers", "min_workers", "gpus", "wait_for_nodes", "resources_per_worker"),
     *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
-    *("compile", "checkpointing", "attention", "max_skips"),
+    *("compile", "checkpointing", "offload", "attention", "max_skips"),
     *("tensorboard", "wandb", "validation"),
 )
 """What may change between a run and its continuation: none of it changes the result."""

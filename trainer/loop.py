@@ -36,6 +36,7 @@ from trainer.distributed.processes import World, join_world, until_terminated
 from trainer.distributed.signals import Signals, give_up
 from trainer.export import export, load_model, model_after
 from trainer.held_out import HeldOut, held_out
+from trainer.memory.hold import hold
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
@@ -45,6 +46,7 @@ from trainer.stages import attach, lay_out, learning_rate
 from trainer.upload import Uploader, uploading
 
 Log = Callable[[str], None]
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -93,7 +95,8 @@ def train(
             check(manifest)
             claim(out, manifest, fresh=fresh, log=log)
         world.wait()
-        transformer, scheduler = load_model(manifest.model, world.device)
+        transformer, scheduler = load_model(manifest.model, CPU)
+        hold(transformer, manifest, manifest.stages, world.device)
         log_here: Log = log if world.rank == 0 else lambda line: None
         run = Run(
             manifest=manifest,
@@ -161,6 +164,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     """Train one stage, from its newest checkpoint if it has one; False when told to stop."""
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
+    hold(transformer, manifest, manifest.stages_from(stage), world.device)
     trained = lay_out(transformer, stage, world, bf16=manifest.precision == "bf16")
     options = stage.optimizer or manifest.optimizer
     optimizer = trained.optimizer(options)
@@ -265,7 +269,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     validation.check_gate_0(run, stage, before)
     tensors = trained.tensors()
     if stage.parallel == "fsdp":  # the network is in parts for good: the next stage gets a new one
-        whole, _ = model_after(manifest, run.out, stage.name, tensors, world.device)
+        whole, _ = model_after(manifest, run.out, stage.name, tensors, CPU)
+        hold(whole, manifest, manifest.stages_from(stage), world.device)
         run.transformer = prepare(whole, manifest)
     if world.rank == 0:
         export(run.out, manifest, stage.name, run.transformer)
