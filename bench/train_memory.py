@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.train_gpu import (
@@ -40,7 +41,10 @@ from layerflow.model.objective import layer_loss
 from layerflow.model.wan.transformer import LayerFlowWanTransformer3DModel
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
+from trainer import runtime
 from trainer.data import Batch
+from trainer.memory.hold import hold
+from trainer.memory.swap import Swap
 from trainer.planning.count import Live
 from trainer.runtime import prepare
 from trainer.stages import attach, trainable_names
@@ -103,8 +107,9 @@ def count_bytes(
 ) -> int:
     """The most bytes that live at once in a step after the first one."""
     transformer = network(stage, config)
-    with FakeTensorMode(), Live() as live, norms_in_fp32(manifest.precision == "bf16"):
+    with FakeTensorMode(), Live() as live, norms_in_fp32(manifest.precision == "bf16"), apart(live):
         fill(transformer)
+        hold(transformer, manifest, manifest.stages_from(stage), CPU)
         prepare(transformer, manifest)
         step = training_step(transformer, manifest, stage, shape, CPU)
         step()
@@ -142,6 +147,31 @@ def count_forward_bytes(
         with torch.autocast("cpu", torch.bfloat16, half):
             layer_loss(transformer, process, *batch.tensors(), layers=batch.layers)
         return live.most - before
+
+
+@contextmanager
+def apart(live: Live) -> Iterator[None]:
+    """What is put into CPU memory on purpose does not count."""
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        live.leave_out(copy)
+        return copy
+
+    def pack_block(self: Swap, tensors: Any, size: int) -> torch.Tensor:
+        flat = usual[1](self, tensors, size)
+        live.leave_out(flat)
+        return flat
+
+    def away(**options: Any) -> Any:
+        return saved_tensors_hooks(pack, torch.Tensor.clone)
+
+    usual: Any = (runtime.save_on_cpu, Swap.pack)
+    runtime.save_on_cpu, Swap.pack = away, pack_block  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        runtime.save_on_cpu, Swap.pack = usual  # type: ignore[misc]
 
 
 @contextmanager

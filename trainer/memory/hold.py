@@ -42,17 +42,16 @@ def hold(
     release(transformer)
     for layer in found.values():
         narrow(layer, manifest)
-    if "weights" not in manifest.offload:
-        transformer.to(device)
-        return
-    layers: list[list[nn.Module]] = [[] for _ in block_list(transformer)]
-    for path, layer in found.items():
-        layers[block_of(transformer, path)].append(layer)
-    swap = Swap(block_list(transformer), layers, device)
+    stored: Collection[int] = ()
+    if "weights" in manifest.offload:
+        layers: list[list[nn.Module]] = [[] for _ in block_list(transformer)]
+        for path, layer in found.items():
+            layers[block_of(transformer, path)].append(layer)
+        transformer.block_swap = Swap(block_list(transformer), layers, device).attach()
+        stored = transformer.block_swap.stored
     for tensor in (*transformer.parameters(), *transformer.buffers()):
-        if id(tensor) not in swap.stored:
+        if id(tensor) not in stored and tensor.device != device:
             tensor.data = tensor.data.to(device)
-    transformer.block_swap = swap.attach()
 
 
 def release(transformer: Any) -> None:
@@ -103,22 +102,23 @@ def frozen_matrices(transformer: Any, kept: Collection[str]) -> dict[str, nn.Lin
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of a network's weights on the device, and for each block of the copies in bf16 that
-    autocast makes of its matrices (0 where they are held in bf16 or quantised)."""
+    """Bytes of a network's weights on the device; for each block those of the copies in bf16 that
+    autocast makes of its matrices (none of what is held in bf16 or packed); and how many of the
+    network's own numbers are in fp32."""
 
     weights: float
     copies: tuple[float, ...]
+    singles: int
 
 
-def held_bytes(
-    transformer: Any, manifest: TrainManifest, stages: Sequence[Stage] | None
-) -> Held:
+def held_bytes(transformer: Any, manifest: TrainManifest, stages: Sequence[Stage] | None) -> Held:
     """Of a network of whatever tensors: what `hold` would make of it.
 
     stages: as of `hold`; None: every weight is kept in fp32.
     """
     network = adapters.unwrap(transformer)
     total = 4.0 * sum(p.numel() for p in network.parameters())
+    singles = sum(p.numel() for n, p in network.named_parameters() if ".lora_" not in n)
     copies, frozen = [0.0] * len(block_list(network)), [0.0] * len(block_list(network))
     kept = trained_later(network, stages) if stages is not None else None
     found = {} if kept is None else frozen_matrices(network, kept)
@@ -130,13 +130,15 @@ def held_bytes(
         usual = 2.0 if path in found and half else 4.0
         size = numbers * (packed / 8 if packed else usual) + biases * usual
         total += size - 4.0 * (numbers + biases)
+        if packed or size < 4.0 * (numbers + biases):
+            singles -= numbers + (biases if half else 0)
         if path in found:
             frozen[index] += size
         elif half:
             copies[index] += 2.0 * (numbers + biases)
     if kept is not None and "weights" in manifest.offload:
         total += PLACES * max(frozen) - sum(frozen)
-    return Held(total, tuple(copies))
+    return Held(total, tuple(copies), singles)
 
 
 # ---- full values ------------------------------------------------------------------------------

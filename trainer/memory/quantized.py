@@ -10,6 +10,7 @@ Nothing of a matrix in full is kept between forward and backward pass: both make
 
 from __future__ import annotations
 
+import statistics
 from functools import cache
 from typing import Any
 
@@ -26,21 +27,23 @@ def quantize(layer: nn.Linear, kind: str) -> bool:
     if bits(layer, kind) is None:
         return False
     values = layer.weight.data.float()
+    pairs = None
     if kind == "int8":
         scale = values.abs().amax(1).clamp_min(1e-12) / 127
         packed = (values / scale[:, None]).round().to(torch.int8)
     else:
         groups = values.reshape(-1, GROUP)
         scale = groups.abs().amax(1).clamp_min(1e-12)
-        levels = nf4_levels().to(values)
-        nearest = torch.bucketize(
-            groups / scale[:, None], (levels[1:] + levels[:-1]) / 2, out_int32=True
-        )
-        pairs = nearest.to(torch.uint8).view(-1, 2)
-        packed = pairs[:, 0] * 16 + pairs[:, 1]
+        levels = values.new_tensor(nf4_levels())
+        between = (levels[1:] + levels[:-1]) / 2
+        nearest = torch.bucketize(groups / scale[:, None], between, out_int32=True)
+        two = nearest.to(torch.uint8).view(-1, 2)
+        packed = two[:, 0] * 16 + two[:, 1]
+        pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)
     layer.__class__ = QuantizedLinear
     layer.weight = nn.Parameter(packed, requires_grad=False)
     layer.register_buffer("scale", scale, persistent=False)
+    layer.register_buffer("pairs", pairs, persistent=False)
     return True
 
 
@@ -53,49 +56,54 @@ def bits(layer: nn.Linear, kind: str) -> float | None:
 
 
 @cache
-def nf4_levels() -> torch.Tensor:
-    """The 16 levels of nf4, float32, from -1 to 1: quantiles of the normal distribution at evenly
-    spaced probabilities, eight below 0, 0 itself and eight above less the doubled one, scaled to 1.
-    As ``create_normal_map`` of bitsandbytes makes them (``offset`` 0.9677083)."""
-    offset = 0.9677083
+def nf4_levels() -> tuple[float, ...]:
+    """The 16 levels of nf4, from -1 to 1: quantiles of the normal distribution at evenly spaced
+    probabilities, seven below 0, 0 itself and eight above, scaled to 1. As ``create_normal_map`` of
+    bitsandbytes makes them (``offset`` 0.9677083)."""
+    normal = statistics.NormalDist()
 
-    def quantiles(count: int) -> torch.Tensor:
-        spaced = torch.linspace(offset, 0.5, count, dtype=torch.float64)[:-1]
-        return torch.special.ndtri(spaced)
+    def quantiles(count: int) -> list[float]:
+        step = (0.9677083 - 0.5) / count
+        return [normal.inv_cdf(0.9677083 - step * index) for index in range(count)]
 
-    below, above = -quantiles(8), quantiles(9)
-    levels = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
-    return (levels / levels.abs().max()).float()
+    above, below = quantiles(8), quantiles(7)
+    most = max(above)
+    return tuple(sorted([-each / most for each in below] + [0.0] + [e / most for e in above]))
 
 
 def full_matrix(
-    packed: torch.Tensor, scale: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    pairs: torch.Tensor | None,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The matrix that a packed one stands for."""
-    if packed.dtype == torch.int8:
+    """The matrix that a packed one stands for. pairs: ``[256, 2]``, of nf4 the two levels of each
+    byte."""
+    if pairs is None:
         return packed.to(dtype).mul_(scale.to(dtype)[:, None])
-    pairs = nf4_pairs().to(packed.device, dtype)[packed.int()]
-    return pairs.view(-1, GROUP).mul_(scale.to(dtype)[:, None]).view(shape)
-
-
-@cache
-def nf4_pairs() -> torch.Tensor:
-    """``[256, 2]``: the two levels of each byte."""
-    levels = nf4_levels()
-    return torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)
+    full = pairs.to(dtype)[packed.int()]
+    return full.view(-1, GROUP).mul_(scale.to(dtype)[:, None]).view(shape)
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer with a packed ``weight`` and its ``scale``."""
+    """A frozen linear layer with a packed ``weight``, its ``scale`` and, of nf4, ``pairs``."""
 
     scale: torch.Tensor
+    pairs: torch.Tensor | None
+
+    def full(self, dtype: torch.dtype) -> torch.Tensor:
+        shape = (self.out_features, self.in_features)
+        return full_matrix(self.weight, self.scale, self.pairs, shape, dtype)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         kind = values.device.type
         if torch.is_autocast_enabled(kind):
             values = values.to(torch.get_autocast_dtype(kind))
         shape = (self.out_features, self.in_features)
-        result: torch.Tensor = _Product.apply(values, self.weight, self.scale, self.bias, shape)
+        result: torch.Tensor = _Product.apply(
+            values, self.weight, self.scale, self.pairs, self.bias, shape
+        )
         return result
 
 
@@ -108,17 +116,17 @@ class _Product(torch.autograd.Function):
         values: torch.Tensor,
         packed: torch.Tensor,
         scale: torch.Tensor,
+        pairs: torch.Tensor | None,
         bias: torch.Tensor | None,
         shape: tuple[int, int],
     ) -> torch.Tensor:
-        context.save_for_backward(packed, scale)
+        context.save_for_backward(packed, scale, pairs)
         context.shape = shape
-        full = full_matrix(packed, scale, shape, values.dtype)
+        full = full_matrix(packed, scale, pairs, shape, values.dtype)
         return functional.linear(values, full, None if bias is None else bias.to(values.dtype))
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> Any:
         (gradient,) = gradients
-        packed, scale = context.saved_tensors
-        full = full_matrix(packed, scale, context.shape, gradient.dtype)
-        return gradient @ full, None, None, None, None
+        full = full_matrix(*context.saved_tensors, context.shape, gradient.dtype)
+        return gradient @ full, None, None, None, None, None

@@ -17,6 +17,7 @@ from manifests.train_stage import Stage
 from trainer.data import Shape, buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
+from trainer.memory.hold import held_bytes
 from trainer.planning.check import check, warnings
 from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
 from trainer.planning.count import decoder_bytes
@@ -155,13 +156,14 @@ def plan_stage(
     largest = max(by_shape.values(), key=lambda costs: costs.tokens)
     trained, total = sum(sizes[name] for name in names), sum(sizes.values())
     shards = workers if stage.parallel == "fsdp" else 1
+    left = manifest.stages_from(stage)
 
     def memory(said: TrainManifest, tokens: int) -> float:
         return memory_bytes(
             said,
             transformer,
             block_parts(transformer, names),
-            total=total,
+            weights=held_bytes(transformer, said, left),
             trained=trained,
             average=stage.ema is not None,
             tokens=tokens,
@@ -240,13 +242,13 @@ def validation_bytes(
     passing = forward_bytes(manifest, transformer, tokens=most, cast=trained)
     if not options.samples:
         return state + passing, None
-    total = sum(p.numel() for p in transformer.parameters())
+    held = held_bytes(transformer, manifest, [])  # a network of its own
     largest = max(part.shapes[: options.samples], key=tokens)
     latents = (largest.frames, config.in_channels, largest.height, largest.width)
     weights, decoding = decoder_bytes(Path(manifest.model) / "vae", latents)
     most = tokens(largest) * (2 if guidance_scale(manifest) > 1 else 1)
-    guided = forward_bytes(manifest, transformer, tokens=most, cast=total)
-    own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
+    guided = forward_bytes(manifest, transformer, tokens=most, cast=held.singles)
+    own = held.weights + weights + max(guided, decoding)
     return state + passing, own if hardware.spare else own + state
 
 

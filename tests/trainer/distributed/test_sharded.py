@@ -42,7 +42,9 @@ def test_one_worker_has_all_shards(tmp_path: Path, precision: str) -> None:
     assert loop.train(manifest, manifest.out, log=lambda line: None)
     plain = whole(manifest, "plain")
     assert loop.train(plain, plain.out, log=lambda line: None)
-    assert losses(manifest) == pytest.approx(losses(plain), rel=1e-5 if precision == "fp32" else 0.01)
+    assert losses(manifest) == pytest.approx(
+        losses(plain), rel=1e-5 if precision == "fp32" else 0.01
+    )
     ours, theirs = weights(tmp_path / "sharded/export"), weights(tmp_path / "plain/export")
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():

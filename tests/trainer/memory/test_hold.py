@@ -17,7 +17,7 @@ from tests.support.trainer_kit import make_latents, make_manifest, make_model, s
 from trainer import loop, metrics, sampling
 from trainer.export import load_model
 from trainer.memory import hold as holding
-from trainer.memory.quantized import QuantizedLinear, full_matrix, nf4_levels, quantize
+from trainer.memory.quantized import QuantizedLinear, nf4_levels, quantize
 from trainer.memory.swap import Swap
 from trainer.stages import attach
 
@@ -211,7 +211,7 @@ def test_levels_of_nf4_are_those_of_the_paper() -> None:
     said += [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]
     said += [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
     said += [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
-    assert nf4_levels().tolist() == pytest.approx(said, abs=1e-6)
+    assert list(nf4_levels()) == pytest.approx(said, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -220,12 +220,12 @@ def test_a_packed_matrix_is_the_nearest_that_its_levels_allow(kind: str) -> None
     layer = torch.nn.Linear(96, 32)
     full = layer.weight.data.clone()
     assert quantize(layer, kind) and isinstance(layer, QuantizedLinear)
-    made = full_matrix(layer.weight, layer.scale, (32, 96), torch.float32)
+    made = layer.full(torch.float32)
     if kind == "int8":
         scale = full.abs().amax(1, keepdim=True) / 127
         assert ((made - full).abs() <= scale * 0.5001).all()
         return
-    groups, levels = full.view(-1, 64), nf4_levels()
+    groups, levels = full.view(-1, 64), torch.tensor(nf4_levels())
     scale = groups.abs().amax(1, keepdim=True)
     choices = levels * scale[:, :, None]
     nearest = (choices - groups[:, :, None]).abs().amin(2)
@@ -237,8 +237,8 @@ def test_a_packed_layer_is_a_linear_layer_of_the_matrix_that_it_stands_for(kind:
     torch.manual_seed(0)
     layer, usual = torch.nn.Linear(64, 32), torch.nn.Linear(64, 32)
     usual.bias = layer.bias
-    assert quantize(layer, kind)
-    usual.weight.data = full_matrix(layer.weight, layer.scale, (32, 64), torch.float32)
+    assert quantize(layer, kind) and isinstance(layer, QuantizedLinear)
+    usual.weight.data = layer.full(torch.float32)
     inputs = [torch.randn(3, 5, 64).requires_grad_() for _ in range(2)]
     inputs[1].data = inputs[0].data.clone()
     outputs = [layer(inputs[0]), usual(inputs[1])]
@@ -287,7 +287,7 @@ def test_blocks_take_turns_in_two_places_one_ahead_both_ways() -> None:
         blocks[index](values)
         assert blocks[index].weight.data_ptr() not in places
     assert seen == [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]
-    assert copied == [0, 1, 2, 3, 4] + [2, 1, 0]  # 4 and 3 are there still
+    assert copied == [0, 1, 2, 3, 4, 2, 1, 0]  # 4 and 3 are there still
     swap.detach()
     assert not blocks[0]._forward_hooks and not blocks[0]._forward_pre_hooks
 
