@@ -128,5 +128,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> Any:
         (gradient,) = gradients
-        full = full_matrix(*context.saved_tensors, context.shape, gradient.dtype)
+        packed, scale, pairs = context.saved_tensors
+        full = full_matrix(packed, scale, pairs, context.shape, gradient.dtype)
         return gradient @ full, None, None, None, None, None

@@ -30,6 +30,17 @@ from trainer.validation import judges_gate_0
 EFFICIENCY = 0.35
 
 
+SMALLEST = {"precision": "bf16", "checkpointing": "full", "quantize": None, "offload": []}
+SAVINGS: dict[str, dict[str, Any]] = {
+    "offload activations": {"offload": ["activations"]},
+    "offload weights": {"offload": ["weights"]},
+    "quantize int8": {"quantize": "int8"},
+    "quantize nf4": {"quantize": "nf4"},
+    "all with nf4": {"offload": ["activations", "weights"], "quantize": "nf4"},
+}
+"""What saves memory beyond `SMALLEST`, by changes of the manifest."""
+
+
 @dataclass(frozen=True)
 class Hardware:
     """What the run would train on. name: of the GPU, as far as it is known. rate: FLOP/s that all
@@ -68,6 +79,8 @@ class StagePlan:
     """Bytes a worker while it trains."""
     choices: dict[str, float]
     """The same for each precision and kind of recomputation."""
+    savings: dict[str, float]
+    """The same in bf16 with full recomputation and what else saves memory; none with FSDP."""
     validation: float | None
     """Bytes a worker in a validation; None without one."""
     sampling: float | None
@@ -198,6 +211,13 @@ def plan_stage(
             for precision in ("fp32", "bf16")
             for kind in ("none", "selective", "full")
         },
+        savings={
+            name: memory(
+                manifest.model_copy(update={**SMALLEST, **changes}), largest.tokens * size
+            )
+            for name, changes in SAVINGS.items()
+            if stage.parallel == "ddp"
+        },
         validation=validation,
         sampling=sampling,
     )
@@ -305,6 +325,11 @@ def lines(
             "  GiB by choice: "
             + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
         ]
+        if plan.savings:
+            out.append(
+                "  GiB of bf16 full with: "
+                + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.savings.items())
+            )
         if plan.validation is not None:
             out.append(f"  validation: about {gib(plan.validation)} a worker")
         if plan.sampling is not None:
@@ -318,7 +343,7 @@ def lines(
     if most > hardware.free:
         out.append(
             f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "
-            "choose parallel: fsdp, or, where it is sampling, validation.samples: 0"
+            "offload, quantize, choose parallel: fsdp, or, where it is sampling, validation.samples: 0"
         )
     return out
 
