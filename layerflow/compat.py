@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import logging
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -66,7 +67,10 @@ class _TorchvisionFinder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Make the next import of torchvision safe; idempotent."""
+    """Make the next import of torchvision safe, and keep one library quiet; idempotent."""
+    # On CPUs bitsandbytes advises, at import, a package for 4-bit products: nothing here computes
+    # them on CPUs, and peft imports it wherever it is installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if "torchvision" in sys.modules:
         return
     if not any(isinstance(finder, _TorchvisionFinder) for finder in sys.meta_path):

@@ -246,18 +246,18 @@ def train(
     stage: Annotated[str | None, "train this stage only"] = None,
     workers: Annotated[int | None, "1: this process; more: through Ray Train"] = None,
     fresh: Annotated[bool, "start over; default: go on"] = False,
+    new_data: Annotated[bool, "go on although the last stage's data have changed"] = False,
     quiet: Annotated[bool, "no lines while training"] = True,
 ) -> Path | None:
-    """The schedule of a manifest; goes on where an earlier run stopped.
-
-    Returns the run's folder, whose ``export`` is the pipeline; None when it was told to stop.
-    """
+    """The schedule of a manifest; goes on where an earlier run stopped. Returns the run's folder,
+    whose ``export`` is the pipeline; None when it was told to stop."""
     from manifests.train import load
     from trainer.distributed.launch import launch
 
     checked = load(Path(manifest), out=None if out is None else str(out), workers=workers)
     say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
-    return Path(checked.out) if launch(checked, only=stage, fresh=fresh, log=say) else None
+    done = launch(checked, only=stage, fresh=fresh, new_data=new_data, log=say)
+    return Path(checked.out) if done else None
 
 
 def sample(

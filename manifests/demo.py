@@ -101,7 +101,8 @@ class DemoManifest(Strict):
     pack: dict[str, Any] = Field({})
     counts: Counts
     encode: Encoding
-    model: dict[str, Any] = Field({}, description="options of the preset tiny")
+    preset: str = Field("tiny", description="the model that is trained: tiny, tiny-wan")
+    model: dict[str, Any] = Field({}, description="options of the preset")
     train: str = Field("demo-train.yaml", description="train manifest beside this file")
     train_steps: float = Field(1.0, gt=0, description="times the steps of every stage of it")
     measure: Measures = Measures.model_validate({})

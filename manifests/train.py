@@ -139,6 +139,9 @@ class TrainManifest(Strict):
     """Name -> folder, for use in the mixtures."""
     stages: list[Stage] = Field(min_length=1)
     validation: Validation | None = None
+    hooks: dict[str, dict[str, Any]] = Field({}, exclude_if=lambda hooks: not hooks)
+    """Code that runs before and after each step: name of a hook -> its options; see
+    `trainer/recipe/hooks.py`."""
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage and on SIGTERM."""
@@ -157,6 +160,8 @@ class TrainManifest(Strict):
     tensorboard: bool = True
     wandb: str | None = None
     """Project name; W&B is imported only when this is set."""
+    mlflow: str | None = None
+    """Experiment; MLflow is imported only when this is set, and writes to `MLFLOW_TRACKING_URI`."""
 
     @model_validator(mode="after")
     def _whole(self) -> TrainManifest:
@@ -166,12 +171,20 @@ class TrainManifest(Strict):
         if self.min_workers is not None and self.min_workers > max(1, self.workers):
             raise ValueError(f"min_workers is {self.min_workers}, workers only {self.workers}")
         self._check_places()
+        if self.validation is None and any(stage.patience for stage in self.stages):
+            raise ValueError("patience is with the held-out loss: it needs a `validation`")
         for stage in self.stages:
             self.passes(stage, 1)
         for stage in self.stages:
             kind = (stage.optimizer or self.optimizer).kind
             if stage.parallel == "fsdp" and kind != "adamw":
                 raise ValueError(f"stage {stage.name!r}: fsdp trains with adamw, not with {kind}")
+            plus = isinstance(stage.trains, Lora) and stage.trains.plus != 1
+            if kind == "prodigy" and (plus or any(g.rate != 1 for g in stage.groups.values())):
+                raise ValueError(
+                    f"stage {stage.name!r}: prodigy has one rate for everything: no `rate` of "
+                    "groups, no `plus`"
+                )
         self._check_memory()
         if any(stage.parallel == "fsdp" for stage in self.stages):
             if self.min_workers is not None:
@@ -270,7 +283,7 @@ FREE_FIELDS = (
     *("workers", "min_workers", "gpus", "wait_for_nodes", "resources_per_worker"),
     *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
     *("compile", "checkpointing", "offload", "attention", "max_skips"),
-    *("tensorboard", "wandb", "validation"),
+    *("tensorboard", "wandb", "mlflow", "validation"),
 )
 """What may change between a run and its continuation: none of it changes the result."""
 

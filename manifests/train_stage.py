@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from layerflow.model.layers import EVERY, given_layers
 from manifests.common import Strict
@@ -44,9 +45,28 @@ class Lora(Strict):
     rank: int = Field(8, ge=1, le=4096)
     alpha: float | None = Field(None, gt=0)
     """Scale of the adapter is alpha / rank. Left out: alpha = rank, that is scale 1."""
+    rslora: bool = Field(False, exclude_if=lambda said: not said)
+    """The scale is alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023), so that the update does
+    not shrink as the rank grows; `alpha` must be given. In the saved adapter this is an ordinary
+    alpha of alpha * sqrt(rank), which every loader knows."""
+    plus: float = Field(1.0, gt=0, exclude_if=lambda said: said == 1.0)
+    """The matrices B, which begin at zero, learn at so many times the rate of the matrices A
+    (LoRA+, Hayou et al. 2024, who take 16)."""
     targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"])
     blocks: BlockRule = "all"
     also: list[str] = Field([])
+
+    @model_validator(mode="after")
+    def _scaled(self) -> Lora:
+        if self.rslora and self.alpha is None:
+            raise ValueError("rslora needs alpha: the scale is alpha / sqrt(rank)")
+        return self
+
+    @property
+    def file_alpha(self) -> float:
+        """`alpha` as PEFT and adapter files mean it: the scale is this / rank."""
+        alpha = self.alpha if self.alpha is not None else float(self.rank)
+        return alpha * math.sqrt(self.rank) if self.rslora else alpha
 
 
 def _trains_tag(value: Any) -> str:
@@ -101,11 +121,24 @@ class Schedule(Strict):
     final: float = Field(0.0, ge=0, le=1)
 
 
-class Optimizer(Strict):
-    """AdamW."""
+class Group(Strict):
+    """Parameters of a stage that train at a rate or a decay of their own."""
 
-    kind: Literal["adamw", "adamw8bit"] = "adamw"
-    """`adamw8bit` keeps both moments in 8 bits (bitsandbytes, which must be installed)."""
+    rate: float = Field(1.0, gt=0)
+    """Times the stage's learning rate, at every step."""
+    decay: float | None = Field(None, ge=0)
+    """Instead of the optimizer's `weight_decay`. In `blocks` and `lora` it shrinks what `decay_on`
+    says; a group that names parameters themselves it shrinks whole."""
+
+
+class Optimizer(Strict):
+    """AdamW, or another by name."""
+
+    kind: Literal["adamw", "adamw8bit", "muon", "prodigy"] = "adamw"
+    """`adamw8bit` keeps both moments in 8 bits (bitsandbytes, which must be installed). `muon` is
+    torch's Muon for the matrices in the blocks, LoRA's too, at the rate of AdamW (its
+    `match_rms_adamw`), and AdamW for everything else. `prodigy` finds the rate by itself
+    (prodigyopt, which must be installed): `lr: 1` then, times the stage's schedule."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
@@ -132,6 +165,41 @@ class Dropout(Strict):
     """Each prompt by itself."""
 
 
+class Timesteps(Strict):
+    """At which times a stage trains, and what an error there weighs. Times stay stratified: a step
+    has one in each of `batch` equal parts of the density."""
+
+    density: Literal["uniform", "logit-normal"] | None = None
+    """How times are drawn between clean and noise; a base's shift comes on top. Left out: as the
+    model says (`uniform`, or what `layerflow init --density` said)."""
+    mean: float = 0.0
+    """Of the normal behind `logit-normal`; above 0 it draws more noise."""
+    std: float = Field(1.0, gt=0)
+    min_snr: float | None = Field(None, gt=0)
+    """Min-SNR weighting with this gamma (its authors take 5): the error in clean latents counts
+    min(SNR, gamma). Times without any signal then count nothing."""
+
+
+class LossTerms(Strict):
+    """Terms beside the plain loss, with their weights; formulas in `trainer/recipe/terms.py`."""
+
+    alpha_gradient: float = Field(0.0, ge=0)
+    """Neighbouring cells of a generated matte must differ as the true ones do."""
+    recomposition: float = Field(0.0, ge=0)
+    """The blended layer must be the foreground over the background, in pixels: only with the
+    stand-in autoencoder, whose decoding is linear."""
+
+
+class Patience(Strict):
+    """When a stage ends before its last step: it hands on what it has then."""
+
+    validations: int = Field(ge=1)
+    """It ends when so many validations in a row, of the cadence of `validation.every`, brought the
+    mean held-out loss no lower than it was."""
+    least: float = Field(0.0, ge=0, lt=1)
+    """Lower means by this share of it."""
+
+
 class Stage(Strict):
     """One stage of the schedule. `None` means: as the manifest says for all stages."""
 
@@ -145,7 +213,13 @@ class Stage(Strict):
     mask: Literal["known"] | None = Field(None, exclude_if=lambda mask: mask is None)
     """`known` leaves out of the loss what a clip does not know: background that nobody saw, colour
     that is a guess. Left out: everything counts."""
+    patience: Patience | None = Field(None, exclude_if=lambda said: said is None)
+    timesteps: Timesteps | None = Field(None, exclude_if=lambda said: said is None)
+    loss: LossTerms | None = Field(None, exclude_if=lambda said: said is None)
     schedule: Schedule = Schedule.model_validate({})
+    groups: dict[str, Group] = Field({}, exclude_if=lambda groups: not groups)
+    """What trains at a rate or a decay of its own: `layer_embedding`, `lora`, `blocks` (their own
+    weights), or a shell pattern of parameter names. No parameter may be in two groups."""
     ema: float | None = Field(None, ge=0, lt=1)
     """Decay of the moving average of the trained weights. When set, the average is what the
     stage hands on: it is exported, validated and trained further by the next stage."""

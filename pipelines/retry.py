@@ -28,7 +28,7 @@ Rejected = Mapping[str, Any]
 Replay = tuple[Callable[..., Any], Any, Callable[[Unit], bool]]
 """A job, its options, and which of its units are to be done again."""
 RECORDED = "the recorded job"
-LEFT_OUT = ("filter", "merge", "duplicates")  # on purpose, not for a fault of the input
+LEFT_OUT = ("filter", "merge", "duplicates", "removed")  # on purpose, not for a fault of the input
 
 
 @dataclass(frozen=True)

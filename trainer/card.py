@@ -101,7 +101,7 @@ def about(name: str) -> str:
 def row(stage: Stage, manifest: TrainManifest) -> str:
     trains = stage.trains
     if isinstance(trains, Lora):
-        alpha = trains.rank if trains.alpha is None else trains.alpha
+        alpha = trains.file_alpha
         what = f"LoRA `{trains.lora}`, rank {trains.rank}, alpha {alpha:g}"
     elif isinstance(trains, Blocks):
         what = f"blocks {trains.blocks}"

@@ -77,6 +77,7 @@ def fetch(
     identity: Mapping[str, Any],
     *,
     fresh: bool,
+    new_data: bool = False,
     log: Callable[[str], None],
 ) -> None:
     """Bring finished stages and the newest checkpoint from `manifest.upload` where they are further
@@ -91,7 +92,7 @@ def fetch(
     try:
         if fresh:
             copies.remove()
-        elif is_this_run(copies, identity, here):
+        elif is_this_run(copies, identity, here, new_data=new_data):
             bring_newer(copies, out, manifest, log)
     except AnotherRunError:
         raise
@@ -105,7 +106,9 @@ def fetch(
         log(f"{what}; goes on from what is here")
 
 
-def is_this_run(copies: Copies, identity: Mapping[str, Any], here: bool) -> bool:
+def is_this_run(
+    copies: Copies, identity: Mapping[str, Any], here: bool, *, new_data: bool = False
+) -> bool:
     """Whether there are copies of the run. AnotherRunError if they are of another."""
     record = copies.json("run.json")
     if record is None:
@@ -116,7 +119,7 @@ def is_this_run(copies: Copies, identity: Mapping[str, Any], here: bool) -> bool
                 "choose another upload, or --fresh to drop them"
             )
         return False
-    changed = differences(record, identity)
+    changed = differences(record, identity, new_data=new_data)
     if changed:
         raise AnotherRunError(
             f"upload: {copies.url} holds a run of another manifest; choose another upload, or "

@@ -15,16 +15,13 @@ import argparse
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerflow.layer_set import model_layers
 from layerflow.model.base import base_of
-from layerflow.model.noise import NoiseProcess
 from layerflow.model.objective import layer_loss
 from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
@@ -32,38 +29,25 @@ from trainer import checkpoint, validation
 from trainer.checkpoint import Position
 from trainer.claim import claim
 from trainer.data import Batches, buckets, buckets_text, check_alike, open_parts
-from trainer.distributed.processes import World, join_world, until_terminated
-from trainer.distributed.signals import Signals, give_up
+from trainer.distributed.processes import join_world, until_terminated
+from trainer.distributed.signals import Signals, give_up, skips
 from trainer.export import export, load_model, model_after
-from trainer.held_out import HeldOut, held_out
+from trainer.held_out import held_out
 from trainer.memory.hold import hold
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
-from trainer.runtime import attention_kernel, autocast, prepare
+from trainer.recipe.hooks import Hooks
+from trainer.recipe.patience import Patience
+from trainer.recipe.terms import drawn_times, stage_terms
+from trainer.runtime import Run, attention_kernel, autocast, prepare
 from trainer.sampling import SampleJob, run_job
 from trainer.stages import attach, lay_out, learning_rate
-from trainer.upload import Uploader, uploading
+from trainer.tracking.state import run_state
+from trainer.upload import uploading
 
 Log = Callable[[str], None]
 CPU = torch.device("cpu")
-
-
-@dataclass
-class Run:
-    """What all stages share."""
-
-    manifest: TrainManifest
-    out: Path
-    world: World
-    transformer: nn.Module
-    process: NoiseProcess
-    held_out: HeldOut | None
-    terminated: threading.Event
-    log: Log
-    report: Callable[[dict[str, Any]], None]
-    sample: Callable[[SampleJob], None]
-    uploader: Uploader | None
 
 
 def train(
@@ -72,6 +56,7 @@ def train(
     *,
     only: str | None = None,
     fresh: bool = False,
+    new_data: bool = False,
     log: Log = print,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
     sample: Callable[[SampleJob], None] = run_job,
@@ -79,9 +64,9 @@ def train(
 ) -> bool:
     """Train the manifest's stages into `out`, from wherever an earlier call left off.
 
-    only: train this stage and no other. fresh: start over. report: called on every rank after
-    each checkpoint. sample: called on rank 0 with clips to sample. stop: when set, or on SIGTERM,
-    it saves, ends early and returns False.
+    only: train this stage and no other. fresh: start over. new_data: the last stage may go on with
+    other data. report: called on every rank after each checkpoint. sample: called on rank 0 with
+    clips to sample. stop: when set, or on SIGTERM, it saves, ends early and returns False.
     ValueError when `out` belongs to another run, or `only` needs a stage that is not done.
     """
     out = Path(out)
@@ -90,10 +75,12 @@ def train(
         until_terminated(stop) as terminated,
         attention_kernel(manifest, world.device),  # around backward too, which may recompute
         uploading(out, manifest.upload if world.rank == 0 else None, log) as uploader,
+        run_state(out) as state,
     ):
         if world.rank == 0:
             check(manifest)
-            claim(out, manifest, fresh=fresh, log=log)
+            claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
+            state.begin()
         world.wait()
         transformer, scheduler = load_model(manifest.model, CPU)
         hold(transformer, manifest, manifest.stages, world.device)
@@ -145,7 +132,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         tasks=stage.tasks,
         joint=dropout.joint,
         layer=dropout.layer,
-        timesteps=run.process.timesteps,
+        timesteps=drawn_times(run.process, stage),
         prompts=len(layers.prompted),
     )
     return Batches(
@@ -164,9 +151,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     """Train one stage, from its newest checkpoint if it has one; False when told to stop."""
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
+    options, bf16 = stage.optimizer or manifest.optimizer, manifest.precision == "bf16"
     hold(transformer, manifest, manifest.stages_from(stage), world.device)
-    trained = lay_out(transformer, stage, world, bf16=manifest.precision == "bf16")
-    options = stage.optimizer or manifest.optimizer
+    trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind)
     optimizer = trained.optimizer(options)
     trains = sum(parameter.numel() for parameter in trained.parameters.values())
     shapes = buckets_text(buckets(batches.parts))
@@ -174,20 +161,24 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     before = validation.at_gate_0(run, stage)
     position = checkpoint.restore(run.out, stage.name, trained, optimizer) or Position()
     if begin := position.step:
-        run.log(f"{stage.name}: goes on after step {begin} of {stage.steps}")
+        run.log(checkpoint.restored(run.out, stage, trained))
     skipped = torch.tensor(float(position.skipped), device=world.device)
     in_a_row = torch.tensor(float(position.in_a_row), device=world.device)
     most_skips = min(manifest.max_skips, stage.steps)
+    terms = stage_terms(manifest, stage, world.device)
     signals = Signals(world, run.terminated, manifest.save_minutes)
     metrics = make_metrics(run, trained, first_step + begin)
     stream = batches.stream(begin, stage.steps, manifest.prefetch)
-    stopped = False
+    hooks = Hooks(run, stage, trained, metrics, first_step)
+    patience = Patience(stage, manifest.validation, position)
+    stopped, done = False, begin
 
-    for step in range(begin, stage.steps):
+    for step in range(begin, begin if patience.over else stage.steps):
         clock = time.perf_counter()
         prepared = next(stream)
         waited = time.perf_counter() - clock
 
+        hooks.before(step)
         trained.zero_grad()
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
@@ -197,6 +188,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
                     *batch.tensors(),
                     layers=batch.layers,
                     known=batch.known,
+                    terms=terms,
                 )
             loss = losses.sum() / batches.order.batch
             loss.backward()
@@ -209,10 +201,11 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         optimizer.found_inf = bad  # type: ignore[attr-defined]
         rate = learning_rate(stage, step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         optimizer.step()
         trained.update_average(bad, step - skipped)
         skipped, in_a_row = skipped + bad, (in_a_row + bad) * bad
+        hooks.after(step)
         heard = signals.receive(trained, in_a_row)
 
         done = step + 1
@@ -232,19 +225,20 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             give_up(stage, metrics, heard.in_a_row, done)
         stopped = heard.stop
         last = stopped or done == stage.steps
+        judging = run.held_out and (last or done % run.held_out.options.every == 0)
         saving = last or heard.save or done % manifest.save_every == 0
         logging = last or done % manifest.log_every == 0
-        if logging or saving:  # rows must not be younger than the checkpoint
+        if logging or judging or saving:  # rows must not be younger than the checkpoint
             row = metrics.flush()
             if row and logging:
                 run.log(line(row, stage.steps))
-        if run.held_out and (last or done % run.held_out.options.every == 0):
-            validation.validate(run, stage, trained, metrics, first_step + done)
-        if saving:
-            now = Position(done, int(skipped.item()), int(in_a_row.item()))
-            keep = manifest.keep_last
+        if judging:
+            losses = validation.validate(run, stage, trained, metrics, first_step + done)
+            patience.see(done, losses)
+        if saving or patience.over:
+            here = patience.marked(Position(done, int(skipped.item()), int(in_a_row.item())))
             saved = checkpoint.save(
-                run.out, stage.name, trained, optimizer, now, keep=keep, world=world
+                run.out, stage.name, trained, optimizer, here, keep=manifest.keep_last, world=world
             )
             signals.saved()
             if run.uploader:
@@ -252,19 +246,18 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             run.report({"stage": stage.name, "step": first_step + done})
         if stopped:
             run.log(f"{stage.name}: stopped after step {done}, saved")
+        if stopped or patience.over:
             break
 
     stream.close()
     if not stopped and in_a_row.item() >= most_skips:
-        give_up(stage, metrics, int(in_a_row.item()), stage.steps)
+        give_up(stage, metrics, int(in_a_row.item()), done)
     metrics.close()
     if stopped:
         return False
-    if skipped.item():
-        run.log(
-            f"{stage.name}: {int(skipped.item())} of {stage.steps} steps were skipped: "
-            "their gradients were not finite"
-        )
+    for words in (skips(int(skipped.item()), done), patience.words(done)):
+        if words:
+            run.log(f"{stage.name}: {words}")
     trained.hand_on()
     validation.check_gate_0(run, stage, before)
     tensors = trained.tensors()
@@ -274,7 +267,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         run.transformer = prepare(whole, manifest)
     if world.rank == 0:
         export(run.out, manifest, stage.name, run.transformer)
-        checkpoint.save_stage(run.out, stage.name, tensors, stage.steps)
+        checkpoint.save_stage(run.out, stage.name, tensors, stage.steps, done)
         if run.uploader:
             run.uploader.put(run.out / "stages" / stage.name)
             run.uploader.put(run.out / "export")
@@ -286,11 +279,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a manifest in this process or torchrun's.")
     parser.add_argument("manifest")
     parser.add_argument("--out")
-    parser.add_argument("--stage")
+    parser.add_argument("--stage", dest="only")
     parser.add_argument("--fresh", action="store_true")
-    options = parser.parse_args()
-    manifest = load(options.manifest, out=options.out)
-    if not train(manifest, manifest.out, only=options.stage, fresh=options.fresh):
+    parser.add_argument("--new-data", action="store_true")
+    options = vars(parser.parse_args())
+    manifest = load(options.pop("manifest"), out=options.pop("out"))
+    if not train(manifest, manifest.out, **options):
         raise SystemExit(143)  # as of a process that SIGTERM ended
 
 

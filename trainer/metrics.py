@@ -1,4 +1,4 @@
-"""One row of figures a step, to CSV and TensorBoard (and W&B when asked).
+"""One row of figures a step, to CSV and the trackers.
 
 Loss and gradient norm stay on the device until `flush`, so that logging never makes it wait.
 """
@@ -18,10 +18,11 @@ from layerflow.files import replacing
 from layerflow.model.base import Costs, base_of
 from trainer.data import Batch
 from trainer.planning.costs import peak_of
+from trainer.tracking.trackers import Trackers
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
-    from trainer.loop import Run
+    from trainer.runtime import Run
     from trainer.stages import Trained
 
 COLUMNS = (
@@ -46,7 +47,8 @@ class Metrics:
     """Collects rows and writes them every `flush`. Rows after `resume_at` are dropped first.
 
     costs: FLOPs and tokens of one sample of a shape with so many prompts. world: how many workers
-    train. Only the process with `main` set writes; on the others all methods do nothing.
+    train. trackers: opens what else is told. Only the process with `main` set writes; on the others
+    all methods do nothing.
     """
 
     def __init__(
@@ -57,29 +59,22 @@ class Metrics:
         device: torch.device,
         world: int = 1,
         resume_at: int = 0,
-        tensorboard: bool = True,
-        wandb: str | None = None,
+        trackers: Callable[[], Trackers] | None = None,
         main: bool = True,
     ) -> None:
         self.main, self.costs, self.device, self.world = main, costs, device, world
         self.peak = device_peak(device)
         self._pending: list[dict[str, Any]] = []
-        self._writer: Any = None
-        self._wandb: Any = None
+        self._beside: dict[int, list[tuple[str, Mapping[str, float]]]] = {}
+        self.trackers: Trackers | None = None
         if not main:
             return
         self.path = out / "metrics.csv"
         rewind(self.path, COLUMNS, resume_at)
         self._file = self.path.open("a", newline="")
         self._csv = csv.DictWriter(self._file, COLUMNS)
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at + 1)
-        if wandb:
-            import wandb as client
-
-            self._wandb = client.init(project=wandb, dir=str(out), resume="allow")
+        if trackers:
+            self.trackers = trackers()
 
     def step(self, batches: Sequence[Batch], *, seconds: float, **row: Any) -> None:
         """Keep the row of one step; values may be tensors on any device.
@@ -117,31 +112,35 @@ class Metrics:
         for row in rows:
             self._csv.writerow({name: _text(row.get(name)) for name in COLUMNS})
             self.scalars("train", row["step"], row)
+            for group, values in self._beside.pop(row["step"], ()):
+                self.scalars(group, row["step"], values)
         self._file.flush()
+        if self.trackers:
+            self.trackers.samples()
         means = {name: sum(r[name] for r in rows) / len(rows) for name in ("seconds", "data_wait")}
         return {**rows[-1], **means}
 
+    def beside(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """Keep numbers for the trackers until the row of their step is written."""
+        if self.main:
+            self._beside.setdefault(step, []).append((group, values))
+
     def scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
-        """Send numbers to TensorBoard and W&B under `group/`."""
+        """Send numbers to the trackers under `group/`."""
         numbers = {
             f"{group}/{name}": value
             for name, value in values.items()
             if isinstance(value, (int, float)) and name not in ("step", "stage_step")
         }
-        if self._writer is not None:
-            for name, value in numbers.items():
-                self._writer.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+        if self.trackers:
+            self.trackers.scalars(step, numbers)
 
     def close(self) -> None:
         self.flush()
         if self.main:
             self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self.trackers:
+            self.trackers.close()
 
 
 def make_metrics(run: Run, trained: Trained | Sharded, resume_at: int) -> Metrics:
@@ -156,8 +155,7 @@ def make_metrics(run: Run, trained: Trained | Sharded, resume_at: int) -> Metric
         device=run.world.device,
         world=run.world.size,
         resume_at=resume_at,
-        tensorboard=run.manifest.tensorboard,
-        wandb=run.manifest.wandb,
+        trackers=lambda: Trackers(run.out, run.manifest, resume_at, run.log),
         main=run.world.rank == 0,
     )
 

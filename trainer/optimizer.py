@@ -1,12 +1,12 @@
-"""The optimizer: which parameters decay, its settings, and the weight of the moving average."""
+"""The optimizer: by name, which parameters decay, and the weight of the moving average."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
 
 from manifests.train_stage import Optimizer
 
@@ -27,19 +27,6 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim > 1 and not name.startswith("layer_embedding.")
 
 
-def parameter_groups(
-    shrunk: Sequence[nn.Parameter], rest: Sequence[nn.Parameter], options: Optimizer
-) -> list[dict[str, Any]]:
-    """What an optimizer takes: the parameters that weight decay shrinks, and the others."""
-    other = options.weight_decay if options.decay_on == "all" else 0.0
-    groups = [(shrunk, options.weight_decay), (rest, other)]
-    return [
-        {"params": list(each), "weight_decay": decay}
-        for each, decay in groups
-        if sum(parameter.numel() for parameter in each)
-    ]
-
-
 def adamw_settings(options: Optimizer) -> dict[str, Any]:
     return {
         "lr": 1e-3,  # set before each step
@@ -48,22 +35,91 @@ def adamw_settings(options: Optimizer) -> dict[str, Any]:
     }
 
 
-def eight_bit_optimizer(
-    groups: list[dict[str, Any]], settings: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    """bitsandbytes' AdamW8bit. It knows no `found_inf`, so a bad step waits for the device."""
+def muon_settings(options: Optimizer) -> dict[str, Any]:
+    """Of torch's Muon. Its updates are scaled to the size of AdamW's, so that one rate serves both
+    (`match_rms_adamw`: Liu et al. 2025, "Muon is scalable for LLM training")."""
+    return {"lr": 1e-3, "momentum": options.betas[1], "adjust_lr_fn": "match_rms_adamw"}
+
+
+def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that a manifest names. `found_inf`, when it is not 0, makes a step do nothing.
+
+    groups: as torch takes them, with `matrix` true where the parameters are Muon's.
+    ValueError where the optimizer's library is not installed.
+    """
+    settings = adamw_settings(options)
+    if options.kind == "adamw8bit":
+        return skipping(library("optimizer kind", "adamw8bit", "bitsandbytes.optim", "AdamW8bit"))(
+            groups, **settings
+        )
+    if options.kind == "prodigy":
+        return skipping(library("optimizer kind", "prodigy", "prodigyopt", "Prodigy"))(
+            groups, **settings | {"lr": 1.0}
+        )
+    rest = [group for group in groups if not group["matrix"]]
+    plain = [torch.optim.AdamW(rest, **settings, fused=True)] if rest else []
+    if len(rest) == len(groups):
+        return plain[0]  # fused: it can skip a step on the device
+    matrices = [group for group in groups if group["matrix"]]
+    return Several(torch.optim.Muon(matrices, **muon_settings(options)), *plain)
+
+
+def library(option: str, kind: str, module: str, name: str) -> Any:
+    """Something of an optional library; ValueError that names it where it is not installed.
+
+    option, kind: what the manifest says that needs it.
+    """
     try:
-        from bitsandbytes.optim import AdamW8bit
+        return getattr(import_module(module), name)
     except ImportError:
+        package = module.split(".")[0]
         raise ValueError(
-            "optimizer kind adamw8bit needs bitsandbytes: pip install bitsandbytes, or use adamw"
+            f"{option} {kind} needs {package}: pip install {package}, or choose another"
         ) from None
 
-    class Skipping(AdamW8bit):  # type: ignore[misc, valid-type]
+
+def skipping(optimizer: Any) -> Any:
+    """An optimizer's class whose `step` knows `found_inf`; it waits for the device to read it."""
+
+    class Skipping(optimizer):  # type: ignore[misc, valid-type]
         found_inf: torch.Tensor | None = None
 
         def step(self, closure: Any = None) -> Any:
             if self.found_inf is None or not bool(self.found_inf):
                 return super().step(closure)
 
-    return Skipping(groups, **settings)
+    return Skipping
+
+
+class Several:
+    """Optimizers of different parameters as one, with what the trainer asks of one: their groups
+    and states one after the other. A bad step waits for the device, as `skipping` does."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        self.found_inf: torch.Tensor | None = None
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for each in self.optimizers for group in each.param_groups]
+
+    @property
+    def state(self) -> dict[torch.Tensor, dict[str, Any]]:
+        return {flat: state for each in self.optimizers for flat, state in each.state.items()}
+
+    def step(self) -> None:
+        if self.found_inf is None or not bool(self.found_inf):
+            for each in self.optimizers:
+                each.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, said: Mapping[str, Any]) -> None:
+        """said: `state`, by number of the parameter in the order of the groups."""
+        first = 0
+        for each in self.optimizers:
+            count = sum(len(group["params"]) for group in each.param_groups)
+            own = {i: said["state"][first + i] for i in range(count)}
+            each.load_state_dict({**each.state_dict(), "state": own})
+            first += count

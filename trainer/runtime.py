@@ -1,13 +1,16 @@
-"""How the network runs, whatever it computes: recomputation, compilation, attention kernels."""
+"""What all stages of a run share, and how the network runs, whatever it computes: recomputation,
+compilation, attention kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import (
@@ -19,6 +22,16 @@ from torch.utils.checkpoint import (
 from layerflow.model.base import base_of
 from manifests.train import TrainManifest
 
+if TYPE_CHECKING:
+    import threading
+    from pathlib import Path
+
+    from layerflow.model.noise import NoiseProcess
+    from trainer.distributed.processes import World
+    from trainer.held_out import HeldOut
+    from trainer.sampling import SampleJob
+    from trainer.upload import Uploader
+
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -27,6 +40,23 @@ KERNELS = {
 }
 COSTLY = ("mm.default", "addmm.default", "bmm.default", "_scaled_dot_product")
 """Operations whose results `checkpointing: selective` keeps: nearly all of the FLOPs."""
+
+
+@dataclass
+class Run:
+    """What all stages share."""
+
+    manifest: TrainManifest
+    out: Path
+    world: World
+    transformer: nn.Module
+    process: NoiseProcess
+    held_out: HeldOut | None
+    terminated: threading.Event
+    log: Callable[[str], None]
+    report: Callable[[dict[str, Any]], None]
+    sample: Callable[[SampleJob], None]
+    uploader: Uploader | None
 
 
 def prepare(transformer: Any, manifest: TrainManifest) -> Any:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,13 +17,8 @@ from layerflow.model.base import base_of
 from layerflow.seeds import torch_seed
 from manifests.train_stage import Blocks, Lora, Optimizer, Stage, block_indices
 from trainer.distributed.processes import World
-from trainer.optimizer import (
-    adamw_settings,
-    average_weight,
-    decays,
-    eight_bit_optimizer,
-    parameter_groups,
-)
+from trainer.optimizer import average_weight, make_optimizer
+from trainer.recipe.groups import Setting, grouped, stage_settings
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
@@ -87,7 +82,7 @@ def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:
             transformer,
             trains.lora,
             rank=trains.rank,
-            alpha=trains.alpha if trains.alpha is not None else float(trains.rank),
+            alpha=trains.file_alpha,
             targets=tuple(trains.targets),
             blocks=blocks,
         )
@@ -123,25 +118,29 @@ class Trained:
     reducing, clipping, the optimizer and the average are one operation each, and the same bytes
     whatever the number of parameters.
 
-    What weight decay shrinks comes first: `decayed` is how many of the numbers that is.
+    Parameters that train alike lie side by side, in `groups`.
 
     `buffer` is `grads` followed by the three numbers that travel with them between workers:
     the step's loss, whether to stop, and whether to save.
     """
 
     def __init__(
-        self, transformer: nn.Module, names: list[str], ema: float | None, *, warmup: bool = True
+        self,
+        transformer: nn.Module,
+        names: list[str],
+        ema: float | None,
+        *,
+        warmup: bool = True,
+        settings: Mapping[str, Setting] | None = None,
     ) -> None:
         adapters.set_trainable(transformer, names)
         by_name = dict(transformer.named_parameters())
-        shrunk = [name for name in names if decays(name, by_name[name])]
-        rest = [name for name in names if not decays(name, by_name[name])]
-        self.parameters = {name: by_name[name] for name in (*shrunk, *rest)}
+        self.groups = grouped({name: by_name[name] for name in names}, settings)
+        self.parameters = {name: by_name[name] for group in self.groups for name in group.names}
         if not self.parameters:
             raise ValueError("this stage trains no parameters")
         first = next(iter(self.parameters.values()))
         total = sum(p.numel() for p in self.parameters.values())
-        self.decayed = sum(by_name[name].numel() for name in shrunk)
         self.values = torch.empty(total, dtype=torch.float32, device=first.device)
         self.buffer = torch.zeros(total + 3, dtype=torch.float32, device=first.device)
         self.grads, self.loss, self.stop, self.due = self.buffer.split([total, 1, 1, 1])
@@ -212,15 +211,21 @@ class Trained:
         return {n: p.detach().clone().contiguous().cpu() for n, p in self.parameters.items()}
 
     def optimizer(self, options: Optimizer) -> torch.optim.Optimizer:
-        """AdamW over the flat parameters. Fused: it can skip a step on the device (`found_inf`)."""
-        sizes = [self.decayed, len(self.values) - self.decayed]
-        flats = [nn.Parameter(part) for part in self.values.split(sizes)]
-        for flat, grad in zip(flats, self.grads.split(sizes), strict=True):
-            flat.grad = grad
-        groups = parameter_groups(flats[:1], flats[1:], options)
-        if options.kind == "adamw8bit":
-            return eight_bit_optimizer(groups, adamw_settings(options))
-        return torch.optim.AdamW(groups, **adamw_settings(options), fused=True)
+        """The manifest's optimizer, over one tensor a group; Muon's over their matrices."""
+        values, grads = self.views(self.values), self.views(self.grads)
+        sizes = [sum(values[name].numel() for name in group.names) for group in self.groups]
+        groups = []
+        for group, flat, grad in zip(
+            self.groups, self.values.split(sizes), self.grads.split(sizes), strict=True
+        ):
+            pairs = [(flat, grad)]
+            if group.setting.matrix:
+                pairs = [(values[name], grads[name]) for name in group.names]
+            parameters = [nn.Parameter(value) for value, _ in pairs]
+            for parameter, (_, its) in zip(parameters, pairs, strict=True):
+                parameter.grad = its
+            groups.append({"params": parameters, **group.about(options)})
+        return make_optimizer(groups, options)
 
     def hand_on(self) -> None:
         """End of the stage: the model keeps the average, and views, gradients and flags go."""
@@ -232,11 +237,15 @@ class Trained:
             parameter.requires_grad_(False)
 
 
-def lay_out(transformer: nn.Module, stage: Stage, world: World, *, bf16: bool) -> Trained | Sharded:
-    """The stage's parameters, whole on every worker or in parts."""
+def lay_out(
+    transformer: nn.Module, stage: Stage, world: World, *, bf16: bool, kind: str = "adamw"
+) -> Trained | Sharded:
+    """The stage's parameters, whole on every worker or in parts. kind: of the optimizer."""
     names = trainable_names(transformer, stage)
+    settings = stage_settings(transformer, names, stage, kind)
+    how: dict[str, Any] = {"warmup": stage.ema_warmup, "settings": settings}
     if stage.parallel == "ddp":
-        return Trained(transformer, names, stage.ema, warmup=stage.ema_warmup)
+        return Trained(transformer, names, stage.ema, **how)
     from trainer.distributed.fsdp import Sharded
 
-    return Sharded(transformer, names, stage.ema, world, warmup=stage.ema_warmup, bf16=bf16)
+    return Sharded(transformer, names, stage.ema, world, bf16=bf16, **how)

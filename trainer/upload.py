@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MARKER = "_COMPLETE"
-RECORDS = ("run.json", "metrics.csv", "validation.csv")
+RECORDS = ("run.json", "metrics.csv", "validation.csv", "trackers.json")
 """Files of the run that are copied with each folder: small, and they change."""
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "oss"})
 """Protocols without folders: making one there would ask for, or make, a whole bucket."""

@@ -23,7 +23,7 @@ from trainer.stages import Trained, gate_of
 
 if TYPE_CHECKING:
     from trainer.distributed.fsdp import Sharded
-    from trainer.loop import Run
+    from trainer.runtime import Run
 
 COLUMNS = ("step", "stage", "task", "loss", "gate")
 GATE_0_TOLERANCE = 1e-4  # of a loss; on a CPU nothing differs at all
@@ -53,9 +53,9 @@ def measured(held_out: HeldOut, gate: int) -> str:
 
 def validate(
     run: Run, stage: Stage, trained: Trained | Sharded, metrics: Metrics, step: int
-) -> None:
+) -> dict[str, float]:
     """Held-out losses of the averaged weights, to validation.csv and the trackers; the best
-    pipeline kept and sampling asked for, as the manifest says."""
+    pipeline kept and sampling asked for, as the manifest says. The same on every rank."""
     assert run.held_out is not None
     options, main, gate = run.held_out.options, run.world.rank == 0, gate_of(stage)
     with trained.averaged():
@@ -71,6 +71,7 @@ def validate(
         metrics.scalars("held_out_frozen" if gate else "held_out", step, losses)
     what = "held-out loss of frozen clips at gate 1" if gate else "held-out loss"
     run.log(f"{stage.name}: {what} " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+    return losses
 
 
 def at_gate_0(run: Run, stage: Stage) -> dict[str, float] | None:

@@ -106,7 +106,7 @@ def _tables(found: dict[str, Any]) -> list[Any]:
     for table, rows in ((kinds, shares), (licences, found["licences"])):
         for name, share in rows.items():
             table.add_row(
-                _plain(name),
+                plain_text(name),
                 *(f"{share[key]:,}" for key in ("clips", "sources", "frames")),
                 _length(share["seconds"]),
                 f"{share['bytes'] / 1e6:,.1f}",
@@ -120,12 +120,12 @@ def _tables(found: dict[str, Any]) -> list[Any]:
         said.add_row(name, meaning(name))
     rejected = _table(f"rejected ({found['rejected']['rows']})", "stage: reason", "rows")
     for reason, count in found["rejected"]["reasons"].items():
-        rejected.add_row(_plain(reason), str(count))
+        rejected.add_row(plain_text(reason), str(count))
     more = _table("more", "what", "values")
     own = [c.name for c in COLUMNS if c.counted and c.name in found and c.name != "recipe"]
     for name in ("size", "num_frames", "fps", *own):
         text = ", ".join(f"{value} ({count})" for value, count in found[name].items())
-        more.add_row(name, _plain(text))
+        more.add_row(name, plain_text(text))
     more.add_row("duplicate clips", str(found["duplicates"]["rows"]))
     for layer, prompt in found["prompts"].items():
         text = f"{prompt['distinct']} distinct, {prompt['empty']} empty"
@@ -166,7 +166,7 @@ def _short(value: float) -> str:
     return f"{value:.4f}" if size < 0.01 and value else f"{value:.3g}"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text from a corpus, without control characters and rich markup."""
     from rich.markup import escape
 

@@ -28,6 +28,7 @@ EXTRAS = {
     "psd-tools": ("psd", "pack of PSD files"),
     "s3fs": ("s3", "inputs at s3://"),
     "bitsandbytes": ("8bit", "8-bit AdamW"),
+    "prodigyopt": ("prodigy", "the optimizer Prodigy"),
 }
 MIN_FREE = 10 * GIB
 MIN_SHARED_MEMORY = 2 * GIB

@@ -13,7 +13,17 @@ import typer
 from layerflow.cli import new, weights
 from layerflow.cli.plugin_help import PluginCommand
 
-GROUPS = ("data", "corpus", "versions", "model", "train", "publish", "doctor", "demo.command")
+GROUPS = (
+    "data",
+    "corpus",
+    "versions",
+    "changes",
+    "model",
+    "train",
+    "publish",
+    "doctor",
+    "demo.command",
+)
 ERROR_WIDTH = 1000
 
 

@@ -1,4 +1,4 @@
-"""``layerflow encode | train | evaluate``: latents, the schedule, and layers scored."""
+"""``layerflow encode | train | evaluate | runs``: latents, the schedule, and layers scored."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from layerflow.cli.options import with_options_of
 def encode(**options: Any) -> None:
     """Corpus -> latents and prompt embeddings; does only what is missing."""
     summary = front.encode(**options)
+    corrected = f", new prompts for {summary.corrected}" if summary.corrected else ""
     print(
         f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
-        f"encoded, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"
+        f"encoded{corrected}, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"
     )
     for id_, reason in summary.rejected[:10]:
         print(f"  rejected {id_}: {reason}")
@@ -57,4 +58,30 @@ def evaluate(out: Path, **options: Any) -> None:
         typer.echo(f"{len(summary['skipped'])} clips skipped, see metrics.json")
 
 
-COMMANDS = (encode, train, evaluate)
+def runs(
+    folder: Annotated[Path, typer.Argument(help="a run's folder, or one above several")],
+    json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
+) -> None:
+    """The training runs below a folder: stage, step, loss, time left, state."""
+    import json as encoder
+
+    from trainer.tracking.runs import describe, find_runs, lines
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    found, odd = [], []
+    for run in find_runs(folder):
+        try:
+            found.append(describe(run))
+        except ValueError as error:
+            odd.append(str(error))
+    if json:
+        typer.echo(encoder.dumps([run.plain() for run in found], indent=1))
+        return
+    for line in lines(found, folder) if found else [f"no training runs below {folder}"]:
+        typer.echo(line)
+    for text in odd:
+        typer.echo(f"left out: {text}", err=True)
+
+
+COMMANDS = (encode, train, evaluate, runs)

@@ -21,7 +21,7 @@ def log(
     """The versions of a corpus: what made each, how many rows and shards came and went."""
     import json as encoder
 
-    from layerflow.corpus.log import lines, numbers, read
+    from layerflow.corpus.log import is_purged, lines, numbers, read
     from layerflow.corpus.store import Store
     from layerflow.corpus.table import Corpus
 
@@ -35,7 +35,7 @@ def log(
         text = f"{len(opened)} rows in {len(opened.shards)} shards"
         typer.echo(f"version 1  {text}; there is no log yet")
     for version, before in zip(versions, [None, *versions], strict=False):
-        for line in lines(version, before):
+        for line in lines(version, before, purged=is_purged(store, version)):
             typer.echo(line)
 
 

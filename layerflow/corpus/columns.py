@@ -145,6 +145,9 @@ def _decode_singles(row: Row, clip: LayeredClip) -> None:
         check_objects(objects, clip)
 
 
+RIGHTS = ("licence", "attribution")
+"""Fields of an origin that say who may do what."""
+
 ORIGIN = pa.struct(
     [
         ("uri", pa.string()),
@@ -363,3 +366,17 @@ def _fewer_fields(found: pa.DataType, wanted: pa.DataType) -> bool:
     if pa.types.is_list(found) and pa.types.is_list(wanted):
         found, wanted = found.value_type, wanted.value_type
     return pa.types.is_struct(found) and pa.types.is_struct(wanted) and set(found) <= set(wanted)
+
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("kind", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("quality", QUALITY),
+        ("recipe", pa.string()),
+    ]
+)

@@ -15,12 +15,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from layerflow.clip import KINDS
+from layerflow.corpus.changes.tombstones import Tombstones, left_out
 from layerflow.corpus.columns import COLUMNS, joined_schema, small_columns
 from layerflow.corpus.log import REJECTED, Version, commit
 from layerflow.corpus.published import PublishedCorpus, is_remote
@@ -303,14 +305,16 @@ def write_derived(
     ``out`` holds something else.
     """
     out = local_output(out)
-    parents = [c.identity() for c in corpora]
+    tombstones = Tombstones.of_all(corpora)
+    parents = [*(c.identity() for c in corpora), *(one.file for one in tombstones.entries)]
     recipe = hashlib.sha256(json.dumps([kind, options, parents]).encode()).hexdigest()[:16]
     if out.exists():
         return _finished(out, recipe)
     reasons: Counter[str] = Counter()
     with new_folder(out) as building:
-        made = write_shards_of(building, rows, schema)
-        turned = tallied(rejected, reasons)
+        removed: list[dict[str, Any]] = []
+        made = write_shards_of(building, _allowed(rows, tombstones, removed), schema)
+        turned = tallied(chain(tombstones.cleaned(rejected), removed), reasons)
         refused = write_shards_of(building / REJECTED, turned, REJECTED_SCHEMA)
         kept, left_out = (sum(one.rows or 0 for one in shards) for shards in (made, refused))
         info = {
@@ -326,11 +330,22 @@ def write_derived(
             "made_from": [{"name": _name(c), **c.info} for c in corpora],
         }
         write_json(building / "corpus.json", info)
-        commit(Store(building), Version(1, kind, made, refused, info))
+        names = tombstones.put(Store(building))
+        commit(Store(building), Version(1, kind, made, refused, info, tombstones=names))
         jobs = {k: job for c in reversed(corpora) for k, job in recorded_jobs(c.path).items()}
         if jobs:
             write_json(building / RECORD, jobs)
     return Derived(out, kept, left_out, dict(reasons))
+
+
+def _allowed(rows: Rows, tombstones: Tombstones, removed: list[dict[str, Any]]) -> Rows:
+    """The rows that may be there; those of removed sources become rejected rows."""
+    for row in rows:
+        why = tombstones.refuses(row)
+        if why is None:
+            yield row
+        else:
+            removed.append(left_out(row, why))
 
 
 def _finished(out: Path, recipe: str) -> Derived:

@@ -24,6 +24,7 @@ from layerflow.regular import read_regular
 
 VERSIONS = "versions"
 REJECTED = "rejected"
+OVERLAY = "overlay"
 FORMAT_VERSION = 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ADDRESS = re.compile(r"(?P<path>.+)@v(?P<number>[1-9][0-9]{0,5})", re.DOTALL)
@@ -53,6 +54,8 @@ class Version:
 
     step: what made it (a job's kind, ``filter``, ``compact``, ...). info: what ``corpus.json`` says
     then. done: files in ``versions/`` that list the units of all jobs so far, see ``engine.jobs``.
+    overlay: small tables in ``overlay/`` with corrected values, a later one wins; tombstones: files
+    in ``versions/`` that say what was removed; see ``corpus.changes``.
     more: keys that this code does not know, which every later version keeps.
     """
 
@@ -62,6 +65,8 @@ class Version:
     rejected: tuple[Shard, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
     done: tuple[str, ...] = ()
+    overlay: tuple[Shard, ...] = ()
+    tombstones: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,6 +89,8 @@ class Version:
             "rejected": [shard.plain() for shard in self.rejected],
             "info": dict(self.info),
             "done": list(self.done),
+            "overlay": [shard.plain() for shard in self.overlay],
+            "tombstones": list(self.tombstones),
         }
 
     def next(self, step: str, **changes: Any) -> Version:
@@ -142,6 +149,8 @@ def read(store: Store, number: int) -> Version:
             rejected=_shards(found["rejected"]),
             info=dict(found["info"]),
             done=tuple(_plain_name(each) for each in found["done"]),
+            overlay=_shards(found.get("overlay", ())),
+            tombstones=tuple(_plain_name(each) for each in found.get("tombstones", ())),
             more={key: value for key, value in found.items() if key not in KNOWN},
         )
         if version.number != number or not version.shards:
@@ -180,13 +189,38 @@ def _plain_name(name: Any) -> str:
     return name
 
 
-def named_files(store: Store, *, rejected: bool = False) -> set[str]:
-    """The shards of all versions, or of all rejected tables."""
-    found: set[str] = set()
-    for number in numbers(store):
-        version = read(store, number)
-        found |= {shard.file for shard in (version.rejected if rejected else version.shards)}
-    return found
+def files_of(version: Version) -> dict[str, Shard]:
+    """Every table file that a version names, by its place in the corpus folder."""
+    tables = {"": version.shards, REJECTED: version.rejected, OVERLAY: version.overlay}
+    return {
+        f"{folder}/{shard.file}" if folder else shard.file: shard
+        for folder, shards in tables.items()
+        for shard in shards
+    }
+
+
+def named_files(store: Store, below: str = "") -> set[str]:
+    """The shards of all versions, or of all their tables in a folder: ``REJECTED``, ``OVERLAY``."""
+    places = {place for number in numbers(store) for place in files_of(read(store, number))}
+    return {Path(place).name for place in places if Path(place).parent == Path(below)}
+
+
+def is_purged(store: Store, version: Version) -> bool:
+    """Whether shards of an older version are gone, with rows that a later version removed."""
+    there = newest(store)
+    if there is None or not there.tombstones or there.number <= version.number:
+        return False
+    held = store.names()
+    return any(place not in held for place in files_of(version))
+
+
+def refuse_purged(store: Store, version: Version) -> None:
+    """Raises ValueError for a version that ``is_purged``."""
+    if is_purged(store, version):
+        raise ValueError(
+            f"{store}: version {version.number} is gone: it held rows that were removed from the "
+            f"corpus and purged; read the newest one ({numbers(store)[-1]})"
+        )
 
 
 def commit(store: Store, version: Version) -> bool:
@@ -195,8 +229,11 @@ def commit(store: Store, version: Version) -> bool:
     return store.put_new(file_name(version.number), text.encode())
 
 
-def lines(version: Version, before: Version | None) -> Sequence[str]:
-    """What a version is, for people: rows, bytes, what came and what went since ``before``."""
+def lines(version: Version, before: Version | None, *, purged: bool = False) -> Sequence[str]:
+    """What a version is, for people: rows, bytes, what came and what went since ``before``.
+
+    purged: ``is_purged``.
+    """
     old = {shard.file: shard for shard in (before.shards if before else ())}
     new = {shard.file: shard for shard in version.shards}
     added = [shard for name, shard in new.items() if name not in old]
@@ -205,6 +242,8 @@ def lines(version: Version, before: Version | None) -> Sequence[str]:
     found = [
         f"version {version.number}  {version.step}: {version.rows} rows in {len(new)} shards, "
         f"{version.bytes / 1e6:.1f} MB, {rejected} rejected"
+        + "; purged, can no longer be read"
+        * purged
     ]
     for sign, shards in (("+", added), ("-", gone)):
         if shards:

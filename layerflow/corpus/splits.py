@@ -53,13 +53,13 @@ def foreground_sources(row: Mapping[str, Any]) -> set[str]:
     The last parent of a pasted clip is its background, the others are its foregrounds.
     """
     source = row["origin"]
-    found = {f"id:{row['id']}", *_tokens(source["uri"])}
+    found = {f"id:{row['id']}", *tokens_of(source["uri"])}
     if source["sha256"]:
         found.add(f"sha256:{source['sha256']}")
     if row.get("subject"):
         found.add(f"subject:{row['subject']}")
     if row["kind"] == "pasted":
-        found.update(*map(_tokens, (source["parents"] or [])[:-1]))
+        found.update(*map(tokens_of, (source["parents"] or [])[:-1]))
     return found
 
 
@@ -67,10 +67,10 @@ def background_sources(row: Mapping[str, Any]) -> set[str]:
     """What a clip's background was made from; of clips that are not pasted, their own source."""
     if row["kind"] != "pasted":
         return foreground_sources(row)
-    return set().union(*map(_tokens, (row["origin"]["parents"] or [])[-1:]))
+    return set().union(*map(tokens_of, (row["origin"]["parents"] or [])[-1:]))
 
 
-def _tokens(name: str) -> set[str]:
+def tokens_of(name: str) -> set[str]:
     """A parent is named by a file, ``file#clip``, a clip's id or a content hash."""
     file, _, clip = name.partition("#")
     return {f"file:{file}", f"id:{clip or name}", f"sha256:{name}"}

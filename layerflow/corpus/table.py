@@ -21,9 +21,11 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.clip import ALPHA, LAYERS, PROMPTED, LayeredClip
+from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.columns import EXTENDED_SCHEMA as EXTENDED_SCHEMA
 from layerflow.corpus.columns import EXTRAS as EXTRAS
-from layerflow.corpus.columns import QUALITY, SCHEMA
+from layerflow.corpus.columns import REJECTED_SCHEMA as REJECTED_SCHEMA
+from layerflow.corpus.columns import SCHEMA
 from layerflow.corpus.log import (
     REJECTED,
     VERSIONS,
@@ -32,6 +34,7 @@ from layerflow.corpus.log import (
     newest,
     numbers,
     read,
+    refuse_purged,
     split_address,
 )
 from layerflow.corpus.scores import QUALITY_FIELDS
@@ -48,19 +51,6 @@ from layerflow.media.cells import (
 
 FORMAT_VERSION = 1
 MAX_OPEN = 64  # shards of a table that stay open
-
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("kind", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("quality", QUALITY),
-        ("recipe", pa.string()),
-    ]
-)
 
 
 def clip_id(kind: str, sources: Sequence[str], span: Sequence[float | int], recipe: str) -> str:
@@ -193,8 +183,8 @@ def rejected_row(
     }
 
 
-Chunk = Callable[[Sequence[str] | None], pa.RecordBatch]
-"""Column names (None: all) -> a record batch of these."""
+Names = Sequence[str] | None
+Chunk = Callable[[Names], pa.RecordBatch]
 
 
 @dataclass(frozen=True)
@@ -278,7 +268,7 @@ class Table:
         batch, place = reader.place(index - (self._ends[number - 1] if number else 0))
         key = (number, batch, None if columns is None else tuple(columns))
         if key not in self._last:
-            held = reader.batch(batch, columns)
+            held = self._batch(reader, batch, columns)
             self._last.clear()
             self._last[key] = held
         return dict(self._last[key].slice(place, 1).to_pylist()[0])
@@ -297,7 +287,10 @@ class Table:
         for number in range(len(self.shards)):
             reader = self._reader(number)
             for batch in range(reader.count):
-                yield partial(reader.batch, batch)
+                yield partial(self._batch, reader, batch)
+
+    def _batch(self, reader: ShardReader, number: int, columns: Names) -> pa.RecordBatch:
+        return reader.batch(number, columns)
 
 
 @dataclass(frozen=True)
@@ -330,6 +323,7 @@ class Corpus(Table):
         found = newest(store) if number is None else None
         if number is not None and (number > 1 or numbers(store)):
             found = read(store, number)
+            refuse_purged(store, found)
         if found is None and store.local is None:
             raise ValueError(f"{store} holds no corpus (no {VERSIONS}/)")
         return cls(path) if found is None else cls(path, found.shards, found)
@@ -343,10 +337,37 @@ class Corpus(Table):
         """Changes when the rows do."""
         if self.version is None:
             return (Path(self.path) / "state.json").read_text()
-        return json.dumps([shard.plain() for shard in self.shards])
+        return json.dumps([s.plain() for s in (*self.shards, *self.version.overlay)])
+
+    @cached_property
+    def overlay(self) -> Overlay:
+        """The values that were corrected since the shards were written."""
+        return Overlay.read(self.store, self.version.overlay if self.version else ())
+
+    def _batch(self, reader: ShardReader, number: int, columns: Names) -> pa.RecordBatch:
+        if not self.overlay.touches(columns):
+            return reader.batch(number, columns)
+        if columns is None or "id" in columns:
+            return self.overlay.corrected(reader.batch(number, columns))
+        found = self.overlay.corrected(reader.batch(number, ["id", *columns]))
+        return found.select(list(columns))
 
     def clip(self, index: int) -> LayeredClip:
         return decode_row(self.row(index))
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """``corpus[-1]``: a clip; ``corpus[2:5]``: a list of clips."""
+        if isinstance(index, slice):
+            return [self.clip(place) for place in range(*index.indices(len(self)))]
+        return self.clip(index + len(self) if index < 0 else index)
+
+    def __iter__(self) -> Iterator[LayeredClip]:
+        return (self.clip(place) for place in range(len(self)))
+
+    def _repr_html_(self) -> str:
+        from layerflow.corpus.notebook import as_html
+
+        return as_html(self)
 
     def ids(self) -> list[str]:
         return [id for batch in self.batches(["id"]) for id in batch.column("id").to_pylist()]

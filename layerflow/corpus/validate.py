@@ -224,7 +224,7 @@ def _shards(table: Table) -> Iterator[Problem]:
         if isinstance(table, Corpus):
             names |= named_files(table.store)
         else:
-            names |= named_files(Store(local.parent), rejected=True)
+            names |= named_files(Store(local.parent), REJECTED)
         if stray := sorted({p.name for p in local.glob("*.arrow")} - names):
             text = f"does not name the shards {stray[:3]}"
             yield Problem(None, "state.json", text, "remove them if they are left over")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,7 @@ def write_shards_of(
 ) -> tuple[Shard, ...]:
     """``write_table``; returns its shards as a log says them."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = iter(rows)
-    groups = iter(lambda: list(islice(source, ROWS_PER_BATCH)), [])
-    batches = (pa.RecordBatch.from_pylist(group, schema=schema) for group in groups)
+    batches = record_batches(rows, schema)
 
     def part(number: int) -> Path:
         return folder / f"part-{number:05d}"
@@ -72,6 +70,15 @@ def write_shards_of(
     found = tuple(_described(Store(folder), name) for name in names)
     write_sidecars(folder, schema, found)
     return found
+
+
+def record_batches(
+    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, size: int = ROWS_PER_BATCH
+) -> Iterator[pa.RecordBatch]:
+    """Rows as record batches of ``size``."""
+    source = iter(rows)
+    groups = iter(lambda: list(islice(source, size)), [])
+    return (pa.RecordBatch.from_pylist(group, schema=schema) for group in groups)
 
 
 def write_shards(

@@ -5,7 +5,8 @@ One timestep a sample for all its layers; given layers enter clean and are left 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,28 @@ def _known_loss(predicted: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     return per_cell.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a pass made, for terms of the loss. Names and shapes are those of ``layer_loss``;
+    predicted: float32, like clean; layers: never None."""
+
+    process: NoiseProcess
+    clean: Tensor
+    noise: Tensor
+    predicted: Tensor
+    timesteps: Tensor
+    given: Tensor
+    layers: Sequence[str]
+    known: Tensor | None
+
+    def cleaned(self) -> Tensor:
+        """The clean latents that the prediction says, ``[B, n, f, C, h, w]``; given layers are as
+        they were."""
+        noisy = self.process.add_noise(self.clean, self.noise, self.timesteps)
+        said = self.process.clean_of(noisy, self.predicted, self.timesteps)
+        return torch.where(self.given[:, :, None, None, None, None], self.clean, said)
+
+
 def layer_loss(
     transformer: nn.Module,
     process: NoiseProcess,
@@ -81,6 +104,7 @@ def layer_loss(
     motion_gate: Tensor | None = None,
     layers: Sequence[str] | None = None,
     known: Tensor | None = None,
+    terms: Callable[[Tensor, Prediction], Tensor] | None = None,
 ) -> Tensor:
     """Loss of each sample: the mean squared error of the prediction over its generated elements.
 
@@ -96,6 +120,7 @@ def layer_loss(
     known: bool ``[B, n, f, h, w]``: the loss is the mean over the generated elements of these cells
     alone; a sample without any has loss 0 and counts as one in the mean over samples, so that
     nothing of it reaches the weights. None: all are known.
+    terms: makes of that loss, ``[B]``, and the prediction what is minimised; None: it is.
 
     Returns float32 ``[B]``. Differentiable.
     """
@@ -104,7 +129,7 @@ def layer_loss(
     if layers is not None:
         layout = adapters.unwrap(transformer).layout(count * len(layers), tuple(layers))
     frames = given.repeat_interleave(count, dim=1)
-    loss, _ = sequence_loss(
+    loss, predicted = sequence_loss(
         transformer,
         process,
         latents.flatten(1, 2),
@@ -117,4 +142,8 @@ def layer_loss(
         layout=layout,
         known=None if known is None else known.flatten(1, 2),
     )
-    return loss
+    if terms is None:
+        return loss
+    made = predicted.unflatten(1, latents.shape[1:3])
+    names = layers or adapters.unwrap(transformer).layer_set.layers
+    return terms(loss, Prediction(process, latents, noise, made, timesteps, given, names, known))

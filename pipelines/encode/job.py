@@ -5,7 +5,8 @@
 
 A unit is a few consecutive rows (or prompts), staged as those of the corpus jobs are. A job that is
 killed and started again does what is missing; a corpus in which one clip changed re-encodes one
-row. What other weights or another size made is refused, with the difference.
+row, and one in which a prompt changed encodes that prompt. What other weights or another size made
+is refused, with the difference.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from layerflow.layer_set import LayerSet, layer_set, model_layers
 from layerflow.media.known import KNOWN
 from layerflow.outputs import local_output
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
+from pipelines.encode.texts import Stored, with_prompts
 from pipelines.engine.jobs import unit_key
 from pipelines.engine.runner import Place, run_units
 from pipelines.engine.staging import Parts, Staging, json_part, stream_part
@@ -45,7 +47,8 @@ ROWS, REASONS = "rows.arrow", "reasons.json"
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What an encode job did; `rejected` are (row id, reason)."""
+    """What an encode job did; `rejected` are (row id, reason). corrected: clips of which only the
+    prompts were old."""
 
     out: Path
     clips: int
@@ -53,6 +56,7 @@ class EncodeSummary:
     prompts: int
     rejected: list[tuple[str, str]]
     seconds: float
+    corrected: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class _Row:
     content: str
     outputs: tuple[str, ...]
     prompts: tuple[str, ...]
+    only_prompts: bool = False
 
 
 def run_encode(
@@ -98,16 +103,19 @@ def run_encode(
     options = Options(str(Path(model).resolve()), size, frames, dtype, augment, chosen.name)
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)
-    rows = list(wanted_rows(corpora, augment, chosen))
+    stored = Stored(have)
+    rows = list(wanted_rows(corpora, augment, chosen, stored))
     if not rows:
         raise ValueError(f"{', '.join(map(str, corpora))}: no clips to encode")
-    known = dict(zip(have.column("id"), have.column("content"), strict=True)) if have else {}
-    missing = [row for row in rows if any(known.get(o) != row.content for o in row.outputs)]
+    known = stored.content
+    changed = [row for row in rows if not stored.has(row.outputs, row.content)]
+    missing = [row for row in changed if not row.only_prompts]
+    corrected = len(changed) - len(missing)
     texts = dict.fromkeys(text for row in rows for text in row.prompts if text)
     embedded = have.prompt_keys() if have else set()
     new_texts = [text for text in texts if prompt_key(text) not in embedded]
     wanted = {output for row in rows for output in row.outputs}
-    if have and not missing and not new_texts and set(known) == wanted:
+    if have and not changed and not new_texts and set(known) == wanted:
         return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
 
     Encoder(options).check()
@@ -126,7 +134,8 @@ def run_encode(
                 lines = [json.dumps({"id": id_, "reason": reason}) for id_, reason in rejected]
                 (writer.folder / "rejected.jsonl").write_text("\n".join(lines) + "\n")
         done = len(missing) - len({id_ for id_, _ in rejected})
-        return EncodeSummary(out, clips, done, prompts, rejected, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return EncodeSummary(out, clips, done, prompts, rejected, seconds, corrected)
 
     folder = out.with_name(f".{out.name}.staging")
     roots = dict.fromkeys([*(str(split_address(row.corpus)[0]) for row in rows), options.model])
@@ -170,9 +179,15 @@ def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
 
 
 def wanted_rows(
-    corpora: Sequence[str | Path], augment: Augment, layers: LayerSet = RGBA
+    corpora: Sequence[str | Path],
+    augment: Augment,
+    layers: LayerSet = RGBA,
+    stored: Stored | None = None,
 ) -> Iterator[_Row]:
-    """All rows of the corpora with what they become. ValueError for an id that comes twice."""
+    """All rows of the corpora with what they become. ValueError for an id that comes twice.
+
+    stored: the latents that are there already.
+    """
     from layerflow.model.text import prefixed
 
     seen: set[str] = set()
@@ -185,20 +200,33 @@ def wanted_rows(
                 raise ValueError(f"{path}: clip {row['id']} is in these corpora more than once")
             seen.add(row["id"])
             texts = row_prompts(row, layers)
-            about = [list(texts.values()), row["kind"], row["alpha_kind"]]
-            digest = hashlib.sha256(json.dumps(about).encode())
-            for cell in row_cells(row, layers):
-                digest.update(hashlib.sha256(cell).digest())
-            if row.get(KNOWN) is not None:
-                digest.update(hashlib.sha256(row[KNOWN]).digest())
+            content = _content_of(row, layers)
+            made = content(list(texts.values()))
+            outputs = tuple(row["id"] + v.suffix for v in variants(row["kind"], augment))
             yield _Row(
                 corpus=corpus.address,
                 index=index,
                 id=row["id"],
-                content=digest.hexdigest()[:32],
-                outputs=tuple(row["id"] + v.suffix for v in variants(row["kind"], augment)),
+                content=made,
+                outputs=outputs,
                 prompts=tuple(prefixed(layer, text) for layer, text in texts.items()),
+                only_prompts=stored is not None
+                and not stored.has(outputs, made)
+                and stored.has_but_prompts(outputs, tuple(texts), content),
             )
+
+
+def _content_of(row: Mapping[str, Any], layers: LayerSet) -> Callable[[list[str]], str]:
+    """Prompts of a row's layers -> the hash of what its latents are made of."""
+    cells = b"".join(hashlib.sha256(cell).digest() for cell in row_cells(row, layers))
+    if row.get(KNOWN) is not None:
+        cells += hashlib.sha256(row[KNOWN]).digest()
+
+    def content(texts: list[str]) -> str:
+        about = json.dumps([texts, row["kind"], row["alpha_kind"]]).encode()
+        return hashlib.sha256(about + cells).hexdigest()[:32]
+
+    return content
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -268,7 +296,11 @@ def _merged(
         key = unit_of.get(row.id)
         if key is None:
             assert have is not None
-            yield from (have.raw(places[output]) for output in row.outputs)
+            kept = (have.raw(places[output]) for output in row.outputs)
+            if row.only_prompts:
+                about = row.content, row.prompts, have.layers
+                kept = (with_prompts(raw, *about) for raw in kept)
+            yield from kept
             continue
         if key != current:
             current = key

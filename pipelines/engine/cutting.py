@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.log import Shard
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.store import Store
@@ -30,7 +31,8 @@ SHARD = "shard.json"
 @dataclass(frozen=True)
 class Piece:
     """A file of rows. key: the unit or shard that it is of; folder, name: where it lies; bytes,
-    sha256: what it should hold; drop: numbers of rows that are left out."""
+    sha256: what it should hold; drop: numbers of rows that are left out; new: corrected values of
+    its rows, as rows of ``corpus.changes.overlay``."""
 
     key: str
     folder: str
@@ -38,6 +40,12 @@ class Piece:
     bytes: int
     sha256: str
     drop: tuple[int, ...] = ()
+    new: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether rows of it go or are corrected."""
+        return bool(self.drop or self.new)
 
 
 def cut(pieces: Iterable[Piece], shard_bytes: int | None = None) -> list[list[Piece]]:
@@ -64,7 +72,8 @@ def make_shards(
     units = []
     for order, group in enumerate(groups):
         pieces = [asdict(piece) for piece in group]
-        told = json.dumps([out, [[p.sha256, p.drop] for p in group], str(schema)])
+        rows = [[p.sha256, p.drop, *([p.new] if p.new else [])] for p in group]
+        told = json.dumps([out, rows, str(schema)])
         key = hashlib.sha256(told.encode()).hexdigest()[:20]
         units.append(Unit(key, order, {"uri": f"shard {order}", "pieces": pieces}))
     cutting = staging.below("shards")
@@ -83,7 +92,10 @@ def make_shards(
 
 def make_shard(payload: dict[str, Any], *, out: str, schema: pa.Schema) -> Parts:
     """Write one shard; the unit commits what the log says of it."""
-    pieces = [Piece(**{**one, "drop": tuple(one["drop"])}) for one in payload["pieces"]]
+    pieces = [
+        Piece(**{**one, "drop": tuple(one["drop"]), "new": tuple(one["new"])})
+        for one in payload["pieces"]
+    ]
     damaged = {piece.key: how for piece in pieces if (how := _fault(piece)) is not None}
     if damaged:
         return {SHARD: json_part({"damaged": damaged})}
@@ -127,15 +139,15 @@ def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _kept(piece: Piece) -> Iterator[pa.RecordBatch]:
-    dropped = set(piece.drop)
+    dropped, overlay = set(piece.drop), Overlay.of_rows(piece.new)
     first = 0
     for batch in _read(piece):
         keep = [i for i in range(batch.num_rows) if first + i not in dropped]
         first += batch.num_rows
         if len(keep) == batch.num_rows:
-            yield batch
+            yield overlay.corrected(batch)
         elif keep:
-            yield batch.take(pa.array(keep))
+            yield overlay.corrected(batch.take(pa.array(keep)))
 
 
 def _read(piece: Piece) -> Iterator[pa.RecordBatch]:

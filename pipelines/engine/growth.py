@@ -12,9 +12,10 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import numpy as np
 import pyarrow as pa
 
 from layerflow.corpus import log
+from layerflow.corpus.changes.tombstones import Tombstones, left_out
 from layerflow.corpus.log import Shard, Version
 from layerflow.corpus.stats import tallied
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, Corpus, rejected_row
-from layerflow.corpus.writer import ROWS_PER_BATCH, settle, write_shard
+from layerflow.corpus.writer import record_batches, settle, write_shard
 from layerflow.documents import parse_json, read_json
 from layerflow.files import write_json
 from pipelines.engine.cutting import Piece, cut, make_shards
@@ -222,7 +224,8 @@ class Growth:
         pieces, duplicates = self._pieces(refuse, staging)
         keys = [unit.key for unit in self._ordered()]
         refused = chain.from_iterable(staging.rows_of(keys, REJECTED))
-        rejected = list(tallied(chain(refused, duplicates), reasons))
+        every = self._tombstones.cleaned(chain(refused, duplicates))
+        rejected = list(tallied(every, reasons))
         if not pieces and pool.workers != 0 and not pool.accept_lost:
             _stop_if_blind(str(self.store), rejected)
         out = str(self.store.where)
@@ -254,6 +257,11 @@ class Growth:
             drop = []
             for number, row in enumerate(rows):
                 own = id_number(row["id"])
+                removed = self._tombstones.refuses(row)
+                if removed is not None:
+                    drop.append(number)
+                    duplicates.append(left_out(row, removed))
+                    continue
                 if own in seen:
                     why: str | None = f"the same content as {seen[own]}"
                 elif _holds(earlier, own):
@@ -272,6 +280,10 @@ class Growth:
                 pieces.append(Piece(unit.key, folder, ROWS, *sums, tuple(drop)))
         return pieces, duplicates
 
+    @cached_property
+    def _tombstones(self) -> Tombstones:
+        return Tombstones.of(self.store, self.base)
+
     def _earlier_ids(self) -> np.ndarray:
         ids = self._base().ids() if self.base is not None else []
         return np.sort(np.fromiter(map(id_number, ids), np.uint64, len(ids)))
@@ -280,7 +292,7 @@ class Growth:
         before = self.base.rejected if self.base is not None else ()
         if not rows and before:
             return before
-        batches = (pa.RecordBatch.from_pylist(g, schema=REJECTED_SCHEMA) for g in _grouped(rows))
+        batches = record_batches(rows, REJECTED_SCHEMA)
         shard = write_shard(self.store.below(log.REJECTED), batches, REJECTED_SCHEMA)
         return (*(one for one in before if one.rows), shard)
 
@@ -324,11 +336,6 @@ def _holds(sorted_ids: np.ndarray, number: int) -> bool:
     wanted = np.uint64(number)
     place = int(np.searchsorted(sorted_ids, wanted))
     return place < len(sorted_ids) and bool(sorted_ids[place] == wanted)
-
-
-def _grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    left = iter(rows)
-    return iter(lambda: list(islice(left, ROWS_PER_BATCH)), [])
 
 
 def _duplicate(row: dict[str, Any], reason: str, recipe: Recipe) -> dict[str, Any]:

@@ -56,13 +56,11 @@ def sweep_shards(store: Store) -> None:
     """
     if store.local is None:
         return
-    for folder, named in (
-        (store.local, log.named_files(store)),
-        (store.local / log.REJECTED, log.named_files(store, rejected=True)),
-    ):
-        for path in folder.glob("data-*.arrow"):
+    for below in ("", log.REJECTED, log.OVERLAY):
+        named = log.named_files(store, below)
+        for path in (store.local / below).glob("data-*.arrow"):
             if path.name not in named:
                 path.unlink()
-    for folder in (store.local, store.local / log.REJECTED, store.local / log.VERSIONS):
-        for path in folder.glob(".*.tmp"):
+    for below in ("", log.REJECTED, log.OVERLAY, log.VERSIONS):
+        for path in (store.local / below).glob(".*.tmp"):
             remove(path)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, PROMPTED
+from layerflow.corpus.columns import RIGHTS
 from layerflow.locations import check_inside, escape_name, printable, spellings
 from pipelines.inputs.rows import parse_json, read_rows, read_text, video_of
 from pipelines.publish.licences import is_licence_column, joined, licence_in
@@ -38,7 +39,6 @@ KEYS = {
     ),
 }
 PROMPT_COLUMNS = frozenset(name for names in KEYS.values() for name in names)
-RIGHTS = ("licence", "attribution")
 MAX_SIDECAR_BYTES = 1 << 20
 MAX_PROMPT_CHARS = 2000
 FILE_NAME = re.compile(r"\S+\.[A-Za-z0-9]{1,5}")

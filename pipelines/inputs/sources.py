@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
+from layerflow.corpus.columns import RIGHTS
 from layerflow.corpus.published import is_corpus
 from layerflow.corpus.table import Corpus
 from layerflow.locations import clean_uri, escape_name, root_of, without_secrets
@@ -24,7 +25,7 @@ from pipelines.inputs.index_files import index_of
 from pipelines.inputs.layouts import Group, group_files, group_listed, split_videos, words_of
 from pipelines.inputs.listing import uri_of
 from pipelines.inputs.metadata import said_of
-from pipelines.inputs.prompts import RIGHTS, Table, entry_for, sidecar
+from pipelines.inputs.prompts import Table, entry_for, sidecar
 from pipelines.inputs.remote import list_bucket
 from pipelines.inputs.twins import Twins, traits_of
 from pipelines.readers.stills import still_size

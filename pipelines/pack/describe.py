@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, PROMPTED
+from layerflow.corpus.columns import RIGHTS
 from layerflow.corpus.table import file_sha256, origin
 from layerflow.locations import root_of
 from pipelines.inputs.layouts import Group, words_of
 from pipelines.inputs.metadata import folder_prompts, said_of
-from pipelines.inputs.prompts import RIGHTS, Table, merged, sidecar
+from pipelines.inputs.prompts import Table, merged, sidecar
 from pipelines.pack.still import Still
 from pipelines.publish.licences import all_of
 

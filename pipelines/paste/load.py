@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8, resize_cover
+from layerflow.corpus.columns import RIGHTS
 from layerflow.corpus.row_cells import read_cells
 from layerflow.corpus.table import Corpus, file_sha256
 from layerflow.media.cells import MediaError
@@ -19,7 +20,6 @@ from layerflow.media.decode import Decoder
 from layerflow.media.frame_rate import choose_frames, frames_needed
 from pipelines.engine.steps import Refused
 from pipelines.inputs.listing import VIDEO_SUFFIXES
-from pipelines.inputs.prompts import RIGHTS
 from pipelines.inputs.remote import Fetcher
 from pipelines.inputs.sources import F64, Background, Foreground, PasteSource, prompt_of, rights_of
 from pipelines.mine.shots import cut_windows, find_shots

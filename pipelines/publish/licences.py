@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from layerflow.corpus.changes.tombstones import normal_licence
 from layerflow.corpus.stats import NO_LICENCE
 from layerflow.locations import clean_uri, printable
 
@@ -48,10 +49,6 @@ NON_COMMERCIAL = re.compile(
 )
 SHARE_ALIKE = re.compile(
     r"(?<![a-z])(?:cc ?)?(?:by ?)?(?:nc ?)?sa(?![a-z])|share ?alike|\bgpl|odbl", re.IGNORECASE
-)
-COMMONS = re.compile(
-    r"(?:https?://)?(?:www\.)?creativecommons\.org/(licenses|publicdomain)/([a-z+-]+)/(\d\.\d)\S*",
-    re.IGNORECASE,
 )
 # Names of columns and keys, in lower case; a licence plate and a licensee are none.
 COLUMN = re.compile(
@@ -97,8 +94,11 @@ def licence_in(content: Any, *, deep: bool = True) -> str | None:
 def joined(licences: Iterable[str | None]) -> str | None:
     """Several licences that all hold as one text, each once; None when there is none."""
     parts = [part for text in licences if text for part in text.split("; ")]
-    unique = {normal(part): part for part in reversed(parts)}
-    return "; ".join(part for part in dict.fromkeys(parts) if unique[normal(part)] == part) or None
+    unique = {normal_licence(part): part for part in reversed(parts)}
+    return (
+        "; ".join(part for part in dict.fromkeys(parts) if unique[normal_licence(part)] == part)
+        or None
+    )
 
 
 def all_of(stated: Sequence[str | None], what: str = "licence") -> str | None:
@@ -193,25 +193,9 @@ class LicenceReport:
         return any(SHARE_ALIKE.search(_plain(name)) for name in self.counts)
 
 
-def normal(licence: str) -> str:
-    """A licence text as an identifier is written: ``CC BY 4.0`` -> ``cc-by-4.0``, addresses of
-    Creative Commons too."""
-    text = licence.strip()
-    if address := COMMONS.fullmatch(text):
-        name = address[2].lower()
-        if address[1].lower() == "publicdomain":
-            text = f"cc0-{address[3]}" if name == "zero" else "public domain"
-        else:
-            text = f"cc-{name}-{address[3]}"
-    text = re.sub(r"[\s_]+", "-", text.lower())
-    text = re.sub(r"^creative-commons-", "cc-", text)
-    text = re.sub(r"^cc-?0(-1\.0)?$", "cc0-1.0", text)
-    return "public domain" if text == "public-domain" else text
-
-
 def hub_licence(licence: str) -> str | None:
     """The Hub's identifier of a licence, or None when the Hub has none for it."""
-    return HUB_LICENCES.get(normal(licence))
+    return HUB_LICENCES.get(normal_licence(licence))
 
 
 def hub_licences(licence: str) -> set[str | None]:
@@ -237,6 +221,19 @@ def is_unsaid(licence: str) -> bool:
     """Whether a text, or one part of it, says that the licence is not known (``unknown``)."""
     parts = (part.strip(" .").lower() for part in licence.split("; "))
     return any(part in UNSAID or part == NO_LICENCE for part in parts)
+
+
+def asks_of(licence: str | None) -> set[str]:
+    """What a licence forbids or asks: ``no redistribution``, ``non-commercial``, ``share alike``;
+    ``not stated`` where nobody says."""
+    if not licence or is_unsaid(licence):
+        return {NO_LICENCE}
+    found = {
+        "no redistribution": forbids(licence),
+        "non-commercial": NON_COMMERCIAL.search(_plain(licence)) is not None,
+        "share alike": SHARE_ALIKE.search(_plain(licence)) is not None,
+    }
+    return {name for name, met in found.items() if met}
 
 
 def review(rows: Iterable[Mapping[str, Any]]) -> LicenceReport:

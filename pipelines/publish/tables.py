@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
@@ -66,16 +67,18 @@ def features_of(kinds: set[str], schema: pa.Schema = SCHEMA) -> Any:
 
 @dataclass(frozen=True)
 class Shards:
-    """The Arrow files of a corpus and the row that each one starts with."""
+    """The Arrow files of a corpus and the row that each one starts with; overlay: the values that
+    were corrected since."""
 
     files: list[Path]
     firsts: list[int]
+    overlay: Overlay
 
     @classmethod
     def of(cls, corpus: Corpus) -> Shards:
         files = list(corpus.files())
         rows = (sum(batch.num_rows for batch in read_shard(file, ["id"])) for file in files)
-        return cls(files, [0, *itertools.accumulate(rows)][:-1])
+        return cls(files, [0, *itertools.accumulate(rows)][:-1], corpus.overlay)
 
     def read(self, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
         """The rows ``indices`` (int, ascending), in order; files without one are not opened."""
@@ -83,7 +86,8 @@ class Shards:
             stop = len(indices) if end is None else int(np.searchsorted(indices, end))
             start = int(np.searchsorted(indices, first))
             if start < stop:
-                yield from _picked(file, indices[start:stop] - first)
+                picked = _picked(file, indices[start:stop] - first)
+                yield from map(self.overlay.corrected, picked)
 
 
 def _picked(file: Path, indices: np.ndarray) -> Iterator[pa.RecordBatch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,37 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of tensors are equal bit by bit."""
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+class Killed(BaseException):
+    """Ends a run from inside, where a kill would."""
+
+
+def kill_at(step: int) -> Callable[[dict[str, Any]], None]:
+    """A `report` for `loop.train` that ends the run at the first checkpoint from this step on."""
+
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] >= step:
+            raise Killed
+
+    return report
+
+
+def whole_and_killed(manifest: TrainManifest, folder: Path, *steps: int) -> tuple[Path, Path]:
+    """Train once without a break, into `folder / "whole"`, and once killed at each of the steps and
+    continued, into the manifest's own folder. Returns both folders, whole first."""
+    from trainer import loop
+
+    def train(of: TrainManifest, **more: Any) -> bool:
+        return loop.train(of, of.out, log=lambda line: None, **more)
+
+    for step in steps:
+        try:
+            train(manifest, report=kill_at(step))
+        except Killed:
+            continue
+        raise AssertionError(f"step {step} was never saved")
+    assert train(manifest)
+    unbroken = manifest.model_copy(update={"out": str(folder / "whole")})
+    assert train(unbroken)
+    return folder / "whole", Path(manifest.out)

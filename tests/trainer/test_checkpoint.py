@@ -170,7 +170,7 @@ def test_a_finished_stage_comes_back(tmp_path: Path) -> None:
     trained, _ = setup(tmp_path)
     trained.values.normal_()
     assert checkpoint.stage_steps(tmp_path, "base") == 0
-    checkpoint.save_stage(tmp_path, "base", trained.tensors(), 5)
+    checkpoint.save_stage(tmp_path, "base", trained.tensors(), 5, 5)
     assert checkpoint.stage_steps(tmp_path, "base") == 5
     model, _ = load_model(tmp_path / "m", CPU)
     checkpoint.load_stage(tmp_path, "base", model)

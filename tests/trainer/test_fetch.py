@@ -64,7 +64,8 @@ def test_it_goes_on_in_an_empty_folder_to_the_same_weights_and_figures(
     shutil.rmtree(here.out)
     said = run(there)
     assert f"goes on from {here.upload}: brought stages/base, checkpoints/motion-00000002" in said
-    assert "base: done before, 5 steps" in said and "motion: goes on after step 2 of 4" in said
+    assert "base: done before, 5 steps" in said
+    assert any(line.startswith("motion: goes on after step 2 of 4: weights") for line in said)
     out, unbroken = Path(there.out), Path(whole.out)
     assert same(weights(out / "export"), weights(unbroken / "export"))
     for name in ("metrics.csv", "validation.csv"):

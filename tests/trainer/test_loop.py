@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from layerflow.model.layers import given_layers
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest
 from tests.support import ROOT
-from tests.support.trainer_kit import make_manifest, same, weights
+from tests.support.trainer_kit import Killed, kill_at, make_manifest, same, weights
 from trainer import loop, metrics
 from trainer.checkpoint import checkpoints
 from trainer.data import Batches, open_parts
@@ -47,18 +46,6 @@ def change(manifest: TrainManifest, **changes: Any) -> TrainManifest:
 
 def losses(manifest: TrainManifest) -> list[float]:
     return [row["loss"] for row in metrics.read(Path(manifest.out) / "metrics.csv")]
-
-
-class Killed(BaseException):
-    """Ends a run from inside, where a kill would."""
-
-
-def kill_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] >= step:
-            raise Killed
-
-    return report
 
 
 @pytest.fixture(scope="module")

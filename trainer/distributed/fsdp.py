@@ -24,7 +24,8 @@ from layerflow.model import adapters
 from layerflow.model.base import base_of
 from manifests.train_stage import Optimizer
 from trainer.distributed.processes import World
-from trainer.optimizer import adamw_settings, average_weight, decays, parameter_groups
+from trainer.optimizer import average_weight, make_optimizer
+from trainer.recipe.groups import Setting, grouped
 
 
 class Sharded:
@@ -42,6 +43,7 @@ class Sharded:
         world: World,
         *,
         warmup: bool = True,
+        settings: Mapping[str, Setting] | None = None,
         bf16: bool = False,
     ) -> None:
         adapters.set_trainable(transformer, names)
@@ -58,6 +60,7 @@ class Sharded:
             sharded.set_force_sum_reduction_for_comms(True)
         by_name = dict(transformer.named_parameters())
         self.parameters: dict[str, Any] = {name: by_name[name] for name in names}
+        self.groups = grouped(self.parameters, settings)
         self.locals = {name: nn.Parameter(p.to_local()) for name, p in self.parameters.items()}
         self.totals = torch.zeros(3, device=world.device)
         self.loss, self.stop, self.due = self.totals.split(1)
@@ -90,10 +93,11 @@ class Sharded:
         return norm
 
     def optimizer(self, options: Optimizer) -> torch.optim.Optimizer:
-        shrunk = [p for name, p in self.locals.items() if decays(name, self.parameters[name])]
-        rest = [p for name, p in self.locals.items() if not decays(name, self.parameters[name])]
-        groups = parameter_groups(shrunk, rest, options)
-        return torch.optim.AdamW(groups, **adamw_settings(options), fused=True)
+        groups = [
+            {"params": [self.locals[name] for name in group.names], **group.about(options)}
+            for group in self.groups
+        ]
+        return make_optimizer(groups, options)
 
     def update_average(self, skipped: torch.Tensor, updates: torch.Tensor) -> None:
         if self.average is not None and self.ema is not None:

@@ -40,7 +40,12 @@ Log = Callable[[str], None]
 
 
 def launch(
-    manifest: TrainManifest, *, only: str | None = None, fresh: bool = False, log: Log = print
+    manifest: TrainManifest,
+    *,
+    only: str | None = None,
+    fresh: bool = False,
+    new_data: bool = False,
+    log: Log = print,
 ) -> bool:
     """Run a manifest into its `out`; False when it was told to stop before the end.
 
@@ -53,17 +58,19 @@ def launch(
         from trainer.loop import train
 
         log(here(manifest))
-        return train(manifest, manifest.out, only=only, fresh=fresh, log=log)
-    return train_on_ray(manifest, only=only, fresh=fresh, log=log)
+        return train(manifest, manifest.out, only=only, fresh=fresh, new_data=new_data, log=log)
+    return train_on_ray(manifest, only=only, fresh=fresh, new_data=new_data, log=log)
 
 
-def train_on_ray(manifest: TrainManifest, *, only: str | None, fresh: bool, log: Log) -> bool:
+def train_on_ray(
+    manifest: TrainManifest, *, only: str | None, fresh: bool, new_data: bool = False, log: Log
+) -> bool:
     """The loop on `manifest.workers` workers of a Ray cluster, or of a local one made for it."""
     out = Path(manifest.out)
     if only is not None:
         manifest.stage(only)
     check(manifest)  # both here, so that a refusal costs no start-up
-    claim(out, manifest, fresh=fresh, log=log)
+    claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
     wanted = manifest.stages if only is None else [manifest.stage(only)]
     if all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted):
         log("all stages are done")

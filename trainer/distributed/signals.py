@@ -89,6 +89,11 @@ class Signals:
         return copy, event
 
 
+def skips(count: int, done: int) -> str:
+    """What is said of skipped steps at the end of a stage; empty for none."""
+    return f"{count} of {done} steps were skipped: their gradients were not finite" if count else ""
+
+
 def give_up(stage: Stage, metrics: Metrics, in_a_row: int, done: int) -> NoReturn:
     """End a run that learns nothing any more. On every rank; only rank 0 has figures to show."""
     row = metrics.flush() or {}

@@ -24,7 +24,7 @@ from layerflow.model import adapters
 from layerflow.model.base import base_of
 from manifests.train import TrainManifest
 from manifests.train_stage import Stage
-from trainer.memory.quantized import bits, quantize
+from trainer.memory.quantized import packed_bytes, quantize
 from trainer.memory.swap import PLACES, Swap
 from trainer.stages import network_names, plain_name
 
@@ -64,8 +64,9 @@ def release(transformer: Any) -> None:
 def narrow(layer: nn.Linear, manifest: TrainManifest) -> None:
     """Hold one frozen matrix in as little as the manifest says; one that is already is left."""
     if layer.weight.dtype == torch.float32:
-        done = manifest.quantize is not None and quantize(layer, manifest.quantize)
-        if not done and manifest.precision == "bf16":
+        if manifest.quantize is not None:
+            quantize(layer, manifest.quantize)
+        elif manifest.precision == "bf16":
             layer.weight.data = layer.weight.data.bfloat16()
     if manifest.precision == "bf16" and layer.bias is not None:
         layer.bias.data = layer.bias.data.bfloat16()
@@ -126,9 +127,10 @@ def held_bytes(transformer: Any, manifest: TrainManifest, stages: Sequence[Stage
     for path, layer in frozen_matrices(network, ()).items():
         index, numbers = block_of(network, path), layer.in_features * layer.out_features
         biases = 0 if layer.bias is None else layer.out_features
-        packed = bits(layer, manifest.quantize) if path in found and manifest.quantize else None
         usual = 2.0 if path in found and half else 4.0
-        size = numbers * (packed / 8 if packed else usual) + biases * usual
+        packed = path in found and manifest.quantize is not None
+        size = packed_bytes(layer, manifest.quantize) if packed else numbers * usual
+        size += biases * usual
         total += size - 4.0 * (numbers + biases)
         if packed or size < 4.0 * (numbers + biases):
             singles -= numbers + (biases if half else 0)

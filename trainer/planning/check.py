@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
 from layerflow.documents import read_json
 from layerflow.model.autoencoder import autoencoder_class
@@ -12,6 +14,8 @@ from layerflow.model.base import base_of
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
 from trainer.held_out import held_out
+from trainer.recipe.hooks import make_hooks
+from trainer.recipe.terms import stage_terms
 
 
 def check(manifest: TrainManifest) -> None:
@@ -31,7 +35,9 @@ def check(manifest: TrainManifest) -> None:
         check_latents(manifest.folder(name), config, parts)
     for stage in manifest.stages:
         open_parts(manifest, stage)
+        stage_terms(manifest, stage, torch.device("cpu"))
     held_out(manifest)
+    make_hooks(manifest)
     if manifest.validation is not None and manifest.validation.samples:
         autoencoder_class(Path(manifest.model) / "vae")
 

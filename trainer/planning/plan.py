@@ -21,6 +21,7 @@ from trainer.memory.hold import held_bytes
 from trainer.planning.check import check, warnings
 from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
 from trainer.planning.count import decoder_bytes
+from trainer.recipe.groups import stage_settings
 from trainer.sampling import guidance_scale
 from trainer.stages import attach, gate_of, trainable_names
 from trainer.validation import judges_gate_0
@@ -150,6 +151,7 @@ def plan_stage(
 ) -> StagePlan:
     """Figures of one stage."""
     names = trainable_names(transformer, stage)
+    stage_settings(transformer, names, stage, "adamw")  # raises for groups that fit nothing
     sizes = {name: p.numel() for name, p in transformer.named_parameters()}
     parts = open_parts(manifest, stage)
     found = buckets(parts)

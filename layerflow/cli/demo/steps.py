@@ -272,7 +272,7 @@ def encode(demo: Demo) -> None:
     if not demo.model.exists():
         height, width = said.size
         more: dict[str, Any] = {"num_frames": said.frames, **demo.manifest.model}
-        init_directory(demo.model, "tiny", height=height, width=width, **more)
+        init_directory(demo.model, demo.manifest.preset, height=height, width=width, **more)
     video = [name for name in ("mined", "pasted") if len(Corpus.open(demo.corpus(name)))]
     for latents, corpora in (("video", video), ("neutral", ["neutral"]), ("stills", ["stills"])):
         front.encode(

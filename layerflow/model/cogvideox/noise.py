@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layerflow.model.noise import Density
+
 
 class VPrediction:
     """``NoiseProcess`` of a scheduler of diffusers with ``alphas_cumprod``; times are int64."""
@@ -21,8 +23,12 @@ class VPrediction:
         self.table: Tensor = scheduler.alphas_cumprod
         self.num_timesteps = int(scheduler.config.num_train_timesteps)
 
-    def timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
+    def timesteps(
+        self, u: NDArray[np.float64], density: Density | None = None
+    ) -> NDArray[np.int64]:
         """Equal parts of [0, 1), one a step."""
+        if density is not None:
+            u = density.quantile(torch.from_numpy(np.asarray(u, np.float64))).numpy()
         return np.minimum((u * self.num_timesteps).astype(np.int64), self.num_timesteps - 1)
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:

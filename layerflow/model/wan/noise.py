@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DENSITIES = ("uniform", "logit-normal")
+from layerflow.model.noise import Density
+
 SETTING = "_layerflow_noise"
 """Key of a scheduler's settings that says how a training draws: ``density`` and ``span``. diffusers
 keeps keys that start so, and passes them over."""
-_EDGE = 1e-6  # the normal's quantiles at 0 and 1 are infinite
 
 
 class FlowMatching:
@@ -35,21 +35,21 @@ class FlowMatching:
         density: str = "uniform",
         span: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if density not in DENSITIES:
-            raise ValueError(f"density must be one of {DENSITIES}, not {density!r}")
         if not shift > 0:
             raise ValueError(f"shift must be positive, not {shift}")
         if not 0 <= span[0] < span[1] <= 1:
             raise ValueError(f"span must be two rising shares in [0, 1], not {span}")
-        self.steps, self.shift, self.density, self.span = steps, shift, density, span
+        self.steps, self.shift, self.span = steps, shift, span
+        self.density = Density(density)
 
-    def timesteps(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+    def timesteps(
+        self, u: NDArray[np.float64], density: Density | None = None
+    ) -> NDArray[np.float64]:
         """Quantiles in [0, 1) of the distribution to its times: equal steps of u are equal shares
         of the draws, whatever the density."""
-        low, high = (self._quantile(edge) for edge in self.span)
-        s = torch.from_numpy(low + np.asarray(u, np.float64) * (high - low))
-        if self.density == "logit-normal":
-            s = torch.special.ndtri(s.clamp(_EDGE, 1 - _EDGE)).sigmoid()
+        density = density or self.density
+        low, high = (self._below(edge, density) for edge in self.span)
+        s = density.quantile(torch.from_numpy(low + np.asarray(u, np.float64) * (high - low)))
         times: NDArray[np.float64] = self.steps * _shifted(s, self.shift).numpy()
         return times
 
@@ -71,10 +71,10 @@ class FlowMatching:
         s = t.to(like.device, torch.float32) / self.steps
         return s.view(-1, *(1 for _ in like.shape[1:]))
 
-    def _quantile(self, level: float) -> float:
+    def _below(self, level: float, density: Density) -> float:
         """The share of draws below a level s' in [0, 1]."""
         s = _shifted(torch.tensor(level, dtype=torch.float64), 1 / self.shift).clamp(0, 1)
-        return float(torch.special.ndtr(s.logit()) if self.density == "logit-normal" else s)
+        return float(density.below(s))
 
 
 def flow_matching(scheduler: Any) -> FlowMatching:

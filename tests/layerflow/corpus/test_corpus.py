@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from layerflow.corpus.table import (
     REJECTED_SCHEMA,
     SCHEMA,
     Corpus,
     clip_id,
+    decode_row,
     origin,
     quality_cell,
     rejected_row,
@@ -101,3 +105,30 @@ def test_ids_depend_on_everything_that_makes_a_clip() -> None:
         clip_id("mined", ["ab"], [0.0, 2.0], "s"),
     ]
     assert len({base, *others}) == 5
+
+
+def test_a_corpus_is_a_sequence_of_clips(tmp_path: Path) -> None:
+    rows = [make_row(i) for i in range(4)]
+    write_table(tmp_path / "c", rows, SCHEMA)
+    corpus = Corpus.open(tmp_path / "c")
+    wanted = [decode_row(row).blended for row in rows]
+    for found, frames in (
+        (list(corpus), wanted),
+        (corpus[3:1:-1], wanted[:1:-1]),
+        ([corpus[-1]], wanted[3:]),
+    ):
+        assert len(found) == len(frames)
+        assert all(np.array_equal(a.blended, b) for a, b in zip(found, frames, strict=True))
+    for outside in (4, -5):
+        with pytest.raises(IndexError):
+            corpus[outside]
+
+
+def test_a_notebook_shows_the_first_clips_and_names_a_damaged_one(tmp_path: Path) -> None:
+    rows = [make_row(0), make_row(1) | {"blended": b"no film", "id": "<b>two"}]
+    write_table(tmp_path / "c", rows, SCHEMA)
+    shown = Corpus.open(tmp_path / "c")._repr_html_()
+    assert "2 clips" in shown
+    assert "&lt;b&gt;two cannot be read" in shown and "<b>two" not in shown
+    picture = base64.b64decode(shown.split("base64,")[1].split('"')[0])
+    assert Image.open(io.BytesIO(picture)).height > 100

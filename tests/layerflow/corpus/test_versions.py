@@ -146,11 +146,11 @@ def test_of_two_writers_of_one_version_one_wins(tmp_path: Path) -> None:
 def test_keys_that_this_version_does_not_know_are_kept(tmp_path: Path) -> None:
     grown(tmp_path / "c")
     path = tmp_path / "c/versions/000002.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tombstones": ["abc"]}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colours": ["abc"]}))
     found = log.newest(Store(tmp_path / "c"))
     assert found is not None
     log.commit(Store(tmp_path / "c"), found.next("more"))
-    assert json.loads((tmp_path / "c/versions/000003.json").read_text())["tombstones"] == ["abc"]
+    assert json.loads((tmp_path / "c/versions/000003.json").read_text())["colours"] == ["abc"]
 
 
 LIES: dict[str, Any] = {

@@ -129,12 +129,17 @@ def test_a_second_run_does_nothing_and_a_changed_clip_is_done_again(
     other = corpus(tmp_path / "other", [row(3), recaptioned, row(0)])
     old = Latents.open(out)
     summary = encode([other], model, out)
-    assert seen == [f"{3:016x}", f"{1:016x}"] and summary.encoded == 2
+    assert seen == [f"{3:016x}"]  # of a new prompt no picture is encoded
+    assert (summary.encoded, summary.corrected) == (1, 1)
     store = Latents.open(out)
     assert store.column("source") == [f"{i:016x}" for i in (3, 1, 0)]
     assert (store.item(2)["moments"] == old.item(0)["moments"]).all()
     assert store.prompt_text(store.item(1)["prompts"]["blended"]) == "2, both"
     assert len(store.prompt_keys()) == summary.prompts == 4
+    seen.clear()
+    repainted = row(1) | {"kind": "mined", "blended": row(2)["blended"], "blended_prompt": "both"}
+    summary = encode([corpus(tmp_path / "third", [row(3), repainted])], model, out)
+    assert seen == [f"{1:016x}"] and summary.corrected == 0
 
 
 def test_a_killed_job_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

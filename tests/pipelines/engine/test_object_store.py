@@ -23,10 +23,12 @@ from pipelines.compact import run_compact
 from pipelines.encode.job import run_encode
 from pipelines.engine.jobs import Outcome, run_job
 from pipelines.paste.job import run_paste
+from pipelines.remove import Wanted, run_remove
 from tests.support.corpora import make_rejected, make_rows
 from tests.support.job_units import RECIPE, units, work
 from tests.support.pasted import backdrops
 from tests.support.pasted import options as paste_options
+from tests.support.sourced import OTHER, SECRET, bytes_of, make, numbers, story
 
 pytest.importorskip("s3fs", reason="needs the extra s3")
 pytest.importorskip("moto", reason="needs the extra dev")
@@ -207,3 +209,16 @@ def test_what_else_lies_in_a_bucket_stays_there(out: str, bucket: Any) -> None:
 def test_a_bucket_that_is_not_there_is_an_error_with_its_name(bucket: Any) -> None:
     with pytest.raises((ValueError, OSError), match="no-such-bucket"):
         run("s3://no-such-bucket/c", 1)
+
+
+def test_a_source_is_removed_and_purged_from_a_bucket_and_stays_out(out: str) -> None:
+    make(out, story()[:5])
+    make(out, story(), append=True)
+    done = run_remove(out, Wanted(sources=[SECRET]), purge=True, workers=0, quiet=True)
+    assert (done.version, done.rows, done.purged) == (3, 4, 3)  # two shards, a rejected table
+    assert numbers(Corpus.open(out).ids()) == [0, 2, 5, 7]
+    assert SECRET.encode() not in bytes_of(out) and story()[1]["blended"] not in bytes_of(out)
+    with pytest.raises(ValueError, match="version 1 is gone"):
+        Corpus.open(out, 1)
+    assert make(out, story(), OTHER, append=True).added == 0
+    assert validate(out) == []

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from layerflow.clip import U8
+from layerflow.corpus.changes.tombstones import normal_licence
 from layerflow.corpus.table import Corpus
 from manifests.mine import MineOptions
 from manifests.pack import PackOptions
@@ -29,7 +30,6 @@ from pipelines.publish.licences import (
     hub_licences,
     licence_in,
     licence_text,
-    normal,
 )
 
 ND = "CC-BY-NC-ND-4.0"
@@ -77,7 +77,7 @@ def test_parts_of_a_licence_hold_together() -> None:
     assert not any(forbids(text) for text in ("CC-BY-SA-4.0", "Android", "mind the hand", "MIT"))
     both = licence_in({"Licence": "CC-BY-4.0", "license": ND, "license_url": ND_URL})
     assert both == f"CC-BY-4.0; {ND}" and forbids(both)
-    assert normal("http://creativecommons.org/publicdomain/zero/1.0/deed.de") == "cc0-1.0"
+    assert normal_licence("http://creativecommons.org/publicdomain/zero/1.0/deed.de") == "cc0-1.0"
     assert hub_licences("cc by 4.0; MIT") == {"cc-by-4.0", "mit"}
     assert all_of(["MIT", "MIT"]) == "MIT" and all_of([None, None]) is None
     assert all_of(["CC0-1.0", None]) == "CC0-1.0; not stated"  # no freer than what is unknown

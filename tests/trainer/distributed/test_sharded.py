@@ -24,7 +24,8 @@ def sharded(folder: Path, name: str, **changes: Any) -> TrainManifest:
     """The kit's stages, the first one sharded (and with frozen blocks in it)."""
     kit = make_manifest(folder)
     trains = {"blocks": [1], "also": ["proj_out.*"]}
-    base = kit.stages[0].model_dump() | {"parallel": "fsdp", "trains": trains}
+    groups = {"proj_out.*": {"rate": 3, "decay": 0.1}}
+    base = kit.stages[0].model_dump() | {"parallel": "fsdp", "trains": trains, "groups": groups}
     stages = [base, *(stage.model_dump() for stage in kit.stages[1:])]
     return parse(kit.model_dump() | {"stages": stages, "out": str(folder / name)} | changes)
 

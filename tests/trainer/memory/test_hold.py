@@ -17,7 +17,7 @@ from tests.support.trainer_kit import make_latents, make_manifest, make_model, s
 from trainer import loop, metrics, sampling
 from trainer.export import load_model
 from trainer.memory import hold as holding
-from trainer.memory.quantized import QuantizedLinear, nf4_levels, quantize
+from trainer.memory.quantized import QuantizedLinear, packed_bytes, quantize
 from trainer.memory.swap import Swap
 from trainer.stages import attach
 
@@ -205,13 +205,12 @@ def test_samples_come_from_a_network_that_is_held_as_the_run_s(
 # ---- quantisation -----------------------------------------------------------------------------
 
 
-def test_levels_of_nf4_are_those_of_the_paper() -> None:
-    """QLoRA (arXiv 2305.14314), appendix E."""
-    said = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453]
-    said += [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]
-    said += [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
-    said += [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
-    assert list(nf4_levels()) == pytest.approx(said, abs=1e-6)
+LEVELS = (  # of nf4: QLoRA (arXiv 2305.14314), appendix E
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -219,38 +218,40 @@ def test_a_packed_matrix_is_the_nearest_that_its_levels_allow(kind: str) -> None
     torch.manual_seed(0)
     layer = torch.nn.Linear(96, 32)
     full = layer.weight.data.clone()
-    assert quantize(layer, kind) and isinstance(layer, QuantizedLinear)
+    quantize(layer, kind)
+    assert isinstance(layer, QuantizedLinear)
     made = layer.full(torch.float32)
     if kind == "int8":
         scale = full.abs().amax(1, keepdim=True) / 127
         assert ((made - full).abs() <= scale * 0.5001).all()
         return
-    groups, levels = full.view(-1, 64), torch.tensor(nf4_levels())
-    scale = groups.abs().amax(1, keepdim=True)
-    choices = levels * scale[:, :, None]
+    groups = full.view(-1, 64)
+    choices = torch.tensor(LEVELS) * groups.abs().amax(1, keepdim=True)[:, :, None]
     nearest = (choices - groups[:, :, None]).abs().amin(2)
     assert torch.allclose((made.view(-1, 64) - groups).abs(), nearest, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_packed_layer_is_a_linear_layer_of_the_matrix_that_it_stands_for(kind: str) -> None:
+@pytest.mark.parametrize("shape", [(64, 32), (10, 7), (5, 7)])
+def test_a_packed_layer_is_a_linear_layer_of_the_matrix_that_it_stands_for(
+    kind: str, shape: tuple[int, int]
+) -> None:
+    """Also where its numbers do not divide into groups; and its bytes are those said before."""
     torch.manual_seed(0)
-    layer, usual = torch.nn.Linear(64, 32), torch.nn.Linear(64, 32)
+    layer, usual = torch.nn.Linear(*shape), torch.nn.Linear(*shape)
     usual.bias = layer.bias
-    assert quantize(layer, kind) and isinstance(layer, QuantizedLinear)
+    said = packed_bytes(layer, kind)
+    quantize(layer, kind)
+    assert isinstance(layer, QuantizedLinear)
+    assert said == layer.weight.nbytes + layer.scale.nbytes
     usual.weight.data = layer.full(torch.float32)
-    inputs = [torch.randn(3, 5, 64).requires_grad_() for _ in range(2)]
+    inputs = [torch.randn(3, 5, shape[0]).requires_grad_() for _ in range(2)]
     inputs[1].data = inputs[0].data.clone()
     outputs = [layer(inputs[0]), usual(inputs[1])]
     for output in outputs:
         output.square().sum().backward()
     torch.testing.assert_close(outputs[0], outputs[1])
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
-
-
-def test_a_matrix_that_does_not_divide_into_groups_is_left_alone() -> None:
-    layer = torch.nn.Linear(5, 7)
-    assert not quantize(layer, "nf4") and type(layer) is torch.nn.Linear
 
 
 # ---- swap -------------------------------------------------------------------------------------

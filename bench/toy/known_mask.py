@@ -1,12 +1,12 @@
 """Whether leaving out what nobody saw helps.
 
-    python bench/known_mask.py [--seeds 0 1] [--pasted 0.3] [--out build/known-mask]
+    python bench/toy/known_mask.py [--seeds 0 1] [--pasted 0.3] [--out build/known-mask]
 
-Subjects of `bench/blobs.py` before striped walls, as mining would give them: the matte is right,
-but the background is the clean plate of `pipelines/vision/plate.py`, so what no other frame showed
-is inpainted, wrongly, and the mask of the column `known` says where. Seven of ten subjects stay
-where they are, and all that they hide is made up; the others show about half of it. With them, in a
-share of the draws, pasted clips of the same kind, whose background is true. The tiny model (2
+Subjects of `bench/toy/blobs.py` before striped walls, as mining would give them: the matte is
+right, but the background is the clean plate of `pipelines/vision/plate.py`, so what no other frame
+showed is inpainted, wrongly, and the mask of the column `known` says where. Seven of ten subjects
+stay where they are, and all that they hide is made up; the others show about half of it. With them,
+in a share of the draws, pasted clips of the same kind, whose background is true. The tiny model (2
 frames of 32x32) learns to give the background, from the video and the subject, in runs of equal
 steps, clips, noise and start:
 

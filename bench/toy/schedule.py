@@ -1,10 +1,10 @@
 """Whether the schedule does its job.
 
-    python bench/schedule.py [--seeds 0 1 2] [--out build/schedule]
+    python bench/toy/schedule.py [--seeds 0 1 2] [--out build/schedule]
 
 Claim of the paper (never ablated there): a motion LoRA that has learnt "stand still" lets the
 content stage learn a look from stills without unlearning motion. Here, at toy scale (0.94 M
-parameters, 4 frames of 32x32, clips of `bench/blobs.py`), with `manifests/schedule-check.yaml`:
+parameters, 4 frames of 32x32, clips of `bench/toy/blobs.py`), with `manifests/schedule-check.yaml`:
 
 - base: generates and decomposes moving clips;
 - with: the motion stage on frozen clips, then the content stage on stills, both at gate 1;
@@ -44,7 +44,7 @@ from layerflow.model.sample import load_pipeline
 from manifests.train import TrainManifest, load, parse
 from trainer.distributed.launch import launch
 
-MANIFEST = Path(__file__).parents[1] / "manifests" / "schedule-check.yaml"
+MANIFEST = Path(__file__).parents[2] / "manifests" / "schedule-check.yaml"
 BATCH = 32
 SHOWN = 4  # clips of each arm on the contact sheet
 

@@ -1,4 +1,4 @@
-"""The picture of `bench/schedule.py`: one dot a seed, a bar for the mean. Drawn with Pillow."""
+"""The picture of `bench/toy/schedule.py`: one dot a seed, a bar for the mean. Drawn with Pillow."""
 
 from __future__ import annotations
 

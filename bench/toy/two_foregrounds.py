@@ -1,8 +1,8 @@
 """Whether a network takes clips apart into two foregrounds, and loses nothing with one.
 
-    python bench/two_foregrounds.py [--seeds 0 1 2] [--out build/two-foregrounds]
+    python bench/toy/two_foregrounds.py [--seeds 0 1 2] [--out build/two-foregrounds]
 
-The tiny preset's network on clips of `bench/two_movers.py`, decomposition alone:
+The tiny preset's network on clips of `bench/toy/two_movers.py`, decomposition alone:
 
 - first: layers rgba, on clips with one mover;
 - one: the same network goes on with such clips;

@@ -1,0 +1,1 @@
+"""What a run says of itself to people and to trackers."""
