@@ -30,7 +30,8 @@ def quantize(layer: nn.Linear, kind: str) -> None:
         packed = (values / scale[:, None]).round().to(torch.int8)
     else:
         pack = library("quantize", kind, "bitsandbytes.functional", "quantize_4bit")
-        packed, state = pack(values, blocksize=GROUP, quant_type="nf4")
+        groups = functional.pad(values.flatten(), (0, -values.numel() % GROUP)).view(-1, GROUP)
+        packed, state = pack(groups, blocksize=GROUP, quant_type="nf4")
         scale = state.absmax
     layer.__class__ = QuantizedLinear
     layer.weight = nn.Parameter(packed, requires_grad=False)
@@ -42,7 +43,7 @@ def packed_bytes(layer: nn.Linear, kind: str) -> int:
     count = layer.in_features * layer.out_features
     if kind == "int8":
         return count + 4 * layer.out_features
-    return -(-count // 2) + 4 * -(-count // GROUP)
+    return -(-count // GROUP) * (GROUP // 2 + 4)
 
 
 class QuantizedLinear(nn.Linear):
@@ -68,10 +69,11 @@ def full_matrix(
 ) -> torch.Tensor:
     if packed.dtype == torch.int8:
         return packed.to(dtype).mul_(scale.to(dtype)[:, None])
-    full: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit(
-        packed, scale, GROUP, "nf4", shape, dtype
+    # a group a row: its CPU kernel begins a group with each row
+    groups: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+        packed, scale, GROUP, "nf4", (len(scale), GROUP), dtype
     )
-    return full
+    return groups.flatten()[: shape[0] * shape[1]].view(shape)
 
 
 class _Product(torch.autograd.Function):

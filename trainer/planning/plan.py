@@ -214,9 +214,7 @@ def plan_stage(
             for kind in ("none", "selective", "full")
         },
         savings={
-            name: memory(
-                manifest.model_copy(update={**SMALLEST, **changes}), largest.tokens * size
-            )
+            name: memory(manifest.model_copy(update={**SMALLEST, **changes}), largest.tokens * size)
             for name, changes in SAVINGS.items()
             if stage.parallel == "ddp"
         },
@@ -345,7 +343,8 @@ def lines(
     if most > hardware.free:
         out.append(
             f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "
-            "offload, quantize, choose parallel: fsdp, or, where it is sampling, validation.samples: 0"
+            "offload, quantize, choose parallel: fsdp, or, where it is sampling, "
+            "validation.samples: 0"
         )
     return out
 
