@@ -104,12 +104,13 @@ def frozen_matrices(transformer: Any, kept: Collection[str]) -> dict[str, nn.Lin
 @dataclass(frozen=True)
 class Held:
     """Bytes of a network's weights on the device; for each block those of the copies in bf16 that
-    autocast makes of its matrices (none of what is held in bf16 or packed); and how many of the
-    network's own numbers are in fp32."""
+    autocast makes of its matrices (none of what is held in bf16 or packed); how many of the
+    network's own numbers are in fp32; and bytes of the largest matrix that is unpacked."""
 
     weights: float
     copies: tuple[float, ...]
     singles: int
+    unpacked: float = 0.0
 
 
 def held_bytes(transformer: Any, manifest: TrainManifest, stages: Sequence[Stage] | None) -> Held:
@@ -123,12 +124,14 @@ def held_bytes(transformer: Any, manifest: TrainManifest, stages: Sequence[Stage
     copies, frozen = [0.0] * len(block_list(network)), [0.0] * len(block_list(network))
     kept = trained_later(network, stages) if stages is not None else None
     found = {} if kept is None else frozen_matrices(network, kept)
-    half = manifest.precision == "bf16"
+    half, largest = manifest.precision == "bf16", 0.0
     for path, layer in frozen_matrices(network, ()).items():
         index, numbers = block_of(network, path), layer.in_features * layer.out_features
         biases = 0 if layer.bias is None else layer.out_features
         usual = 2.0 if path in found and half else 4.0
         packed = path in found and manifest.quantize is not None
+        if packed:
+            largest = max(largest, numbers * (2.0 if half else 4.0))
         size = packed_bytes(layer, manifest.quantize) if packed else numbers * usual
         size += biases * usual
         total += size - 4.0 * (numbers + biases)
@@ -140,7 +143,7 @@ def held_bytes(transformer: Any, manifest: TrainManifest, stages: Sequence[Stage
             copies[index] += 2.0 * (numbers + biases)
     if kept is not None and "weights" in manifest.offload:
         total += PLACES * max(frozen) - sum(frozen)
-    return Held(total, tuple(copies), singles)
+    return Held(total, tuple(copies), singles, largest)
 
 
 # ---- full values ------------------------------------------------------------------------------

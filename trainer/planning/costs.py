@@ -88,6 +88,10 @@ def memory_bytes(
             work += held.lora_work.get(precision, 0.0) if kind != "none" and index else 0.0
         elif part == "whole":
             work -= held.spared.get(precision, 0.0)
+        if part != "whole":
+            whole += weights.unpacked
+        elif not held.copies_last and kind != "none":
+            whole -= copies
         kept += here
         most = max(most, kept + max(0.0, whole - here) + tokens * d * work)
     return float(state + most)
