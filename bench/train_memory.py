@@ -57,6 +57,7 @@ from trainer.stages import attach, trainable_names
 
 CPU = torch.device("cpu")
 GIB = 2**30
+CARDS = (16, 24, 48, 80, 141)  # GB, as they are sold
 SHAPE_WAN = (1, 4, 5, 16, 60, 104)  # 17 frames of 480x832 a layer
 CONFIG_WAN = {"num_layers": 30, "num_text_tokens": 512, "latent_frames": 5}
 BASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -133,18 +134,26 @@ def paper(changes: dict[str, Any], blocks: int) -> TrainManifest:
 
 
 def table(bases: Sequence[str]) -> list[str]:
-    """The plan's GiB of a stage's step, by base and way."""
-    ways = {"nothing": {}, **SAVINGS}
-    out = ["| base | stage | " + " | ".join(ways) + " |", "|---|---|" + "---|" * len(ways)]
+    """For each base, stage and size of card: the first of the ways, from the quickest on, whose
+    plan leaves a tenth of the card free, and its GiB."""
+    kinds = {kind: {**SMALLEST, "checkpointing": kind} for kind in ("none", "selective", "full")}
+    ways = {**kinds, **{name: {**SMALLEST, **changes} for name, changes in SAVINGS.items()}}
+    out = ["| base | stage | " + " | ".join(f"{size} GB" for size in CARDS) + " |"]
+    out[0] += " least |"
+    out.append("|---|---|" + "---|" * (len(CARDS) + 1))
     for base, name in itertools.product(bases, ("base", "content")):
         config, shape = BASES[base]
-        cells = []
-        for changes in ways.values():
-            manifest = paper({**SMALLEST, **changes}, config["num_layers"])
+        planned = {}
+        for way, changes in ways.items():
+            manifest = paper(changes, config["num_layers"])
             stage = manifest.stage(name)
-            planned = planned_bytes(manifest, stage, network(stage, config), shape)
-            cells.append(f"{planned / GIB:.1f}")
-        out.append(f"| {base} | {name} | " + " | ".join(cells) + " |")
+            planned[way] = planned_bytes(manifest, stage, network(stage, config), shape) / GIB
+        cells = []
+        for size in CARDS:
+            fits = [way for way, gib in planned.items() if gib <= 0.9 * size * 1e9 / GIB]
+            cells.append(f"{fits[0]}, {planned[fits[0]]:.1f}" if fits else "-")
+        least = min(planned.values())
+        out.append(f"| {base} | {name} | " + " | ".join(cells) + f" | {least:.1f} |")
     return out
 
 

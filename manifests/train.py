@@ -79,6 +79,19 @@ class Validation(Strict):
         return value
 
 
+class Profile(Strict):
+    """torch's profiler over some steps; nothing else of the run changes."""
+
+    steps: tuple[int, int]
+    """First and last step of the run to record, from 1, both included."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Profile:
+        if not 1 <= self.steps[0] <= self.steps[1]:
+            raise ValueError(f"profile.steps must be two steps from 1 on, not {self.steps}")
+        return self
+
+
 class TrainManifest(Strict):
     """A whole run: model, data, stages and everything they share."""
 
@@ -142,6 +155,7 @@ class TrainManifest(Strict):
     hooks: dict[str, dict[str, Any]] = Field({}, exclude_if=lambda hooks: not hooks)
     """Code that runs before and after each step: name of a hook -> its options; see
     `trainer/recipe/hooks.py`."""
+    profile: Profile | None = Field(None, exclude_if=lambda profile: profile is None)
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage and on SIGTERM."""
@@ -282,7 +296,7 @@ FREE_FIELDS = (
     *("out", "upload", "log_every", "save_every", "save_minutes", "keep_last", "keep_exports"),
     *("workers", "min_workers", "gpus", "wait_for_nodes", "resources_per_worker"),
     *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
-    *("compile", "checkpointing", "offload", "attention", "max_skips"),
+    *("compile", "checkpointing", "offload", "attention", "max_skips", "profile"),
     *("tensorboard", "wandb", "mlflow", "validation"),
 )
 """What may change between a run and its continuation: none of it changes the result."""

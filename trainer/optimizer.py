@@ -64,6 +64,19 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
     return Several(torch.optim.Muon(matrices, **muon_settings(options)), *plain)
 
 
+def moment_bytes(kind: str, trained: int, matrices: int) -> float:
+    """Bytes of an optimizer's state for so many parameters, `matrices` of which are Muon's.
+
+    AdamW has two numbers of four bytes a parameter; in 8 bits two of one byte, and a scale of each
+    for 256 of them; Muon one; Prodigy four (its moments, a sum, and where it began).
+    """
+    if kind == "adamw8bit":
+        return trained * (2 + 8 / 256)
+    if kind == "prodigy":
+        return 16.0 * trained
+    return 8.0 * trained - (4.0 * matrices if kind == "muon" else 0.0)
+
+
 def library(option: str, kind: str, module: str, name: str) -> Any:
     """Something of an optional library; ValueError that names it where it is not installed.
 

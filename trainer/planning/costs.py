@@ -56,19 +56,22 @@ def memory_bytes(
     *,
     weights: Held,
     trained: int,
+    moments: float | None = None,
     average: bool,
     tokens: int,
     shards: int = 1,
 ) -> float:
     """The most that one worker holds: an estimate for eager mode with fused attention.
 
-    Weights as they are held; gradient, two moments (and average) of what trains, all divided by
-    `shards`; what the blocks keep for the backward pass, for `tokens` tokens of a pass; the block
-    that is recomputed; and, under autocast, bf16 copies of weights in fp32 that are in use.
+    Weights as they are held; gradient, `moments` (bytes; None: AdamW's) and average of what trains,
+    all divided by `shards`; what the blocks keep for the backward pass, for `tokens` tokens of a
+    pass; the block that is recomputed; the largest matrix that is unpacked; and, under autocast,
+    bf16 copies of weights in fp32 that are in use.
     """
     base, precision, kind = base_of(transformer), manifest.precision, manifest.checkpointing
     d, held = base.width(transformer.config), base.activation_bytes(transformer.config)
-    state = (weights.weights + 4 * trained * (4 if average else 3)) / shards
+    state = weights.weights + 4 * trained * (2 if average else 1)
+    state = (state + (8 * trained if moments is None else moments)) / shards
     away = "activations" in manifest.offload
     # what lies between the two matrices of a block's LoRA, of all its targets
     loras = 0 if "whole" in parts else parts.count("lora")

@@ -18,6 +18,7 @@ from trainer.data import Shape, buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
 from trainer.memory.hold import held_bytes
+from trainer.optimizer import moment_bytes
 from trainer.planning.check import check, warnings
 from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
 from trainer.planning.count import decoder_bytes
@@ -34,9 +35,9 @@ EFFICIENCY = 0.35
 SMALLEST = {"precision": "bf16", "checkpointing": "full", "quantize": None, "offload": []}
 SAVINGS: dict[str, dict[str, Any]] = {
     "offload activations": {"offload": ["activations"]},
-    "offload weights": {"offload": ["weights"]},
     "quantize int8": {"quantize": "int8"},
     "quantize nf4": {"quantize": "nf4"},
+    "offload weights": {"offload": ["weights"]},
     "all with nf4": {"offload": ["activations", "weights"], "quantize": "nf4"},
 }
 """What saves memory beyond `SMALLEST`, by changes of the manifest."""
@@ -151,7 +152,8 @@ def plan_stage(
 ) -> StagePlan:
     """Figures of one stage."""
     names = trainable_names(transformer, stage)
-    stage_settings(transformer, names, stage, "adamw")  # raises for groups that fit nothing
+    optimizer = (stage.optimizer or manifest.optimizer).kind
+    settings = stage_settings(transformer, names, stage, optimizer)
     sizes = {name: p.numel() for name, p in transformer.named_parameters()}
     parts = open_parts(manifest, stage)
     found = buckets(parts)
@@ -170,6 +172,7 @@ def plan_stage(
     flops = batch * float((torch.tensor(means) * weights).sum() / weights.sum())
     largest = max(by_shape.values(), key=lambda costs: costs.tokens)
     trained, total = sum(sizes[name] for name in names), sum(sizes.values())
+    matrices = sum(sizes[name] for name in names if settings[name].matrix)
     shards = workers if stage.parallel == "fsdp" else 1
     left = manifest.stages_from(stage)
 
@@ -180,6 +183,7 @@ def plan_stage(
             block_parts(transformer, names),
             weights=held_bytes(transformer, said, left),
             trained=trained,
+            moments=moment_bytes(optimizer, trained, matrices),
             average=stage.ema is not None,
             tokens=tokens,
             shards=shards,
