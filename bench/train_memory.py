@@ -124,11 +124,11 @@ def paper(changes: dict[str, Any], blocks: int) -> TrainManifest:
     manifest = load(MANIFEST).model_copy(update=changes)
     if blocks >= 6:
         return manifest
+    few = {"blocks": [blocks - 1]}
     stages = [
-        stage.model_copy(
-            update={"trains": stage.trains.model_copy(update={"blocks": [blocks - 1]})}
-        )
+        stage.model_copy(update={"trains": stage.trains.model_copy(update=few)})
         for stage in manifest.stages
+        if not isinstance(stage.trains, str)
     ]
     return manifest.model_copy(update={"stages": stages})
 
@@ -143,11 +143,12 @@ def table(bases: Sequence[str]) -> list[str]:
     out.append("|---|---|" + "---|" * (len(CARDS) + 1))
     for base, name in itertools.product(bases, ("base", "content")):
         config, shape = BASES[base]
-        planned = {}
+        planned: dict[str, float] = {}
+        transformer = network(paper({}, config["num_layers"]).stage(name), config)
         for way, changes in ways.items():
             manifest = paper(changes, config["num_layers"])
             stage = manifest.stage(name)
-            planned[way] = planned_bytes(manifest, stage, network(stage, config), shape) / GIB
+            planned[way] = planned_bytes(manifest, stage, transformer, shape) / GIB
         cells = []
         for size in CARDS:
             fits = [way for way, gib in planned.items() if gib <= 0.9 * size * 1e9 / GIB]
@@ -254,7 +255,7 @@ def apart(live: Live) -> Iterator[None]:
     try:
         yield
     finally:
-        runtime.save_on_cpu, Swap.pack = usual  # type: ignore[misc]
+        runtime.save_on_cpu, Swap.pack = usual  # type: ignore[misc, method-assign]
 
 
 @contextmanager

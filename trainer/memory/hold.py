@@ -129,10 +129,10 @@ def held_bytes(transformer: Any, manifest: TrainManifest, stages: Sequence[Stage
         index, numbers = block_of(network, path), layer.in_features * layer.out_features
         biases = 0 if layer.bias is None else layer.out_features
         usual = 2.0 if path in found and half else 4.0
-        packed = path in found and manifest.quantize is not None
-        if packed:
+        packed = manifest.quantize if path in found else None
+        if packed is not None:
             largest = max(largest, numbers * (2.0 if half else 4.0))
-        size = packed_bytes(layer, manifest.quantize) if packed else numbers * usual
+        size = packed_bytes(layer, packed) if packed else numbers * usual
         size += biases * usual
         total += size - 4.0 * (numbers + biases)
         if packed or size < 4.0 * (numbers + biases):

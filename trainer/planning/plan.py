@@ -32,7 +32,12 @@ from trainer.validation import judges_gate_0
 EFFICIENCY = 0.35
 
 
-SMALLEST = {"precision": "bf16", "checkpointing": "full", "quantize": None, "offload": []}
+SMALLEST: dict[str, Any] = {
+    "precision": "bf16",
+    "checkpointing": "full",
+    "quantize": None,
+    "offload": [],
+}
 SAVINGS: dict[str, dict[str, Any]] = {
     "offload activations": {"offload": ["activations"]},
     "quantize int8": {"quantize": "int8"},

@@ -172,7 +172,7 @@ def test_a_quantised_run_resumes_exactly_and_its_losses_are_near(
     parts = make(f"{kind}-parts", precision="bf16", quantize=kind, save_every=1)
     with pytest.raises(KeyboardInterrupt):
         run(parts, report=kill)
-    swapped = {"checkpointing": "full", "offload": ["weights"]}
+    swapped = {"checkpointing": "full", "offload": ["weights", "activations"]}
     assert run(parse(parts.model_dump() | swapped))
     assert losses(parts) == losses(unbroken)
     assert same(exported(parts), exported(unbroken))
