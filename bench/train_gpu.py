@@ -45,6 +45,7 @@ from manifests.train import TrainManifest, load
 from manifests.train_stage import Stage
 from trainer.data import Batch
 from trainer.distributed.processes import ALONE
+from trainer.memory.hold import held_bytes, hold
 from trainer.metrics import device_peak, memory_gib
 from trainer.planning.costs import memory_bytes
 from trainer.runtime import attention_kernel, prepare
@@ -155,6 +156,7 @@ def run(
             break
     names = trainable_names(transformer, stage)
     costs = step_costs(transformer, shape[1:], set(names))
+    hold(transformer, manifest, manifest.stages_from(stage), device)
     planned = planned_bytes(manifest, stage, transformer, shape)
     with ExitStack() as stack:
         stack.enter_context(attention_kernel(manifest, device))
@@ -181,11 +183,12 @@ def planned_bytes(
     """What `layerflow train --plan` says of such a step's memory."""
     names = trainable_names(transformer, stage)
     sizes = {n: p.numel() for n, p in transformer.named_parameters()}
+    held = held_bytes(transformer, manifest, manifest.stages_from(stage))
     return memory_bytes(
         manifest,
         transformer,
         block_parts(transformer, names),
-        total=sum(sizes.values()),
+        weights=held,
         trained=sum(sizes[n] for n in names),
         average=stage.ema is not None,
         tokens=shape[0] * base_of(transformer).step_costs(transformer, shape[1:], names).tokens,
@@ -193,7 +196,7 @@ def planned_bytes(
 
 
 def network(device: torch.device) -> Any:
-    """The transformer with random weights, in fp32 as the trainer holds it."""
+    """The transformer with random weights, in fp32."""
     torch.manual_seed(0)
     if device.type == "cpu":
         return tiny_transformer({**TINY, "num_layers": 7}, channels=SHAPE_TINY[3])

@@ -208,10 +208,10 @@ def encode(
     reverse: Annotated[bool, "also each clip backwards"] = False,
     crops: Annotated[int, "also this many windows of each clip"] = 0,
     freeze: Annotated[int, "instead of moving clips: this many frames of each, as stills"] = 0,
-    layers: Annotated[
-        str | None, "rgb, rgba, rgbax2 .. rgbax8, +effects; default: the model's"
-    ] = None,
-    dtype: Annotated[str, "float32 or float16"] = "float32",
+    layers: Annotated[str | None, "rgb, rgba, rgbax2 .., +effects; default: the model's"] = None,
+    dtype: Annotated[str, "of the files: float32 or float16"] = "float32",
+    precision: Annotated[str, "to compute in: float32, bfloat16, float16"] = "float32",
+    tiling: Annotated[bool, "pass the autoencoder tile by tile"] = False,
     paste: Annotated[PathLike | None, "no corpus: draw the clips of this manifest's paste"] = None,
     count: Annotated[int | None, "with --paste: clips to draw; default: the manifest's"] = None,
     seed: Annotated[int | None, "with --paste: of the draws; default: the manifest's"] = None,
@@ -238,6 +238,7 @@ def encode(
         augment=Augment(flip=flip, reverse=reverse, crops=crops, freeze=freeze),
         layers=layers,
         dtype=dtype,
+        compute=(precision, tiling),
         workers=workers,
         quiet=quiet,
         accept_lost=accept_lost,
@@ -269,9 +270,7 @@ def sample(
     model: Annotated[PathLike, "model folder"],
     out: Annotated[PathLike, "folder for the results"],
     *,
-    given: Annotated[
-        Mapping[str, PathLike] | None, "LAYER=FILE, a given video or picture; repeatable"
-    ] = None,
+    given: Annotated[Mapping[str, PathLike] | None, "LAYER=FILE, video or picture"] = None,
     prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT, such as foreground.2=dog"] = None,
     negative_prompt: Annotated[Mapping[str, str] | None, "LAYER=TEXT"] = None,
     seed: Annotated[int, "of the first sample; then one more each"] = 0,
@@ -288,10 +287,11 @@ def sample(
     png: Annotated[bool, "also write every frame as PNG"] = False,
     foregrounds: Annotated[int | None, "how many there are; default: all of the model's"] = None,
     dtype: Annotated[str | None, "float32, bfloat16 or float16"] = None,
+    offload: Annotated[bool, "of the model, only the part that runs is on the GPU"] = True,
+    tiling: Annotated[bool, "decode tile by tile"] = False,
     quiet: Quiet = True,
 ) -> list[Path]:
-    """Sample layers into folders below ``out``, which are returned: all of them, or those that are
-    not given. given: layer -> video or picture; prompt: layer -> text."""
+    """Sample layers into folders below ``out``, which it returns: those not given, or all."""
     arguments = locals()
     from layerflow.model.sample import SampleRequest, run_sample
 

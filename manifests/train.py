@@ -79,6 +79,19 @@ class Validation(Strict):
         return value
 
 
+class Profile(Strict):
+    """torch's profiler over some steps; nothing else of the run changes."""
+
+    steps: tuple[int, int]
+    """First and last step of the run to record, from 1, both included."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Profile:
+        if not 1 <= self.steps[0] <= self.steps[1]:
+            raise ValueError(f"profile.steps must be two steps from 1 on, not {self.steps}")
+        return self
+
+
 class TrainManifest(Strict):
     """A whole run: model, data, stages and everything they share."""
 
@@ -117,7 +130,13 @@ class TrainManifest(Strict):
     threads: int | None = Field(None, ge=1)
     """CPU threads a worker. Left out: the machine's cores divided by the workers on it."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network under autocast; weights that train stay fp32."""
+    """bf16 runs the network under autocast; weights that train stay fp32, frozen matrices of the
+    blocks are held in bf16, to which autocast rounds them anyway."""
+    quantize: Literal["int8", "nf4"] | None = Field(None, exclude_if=lambda kind: kind is None)
+    """Hold the frozen matrices of the blocks in 8 or 4 bits. Exports have them as they were."""
+    offload: list[Literal["activations", "weights"]] = Field([], exclude_if=lambda what: not what)
+    """What lies in CPU memory until a block needs it: `activations`, what `checkpointing: full`
+    keeps of each block; `weights`, frozen matrices, one block ahead. Changes no digit."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """`full` recomputes each block in the backward pass: less memory, about a third slower.
     `selective` keeps the results of matrix products and attention, and recomputes the rest."""
@@ -136,6 +155,7 @@ class TrainManifest(Strict):
     hooks: dict[str, dict[str, Any]] = Field({}, exclude_if=lambda hooks: not hooks)
     """Code that runs before and after each step: name of a hook -> its options; see
     `trainer/recipe/hooks.py`."""
+    profile: Profile | None = Field(None, exclude_if=lambda profile: profile is None)
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage and on SIGTERM."""
@@ -179,12 +199,27 @@ class TrainManifest(Strict):
                     f"stage {stage.name!r}: prodigy has one rate for everything: no `rate` of "
                     "groups, no `plus`"
                 )
+        self._check_memory()
         if any(stage.parallel == "fsdp" for stage in self.stages):
             if self.min_workers is not None:
                 raise ValueError("min_workers: an fsdp stage needs all of its workers")
             if self.validation is not None and self.validation.keep_best:
                 raise ValueError("validation.keep_best: not while a stage has parallel: fsdp")
         return self
+
+    def _check_memory(self) -> None:
+        if "activations" in self.offload and self.checkpointing != "full":
+            raise ValueError("offload: activations needs checkpointing: full")
+        if "weights" in self.offload:
+            if self.checkpointing == "none":
+                raise ValueError("offload: weights needs checkpointing: full or selective")
+            if self.compile:
+                raise ValueError("offload: weights and compile do not go together")
+        if any(stage.parallel == "fsdp" for stage in self.stages):
+            if self.quantize is not None:
+                raise ValueError("quantize: not while a stage has parallel: fsdp")
+            if self.offload:
+                raise ValueError("offload: not while a stage has parallel: fsdp")
 
     def _check_places(self) -> None:
         for name, amount in self.resources_per_worker.items():
@@ -235,6 +270,10 @@ class TrainManifest(Strict):
                 return stage
         raise ValueError(f"no stage {name!r}; the manifest has {[s.name for s in self.stages]}")
 
+    def stages_from(self, stage: Stage) -> list[Stage]:
+        """That stage and those after it."""
+        return self.stages[[each.name for each in self.stages].index(stage.name) :]
+
     def dropped_tasks(self) -> dict[str, list[str]]:
         """Stage -> tasks that it leaves out although a stage before it trained them, so that it may
         unlearn them. Not of stages that train the motion adapter, which does nothing at gate 0."""
@@ -257,7 +296,7 @@ FREE_FIELDS = (
     *("out", "upload", "log_every", "save_every", "save_minutes", "keep_last", "keep_exports"),
     *("workers", "min_workers", "gpus", "wait_for_nodes", "resources_per_worker"),
     *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
-    *("compile", "checkpointing", "attention", "max_skips"),
+    *("compile", "checkpointing", "offload", "attention", "max_skips", "profile"),
     *("tensorboard", "wandb", "mlflow", "validation"),
 )
 """What may change between a run and its continuation: none of it changes the result."""

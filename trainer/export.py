@@ -18,6 +18,7 @@ from layerflow.model.ship import ship_code
 from manifests.train import TrainManifest
 from trainer.card import write_card
 from trainer.checkpoint import fill, load_stage
+from trainer.memory.hold import full_values
 from trainer.stages import attach
 
 LINK_BYTES = 64 << 20  # larger files of the model (text encoders) are hard-linked, not copied
@@ -61,7 +62,8 @@ def export(
     target: Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `OUT/export`: the pipeline with the weights and adapters as they are now.
+    """Write `OUT/export`: the pipeline with the weights and adapters as they are now. Weights that
+    the network holds in less than fp32 are written as they are stored.
 
     target: write there instead, with `best.json` that holds `about`.
     """
@@ -74,7 +76,8 @@ def export(
     }
     with new_folder(target, replace=True) as temporary:
         copy_tree(source, temporary, leave={"transformer", "README.md", "training.json"})
-        transformer.save_pretrained(temporary / "transformer")
+        stored = full_values(transformer, manifest, out, stage)
+        transformer.save_pretrained(temporary / "transformer", instead=stored)
         ship_code(temporary)
         write_card(temporary, manifest, stage, adapters.adapter_names(transformer))
         write_json(temporary / "training.json", training)

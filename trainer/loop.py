@@ -33,6 +33,7 @@ from trainer.distributed.processes import join_world, until_terminated
 from trainer.distributed.signals import Signals, give_up, skips
 from trainer.export import export, load_model, model_after
 from trainer.held_out import held_out
+from trainer.memory.hold import hold
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
 from trainer.planning.check import check
@@ -46,6 +47,7 @@ from trainer.tracking.state import run_state
 from trainer.upload import uploading
 
 Log = Callable[[str], None]
+CPU = torch.device("cpu")
 
 
 def train(
@@ -80,7 +82,8 @@ def train(
             claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
             state.begin()
         world.wait()
-        transformer, scheduler = load_model(manifest.model, world.device)
+        transformer, scheduler = load_model(manifest.model, CPU)
+        hold(transformer, manifest, manifest.stages, world.device)
         log_here: Log = log if world.rank == 0 else lambda line: None
         run = Run(
             manifest=manifest,
@@ -149,6 +152,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
     options, bf16 = stage.optimizer or manifest.optimizer, manifest.precision == "bf16"
+    hold(transformer, manifest, manifest.stages_from(stage), world.device)
     trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind)
     optimizer = trained.optimizer(options)
     trains = sum(parameter.numel() for parameter in trained.parameters.values())
@@ -258,7 +262,8 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     validation.check_gate_0(run, stage, before)
     tensors = trained.tensors()
     if stage.parallel == "fsdp":  # the network is in parts for good: the next stage gets a new one
-        whole, _ = model_after(manifest, run.out, stage.name, tensors, world.device)
+        whole, _ = model_after(manifest, run.out, stage.name, tensors, CPU)
+        hold(whole, manifest, manifest.stages_from(stage), world.device)
         run.transformer = prepare(whole, manifest)
     if world.rank == 0:
         export(run.out, manifest, stage.name, run.transformer)

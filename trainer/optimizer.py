@@ -49,9 +49,11 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
     """
     settings = adamw_settings(options)
     if options.kind == "adamw8bit":
-        return skipping(library("adamw8bit", "bitsandbytes.optim", "AdamW8bit"))(groups, **settings)
+        return skipping(library("optimizer kind", "adamw8bit", "bitsandbytes.optim", "AdamW8bit"))(
+            groups, **settings
+        )
     if options.kind == "prodigy":
-        return skipping(library("prodigy", "prodigyopt", "Prodigy"))(
+        return skipping(library("optimizer kind", "prodigy", "prodigyopt", "Prodigy"))(
             groups, **settings | {"lr": 1.0}
         )
     rest = [group for group in groups if not group["matrix"]]
@@ -62,14 +64,30 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
     return Several(torch.optim.Muon(matrices, **muon_settings(options)), *plain)
 
 
-def library(kind: str, module: str, name: str) -> Any:
-    """A class of an optional library; ValueError that names it where it is not installed."""
+def moment_bytes(kind: str, trained: int, matrices: int) -> float:
+    """Bytes of an optimizer's state for so many parameters, `matrices` of which are Muon's.
+
+    AdamW has two numbers of four bytes a parameter; in 8 bits two of one byte, and a scale of each
+    for 256 of them; Muon one; Prodigy four (its moments, a sum, and where it began).
+    """
+    if kind == "adamw8bit":
+        return trained * (2 + 8 / 256)
+    if kind == "prodigy":
+        return 16.0 * trained
+    return 8.0 * trained - (4.0 * matrices if kind == "muon" else 0.0)
+
+
+def library(option: str, kind: str, module: str, name: str) -> Any:
+    """Something of an optional library; ValueError that names it where it is not installed.
+
+    option, kind: what the manifest says that needs it.
+    """
     try:
         return getattr(import_module(module), name)
     except ImportError:
         package = module.split(".")[0]
         raise ValueError(
-            f"optimizer kind {kind} needs {package}: pip install {package}, or use adamw"
+            f"{option} {kind} needs {package}: pip install {package}, or choose another"
         ) from None
 
 

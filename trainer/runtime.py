@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -61,7 +62,9 @@ class Run:
 def prepare(transformer: Any, manifest: TrainManifest) -> Any:
     """Set the network up for training as the manifest says; returns it."""
     transformer.train()
-    if manifest.checkpointing == "full":
+    if "activations" in manifest.offload:
+        transformer.enable_gradient_checkpointing(run_offloaded)
+    elif manifest.checkpointing == "full":
         transformer.enable_gradient_checkpointing()
     elif manifest.checkpointing == "selective":
         transformer.enable_gradient_checkpointing(run_selectively)
@@ -75,6 +78,12 @@ def run_selectively(function: Callable[..., Any], *arguments: Any) -> Any:
     """Run a block so that its backward pass recomputes all but `COSTLY` operations."""
     contexts = partial(create_selective_checkpoint_contexts, policy)
     return checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
+
+
+def run_offloaded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a block so that of it only its inputs are kept, and those in CPU memory."""
+    with save_on_cpu(pin_memory=True):
+        return checkpoint(function, *arguments, use_reentrant=False)
 
 
 def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

@@ -31,6 +31,7 @@ from manifests.train_stage import Stage
 from trainer.export import model_after
 from trainer.held_out import frozen_moment, held_out
 from trainer.layers import take_layers
+from trainer.memory.hold import hold
 from trainer.runtime import run_as_trained
 from trainer.stages import gate_of
 
@@ -121,7 +122,10 @@ def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
 
     device = torch.device(job.device)
     weights = load_file(Path(job.folder) / WEIGHTS)
-    transformer, scheduler = model_after(manifest, Path(job.out), job.stage, weights, device)
+    transformer, scheduler = model_after(
+        manifest, Path(job.out), job.stage, weights, torch.device("cpu")
+    )
+    hold(transformer, manifest, [], device)
     vae = load_autoencoder(Path(manifest.model) / "vae").to(device)
     transformer = run_as_trained(transformer.eval(), manifest, device)
     pipeline = base_of(transformer).pipeline

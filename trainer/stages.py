@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import nn
 from layerflow.model import adapters
 from layerflow.model.base import base_of
 from layerflow.seeds import torch_seed
-from manifests.train_stage import Lora, Optimizer, Stage, block_indices
+from manifests.train_stage import Blocks, Lora, Optimizer, Stage, block_indices
 from trainer.distributed.processes import World
 from trainer.optimizer import average_weight, make_optimizer
 from trainer.recipe.groups import Setting, grouped, stage_settings
@@ -30,22 +30,39 @@ def trainable_names(transformer: nn.Module, stage: Stage) -> list[str]:
     The stage's adapter must be on the model already (`attach`). ValueError for blocks that do
     not exist and for patterns of `also` that match nothing.
     """
-    names = [name for name, _ in transformer.named_parameters()]
-    lora = {name for name in names if ".lora_" in name}
-    if stage.trains == "full":
-        return [name for name in names if name not in lora]
+    chosen = network_names(transformer, stage)
+    if stage.trains != "full":
+        for pattern in stage.trains.also:
+            if not matches(chosen, pattern):
+                raise ValueError(f"stage {stage.name!r}: no parameter matches {pattern!r}")
     if isinstance(stage.trains, Lora):
-        chosen = set(adapters.adapter_parameters(transformer, stage.trains.lora))
-    else:
+        chosen |= set(adapters.adapter_parameters(transformer, stage.trains.lora))
+    return [name for name, _ in transformer.named_parameters() if name in chosen]
+
+
+def network_names(transformer: nn.Module, stage: Stage) -> set[str]:
+    """Names of the network's own parameters that a stage trains, without those of its adapter."""
+    names = [name for name, _ in transformer.named_parameters() if ".lora_" not in name]
+    if stage.trains == "full":
+        return set(names)
+    chosen: set[str] = set()
+    if isinstance(stage.trains, Blocks):
         blocks = block_indices(stage.trains.blocks, num_blocks(transformer))
         prefixes = tuple(f"{base_of(transformer).blocks}.{index}." for index in blocks)
-        chosen = {name for name in names if name.startswith(prefixes)} - lora
+        chosen |= {name for name in names if name.startswith(prefixes)}
     for pattern in stage.trains.also:
-        matched = {name for name in names if fnmatchcase(name, pattern)} - lora
-        if not matched:
-            raise ValueError(f"stage {stage.name!r}: no parameter matches {pattern!r}")
-        chosen |= matched
-    return [name for name in names if name in chosen]
+        chosen |= matches(names, pattern)
+    return chosen
+
+
+def matches(names: Iterable[str], pattern: str) -> set[str]:
+    """The names that a shell pattern matches, also where an adapter has made them longer."""
+    return {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(plain_name(n), pattern)}
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the network without adapters."""
+    return name.replace(".base_layer.", ".")
 
 
 def num_blocks(transformer: nn.Module) -> int:

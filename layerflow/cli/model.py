@@ -91,6 +91,7 @@ def convert(
     dynamic_cfg=typer.Option(),
     official_sampler=typer.Option(),
     exact_given=typer.Option(),
+    tiling=typer.Option(),
 )
 def sample(
     given: list[str] | None,

@@ -126,9 +126,27 @@ def add_adapter(
     if rank < 1 or not alpha > 0:
         raise ValueError(f"rank must be 1 or more and alpha positive, not {rank} and {alpha}")
     modules = target_modules(model, targets, blocks)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules), name)
+    with seen_in_float32(model):
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules), name)
     for parameter in adapter_parameters(model, name).values():
         parameter.data = parameter.data.float()
+
+
+@contextmanager
+def seen_in_float32(model: nn.Module) -> Iterator[None]:
+    """Within the block, weights of linear layers in less than float32 look like float32.
+
+    PEFT makes an adapter in the dtype of the layer below: its random start would be rounded.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    before = {m: m.weight.data for m in layers if m.weight.dtype in (torch.bfloat16, torch.half)}
+    for layer, weight in before.items():
+        layer.weight.data = weight.new_empty(1, dtype=torch.float32).expand(weight.shape)
+    try:
+        yield
+    finally:
+        for layer, weight in before.items():
+            layer.weight.data = weight
 
 
 def target_modules(

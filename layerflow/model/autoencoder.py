@@ -195,9 +195,16 @@ def autoencoder_class(folder: Path) -> Any:
     return getattr(import_module(kind.module), said)
 
 
-def load_autoencoder(folder: Path) -> Any:
-    """The autoencoder that a folder holds, in its own precision, for inference."""
-    return autoencoder_class(folder).from_pretrained(folder).eval()
+def load_autoencoder(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """The autoencoder that a folder holds, for inference; in float32 unless another is said."""
+    return autoencoder_class(folder).from_pretrained(folder, dtype=dtype or torch.float32).eval()
+
+
+def enable_tiling(vae: Any) -> None:
+    """Let it work tile by tile, with seams blended, where the frames are larger than its tiles. The
+    stand-in works block by block as it is. (Clips and layers pass one at a time anyway.)"""
+    if hasattr(vae, "enable_tiling"):
+        vae.enable_tiling()
 
 
 def _basis(block: int, luma: int, chroma: int) -> Tensor:

@@ -71,7 +71,8 @@ class ActivationBytes:
     forward pass without gradients holds. lora_work: more than work where a block with a LoRA is
     recomputed, but in the first that is: there nothing asks for the gradient of its input. linear:
     weights of a block's linear layers, in squares of the width (autocast keeps bf16 copies of
-    them).
+    them). copies_last: whether a block that trains whole, and is recomputed, still has those copies
+    when it holds the most.
     """
 
     passed: Mapping[tuple[str, str], float]
@@ -83,6 +84,7 @@ class ActivationBytes:
     lora_work: Mapping[str, float] = field(default_factory=dict)
     linear: float = 12.0
     spared: Mapping[str, float] = field(default_factory=dict)
+    copies_last: bool = True
 
 
 class Base(Protocol):

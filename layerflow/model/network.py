@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers import ModelMixin
+from torch import Tensor
 
 from layerflow.clip import BLENDED
 from layerflow.layer_set import LayerSet, layer_set
@@ -102,12 +103,15 @@ class LayeredNetwork(ModelMixin):
             self.set_adapter(names)
         adapters.gate_motion(self)
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: Any, *, instead: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
         """diffusers' ``save_pretrained``; adapters go to ``adapters/NAME`` inside the folder.
 
-        The main weights are those without adapters, under plain names.
+        The main weights are those without adapters, under plain names. instead: tensors to write
+        for weights of these names, which the network holds otherwise than they are stored.
         """
-        plain = adapters.base_state_dict(self)
+        plain = {**adapters.base_state_dict(self), **(instead or {})}
         self.__dict__["state_dict"] = lambda *_args, **_kwargs: plain
         try:
             super().save_pretrained(save_directory, **kwargs)

@@ -351,6 +351,7 @@ class LayeredPipeline(DiffusionPipeline):
             encode_given(self.vae, frames.network_pixels(sample), layout, shape, task, source)
             for sample, source in zip(samples, own, strict=False)
         ]
+        self.maybe_free_model_hooks()  # under CPU offload: it would stay beside the network
         return torch.stack(each)
 
     def _noise(self, denoiser: Denoiser, generator: Generators) -> Tensor:

@@ -30,7 +30,8 @@ class SampleRequest:
 
     given: layer -> video or picture file. prompt, negative_prompt: layer -> text.
     height, width: pixels. num_frames: of one layer. count samples use the seeds from ``seed`` on.
-    foregrounds: how many there are, of a model with several.
+    foregrounds: how many there are, of a model with several. offload: on a GPU, of text encoder,
+    network and autoencoder only the one that runs is there. tiling: decode and encode in tiles.
     """
 
     model: Path
@@ -53,6 +54,8 @@ class SampleRequest:
     png: bool = False
     dtype: str | None = None
     foregrounds: int | None = None
+    offload: bool = True
+    tiling: bool = False
 
 
 def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
@@ -65,7 +68,9 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
     if request.id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", request.id):
         raise ValueError(f"id {request.id!r} may hold letters, digits, '.', '-' and '_' only")
     local_output(request.out)
-    pipe = load_pipeline(request.model, request.dtype)
+    pipe = load_pipeline(
+        request.model, request.dtype, offload=request.offload, tiling=request.tiling
+    )
     pipe.set_progress_bar_config(disable=quiet or None)  # None: a bar on terminals only
     known = model_layers(request.model)
     present = known.with_foregrounds(request.foregrounds or len(known.foregrounds))
@@ -105,10 +110,16 @@ def run_sample(request: SampleRequest, *, quiet: bool = False) -> list[Path]:
     return folders
 
 
-def load_pipeline(model: Path, dtype: str | None = None) -> Any:
-    """The pipeline of a model folder, on the GPU if there is one (then bfloat16 by default)."""
+def load_pipeline(
+    model: Path, dtype: str | None = None, *, offload: bool = True, tiling: bool = False
+) -> Any:
+    """The pipeline of a model folder, on the GPU if there is one (then bfloat16 by default).
+
+    offload, tiling: as of ``SampleRequest``.
+    """
     import torch
 
+    from layerflow.model.autoencoder import enable_tiling
     from layerflow.model.base import base_of
     from layerflow.model.presets import torch_dtype
 
@@ -117,12 +128,16 @@ def load_pipeline(model: Path, dtype: str | None = None) -> Any:
     gpu = torch.cuda.is_available()
     kind = torch_dtype(dtype or ("bfloat16" if gpu else "float32"))
     pipe = base_of(model).pipeline.from_pretrained(model, dtype=kind)
-    return pipe.to("cuda") if gpu else pipe
+    if tiling:
+        enable_tiling(pipe.vae)
+    if gpu and offload:
+        pipe.enable_model_cpu_offload()
+    return pipe.to("cuda") if gpu and not offload else pipe
 
 
 def _about(request: SampleRequest, seed: int, steps: int, guidance: float) -> dict[str, Any]:
     said = asdict(request) | {"seed": seed, "steps": steps, "guidance": guidance}
-    for name in ("out", "count", "png"):
+    for name in ("out", "count", "png", "offload"):
         del said[name]
     said["model"] = request.model.name
     said["given"] = {layer: path.name for layer, path in request.given.items()}

@@ -85,7 +85,8 @@ def variants(kind: str, augment: Augment) -> list[Variant]:
 
 @dataclass(frozen=True)
 class Options:
-    """What the latents depend on, besides the clips. layers: name of the set."""
+    """What the latents depend on, besides the clips. layers: name of the set. precision: that the
+    models compute in. tiling: whether the autoencoder works tile by tile."""
 
     model: str
     size: tuple[int, int] | None = None
@@ -93,6 +94,8 @@ class Options:
     dtype: str = "float32"
     augment: Augment = field(default_factory=Augment)
     layers: str = "rgba"
+    precision: str = "float32"
+    tiling: bool = False
 
     @property
     def set(self) -> LayerSet:
@@ -100,7 +103,8 @@ class Options:
 
 
 class Encoder:
-    """A model's autoencoder and text encoder, each loaded when it is first needed."""
+    """A model's autoencoder and text encoder, each loaded when it is first needed, and of the two
+    only the one that was needed last."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -108,15 +112,26 @@ class Encoder:
     @cached_property
     def vae(self) -> Any:
         """The autoencoder, on a GPU if there is one."""
-        from layerflow.model.autoencoder import load_autoencoder
+        from layerflow.model.autoencoder import enable_tiling, load_autoencoder
+        from layerflow.model.presets import torch_dtype
 
-        return load_autoencoder(Path(self.options.model) / "vae").to(torch_device())
+        self.__dict__.pop("text", None)
+        kind = torch_dtype(self.options.precision)
+        vae = load_autoencoder(Path(self.options.model) / "vae", kind)
+        if self.options.tiling:
+            enable_tiling(vae)
+        return vae.to(torch_device())
 
     @cached_property
     def text(self) -> tuple[Any, Any]:
-        """Tokenizer and text encoder, on a GPU if there is one."""
+        """Tokenizer and text encoder, on a GPU if there is one. T5 overflows in float16, so that
+        it then computes in bfloat16."""
+        import torch
+
+        self.__dict__.pop("vae", None)
         tokenizer, encoder = self.base.load_text(Path(self.options.model))
-        return tokenizer, encoder.to(torch_device())
+        narrow = self.options.precision != "float32"
+        return tokenizer, encoder.to(torch_device(), torch.bfloat16 if narrow else torch.float32)
 
     @cached_property
     def base(self) -> Any:

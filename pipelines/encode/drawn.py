@@ -87,6 +87,7 @@ def run_encode_drawn(
     augment: Augment | None = None,
     layers: str | None = None,
     dtype: str = "float32",
+    compute: tuple[str, bool] = ("float32", False),
     workers: int | None = None,
     quiet: bool = False,
     accept_lost: bool = False,
@@ -98,7 +99,9 @@ def run_encode_drawn(
     started = time.monotonic()
     out, augment = local_output(out), augment or Augment()
     chosen = layer_set(layers) if layers else model_layers(model)
-    options = Options(str(Path(model).resolve()), size, frames, dtype, augment, chosen.name)
+    options = Options(
+        str(Path(model).resolve()), size, frames, dtype, augment, chosen.name, *compute
+    )
     recipe = recipe_of(paste)
     context = PasteContext(make_plan(paste), paste, recipe.hash)
     fingerprint = job.make_fingerprint(options)

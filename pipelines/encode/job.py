@@ -82,6 +82,7 @@ def run_encode(
     augment: Augment | None = None,
     layers: str | None = None,
     dtype: str = "float32",
+    compute: tuple[str, bool] = ("float32", False),
     workers: int | None = None,
     quiet: bool = False,
     accept_lost: bool = False,
@@ -91,16 +92,18 @@ def run_encode(
     corpora: corpus folders, published folders, `hf://datasets/...` (`layerflow.corpus.published`).
     size: height and width; None: as the clips are. frames: how many of each clip's frames to
     take, evenly spread and distinct; None: all; stills stay single. augment: variants of each
-    clip. layers: name of the set; None: the model's. workers: Ray tasks at a time; None: all CPUs
-    (or GPUs); 0: this process, without Ray. accept_lost: any number of units may fail for one
-    reason; their clips are rejected.
+    clip. layers: name of the set; None: the model's. compute: `precision` and `tiling` of
+    `Options`. workers: Ray tasks at a time; None: all CPUs (or GPUs); 0: this process, without Ray.
+    accept_lost: any number of units may fail for one reason; their clips are rejected.
     ValueError for a wrong request, and when `out` holds latents of other weights, size or rule;
     OSError when the disk is full or the fault lies with the machines (`pipelines.engine.workers`).
     """
     started = time.monotonic()
     out, augment = local_output(out), augment or Augment()
     chosen = layer_set(layers) if layers else model_layers(model)
-    options = Options(str(Path(model).resolve()), size, frames, dtype, augment, chosen.name)
+    options = Options(
+        str(Path(model).resolve()), size, frames, dtype, augment, chosen.name, *compute
+    )
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)
     stored = Stored(have)
@@ -154,6 +157,8 @@ def make_fingerprint(options: Options) -> dict[str, Any]:
     """What the latents will depend on, besides the clips themselves."""
     return {
         **({} if options.set == RGBA else {"layers": options.layers}),
+        **({} if options.precision == "float32" else {"precision": options.precision}),
+        **({"tiling": True} if options.tiling else {}),
         "format_version": FORMAT_VERSION,
         "size": list(options.size) if options.size else None,
         "frames": f"even:{options.frames}" if options.frames else "all",
@@ -168,7 +173,7 @@ def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     have = Latents.open(out)
-    named = {"layers": RGBA.name}
+    named = {"layers": RGBA.name, "precision": "float32", "tiling": False}
     different = fingerprint_differences(named | have.fingerprint, named | dict(fingerprint))
     if different:
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from layerflow.model.base import ActivationBytes, Backward, base_of
 from manifests.train import TrainManifest
+from trainer.memory.hold import Held
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
 PEAKS = {
@@ -53,33 +54,36 @@ def memory_bytes(
     transformer: Any,
     parts: Sequence[Backward],
     *,
-    total: int,
+    weights: Held,
     trained: int,
+    moments: float | None = None,
     average: bool,
     tokens: int,
     shards: int = 1,
 ) -> float:
     """The most that one worker holds: an estimate for eager mode with fused attention.
 
-    Weights in fp32; gradient, two moments (and average) of what trains, all divided by `shards`;
-    what the blocks keep for the backward pass, for `tokens` tokens of a pass; the block that is
-    recomputed; and, under autocast, bf16 copies of frozen weights that are in use.
+    Weights as they are held; gradient, `moments` (bytes; None: AdamW's) and average of what trains,
+    all divided by `shards`; what the blocks keep for the backward pass, for `tokens` tokens of a
+    pass; the block that is recomputed; the largest matrix that is unpacked; and, under autocast,
+    bf16 copies of weights in fp32 that are in use.
     """
     base, precision, kind = base_of(transformer), manifest.precision, manifest.checkpointing
     d, held = base.width(transformer.config), base.activation_bytes(transformer.config)
-    state = 4 * (total + trained * (4 if average else 3)) / shards
-    copies = 2.0 * held.linear * d * d if precision == "bf16" else 0.0  # of one block
+    state = weights.weights + 4 * trained * (2 if average else 1)
+    state = (state + (8 * trained if moments is None else moments)) / shards
+    away = "activations" in manifest.offload
     # what lies between the two matrices of a block's LoRA, of all its targets
     loras = 0 if "whole" in parts else parts.count("lora")
     ranks = trained / (2 * d * loras) if loras else 0.0
     between = tokens * ranks * (2.0 if precision == "bf16" else 4.0)
     kept, most = held.outside * tokens * d, 0.0
-    reached = [part for part in parts if part != "untouched"]
-    for index, part in enumerate(reached):
+    copies_of = zip(parts, weights.copies, strict=True)
+    reached = [(part, copies) for part, copies in copies_of if part != "untouched"]
+    for index, (part, copies) in enumerate(reached):
         whole = tokens * d * kept_bytes(held, precision, "none", part) + copies
-        here = tokens * d * kept_bytes(held, precision, kind, part) + (
-            copies if kind == "none" else 0
-        )
+        here = 0.0 if away else tokens * d * kept_bytes(held, precision, kind, part)
+        here += copies if kind == "none" else 0.0
         work = held.work[precision]
         if part == "lora":
             whole += between
@@ -87,6 +91,10 @@ def memory_bytes(
             work += held.lora_work.get(precision, 0.0) if kind != "none" and index else 0.0
         elif part == "whole":
             work -= held.spared.get(precision, 0.0)
+        if part != "whole":
+            whole += weights.unpacked
+        elif not held.copies_last and kind != "none":
+            whole -= copies
         kept += here
         most = max(most, kept + max(0.0, whole - here) + tokens * d * work)
     return float(state + most)

@@ -45,6 +45,13 @@ class Live(TorchDispatchMode):
     def drop(self, key: int) -> None:
         self.now -= self.sizes.pop(key)
 
+    def leave_out(self, tensor: torch.Tensor) -> None:
+        """Do not count this tensor's storage: it lies elsewhere."""
+        storage = tensor.untyped_storage()
+        self.add(storage)
+        self.now -= self.sizes[storage._cdata]
+        self.sizes[storage._cdata] = 0
+
 
 @cache
 def decoder_bytes(folder: Path, shape: tuple[int, int, int, int]) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from manifests.train_stage import Stage
 from trainer.data import Shape, buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
+from trainer.memory.hold import held_bytes
+from trainer.optimizer import moment_bytes
 from trainer.planning.check import check, warnings
 from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
 from trainer.planning.count import decoder_bytes
@@ -28,6 +30,22 @@ from trainer.validation import judges_gate_0
 # Of their peak, what GPUs reach in training, recomputation included: published for video
 # transformers are 30 to 38 %.
 EFFICIENCY = 0.35
+
+
+SMALLEST: dict[str, Any] = {
+    "precision": "bf16",
+    "checkpointing": "full",
+    "quantize": None,
+    "offload": [],
+}
+SAVINGS: dict[str, dict[str, Any]] = {
+    "offload activations": {"offload": ["activations"]},
+    "quantize int8": {"quantize": "int8"},
+    "quantize nf4": {"quantize": "nf4"},
+    "offload weights": {"offload": ["weights"]},
+    "all with nf4": {"offload": ["activations", "weights"], "quantize": "nf4"},
+}
+"""What saves memory beyond `SMALLEST`, by changes of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,8 @@ class StagePlan:
     """Bytes a worker while it trains."""
     choices: dict[str, float]
     """The same for each precision and kind of recomputation."""
+    savings: dict[str, float]
+    """The same in bf16 with full recomputation and what else saves memory; none with FSDP."""
     validation: float | None
     """Bytes a worker in a validation; None without one."""
     sampling: float | None
@@ -137,7 +157,8 @@ def plan_stage(
 ) -> StagePlan:
     """Figures of one stage."""
     names = trainable_names(transformer, stage)
-    stage_settings(transformer, names, stage, "adamw")  # raises for groups that fit nothing
+    optimizer = (stage.optimizer or manifest.optimizer).kind
+    settings = stage_settings(transformer, names, stage, optimizer)
     sizes = {name: p.numel() for name, p in transformer.named_parameters()}
     parts = open_parts(manifest, stage)
     found = buckets(parts)
@@ -156,15 +177,18 @@ def plan_stage(
     flops = batch * float((torch.tensor(means) * weights).sum() / weights.sum())
     largest = max(by_shape.values(), key=lambda costs: costs.tokens)
     trained, total = sum(sizes[name] for name in names), sum(sizes.values())
+    matrices = sum(sizes[name] for name in names if settings[name].matrix)
     shards = workers if stage.parallel == "fsdp" else 1
+    left = manifest.stages_from(stage)
 
     def memory(said: TrainManifest, tokens: int) -> float:
         return memory_bytes(
             said,
             transformer,
             block_parts(transformer, names),
-            total=total,
+            weights=held_bytes(transformer, said, left),
             trained=trained,
+            moments=moment_bytes(optimizer, trained, matrices),
             average=stage.ema is not None,
             tokens=tokens,
             shards=shards,
@@ -197,6 +221,11 @@ def plan_stage(
             )
             for precision in ("fp32", "bf16")
             for kind in ("none", "selective", "full")
+        },
+        savings={
+            name: memory(manifest.model_copy(update={**SMALLEST, **changes}), largest.tokens * size)
+            for name, changes in SAVINGS.items()
+            if stage.parallel == "ddp"
         },
         validation=validation,
         sampling=sampling,
@@ -242,13 +271,13 @@ def validation_bytes(
     passing = forward_bytes(manifest, transformer, tokens=most, cast=trained)
     if not options.samples:
         return state + passing, None
-    total = sum(p.numel() for p in transformer.parameters())
+    held = held_bytes(transformer, manifest, [])  # a network of its own
     largest = max(part.shapes[: options.samples], key=tokens)
     latents = (largest.frames, config.in_channels, largest.height, largest.width)
     weights, decoding = decoder_bytes(Path(manifest.model) / "vae", latents)
     most = tokens(largest) * (2 if guidance_scale(manifest) > 1 else 1)
-    guided = forward_bytes(manifest, transformer, tokens=most, cast=total)
-    own = 4.0 * total + weights + max(guided, decoding)  # a network of its own, in fp32
+    guided = forward_bytes(manifest, transformer, tokens=most, cast=held.singles)
+    own = held.weights + weights + max(guided, decoding)
     return state + passing, own if hardware.spare else own + state
 
 
@@ -305,6 +334,11 @@ def lines(
             "  GiB by choice: "
             + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.choices.items()),
         ]
+        if plan.savings:
+            out.append(
+                "  GiB of bf16 full with: "
+                + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.savings.items())
+            )
         if plan.validation is not None:
             out.append(f"  validation: about {gib(plan.validation)} a worker")
         if plan.sampling is not None:
@@ -318,7 +352,8 @@ def lines(
     if most > hardware.free:
         out.append(
             f"this will not fit: {gib(most)} are needed; set checkpointing, accumulate more, "
-            "choose parallel: fsdp, or, where it is sampling, validation.samples: 0"
+            "offload, quantize, choose parallel: fsdp, or, where it is sampling, "
+            "validation.samples: 0"
         )
     return out
 

@@ -75,6 +75,8 @@ class Hooks:
         self, run: Run, stage: Stage, trained: Trained | Sharded, metrics: Metrics, first: int
     ) -> None:
         self.hooks, self.first = make_hooks(run.manifest), first
+        if run.manifest.profile is not None and run.world.rank == 0:
+            self.hooks.append(Profiler(*run.manifest.profile.steps))
         self.seen = partial(Step, run, stage, trained, metrics)
 
     def before(self, number: int) -> None:
@@ -107,6 +109,35 @@ class GradientNorms:
             parts.setdefault(part, []).append(parameter.grad.float().norm())
         norms = {part: float(torch.stack(each).norm()) for part, each in parts.items()}
         step.scalars("gradient_norms", norms)
+
+
+class Profiler:
+    """Records steps of the run, `first` to `last` (from 1, as far as they lie in one stage), into
+    `OUT/profile/STAGE-FIRST-LAST.json`, which Perfetto and chrome://tracing open. Shapes are in it;
+    recorded steps are slower than others."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+        self.recording: torch.profiler.profile | None = None
+
+    def before(self, step: Step) -> None:
+        if self.recording is None and self.first <= step.at <= self.last:
+            self.first = step.at
+            self.recording = torch.profiler.profile(record_shapes=True)
+            self.recording.start()
+
+    def after(self, step: Step) -> None:
+        if self.recording is None or (step.at < self.last and step.number + 1 < step.stage.steps):
+            return
+        if step.run.world.device.type == "cuda":
+            torch.cuda.synchronize(step.run.world.device)  # what was launched belongs to it
+        self.recording.stop()
+        folder = step.run.out / "profile"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{step.stage.name}-{self.first}-{step.at}.json"
+        self.recording.export_chrome_trace(str(file))
+        step.run.log(f"{step.stage.name}: steps {self.first} to {step.at} are in {file}")
+        self.recording = None
 
 
 def hook_packages(manifest: TrainManifest) -> dict[str, Any]:

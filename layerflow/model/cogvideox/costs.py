@@ -35,6 +35,7 @@ ACTIVATION_BYTES = ActivationBytes(
     outside=7.9,
     forward={"fp32": 48.3, "bf16": 26.3},
     lora_work={"fp32": 0.0, "bf16": 4.5},
+    copies_last=False,
 )
 
 

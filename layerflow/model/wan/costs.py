@@ -43,6 +43,7 @@ def activation_bytes(config: Mapping[str, Any]) -> ActivationBytes:
         work={"fp32": 19.2 + 5 * f, "bf16": 3.4 + 2.5 * f},
         outside=8.0,
         forward={"fp32": 16.8 + 8.1 * f, "bf16": 9.5 + 4.4 * f},
+        lora_work={"bf16": 5.9},
         linear=8 + 2 * f,
         spared={"fp32": 4 * f, "bf16": 2 * f},
     )

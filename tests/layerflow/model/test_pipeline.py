@@ -13,10 +13,11 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler
 from PIL import Image
 
 from layerflow.clip import LAYERS, PROMPTED, to_float
-from layerflow.model import frames
+from layerflow.model import autoencoder, frames
 from layerflow.model.cogvideox.from_base import make_scheduler
 from layerflow.model.cogvideox.pipeline import LayerFlowPipeline
 from layerflow.model.layers import OFFICIAL
+from layerflow.model.sample import load_pipeline
 from layerflow.model.text import prefixed, prompt_texts
 from layerflow.official.golden import build_network
 from layerflow.official.names import Ready
@@ -449,3 +450,49 @@ def test_native_on_the_cogvideox_autoencoder(rotary):
     pipe.vae.enable_slicing()
     tiled = call(pipe, given=given, num_frames=8)
     assert tiled.alpha.shape == (1, 8, 32, 48)
+
+
+# ---- memory -----------------------------------------------------------------------------------
+
+
+def test_the_autoencoder_has_left_the_device_before_the_network_runs(folder, monkeypatch):
+    """Under model offload; diffusers would send it back only for what comes next in its order."""
+    pipe = LayerFlowPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    seen = []
+
+    def watch(part, name):
+        run = getattr(part, name)
+        monkeypatch.setattr(part, name, lambda *a, **k: (seen.append(name), run(*a, **k))[1])
+
+    watch(pipe.vae, "encode"), watch(pipe, "maybe_free_model_hooks"), watch(pipe.vae, "decode")
+    pipe.transformer.register_forward_pre_hook(lambda *_: seen.append("network"))
+    call(pipe, given=given_of("blended"))
+    order = [name for i, name in enumerate(seen) if i == 0 or seen[i - 1] != name]
+    free = "maybe_free_model_hooks"
+    assert order == ["encode", free, "network", "decode", free]
+
+
+@pytest.mark.parametrize(("gpu", "offload"), [(True, True), (True, False), (False, True)])
+def test_parts_take_turns_on_a_gpu_unless_asked_otherwise(folder, monkeypatch, gpu, offload):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    name = "enable_model_cpu_offload"
+    monkeypatch.setattr(LayerFlowPipeline, name, lambda self: calls.append(name))
+    monkeypatch.setattr(LayerFlowPipeline, "to", lambda self, where: calls.append(where))
+    load_pipeline(folder, "float32", offload=offload)
+    assert calls == ([name] if gpu and offload else ["cuda"] if gpu else [])
+
+
+def test_tiling_is_asked_of_an_autoencoder_that_can(folder):
+    assert load_pipeline(folder, tiling=True).vae is not None  # the stand-in has no tiles
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    ).eval()
+    latents = torch.randn(1, 2, 4, 8, 12)
+    whole = autoencoder.decode(vae, latents)
+    autoencoder.enable_tiling(vae)
+    assert torch.equal(autoencoder.decode(vae, latents), whole)  # smaller than a tile
+    vae.enable_tiling(tile_sample_min_height=48, tile_sample_min_width=40)
+    tiled = autoencoder.decode(vae, latents)
+    assert tiled.shape == whole.shape and not torch.equal(tiled, whole)

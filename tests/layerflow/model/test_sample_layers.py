@@ -46,7 +46,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pipe]:
     folder, pipe = tmp_path / "model", Pipe()
     (folder / "transformer").mkdir(parents=True)
     (folder / "transformer/config.json").write_text(json.dumps({"layers": "rgbax3"}))
-    monkeypatch.setattr(module, "load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr(module, "load_pipeline", lambda *_, **options: pipe)
     return folder, pipe
 
 

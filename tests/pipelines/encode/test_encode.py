@@ -19,6 +19,8 @@ from layerflow.model.presets import init_directory
 from pipelines.encode import job as module
 from pipelines.encode.clip_latents import (
     Augment,
+    Encoder,
+    Options,
     Variant,
     crop_window,
     decode,
@@ -349,3 +351,27 @@ def test_ray_gives_the_same_rows_as_one_process(model: Path, clips: Path, tmp_pa
     one, many = Latents.open(tmp_path / "one"), Latents.open(tmp_path / "ray")
     assert one.identity() == many.identity()
     assert all((one.item(i)["moments"] == many.item(i)["moments"]).all() for i in range(3))
+
+
+def test_a_narrower_precision_is_near_and_asks_for_a_folder_of_its_own(
+    model: Path, clips: Path, tmp_path: Path
+) -> None:
+    encode([clips], model, tmp_path / "wide")
+    encode([clips], model, tmp_path / "narrow", compute=("bfloat16", False))
+    wide, narrow = (Latents.open(tmp_path / name).item(1) for name in ("wide", "narrow"))
+    a, b = (item["moments"][:, :27] for item in (wide, narrow))
+    assert 0 < np.abs(a - b).mean() < 0.02 * np.abs(a).mean()
+    for folder, compute, said in (
+        ("wide", ("bfloat16", False), "precision: 'float32' there"),
+        ("narrow", ("float32", False), "precision: 'bfloat16' there"),
+        ("wide", ("float32", True), "tiling: False there"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            encode([clips], model, tmp_path / folder, compute=compute)
+
+
+def test_text_encoder_and_autoencoder_are_not_held_at_once(model: Path) -> None:
+    encoder = Encoder(Options(str(model)))
+    assert encoder.vae is not None and encoder.text is not None
+    assert "vae" not in encoder.__dict__ and "text" in encoder.__dict__
+    assert encoder.vae is not None and "text" not in encoder.__dict__
