@@ -12,8 +12,6 @@ sample holds the layers that both have. Samples of one forward pass have the sam
 from __future__ import annotations
 
 import operator
-import queue
-import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -31,6 +29,7 @@ from layerflow.model.layers import given_layers
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest
 from manifests.train_stage import Component, Stage
+from trainer.ahead import ahead
 from trainer.layers import (
     foregrounds,
     given_marks,
@@ -152,9 +151,9 @@ def open_parts(manifest: TrainManifest, stage: Stage) -> list[MixturePart]:
 
 
 def open_latents(folder: str | Path) -> Any:
-    from layerflow.corpus.latents import Latents  # here, so that the loop itself needs no pyarrow
+    from layerflow.corpus.remote import latents  # here, so that the loop itself needs no pyarrow
 
-    return Latents.open(folder)
+    return latents.open_latents(folder)
 
 
 def select_rows(source: Any, component: Component) -> list[int]:
@@ -275,14 +274,23 @@ class Batches:
         The batch is dealt into world x accumulate parts, of which each rank takes every world-th:
         which samples stand together depends on the number of parts alone.
         """
-        draws = sorted(self.order.step(step), key=lambda draw: (self._shape(draw), draw.number))
-        parts = self.world * self.accumulate
         batches = []
-        for part in range(self.rank, parts, self.world):
-            chunk = share(draws, part, parts)
+        for chunk in self._dealt(step):
             for shape in sorted({self._shape(draw) for draw in chunk}):
                 batches.append(self._collate([d for d in chunk if self._shape(d) == shape]))
         return batches
+
+    def _dealt(self, step: int) -> list[list[Draw]]:
+        draws = sorted(self.order.step(step), key=lambda draw: (self._shape(draw), draw.number))
+        parts = self.world * self.accumulate
+        return [share(draws, part, parts) for part in range(self.rank, parts, self.world)]
+
+    def wish(self, step: int) -> None:
+        """Let sources that can read ahead begin with this rank's rows of a step."""
+        for draw in (draw for chunk in self._dealt(step) for draw in chunk):
+            part = self.parts[draw.component]
+            if begin := getattr(part.source, "read_ahead", None):
+                begin([part.rows[draw.row]])
 
     def _shape(self, draw: Draw) -> Shape:
         return self.parts[draw.component].shapes[draw.row]
@@ -330,7 +338,7 @@ class Batches:
         if prefetch < 1:
             yield from (self.step(step) for step in range(start, stop))
             return
-        with closing(_ahead(self, start, stop, prefetch)) as batches:
+        with closing(ahead(self, start, stop, prefetch)) as batches:
             yield from batches
 
 
@@ -347,40 +355,3 @@ def draw_posterior(moments: NDArray[np.float32], rng: np.random.Generator) -> ND
     if logvar.max() > NO_LOGVAR:
         mean = mean + np.exp(0.5 * logvar) * rng.standard_normal(mean.shape, np.float32)
     return np.ascontiguousarray(mean.swapaxes(1, 2), np.float32)
-
-
-def _ahead(
-    batches: Batches, start: int, stop: int, depth: int
-) -> Generator[list[Batch], None, None]:
-    waiting: queue.Queue[list[Batch] | BaseException] = queue.Queue(depth)
-    stopped = threading.Event()
-    pin = torch.cuda.is_available()
-
-    def put(value: list[Batch] | BaseException) -> None:
-        while not stopped.is_set():
-            try:
-                return waiting.put(value, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in range(start, stop):
-                if stopped.is_set():
-                    return
-                prepared = batches.step(step)
-                put([batch.pin() for batch in prepared] if pin else prepared)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        for _ in range(start, stop):
-            value = waiting.get()
-            if isinstance(value, BaseException):
-                raise value
-            yield value
-    finally:
-        stopped.set()
-        thread.join()

@@ -6,6 +6,7 @@ A folder with::
     prompts/data-*.arrow    one row a distinct prompt: its embedding
     fingerprint.json        which weights, size, frame rule and format made all this
     index.json              the shards, in order
+    *.places.arrow          where each row lies, for reading by range (``corpus.remote``)
 
 A store of ``rgba`` says nothing of layers: every row has the four. One of another set has its name
 as ``layers`` of the fingerprint, a column of each of its layers and of each of its prompts, and
@@ -44,6 +45,7 @@ from layerflow.corpus.latent_rows import NO_LOGVAR as NO_LOGVAR
 from layerflow.corpus.latent_rows import clip_row as clip_row
 from layerflow.corpus.latent_rows import prompt_key as prompt_key
 from layerflow.corpus.latent_rows import prompt_row as prompt_row
+from layerflow.corpus.remote.places import write_places
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.writer import SHARD_BYTES, write_shards
 from layerflow.documents import read_json
@@ -85,6 +87,9 @@ class LatentsWriter:
     def _fill(self) -> Iterator[LatentsWriter]:
         with new_folder(self.path, replace=True) as self.folder:
             yield self
+            clips = clips_schema(stored_layers(self._fingerprint))
+            write_places(self.folder, "clips", self._index["clips"], clips)
+            write_places(self.folder, "prompts", self._index["prompts"], PROMPTS)
             write_json(self.folder / INDEX, self._index)
             write_json(self.folder / "fingerprint.json", self._fingerprint)
 
@@ -149,7 +154,7 @@ def _counts(batch: pa.RecordBatch) -> list[Any]:
     return list(batch.column("foregrounds").to_pylist())
 
 
-class _Opened:
+class Opened:
     """A record batch as numpy sees it: small columns as lists, media as views of the file.
 
     Arrow's own cell access takes several microseconds a cell, which at tiny sizes is most of the
@@ -186,6 +191,25 @@ class _Opened:
         return None if cell is None else np.frombuffer(cell, np.uint8).reshape(shape) != 0
 
 
+def checked(
+    batches: list[pa.RecordBatch], schema: pa.Schema, layers: LayerSet, path: Any
+) -> list[pa.RecordBatch]:
+    """Record batches of ``path`` with the columns that they should have. ValueError for others, and
+    for clips that do not fit their shape."""
+    for i, batch in enumerate(batches):
+        if schema is not PROMPTS and KNOWN not in batch.schema.names:  # made before there was
+            nulls = pa.nulls(batch.num_rows, schema.types[-1])
+            batches[i] = batch = batch.append_column(KNOWN, nulls)
+        if batch.schema.names != schema.names or batch.schema.types != schema.types:
+            raise ValueError(f"{path}: other columns than {schema.names}; encode again")
+        if schema is PROMPTS:
+            continue
+        if (row := _misfit(batch, layers)) is not None:
+            which = f"the latents of {str(batch.column('id')[row])[:40]!r}"
+            raise ValueError(f"{path}: {which} do not fit their shape; encode again")
+    return batches
+
+
 class Latents:
     """A latents folder, read by row: ``len(latents)`` and ``latents.item(i)``."""
 
@@ -193,15 +217,10 @@ class Latents:
         self.path = Path(path)
         index = self._json(INDEX)
         self.fingerprint = self._json("fingerprint.json")
-        version = self.fingerprint.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has latents of format {version}, this code reads {FORMAT_VERSION}; "
-                "encode the corpus again"
-            )
+        self._check_version()
         self.layers = stored_layers(self.fingerprint)
         self._clips = self._load(index["clips"], clips_schema(self.layers))
-        self._opened: dict[int, _Opened] = {}
+        self._opened: dict[int, Opened] = {}
         self._starts = [0]
         for batch in self._clips:
             self._starts.append(self._starts[-1] + batch.num_rows)
@@ -215,6 +234,14 @@ class Latents:
     def open(cls, path: str | Path) -> Latents:
         """ValueError when the folder holds no latents, or those of another format version."""
         return cls(path)
+
+    def _check_version(self) -> None:
+        version = self.fingerprint.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{self.path} has latents of format {version}, this code reads {FORMAT_VERSION}; "
+                "encode the corpus again"
+            )
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.path / name
@@ -233,18 +260,7 @@ class Latents:
                 batches += read_shard(self.path / folder / file)
             except ValueError as error:
                 raise ValueError(f"{error}; encode again") from error
-        for i, batch in enumerate(batches):
-            if schema is not PROMPTS and KNOWN not in batch.schema.names:  # made before there was
-                nulls = pa.nulls(batch.num_rows, schema.types[-1])
-                batches[i] = batch = batch.append_column(KNOWN, nulls)
-            if batch.schema.names != schema.names or batch.schema.types != schema.types:
-                raise ValueError(f"{self.path}: other columns than {schema.names}; encode again")
-            if schema is PROMPTS:
-                continue
-            if (row := _misfit(batch, self.layers)) is not None:
-                which = f"the latents of {str(batch.column('id')[row])[:40]!r}"
-                raise ValueError(f"{self.path}: {which} do not fit their shape; encode again")
-        return batches
+        return checked(batches, schema, self.layers, self.path)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -274,6 +290,11 @@ class Latents:
         number = bisect.bisect_right(self._starts, index) - 1
         return number, index - self._starts[number]
 
+    def _batch(self, number: int) -> Opened:
+        return self._opened.get(number) or self._opened.setdefault(
+            number, Opened(self._clips[number], self.layers)
+        )
+
     def raw(self, index: int) -> dict[str, Any]:
         """Row `index` of `clips/` as written, for copying."""
         number, row = self._find(index)
@@ -294,9 +315,7 @@ class Latents:
         known: bool ``[n, f, h, w]``, what of the moments is known; None: all of them
         """
         number, row = self._find(index)
-        batch = self._opened.get(number) or self._opened.setdefault(
-            number, _Opened(self._clips[number], self.layers)
-        )
+        batch = self._batch(number)
         shape = batch.shapes[row]
         layers = batch.layers[row]
         moments = np.empty((len(layers), *shape), np.float32)

@@ -202,6 +202,15 @@ class ShardReader:
         self._where = store.location(name)
         self._heads: dict[int, pa.Buffer] = {}
 
+    @classmethod
+    def of(
+        cls, store: Store, name: str, schema: pa.Schema, entries: Sequence[Entry]
+    ) -> ShardReader:
+        """A reader of whole batches that is told where they lie, and walks nothing."""
+        reader = cls(store, name)
+        reader.__dict__["_walked"] = schema, list(entries)
+        return reader
+
     @cached_property
     def _mapped(self) -> pa.Buffer:
         with pa.memory_map(self._where) as source:
@@ -270,6 +279,10 @@ class ShardReader:
         return entries[-1].first + entries[-1].rows if entries else 0
 
     @property
+    def entries(self) -> list[Entry]:
+        return self._walked[1]
+
+    @property
     def count(self) -> int:
         """The number of batches."""
         return len(self._walked[1])
@@ -295,6 +308,9 @@ class ShardReader:
                 data = self._read(entry.head, entry.end)
                 if data.size < entry.end - entry.head:
                     raise pa.ArrowInvalid("it is cut off")
+                size = entry.body - entry.head - 8
+                if parse_message(memoryview(data)[8 : 8 + size], size).is_compressed:
+                    raise pa.ArrowInvalid("its record batches are compressed")
             else:
                 data = self._sparse(entry, schema, columns)
             batch = pa.ipc.read_record_batch(data, schema)

@@ -1,0 +1,104 @@
+"""Where the record batches of a latents folder lie: a small table beside its shards.
+
+With it a row in an object store is one read of one range, and opening a folder reads no media. A
+folder without one, of an older toolkit, is walked from head to head instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerflow.corpus.shards import Entry, ShardReader
+from layerflow.corpus.store import Store
+
+ROWS = 16384  # of a batch of the table
+LIES = [("shard", pa.int32()), ("head", pa.int64()), ("body", pa.int64()), ("end", pa.int64())]
+
+
+def places_file(table: str) -> str:
+    """Name of the table of places of ``clips`` or ``prompts``."""
+    return f"{table}.places.arrow"
+
+
+def small_columns(schema: pa.Schema) -> list[str]:
+    """The columns without media."""
+    return [field.name for field in schema if not pa.types.is_large_binary(field.type)]
+
+
+def write_places(folder: Path, table: str, shards: Sequence[str], schema: pa.Schema) -> None:
+    """Write the table of places of shards that are complete."""
+    rows = places_of(Store(folder), shards, schema)
+    target = str(folder / places_file(table))
+    with pa.OSFile(target, "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows.combine_chunks(), max_chunksize=ROWS)
+
+
+def read_places(store: Store, table: str, shards: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The small columns of every row in order, with its batch's place (``LIES``).
+
+    Raises ValueError for a damaged table, and for one of other columns.
+    """
+    try:
+        data = store.read(places_file(table))
+    except FileNotFoundError:
+        return places_of(store, shards, schema)
+    reader = ShardReader(_Held(store, data), places_file(table))
+    if not reader.schema.equals(_schema(schema)):
+        raise ValueError(f"{store}: {places_file(table)} has other columns; encode again")
+    return pa.Table.from_batches(reader.batches(), reader.schema)
+
+
+class _Held(Store):
+    """A file that was read whole."""
+
+    def __init__(self, store: Store, data: bytes) -> None:
+        super().__init__(store.where)
+        self.local, self._data = None, data
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        return self._data[start:end]
+
+
+def places_of(store: Store, shards: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """``read_places`` of shards alone, walked from head to head."""
+    return pa.Table.from_batches(_walked(store, shards, schema), _schema(schema))
+
+
+def _walked(store: Store, shards: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    names = small_columns(schema)
+    for number, name in enumerate(shards):
+        reader = ShardReader(store, name)
+        for at, entry in enumerate(reader.entries):
+            small = reader.batch(at, names)
+            lies = (number, entry.head, entry.body, entry.end)
+            columns = [
+                pa.repeat(pa.scalar(v, k), entry.rows) for v, (_, k) in zip(lies, LIES, strict=True)
+            ]
+            yield pa.RecordBatch.from_arrays([*small.columns, *columns], schema=_schema(schema))
+
+
+def _schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([*(schema.field(name) for name in small_columns(schema)), *LIES])
+
+
+def entries_of(places: pa.Table) -> list[tuple[int, Entry]]:
+    """The batches of a table of places, in order: number of the shard, and the entry.
+
+    Raises ValueError for places that no shard can have.
+    """
+    columns: list[list[Any]] = [places.column(name).to_pylist() for name, _ in LIES]
+    found: list[tuple[int, Entry]] = []
+    first, last = 0, (-1, -1)
+    for row, (shard, head, body, end) in enumerate(zip(*columns, strict=True)):
+        if not (shard >= 0 and 0 <= head < body <= end):
+            raise ValueError(f"a table of places says {(shard, head, body, end)}")
+        if (shard, head) != last:
+            found.append((shard, Entry(head, body, end, 0, row)))
+            first, last = row, (shard, head)
+        shard, entry = found[-1]
+        found[-1] = shard, Entry(entry.head, entry.body, entry.end, row - first + 1, entry.first)
+    return found
