@@ -32,6 +32,7 @@ REMOTE = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<rest>.*))?"
 )
 DATA = "data"
+MORE = "more-*"  # a folder holds at most 1,000 files: further ones lie in these
 MAX_GROUP_BYTES = 4 << 30  # of a row group in memory; ours hold 32 MiB
 UNSEEN = "there is no such repository, or the token may not see it (`hf auth login`)"
 
@@ -110,7 +111,7 @@ def fetched(where: str | Path) -> Path | str:
     repo, revision, pattern = _remote_parts(str(where))
     with _explained(str(where)):
         folder = huggingface_hub.snapshot_download(
-            repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]
+            repo, repo_type="dataset", revision=revision, allow_patterns=_patterns(pattern)
         )
     found = Path(folder) / pattern
     if not _parquet_files(found):
@@ -126,6 +127,11 @@ def _remote_parts(url: str) -> tuple[str, str | None, str]:
     rest = (match["rest"] or DATA).strip("/")
     revision = match["revision"].replace("%2F", "/") if match["revision"] else None
     return match["repo"], revision, rest if rest.endswith(".parquet") else f"{rest}/*.parquet"
+
+
+def _patterns(pattern: str) -> list[str]:
+    folder, _, name = pattern.rpartition("/")
+    return [pattern, f"{folder}/{MORE}/{name}".lstrip("/")]
 
 
 @contextmanager
@@ -156,10 +162,15 @@ def _explained(where: str) -> Iterator[None]:
 def _parquet_files(path: Path) -> list[Path]:
     """The files that a folder, its ``data`` folder or a pattern name, in order."""
     if path.suffix == ".parquet":
-        return sorted(path.parent.glob(path.name))
+        return _found(path.parent, path.name)
     if not path.is_dir():
         return []
-    return sorted((path / DATA).glob("*.parquet")) or sorted(path.glob("*.parquet"))
+    return _found(path / DATA, "*.parquet") or _found(path, "*.parquet")
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    """What ``pattern`` names in a folder and in those that hold more of it, by name."""
+    return sorted([*folder.glob(pattern), *folder.glob(f"{MORE}/{pattern}")], key=lambda p: p.name)
 
 
 @dataclass(frozen=True)
@@ -223,7 +234,8 @@ class PublishedCorpus:
         root = f"datasets/{repo}" + (f"@{revision.replace('/', '%2F')}" if revision else "")
         with _explained(url):
             system = HfFileSystem()
-            names = sorted(system.glob(f"{root}/{pattern}"))
+            found = {n for p in _patterns(pattern) for n in system.glob(f"{root}/{p}")}
+            names = sorted(found, key=lambda name: name.rpartition("/")[2])
             if not names:
                 raise ValueError(f"{url} holds no {pattern}")
             return cls([_remote_file(system, name) for name in names], url)

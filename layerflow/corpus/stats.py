@@ -143,11 +143,28 @@ class _Share:
 
 def cell_bytes(corpus: Corpus | PublishedCorpus) -> np.ndarray:
     """int64 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
-    parts = [
-        np.column_stack([pc.binary_length(c).fill_null(0).to_numpy(False) for c in batch.columns])
-        for batch in read_batches(corpus, LAYERS)
-    ]
-    return np.concatenate([np.zeros((0, 4), np.int64), *parts]).astype(np.int64)
+    found = np.zeros((len(corpus), len(LAYERS)), np.int64)
+    first = 0
+    for batch in read_batches(corpus, LAYERS):
+        for place, column in enumerate(batch.columns):
+            lengths = pc.binary_length(column).fill_null(0).to_numpy(False)
+            found[first : first + batch.num_rows, place] = lengths
+        first += batch.num_rows
+    return found
+
+
+def id_number(id: str) -> int:
+    """A number of 64 bits for a row's id: the id itself where it is 16 digits, as ours are."""
+    if re.fullmatch(r"[0-9a-f]{16}", id):
+        return int(id, 16)
+    return int(hashlib.sha256(id.encode()).hexdigest()[:16], 16)
+
+
+def id_numbers(corpus: Corpus | PublishedCorpus) -> np.ndarray:
+    """uint64 ``[rows]``: ``id_number`` of each."""
+    batches = read_batches(corpus, ["id"])
+    numbers = (id_number(id) for batch in batches for id in batch.column("id").to_pylist())
+    return np.fromiter(numbers, np.uint64, len(corpus))
 
 
 def duplicates(corpus: Corpus | PublishedCorpus, sizes: np.ndarray) -> dict[str, Any]:

@@ -7,7 +7,8 @@ Texts of a corpus are escaped, so that none of them can become markup or a table
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ import yaml
 from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.scores import meaning
 from layerflow.corpus.stats import NO_LICENCE
-from layerflow.locations import one_line
+from layerflow.locations import clean_uri, one_line
 from manifests.yaml_file import parse_yaml
+from pipelines.publish.layout import patterns
 from pipelines.publish.licences import LicenceReport, hub_licence, hub_licences
 
 PREVIEW = "preview"
@@ -26,18 +28,20 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 TASKS = ["text-to-video", "image-to-video", "video-to-video", "image-segmentation"]
 TAGS = ["layered-video", "alpha-matting", "video-matting", "compositing", "layerflow", "video"]
 MAX_LISTED = 200
+MAX_SOURCES = 5000
 ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>|\\`*_[]#!"})
 
 
 @dataclass(frozen=True)
 class ConfigInfo:
     """One configuration: its folder, its features, and per split rows, bytes in memory and bytes
-    of files."""
+    of files, and the names of these."""
 
     name: str
     folder: str
     features: Any
     splits: dict[str, tuple[int, int, int]]
+    files: Mapping[str, Sequence[str]]
 
     def info(self) -> dict[str, Any]:
         """The ``dataset_info`` entry, as ``datasets`` writes it."""
@@ -101,7 +105,11 @@ def card_metadata(facts: CardFacts, existing: Mapping[str, Any]) -> dict[str, An
     names = {config.name for config in facts.configs}
     configs: list[dict[str, Any]] = []
     for config in facts.configs:
-        files = [{"split": s, "path": f"{config.folder}/{s}-*.parquet"} for s in config.splits]
+        files = [
+            {"split": split, "path": found if len(found) > 1 else found[0]}
+            for split, names in config.files.items()
+            for found in [patterns(config.folder, split, names)]
+        ]
         configs.append({"config_name": config.name, "data_files": files})
     others = [c for c in _list(existing.get("configs")) if c.get("config_name") not in names]
     if not any(config.get("default") for config in others):
@@ -327,12 +335,30 @@ def _limits(facts: CardFacts) -> str:
     return "## Known limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def licence_table(sources: Mapping[tuple[str, str, str], int]) -> str:
-    """LICENSE.md: clips by (licence, attribution, source and what else the clip was made of)."""
-    rows = [(*key, count) for key, count in sorted(sources.items())]
-    more = f"\n\n... and {len(rows) - 5000} more; see `origin` of each clip." * (len(rows) > 5000)
+def licence_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """LICENSE.md: clips by (licence, attribution, source and what else the clip was made of), of
+    corpus rows (media cells are not needed); the first 5000 of them."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    last: tuple[str, str, str] | None = None  # entries after it are left out
+    for row in rows:
+        key = _source(row)
+        if last is None or key <= last:
+            counts[key] += 1
+        if len(counts) > 4 * MAX_SOURCES:
+            first = sorted(counts)[:MAX_SOURCES]
+            counts, last = Counter({key: counts[key] for key in first}), first[-1]
+    listed = [(*key, count) for key, count in sorted(counts.items())[:MAX_SOURCES]]
+    more = "\n\n... and more; see `origin` of each clip."
+    more *= last is not None or len(counts) > len(listed)
     head = (
         "# Licences by source\n\nEach clip carries the licence and attribution of its source in "
         "the column `origin`.\n\n"
     )
-    return head + table(("licence", "attribution", "made of", "clips"), rows[:5000]) + more + "\n"
+    return head + table(("licence", "attribution", "made of", "clips"), listed) + more + "\n"
+
+
+def _source(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    source = row["origin"]
+    parents = (parent.partition("#")[0] for parent in source["parents"] or ())
+    made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
+    return source["licence"] or NO_LICENCE, source["attribution"] or "", made_of

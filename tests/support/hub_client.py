@@ -23,12 +23,14 @@ def digest(rows: Any) -> list[str]:
 
 def answer(request: dict[str, Any]) -> Any:
     if "publish" in request:
-        from pipelines.publish import files
+        from pipelines.publish import files, hub
         from pipelines.publish.job import run_publish
 
         files.SHARD_BYTES = request["shard"]
+        hub.BATCH_FILES = request.get("batch", hub.BATCH_FILES)
         options = files.PublishOptions(**request["options"])
-        return run_publish(Path(request["publish"]), options, workers=0, quiet=True)
+        how = {"workers": 0, "quiet": True, **request.get("how", {})}
+        return run_publish(Path(request["publish"]), options, **how)
     if "open" in request:
         from layerflow.corpus.published import open_corpus
 
@@ -55,6 +57,7 @@ def answer(request: dict[str, Any]) -> Any:
     columns = request.get("columns")
     rows = datasets.load_dataset(
         request["load"], split="train", streaming=request["streaming"],
+        revision=request.get("revision"),
         **({"columns": columns} if columns else {}),
     )  # fmt: skip
     return digest(map(local_row, rows))
