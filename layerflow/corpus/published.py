@@ -228,17 +228,19 @@ class PublishedCorpus:
     @classmethod
     def remote(cls, url: str) -> PublishedCorpus:
         """Of ``hf://datasets/...``, read in place. Raises ValueError when there is none."""
-        from huggingface_hub import HfFileSystem
+        from huggingface_hub import HfApi, HfFileSystem
 
         repo, revision, pattern = _remote_parts(url)
-        root = f"datasets/{repo}" + (f"@{revision.replace('/', '%2F')}" if revision else "")
         with _explained(url):
+            # at one commit: a branch may move on while its files are read
+            commit = HfApi().repo_info(repo, repo_type="dataset", revision=revision).sha
+            root = f"datasets/{repo}@{commit}"
             system = HfFileSystem()
             found = {n for p in _patterns(pattern) for n in system.glob(f"{root}/{p}")}
             names = sorted(found, key=lambda name: name.rpartition("/")[2])
             if not names:
                 raise ValueError(f"{url} holds no {pattern}")
-            return cls([_remote_file(system, name) for name in names], url)
+            return cls([_remote_file(system, name, len(root) + 1) for name in names], url)
 
     def _file(self, number: int) -> pq.ParquetFile:
         if number not in self._opened:
@@ -322,7 +324,7 @@ def _local_file(path: Path) -> _File:
     return _File(path.name, stamp, opened)
 
 
-def _remote_file(system: Any, name: str) -> _File:
+def _remote_file(system: Any, name: str, root: int) -> _File:
     about = system.info(name)
     lfs = about.get("lfs") or {}
     stamp = (about["size"], lfs.get("sha256") or about.get("blob_id"))
@@ -331,7 +333,7 @@ def _remote_file(system: Any, name: str) -> _File:
         # the columns asked for lie side by side: ranges are joined, nothing is read ahead
         return pq.ParquetFile(system.open(name, "rb", cache_type="none"), pre_buffer=True)
 
-    return _File(name, stamp, opened)
+    return _File(name[root:], stamp, opened)
 
 
 def _checked(found: pa.Schema, name: str) -> pa.Schema:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,8 +76,8 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     counters: dict[str, Counter[str]] = {name: Counter() for name in ("size", "num_frames", "fps")}
     counted = [column.name for column in COLUMNS if column.counted]
     counters |= {name: Counter() for name in counted}
-    prompts = {layer: Counter[str]() for layer in PROMPTED}
-    scores: dict[str, list[float]] = {name: [] for name in QUALITY_FIELDS}
+    prompts = {layer: _Prompts() for layer in PROMPTED}
+    scores = {name: array("f") for name in QUALITY_FIELDS}
     sizes = cell_bytes(corpus)
     for row, size in zip(small_rows(corpus), sizes.tolist(), strict=True):
         source = row["origin"]["uri"]
@@ -91,7 +92,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
             if row.get(name) is not None:
                 counters[name][row[name]] += 1
         for layer in PROMPTED:
-            prompts[layer][row[f"{layer}_prompt"]] += 1
+            prompts[layer].add(row[f"{layer}_prompt"])
         for name, value in row["quality"].items():
             if value is not None and name in scores:
                 scores[name].append(value)
@@ -107,7 +108,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
             if counter or name in SCHEMA.names or name == "size"
         },
         "sources": {"count": len(sources), "most": dict(sources.most_common(10))},
-        "prompts": {layer: _prompts(counter) for layer, counter in prompts.items()},
+        "prompts": {layer: seen.plain() for layer, seen in prompts.items()},
         "scores": {name: _distribution(values) for name, values in scores.items() if values},
         "licences": {k or NO_LICENCE: licences[k].plain() for k in sorted(licences, key=str)},
         "without_licence": licences[None].clips,
@@ -170,23 +171,50 @@ def id_numbers(corpus: Corpus | PublishedCorpus) -> np.ndarray:
 def duplicates(corpus: Corpus | PublishedCorpus, sizes: np.ndarray) -> dict[str, Any]:
     """Rows whose ``blended`` cell equals that of an earlier row, byte for byte.
 
-    sizes: from ``cell_bytes``. Only cells of equal length are read.
+    sizes: from ``cell_bytes``. Only cells of equal length and with equal ends are read.
     """
-    lengths = Counter(sizes[:, LAYERS.index(BLENDED)].tolist())
+    likely = _repeated(sizes[:, LAYERS.index(BLENDED)])
+    if likely.any() and isinstance(corpus, Corpus):  # mapped: a page of a cell can be read alone
+        ends = np.zeros(len(corpus), np.uint64)
+        for index, cell in _cells(corpus, [BLENDED], likely):
+            end = hashlib.blake2b(cell[-64:], digest_size=8, salt=_length(cell)).digest()
+            ends[index] = int.from_bytes(end, "little")
+        likely[likely] = _repeated(ends[likely])
     seen: dict[bytes, str] = {}
     pairs: list[list[str]] = []
-    for batch in read_batches(corpus, ("id", BLENDED)):
-        for id, cell in zip(batch.column("id"), batch.column(BLENDED), strict=True):
-            buffer = cell.as_buffer()
-            if buffer is None or lengths[buffer.size] < 2:
-                continue
-            first = seen.setdefault(hashlib.sha256(buffer).digest(), id.as_py())
-            if first != id.as_py():
-                pairs.append([first, id.as_py()])
+    if likely.any():
+        for index, cell in _cells(corpus, [BLENDED], likely):
+            id = corpus.row(index, ["id"])["id"]
+            first = seen.setdefault(hashlib.sha256(cell).digest(), id)
+            if first != id:
+                pairs.append([first, id])
     return {"rows": len(pairs), "pairs": pairs[:20]}
 
 
-def _distribution(values: list[float]) -> dict[str, float]:
+def _cells(
+    corpus: Corpus | PublishedCorpus, column: list[str], wanted: np.ndarray
+) -> Iterator[tuple[int, memoryview]]:
+    """The cells of a column in the rows that are ``wanted`` (bool), with their places."""
+    first = 0
+    for batch in read_batches(corpus, column):
+        for place in np.flatnonzero(wanted[first : first + batch.num_rows]).tolist():
+            buffer = batch.column(0)[place].as_buffer()
+            if buffer is not None:
+                yield first + place, memoryview(buffer)
+        first += batch.num_rows
+
+
+def _length(cell: memoryview) -> bytes:
+    return len(cell).to_bytes(8, "little")
+
+
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """bool: whether the value at a place is there more than once."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray(counts[places] > 1)
+
+
+def _distribution(values: array[float]) -> dict[str, float]:
     array = np.asarray(values, np.float64)
     points = np.percentile(array, PERCENTILES)
     return {
@@ -198,12 +226,25 @@ def _distribution(values: list[float]) -> dict[str, float]:
     }
 
 
-def _prompts(counter: Counter[str]) -> dict[str, Any]:
-    total = sum(counter.values())
-    letters = sum(len(text) * count for text, count in counter.items())
-    filled = {text for text in counter if text}
-    mean = round(letters / total, 1) if total else 0.0
-    return {"empty": counter[""], "distinct": len(filled), "mean_letters": mean}
+@dataclass
+class _Prompts:
+    """Texts of a layer, of which only hashes are kept: 8 bytes a clip."""
+
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    empty: int = 0
+    letters: int = 0
+
+    def add(self, text: str) -> None:
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        self.hashes.append(int.from_bytes(digest, "little"))
+        self.empty += not text
+        self.letters += len(text)
+
+    def plain(self) -> dict[str, Any]:
+        total = len(self.hashes)
+        distinct = len(np.unique(np.asarray(self.hashes, np.uint64))) - bool(self.empty)
+        mean = round(self.letters / total, 1) if total else 0.0
+        return {"empty": self.empty, "distinct": distinct, "mean_letters": mean}
 
 
 def _rejected(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:

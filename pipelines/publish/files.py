@@ -186,19 +186,33 @@ def make_plan(
         refuse_unsound_rows(corpus, workers=processes)
     if not len(corpus):
         raise ValueError(f"{path} holds no clip to publish")
-    licences = review(small_rows(corpus))
+    return plan_of(corpus, options, processes, before)
+
+
+def plan_of(
+    corpus: Corpus, options: PublishOptions, workers: int, before: Publication
+) -> PublishPlan:
+    """``make_plan`` of a corpus that is sound."""
+    licences = review(_origins(corpus))
     check_allowed(licences, private=options.private, acknowledged=options.acknowledge_licences)
     ids = id_numbers(corpus)
     fractions = parse_fractions(options.split)
-    assignment = assign(small_rows(corpus), fractions, options.seed, _kept(ids, before))
+    rows = small_rows(corpus) if len(fractions) > 1 else ({} for _ in ids)  # of one, none is read
+    assignment = assign(rows, fractions, options.seed, _kept(ids, before))
     names = np.asarray(assignment.names)
     splits = {name: np.flatnonzero(names == name) for name in fractions}
     sizes = cell_bytes(corpus).sum(axis=1)
     limit = shard_limit(int(sizes.sum()), SHARD_BYTES)
     parts = lay_out(ids, splits, sizes, limit, before)
     return PublishPlan(
-        corpus, options, parts, assignment, licences, processes, before, stats(corpus)
+        corpus, options, parts, assignment, licences, workers, before, stats(corpus)
     )
+
+
+def _origins(corpus: Corpus) -> Iterator[dict[str, Any]]:
+    """Every row, with its origin alone."""
+    for batch in read_batches(corpus, ["origin"]):
+        yield from batch.to_pylist()
 
 
 def _kept(ids: np.ndarray, before: Publication) -> list[str | None] | None:
@@ -273,7 +287,7 @@ def make_rest(
     if sheet:
         yield _put(folder, "contact_sheet.png", sheet)
     yield _put(folder, "stats.json", json.dumps(plan.stats, indent=2).encode())
-    yield _put(folder, "LICENSE.md", licence_table(small_rows(plan.corpus)).encode())
+    yield _put(folder, "LICENSE.md", licence_table(_origins(plan.corpus)).encode())
     facts = CardFacts(
         plan.options.repo_id,
         configs,

@@ -76,7 +76,7 @@ class Shards:
     @classmethod
     def of(cls, corpus: Corpus) -> Shards:
         numbers = range(len(corpus.shards))
-        rows = [corpus.shard(number).rows for number in numbers]
+        rows = [corpus.shards[n].rows or corpus.shard(n).rows for n in numbers]
         sums = [
             shard.sha256 or stored_sha256(Path(corpus.path) / shard.file) for shard in corpus.shards
         ]

@@ -64,7 +64,7 @@ class Client:
 
 
 def publication(corpus: Path, repo_id: str, **options: Any) -> dict[str, Any]:
-    more = {name: options.pop(name) for name in ("batch", "how") if name in options}
+    more = {name: options.pop(name) for name in ("batch", "how", "work") if name in options}
     shard = options.pop("shard", 10_000)
     about = {"options": {"repo_id": repo_id, **options}, "shard": shard, **more}
     return {"publish": str(corpus), **about}
