@@ -1,34 +1,49 @@
 """How fast ``layerflow publish`` converts a corpus, against copying the same bytes.
 
     python bench/publish.py [--megabytes 600] [--folder DIR]
+    python bench/publish.py --simulate 1000000     # rows of 200 kB without their media, to a double
 
 Media cells are videos of realistic sizes, most of it padding (conversion does not decode). Both the
 copy and the
 conversion read from the page cache and end with an fsync; they run in pairs, and the ratio is the
 median of the pairs' ratios. Peak memory (anonymous: mapped corpus pages belong to the page cache)
 is measured in processes of their own, on three sizes.
+
+``--simulate`` plans and pushes a corpus whose media are zeros that take no memory; the files that
+go to the double of the Hub are empty, but as many as there would be. It prints the memory of that
+process, the files, the commits and the requests.
 """
 
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from layerflow.cli.demo.memory import PeakMemory
-from layerflow.corpus.table import SCHEMA, origin, quality_cell
+from layerflow.clip import BLENDED, PROMPTED
+from layerflow.corpus.log import Shard, Version
+from layerflow.corpus.scores import QUALITY_FIELDS
+from layerflow.corpus.table import SCHEMA, Chunk, Corpus, origin, quality_cell
 from layerflow.corpus.writer import write_table
 from layerflow.media.cells import encode_alpha, encode_color
-from pipelines.publish.card import ConfigInfo
-from pipelines.publish.files import PublishOptions, PublishPlan, data_files, make_plan
+from pipelines.publish import files, hub
+from pipelines.publish.files import Made, PublishOptions, PublishPlan, make_plan, plan_of
+from pipelines.publish.parts import Making, make_data
 from pipelines.publish.tables import features_of
 
 CELL_BYTES = {"foreground": 900_000, "alpha": 160_000, "background": 900_000, "blended": 900_000}
@@ -69,8 +84,9 @@ def make_corpus(path: Path, megabytes: int) -> int:
 
 
 def convert(plan: PublishPlan, out: Path) -> None:
-    config = ConfigInfo("default", "data", features_of({"mined"}), {})
-    for name, _ in data_files(plan, out, config):
+    jobs = [(plan.name(part), part.rows) for part in plan.parts]
+    making = Making(plan.corpus, plan.shards, out, 0)
+    for name, _ in make_data(making, jobs, plan.features[0].arrow_schema):
         flush(out / name)
 
 
@@ -120,12 +136,140 @@ def print_memory(corpus: Path, folder: Path) -> None:
     print(before / 2**20, memory.peak / 2**20)
 
 
+ROW_BYTES = 200_000
+BATCH_ROWS = 256
+SHARD_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Simulated(Corpus):
+    """Rows of one length about ``ROW_BYTES``, made as they are read; media are zeros."""
+
+    @classmethod
+    def of(cls, rows: int) -> Simulated:
+        counts = [min(SHARD_ROWS, rows - first) for first in range(0, rows, SHARD_ROWS)]
+        shards = tuple(
+            Shard(f"data-{n:016x}.arrow", count, count * ROW_BYTES, f"{n:064x}")
+            for n, count in enumerate(counts)
+        )
+        return cls("simulated", shards, Version(1, "mine", shards))
+
+    @property
+    def schema(self) -> pa.Schema:
+        return SCHEMA
+
+    def chunks(self) -> Iterator[Chunk]:
+        for first in range(0, len(self), BATCH_ROWS):
+            yield partial(self._made, first, min(BATCH_ROWS, len(self) - first))
+
+    def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        return self._made(index, 1, columns).to_pylist()[0]
+
+    def _made(self, first: int, rows: int, columns: Sequence[str] | None) -> pa.RecordBatch:
+        names = SCHEMA.names if columns is None else list(columns)
+        places = range(first, first + rows)
+        same = _template().slice(0, rows)
+        found = {name: same.column(name) for name in names if name not in CELL_BYTES}
+        found |= {name: _zeros(name, places) for name in CELL_BYTES if name in names}
+        if "id" in names:
+            found["id"] = pa.array([f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}" for n in places])
+        if "origin" in names:
+            source = found["origin"]
+            uris = pa.array([f"video-{n // 20}.mp4" for n in places])
+            parts = [uris, *(source.field(i) for i in range(1, source.type.num_fields))]
+            found["origin"] = pa.StructArray.from_arrays(parts, fields=list(source.type))
+        return pa.RecordBatch.from_arrays([found[name] for name in names], names=names)
+
+
+@cache
+def _template() -> pa.RecordBatch:
+    row = {
+        **{"id": "", "kind": "mined", "num_frames": 49, "height": 480, "width": 720, "fps": 8.0},
+        **{f"{layer}_prompt": "a prompt of about forty letters" for layer in PROMPTED},
+        **{"alpha_kind": "soft", "background_kind": "filled", "recipe": "0" * 16},
+        "origin": origin("video.mp4", "0" * 64, licence="CC-BY-4.0"),
+        "quality": dict.fromkeys(QUALITY_FIELDS, 0.5),
+    }
+    return pa.RecordBatch.from_pylist([row] * BATCH_ROWS, schema=SCHEMA)
+
+
+def _zeros(layer: str, places: range) -> pa.Array:
+    """Cells of a layer, with the number of the row at their end."""
+    share = CELL_BYTES[layer] * ROW_BYTES // sum(CELL_BYTES.values())
+    sizes = [share + n % 5000 for n in places]
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype("<i8")
+    data = mmap.mmap(-1, int(ends[-1]))
+    for end, n in zip(ends[1:].tolist(), places, strict=True) if layer == BLENDED else ():
+        data[end - 8 : end] = n.to_bytes(8, "little")
+    buffers = [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(places), buffers)
+
+
+def simulate_outside(rows: int, folder: Path) -> None:
+    """Run ``simulate`` against a double of the Hub in this process."""
+    from tests.support.hub_double import hub_double
+    from tests.support.hub_kit import environment
+
+    with hub_double() as double, tempfile.TemporaryDirectory(dir=folder) as home:
+        command = [sys.executable, __file__, "--simulate", str(rows), "--inside", "--folder", home]
+        subprocess.run(command, check=True, env=environment(double, Path(home)))
+        repo = double.repos["me/simulated"]
+        names = list(double.files("me/simulated"))
+        folders = Counter(name.rpartition("/")[0] for name in names)
+        print(f"files       {len(names)}, at most {max(folders.values())} in a folder")
+        print(f"commits     {repo.made - 1}, {len(repo.history('main')) - 1} of them on main")
+        calls = Counter(f"{call.split()[0]} {_kind(call)}" for call in double.calls)
+        print(f"requests    {len(double.calls)}: {dict(calls.most_common(6))}")
+
+
+def _kind(call: str) -> str:
+    """The part of a request that is no name of anything."""
+    found = re.search(r"preupload|batch|verify|commit|paths-info|tree|resolve|/blob/", call)
+    return found[0].strip("/") if found else "other"
+
+
+def simulate(rows: int, folder: Path) -> None:
+    """Plan and push a simulated corpus; prints time and memory."""
+    corpus = Simulated.of(rows)
+    before = anonymous_memory()
+    started = time.perf_counter()
+
+    def made(plan: PublishPlan, below: Path, known: Any, **how: Any) -> Iterator[Made]:
+        print(f"planned     {time.perf_counter() - started:.0f} s, {len(plan.parts)} parts")
+        for name, key in plan.keys.items():
+            if name not in known:
+                (below / name).parent.mkdir(parents=True, exist_ok=True)
+                (below / name).write_bytes(name.encode())
+                yield Made(name, key, 0)
+
+    def no_sheet(*arguments: Any) -> bytes:
+        return b""
+
+    with PeakMemory(anonymous_memory, every=0.05) as memory:
+        hub.make_plan = lambda path, options, workers, before: plan_of(corpus, options, 0, before)
+        hub.make_parts = made
+        files.make_sheet, files._encoded_rms = no_sheet, lambda plan: {}
+        lines = hub.push(
+            Path("simulated"), PublishOptions("me/simulated"), folder, purge=False, workers=0,
+            quiet=True,
+        )[1]  # fmt: skip
+    print(*lines, sep="\n")
+    size = rows * ROW_BYTES / 1e12
+    print(f"pushed      {rows} rows, {size:.2f} TB in {time.perf_counter() - started:.0f} s")
+    print(f"memory      {before / 2**20:.0f} MB before, {memory.peak / 2**20:.0f} MB at most")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=600)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--convert", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--simulate", type=int, help="rows of a corpus without media")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.simulate:
+        (simulate if arguments.inside else simulate_outside)(arguments.simulate, arguments.folder)
+        return
     if arguments.convert:
         print_memory(arguments.convert, arguments.folder)
         return

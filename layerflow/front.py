@@ -317,14 +317,12 @@ def publish(
     split: Annotated[str, "one name, or shares such as train=0.9,test=0.1"] = "train",
     seed: Annotated[int, "the draw of the splits follows from it"] = 0,
     revision: Annotated[str | None, "branch to commit to"] = None,
+    tag: Annotated[str | None, "name of this version; default: the next vN"] = None,
     licence: Annotated[str | None, "licence of the whole repository, for its card"] = None,
-    acknowledge_licences: Annotated[
-        bool, "clips whose licence forbids redistribution may be kept (with --private only)"
-    ] = False,
+    acknowledge_licences: Annotated[bool, "clips may forbid redistribution (if private)"] = False,
     with_rejected: Annotated[bool, "also publish the rejected table"] = False,
-    workers: Annotated[
-        int | None, "processes for previews; default: all CPUs; 0: this process"
-    ] = None,
+    purge_history: Annotated[bool, "the Hub keeps this version alone; no way back"] = False,
+    workers: Annotated[int | None, "for previews; default: all CPUs; 0: this process"] = None,
     quiet: Quiet = True,
 ) -> list[str]:
     """A corpus to the Hugging Face Hub, or into the folder ``dry_run``; returns what was done."""
@@ -335,7 +333,8 @@ def publish(
     options = request_of(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
     where = Path(at_version(corpus, version))
-    return run_publish(where, options, dry_run=folder, workers=workers, quiet=quiet)
+    how: dict[str, Any] = {"workers": workers, "purge_history": purge_history, "quiet": quiet}
+    return run_publish(where, options, dry_run=folder, **how)
 
 
 def evaluate(

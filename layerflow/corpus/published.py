@@ -32,6 +32,7 @@ REMOTE = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<rest>.*))?"
 )
 DATA = "data"
+MORE = "more-*"  # a folder holds at most 1,000 files: further ones lie in these
 MAX_GROUP_BYTES = 4 << 30  # of a row group in memory; ours hold 32 MiB
 UNSEEN = "there is no such repository, or the token may not see it (`hf auth login`)"
 
@@ -110,7 +111,7 @@ def fetched(where: str | Path) -> Path | str:
     repo, revision, pattern = _remote_parts(str(where))
     with _explained(str(where)):
         folder = huggingface_hub.snapshot_download(
-            repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]
+            repo, repo_type="dataset", revision=revision, allow_patterns=_patterns(pattern)
         )
     found = Path(folder) / pattern
     if not _parquet_files(found):
@@ -126,6 +127,11 @@ def _remote_parts(url: str) -> tuple[str, str | None, str]:
     rest = (match["rest"] or DATA).strip("/")
     revision = match["revision"].replace("%2F", "/") if match["revision"] else None
     return match["repo"], revision, rest if rest.endswith(".parquet") else f"{rest}/*.parquet"
+
+
+def _patterns(pattern: str) -> list[str]:
+    folder, _, name = pattern.rpartition("/")
+    return [pattern, f"{folder}/{MORE}/{name}".lstrip("/")]
 
 
 @contextmanager
@@ -156,10 +162,15 @@ def _explained(where: str) -> Iterator[None]:
 def _parquet_files(path: Path) -> list[Path]:
     """The files that a folder, its ``data`` folder or a pattern name, in order."""
     if path.suffix == ".parquet":
-        return sorted(path.parent.glob(path.name))
+        return _found(path.parent, path.name)
     if not path.is_dir():
         return []
-    return sorted((path / DATA).glob("*.parquet")) or sorted(path.glob("*.parquet"))
+    return _found(path / DATA, "*.parquet") or _found(path, "*.parquet")
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    """What ``pattern`` names in a folder and in those that hold more of it, by name."""
+    return sorted([*folder.glob(pattern), *folder.glob(f"{MORE}/{pattern}")], key=lambda p: p.name)
 
 
 @dataclass(frozen=True)
@@ -217,16 +228,19 @@ class PublishedCorpus:
     @classmethod
     def remote(cls, url: str) -> PublishedCorpus:
         """Of ``hf://datasets/...``, read in place. Raises ValueError when there is none."""
-        from huggingface_hub import HfFileSystem
+        from huggingface_hub import HfApi, HfFileSystem
 
         repo, revision, pattern = _remote_parts(url)
-        root = f"datasets/{repo}" + (f"@{revision.replace('/', '%2F')}" if revision else "")
         with _explained(url):
+            # at one commit: a branch may move on while its files are read
+            commit = HfApi().repo_info(repo, repo_type="dataset", revision=revision).sha
+            root = f"datasets/{repo}@{commit}"
             system = HfFileSystem()
-            names = sorted(system.glob(f"{root}/{pattern}"))
+            found = {n for p in _patterns(pattern) for n in system.glob(f"{root}/{p}")}
+            names = sorted(found, key=lambda name: name.rpartition("/")[2])
             if not names:
                 raise ValueError(f"{url} holds no {pattern}")
-            return cls([_remote_file(system, name) for name in names], url)
+            return cls([_remote_file(system, name, len(root) + 1) for name in names], url)
 
     def _file(self, number: int) -> pq.ParquetFile:
         if number not in self._opened:
@@ -310,7 +324,7 @@ def _local_file(path: Path) -> _File:
     return _File(path.name, stamp, opened)
 
 
-def _remote_file(system: Any, name: str) -> _File:
+def _remote_file(system: Any, name: str, root: int) -> _File:
     about = system.info(name)
     lfs = about.get("lfs") or {}
     stamp = (about["size"], lfs.get("sha256") or about.get("blob_id"))
@@ -319,7 +333,7 @@ def _remote_file(system: Any, name: str) -> _File:
         # the columns asked for lie side by side: ranges are joined, nothing is read ahead
         return pq.ParquetFile(system.open(name, "rb", cache_type="none"), pre_buffer=True)
 
-    return _File(name, stamp, opened)
+    return _File(name[root:], stamp, opened)
 
 
 def _checked(found: pa.Schema, name: str) -> pa.Schema:

@@ -77,14 +77,20 @@ def tokens_of(name: str) -> set[str]:
 
 
 def assign(
-    rows: Sequence[Mapping[str, Any]], fractions: Mapping[str, float], seed: int = 0
+    rows: Iterable[Mapping[str, Any]],
+    fractions: Mapping[str, float],
+    seed: int = 0,
+    kept: Sequence[str | None] | None = None,
 ) -> Assignment:
     """The split of every row (rows without media cells do), by whole groups.
 
+    kept: the split that each row is in already, if any: a group stays where most of it is.
     Raises ValueError when there are fewer groups than splits.
     """
     if len(fractions) == 1:
-        return Assignment([next(iter(fractions))] * len(rows), 0, min(1, len(rows)))
+        names = [next(iter(fractions)) for _ in rows]
+        return Assignment(names, 0, min(1, len(names)))
+    rows = list(rows)
     foregrounds = [foreground_sources(row) for row in rows]
     backgrounds = [background_sources(row) for row in rows]
     both = [f | b for f, b in zip(foregrounds, backgrounds, strict=True)]
@@ -93,8 +99,15 @@ def assign(
         groups = _together(sources)
         if len(groups) < len(fractions):
             continue
-        names = _deal(groups, order, fractions, seed)
-        if _deviation(names, fractions) <= within and len(set(names)) == len(fractions):
+        names = _deal(groups, order, fractions, seed, kept)
+        moved = kept is not None and any(
+            k not in (None, n) for k, n in zip(kept, names, strict=True)
+        )
+        if moved and within < math.inf:
+            continue
+        if kept is not None or (
+            _deviation(names, fractions) <= within and len(set(names)) == len(fractions)
+        ):
             return Assignment(names, _shared(names, backgrounds), len(groups))
     raise ValueError(
         f"{len(rows)} clips come from {len(_together(foregrounds))} foreground sources, too few "
@@ -124,18 +137,32 @@ def _together(sources: Iterable[set[str]]) -> list[list[int]]:
 
 
 def _deal(
-    groups: list[list[int]], order: list[str], fractions: Mapping[str, float], seed: int
+    groups: list[list[int]],
+    order: list[str],
+    fractions: Mapping[str, float],
+    seed: int,
+    kept: Sequence[str | None] | None = None,
 ) -> list[str]:
-    """Largest groups first, each to the split that lacks most; ties in a seeded order."""
+    """Largest groups first, each to the split that lacks most; ties in a seeded order. Before them
+    groups with rows that are ``kept`` in a split."""
 
-    def place(group: list[int]) -> tuple[int, str]:
+    def held(group: list[int]) -> str | None:
+        there = (kept[index] for index in group) if kept else ()
+        found = Counter(name for name in there if name is not None and name in fractions)
+        return max(sorted(found), key=found.__getitem__) if found else None
+
+    def place(group: list[int]) -> tuple[bool, int, str]:
         key = min(order[index] for index in group)
-        return -len(group), hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()
+        return (
+            held(group) is None,
+            -len(group),
+            hashlib.sha256(f"{seed}/{key}".encode()).hexdigest(),
+        )
 
     names = [""] * len(order)
     lacking = {name: fraction * len(order) for name, fraction in fractions.items()}
     for group in sorted(groups, key=place):
-        name = max(lacking, key=lambda split: lacking[split])
+        name = held(group) or max(lacking, key=lambda split: lacking[split])
         lacking[name] -= len(group)
         for index in group:
             names[index] = name

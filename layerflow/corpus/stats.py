@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,8 +76,8 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     counters: dict[str, Counter[str]] = {name: Counter() for name in ("size", "num_frames", "fps")}
     counted = [column.name for column in COLUMNS if column.counted]
     counters |= {name: Counter() for name in counted}
-    prompts = {layer: Counter[str]() for layer in PROMPTED}
-    scores: dict[str, list[float]] = {name: [] for name in QUALITY_FIELDS}
+    prompts = {layer: _Prompts() for layer in PROMPTED}
+    scores = {name: array("f") for name in QUALITY_FIELDS}
     sizes = cell_bytes(corpus)
     for row, size in zip(small_rows(corpus), sizes.tolist(), strict=True):
         source = row["origin"]["uri"]
@@ -91,7 +92,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
             if row.get(name) is not None:
                 counters[name][row[name]] += 1
         for layer in PROMPTED:
-            prompts[layer][row[f"{layer}_prompt"]] += 1
+            prompts[layer].add(row[f"{layer}_prompt"])
         for name, value in row["quality"].items():
             if value is not None and name in scores:
                 scores[name].append(value)
@@ -107,7 +108,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
             if counter or name in SCHEMA.names or name == "size"
         },
         "sources": {"count": len(sources), "most": dict(sources.most_common(10))},
-        "prompts": {layer: _prompts(counter) for layer, counter in prompts.items()},
+        "prompts": {layer: seen.plain() for layer, seen in prompts.items()},
         "scores": {name: _distribution(values) for name, values in scores.items() if values},
         "licences": {k or NO_LICENCE: licences[k].plain() for k in sorted(licences, key=str)},
         "without_licence": licences[None].clips,
@@ -143,33 +144,77 @@ class _Share:
 
 def cell_bytes(corpus: Corpus | PublishedCorpus) -> np.ndarray:
     """int64 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
-    parts = [
-        np.column_stack([pc.binary_length(c).fill_null(0).to_numpy(False) for c in batch.columns])
-        for batch in read_batches(corpus, LAYERS)
-    ]
-    return np.concatenate([np.zeros((0, 4), np.int64), *parts]).astype(np.int64)
+    found = np.zeros((len(corpus), len(LAYERS)), np.int64)
+    first = 0
+    for batch in read_batches(corpus, LAYERS):
+        for place, column in enumerate(batch.columns):
+            lengths = pc.binary_length(column).fill_null(0).to_numpy(False)
+            found[first : first + batch.num_rows, place] = lengths
+        first += batch.num_rows
+    return found
+
+
+def id_number(id: str) -> int:
+    """A number of 64 bits for a row's id: the id itself where it is 16 digits, as ours are."""
+    if re.fullmatch(r"[0-9a-f]{16}", id):
+        return int(id, 16)
+    return int(hashlib.sha256(id.encode()).hexdigest()[:16], 16)
+
+
+def id_numbers(corpus: Corpus | PublishedCorpus) -> np.ndarray:
+    """uint64 ``[rows]``: ``id_number`` of each."""
+    batches = read_batches(corpus, ["id"])
+    numbers = (id_number(id) for batch in batches for id in batch.column("id").to_pylist())
+    return np.fromiter(numbers, np.uint64, len(corpus))
 
 
 def duplicates(corpus: Corpus | PublishedCorpus, sizes: np.ndarray) -> dict[str, Any]:
     """Rows whose ``blended`` cell equals that of an earlier row, byte for byte.
 
-    sizes: from ``cell_bytes``. Only cells of equal length are read.
+    sizes: from ``cell_bytes``. Only cells of equal length and with equal ends are read.
     """
-    lengths = Counter(sizes[:, LAYERS.index(BLENDED)].tolist())
+    likely = _repeated(sizes[:, LAYERS.index(BLENDED)])
+    if likely.any() and isinstance(corpus, Corpus):  # mapped: a page of a cell can be read alone
+        ends = np.zeros(len(corpus), np.uint64)
+        for index, cell in _cells(corpus, [BLENDED], likely):
+            end = hashlib.blake2b(cell[-64:], digest_size=8, salt=_length(cell)).digest()
+            ends[index] = int.from_bytes(end, "little")
+        likely[likely] = _repeated(ends[likely])
     seen: dict[bytes, str] = {}
     pairs: list[list[str]] = []
-    for batch in read_batches(corpus, ("id", BLENDED)):
-        for id, cell in zip(batch.column("id"), batch.column(BLENDED), strict=True):
-            buffer = cell.as_buffer()
-            if buffer is None or lengths[buffer.size] < 2:
-                continue
-            first = seen.setdefault(hashlib.sha256(buffer).digest(), id.as_py())
-            if first != id.as_py():
-                pairs.append([first, id.as_py()])
+    if likely.any():
+        for index, cell in _cells(corpus, [BLENDED], likely):
+            id = corpus.row(index, ["id"])["id"]
+            first = seen.setdefault(hashlib.sha256(cell).digest(), id)
+            if first != id:
+                pairs.append([first, id])
     return {"rows": len(pairs), "pairs": pairs[:20]}
 
 
-def _distribution(values: list[float]) -> dict[str, float]:
+def _cells(
+    corpus: Corpus | PublishedCorpus, column: list[str], wanted: np.ndarray
+) -> Iterator[tuple[int, memoryview]]:
+    """The cells of a column in the rows that are ``wanted`` (bool), with their places."""
+    first = 0
+    for batch in read_batches(corpus, column):
+        for place in np.flatnonzero(wanted[first : first + batch.num_rows]).tolist():
+            buffer = batch.column(0)[place].as_buffer()
+            if buffer is not None:
+                yield first + place, memoryview(buffer)
+        first += batch.num_rows
+
+
+def _length(cell: memoryview) -> bytes:
+    return len(cell).to_bytes(8, "little")
+
+
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """bool: whether the value at a place is there more than once."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray(counts[places] > 1)
+
+
+def _distribution(values: array[float]) -> dict[str, float]:
     array = np.asarray(values, np.float64)
     points = np.percentile(array, PERCENTILES)
     return {
@@ -181,12 +226,25 @@ def _distribution(values: list[float]) -> dict[str, float]:
     }
 
 
-def _prompts(counter: Counter[str]) -> dict[str, Any]:
-    total = sum(counter.values())
-    letters = sum(len(text) * count for text, count in counter.items())
-    filled = {text for text in counter if text}
-    mean = round(letters / total, 1) if total else 0.0
-    return {"empty": counter[""], "distinct": len(filled), "mean_letters": mean}
+@dataclass
+class _Prompts:
+    """Texts of a layer, of which only hashes are kept: 8 bytes a clip."""
+
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    empty: int = 0
+    letters: int = 0
+
+    def add(self, text: str) -> None:
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        self.hashes.append(int.from_bytes(digest, "little"))
+        self.empty += not text
+        self.letters += len(text)
+
+    def plain(self) -> dict[str, Any]:
+        total = len(self.hashes)
+        distinct = len(np.unique(np.asarray(self.hashes, np.uint64))) - bool(self.empty)
+        mean = round(self.letters / total, 1) if total else 0.0
+        return {"empty": self.empty, "distinct": distinct, "mean_letters": mean}
 
 
 def _rejected(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from layerflow.corpus.columns import small_columns
@@ -22,7 +23,7 @@ from layerflow.corpus.published import PublishedCorpus, is_remote, open_corpus
 from layerflow.corpus.row_cells import check_stored
 from layerflow.corpus.row_check import Problem, RowReport, check_row
 from layerflow.corpus.shards import table_files
-from layerflow.corpus.stats import stats
+from layerflow.corpus.stats import id_numbers, stats
 from layerflow.corpus.store import Store, in_object_store
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, Corpus, Table, file_sha256
 from layerflow.documents import read_json
@@ -90,6 +91,17 @@ def refuse_unsound_rows(corpus: Corpus | PublishedCorpus, *, workers: int) -> No
     for report in check_rows(corpus, workers=workers, decode=False):
         for problem in report.problems:
             raise ValueError(f"{corpus.path} cannot be used: {problem}")
+
+
+def refuse_unsound_shards(corpus: Corpus, numbers: Iterable[int]) -> None:
+    """As ``refuse_unsound`` of some shards of a local corpus; the others are not read."""
+    for number in numbers:
+        shard = corpus.shards[number]
+        for _ in corpus.shard(number).batches():
+            pass  # validated as it is read
+        if shard.sha256 and stored_sha256(Path(corpus.path) / shard.file) != shard.sha256:
+            text = f"the checksum of {shard.file} is not the one that the log says"
+            raise ValueError(f"{corpus.path} cannot be used: {text}; {FIX_FOLDER}")
 
 
 def _stored(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
@@ -196,7 +208,7 @@ _hashed: dict[tuple[str, int, int], str] = {}
 _sound: set[Any] = set()
 
 
-def _sha256(path: Path) -> str:
+def stored_sha256(path: Path) -> str:
     """sha256 of a shard, read once by this process while its size and time do not change."""
     about = path.stat()
     key = (str(path.resolve()), about.st_size, about.st_mtime_ns)
@@ -215,7 +227,7 @@ def _shards(table: Table) -> Iterator[Problem]:
     elif local is not None:
         digest = hashlib.sha256()
         for shard in table.shards:
-            digest.update(_sha256(local / shard.file).encode())
+            digest.update(stored_sha256(local / shard.file).encode())
         if read_json(local / "state.json").get("_fingerprint") != digest.hexdigest()[:16]:
             text = "the checksum of the shards is not the one that was written with them"
             yield Problem(None, "state.json", text, FIX_FOLDER)
@@ -235,7 +247,7 @@ def _logged(table: Table) -> Iterator[Problem]:
     local = table.store.local
     for shard in table.shards:
         if local is not None:
-            found = _sha256(local / shard.file)
+            found = stored_sha256(local / shard.file)
         else:
             found = hashlib.sha256(table.store.read(shard.file)).hexdigest()
         if found != shard.sha256:
@@ -251,8 +263,10 @@ def _logged(table: Table) -> Iterator[Problem]:
 
 
 def _ids(corpus: Corpus | PublishedCorpus) -> Iterator[Problem]:
-    repeated = [id for id, count in Counter(corpus.ids()).items() if count > 1]
-    if repeated:
+    numbers = id_numbers(corpus)
+    if len(np.unique(numbers)) == len(numbers):
+        return
+    if repeated := [id for id, count in Counter(corpus.ids()).items() if count > 1]:
         text = f"{len(repeated)} ids are there more than once, the first is {repeated[0]!r}"
         yield Problem(None, "id", text, "merge it into a new corpus with `layerflow merge`")
 

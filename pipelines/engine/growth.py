@@ -7,7 +7,6 @@ Until the log has its new file the corpus is what it was before; from then on it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -25,7 +24,7 @@ import pyarrow as pa
 from layerflow.corpus import log
 from layerflow.corpus.changes.tombstones import Tombstones, left_out
 from layerflow.corpus.log import Shard, Version
-from layerflow.corpus.stats import tallied
+from layerflow.corpus.stats import id_number, id_numbers, tallied
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, Corpus, rejected_row
 from layerflow.corpus.writer import record_batches, settle, write_shard
@@ -285,8 +284,9 @@ class Growth:
         return Tombstones.of(self.store, self.base)
 
     def _earlier_ids(self) -> np.ndarray:
-        ids = self._base().ids() if self.base is not None else []
-        return np.sort(np.fromiter(map(id_number, ids), np.uint64, len(ids)))
+        return (
+            np.sort(id_numbers(self._base())) if self.base is not None else np.zeros(0, np.uint64)
+        )
 
     def _rejected(self, rows: Sequence[dict[str, Any]]) -> tuple[Shard, ...]:
         before = self.base.rejected if self.base is not None else ()
@@ -322,14 +322,6 @@ class Growth:
     def _with_done(self, version: Version) -> Version:
         name = write_done(self.store, self.recipe.hash, [unit.key for unit in self.units])
         return replace(version, done=(*version.done, name))
-
-
-def id_number(id: str) -> int:
-    """A number of 64 bits for a row's id."""
-    try:
-        return int(id, 16) & 0xFFFFFFFFFFFFFFFF
-    except ValueError:
-        return int(hashlib.sha256(id.encode()).hexdigest()[:16], 16)
 
 
 def _holds(sorted_ids: np.ndarray, number: int) -> bool:

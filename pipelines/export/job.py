@@ -24,7 +24,7 @@ from layerflow.nearest import did_you_mean
 from layerflow.outputs import free_output, local_output
 from pipelines.export.containers import FORMATS, HEAD, PIECES
 from pipelines.export.sample import FORMAT
-from pipelines.publish.card import licence_table, recorded, sources_of
+from pipelines.publish.card import licence_table, recorded
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run_export(
     if not done.clips:
         raise ValueError("no clip is as asked for")
     wanted = (row for row in small_rows(corpus) if selection.refuses(row) is None)
-    write_text(building / "LICENSE.md", licence_table(sources_of(wanted)))
+    write_text(building / "LICENSE.md", licence_table(wanted))
     head = {
         "export": FORMAT,
         "format": format,

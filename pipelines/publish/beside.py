@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from layerflow.corpus.stats import small_rows
 from layerflow.corpus.table import Corpus
-from pipelines.publish.card import CardFacts, card_metadata, licence_table, sources_of
+from pipelines.publish.card import CardFacts, card_metadata, licence_table
 from pipelines.publish.croissant import make_croissant
 from pipelines.publish.pictures import score_picture
 
 
-def described(corpus: Corpus, facts: CardFacts) -> Iterator[tuple[str, bytes, bool]]:
-    """Name, content, and whether it is large, of every such file."""
-    yield "LICENSE.md", licence_table(sources_of(small_rows(corpus))).encode(), False
+def described(corpus: Corpus, facts: CardFacts) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every such file."""
+    yield "LICENSE.md", licence_table(small_rows(corpus)).encode()
     picture = score_picture(small_rows(corpus))
     if picture:
-        yield "scores.png", picture, True
-    yield "croissant.json", make_croissant(facts, card_metadata(facts, {})["license"]), False
+        yield "scores.png", picture
+    yield "croissant.json", make_croissant(facts, card_metadata(facts, {})["license"])

@@ -18,6 +18,7 @@ from layerflow.corpus.stats import NO_LICENCE
 from layerflow.locations import clean_uri
 from manifests.yaml_file import parse_yaml
 from pipelines.publish import datasheet
+from pipelines.publish.layout import patterns
 from pipelines.publish.licences import LicenceReport, hub_licence, hub_licences
 from pipelines.publish.markdown import plain as plain
 from pipelines.publish.markdown import table
@@ -29,6 +30,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 TASKS = ["text-to-video", "image-to-video", "video-to-video", "image-segmentation"]
 TAGS = ["layered-video", "alpha-matting", "video-matting", "compositing", "layerflow", "video"]
 MAX_LISTED = 200
+MAX_SOURCES = 5000
 LICENCE_COLUMNS = ("licence", "attribution", "made of", "clips", "hours")
 
 
@@ -44,12 +46,13 @@ MEASURED = (
 @dataclass(frozen=True)
 class ConfigInfo:
     """One configuration: its folder, its features, and per split rows, bytes in memory and bytes
-    of files."""
+    of files, and the names of these."""
 
     name: str
     folder: str
     features: Any
     splits: dict[str, tuple[int, int, int]]
+    files: Mapping[str, Sequence[str]]
 
     def info(self) -> dict[str, Any]:
         """The ``dataset_info`` entry, as ``datasets`` writes it."""
@@ -122,7 +125,11 @@ def card_metadata(facts: CardFacts, existing: Mapping[str, Any]) -> dict[str, An
     names = {config.name for config in facts.configs}
     configs: list[dict[str, Any]] = []
     for config in facts.configs:
-        files = [{"split": s, "path": f"{config.folder}/{s}-*.parquet"} for s in config.splits]
+        files = [
+            {"split": split, "path": found if len(found) > 1 else found[0]}
+            for split, names in config.files.items()
+            for found in [patterns(config.folder, split, names)]
+        ]
         configs.append({"config_name": config.name, "data_files": files})
     others = [c for c in _list(existing.get("configs")) if c.get("config_name") not in names]
     if not any(config.get("default") for config in others):
@@ -347,31 +354,33 @@ def _limits(facts: CardFacts) -> str:
     return "## Known limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-Sources = Mapping[tuple[str, str, str], tuple[int, float]]
-
-
-def sources_of(rows: Iterable[Mapping[str, Any]]) -> Sources:
-    """Clips and seconds by (licence, attribution, source and what else a clip was made of). rows:
-    their small columns."""
+def licence_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """LICENSE.md: clips and hours by (licence, attribution, source and what else the clip was made
+    of), of corpus rows (their small columns); the first 5000 of these, in bounded memory."""
     found: dict[tuple[str, str, str], tuple[int, float]] = {}
+    last: tuple[str, str, str] | None = None  # entries after it are left out
     for row in rows:
-        source = row["origin"]
-        licence = source["licence"] or NO_LICENCE
-        parents = (parent.partition("#")[0] for parent in source["parents"] or ())
-        made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
-        key = licence, source["attribution"] or "", made_of
-        clips, seconds = found.get(key, (0, 0.0))
-        length = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
-        found[key] = clips + 1, seconds + length
-    return found
-
-
-def licence_table(sources: Sources) -> str:
-    """LICENSE.md: what ``sources_of`` gives."""
-    rows = [(*key, n, f"{seconds / 3600:.4f}") for key, (n, seconds) in sorted(sources.items())]
-    more = f"\n\n... and {len(rows) - 5000} more; see `origin` of each clip." * (len(rows) > 5000)
+        key = _source(row)
+        if last is None or key <= last:
+            clips, seconds = found.get(key, (0, 0.0))
+            length = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
+            found[key] = clips + 1, seconds + length
+        if len(found) > 4 * MAX_SOURCES:
+            first = sorted(found)[:MAX_SOURCES]
+            found, last = {key: found[key] for key in first}, first[-1]
+    listed = sorted(found.items())[:MAX_SOURCES]
+    lines = [(*key, clips, f"{seconds / 3600:.4f}") for key, (clips, seconds) in listed]
+    more = "\n\n... and more; see `origin` of each clip."
+    more *= last is not None or len(found) > len(listed)
     head = (
         "# Licences by source\n\nEach clip carries the licence and attribution of its source in "
         "the column `origin`.\n\n"
     )
-    return head + table(LICENCE_COLUMNS, rows[:5000]) + more + "\n"
+    return head + table(LICENCE_COLUMNS, lines) + more + "\n"
+
+
+def _source(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    source = row["origin"]
+    parents = (parent.partition("#")[0] for parent in source["parents"] or ())
+    made_of = ", ".join(dict.fromkeys(map(clean_uri, [source["uri"], *parents])))
+    return source["licence"] or NO_LICENCE, source["attribution"] or "", made_of

@@ -17,6 +17,7 @@ from layerflow.corpus.scores import meaning
 
 if TYPE_CHECKING:
     from pipelines.publish.card import CardFacts
+from pipelines.publish.layout import patterns
 
 CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -85,6 +86,7 @@ def _repository(url: str) -> dict[str, Any]:
 
 
 def _files(config: Any) -> dict[str, Any]:
+    found = [p for item in config.files.items() for p in patterns(config.folder, *item)]
     return {
         "@type": "cr:FileSet",
         "@id": f"{config.name}-files",
@@ -92,7 +94,7 @@ def _files(config: Any) -> dict[str, Any]:
         "description": f"Parquet files of the configuration {config.name}.",
         "containedIn": {"@id": REPO},
         "encodingFormat": "application/x-parquet",
-        "includes": f"{config.folder}/*.parquet",
+        "includes": found if len(found) > 1 else found[0],
     }
 
 

@@ -1,4 +1,4 @@
-"""The files of a dataset repository: planned, checked, and made one after the other."""
+"""A publication planned: which rows lie in which file, what is there already, what is made."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from layerflow.corpus.splits import Assignment, assign, parse_fractions
-from layerflow.corpus.stats import cell_bytes, read_batches, small_rows, stats
+from layerflow.corpus.stats import (
+    cell_bytes,
+    id_number,
+    id_numbers,
+    read_batches,
+    small_rows,
+    stats,
+)
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus
-from layerflow.corpus.validate import check_rows, refuse_unsound, refuse_unsound_rows
+from layerflow.corpus.validate import (
+    check_rows,
+    refuse_unsound,
+    refuse_unsound_rows,
+    refuse_unsound_shards,
+)
 from layerflow.files import write_bytes
 from pipelines.audit import audit
 from pipelines.publish.beside import described
@@ -31,36 +41,41 @@ from pipelines.publish.card import (
     ConfigInfo,
     make_card,
 )
-from pipelines.publish.licences import LicenceReport, check_allowed, review
-from pipelines.publish.preview import (
-    PREVIEWS_PER_SHARD,
-    preview_batches,
-    preview_features,
-    preview_schema,
+from pipelines.publish.layout import (
+    Part,
+    Publication,
+    Sent,
+    file_key,
+    file_name,
+    lay_out,
+    record_names,
 )
+from pipelines.publish.licences import LicenceReport, check_allowed, review
+from pipelines.publish.parts import Making, make_data, make_previews
+from pipelines.publish.preview import preview_features, preview_schema
 from pipelines.publish.tables import (
     SHARD_BYTES,
     Shards,
     features_of,
-    media_columns,
-    published,
     shard_limit,
-    shard_rows,
     table_schema,
     write_parquet,
 )
 from pipelines.view.page import make_sheet
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 RMS_SAMPLE = 24
+SMALL = ("stats.json", "LICENSE.md", "README.md")
 
 
 @dataclass(frozen=True)
 class PublishOptions:
     """What to publish and where. split: one name, or ``train=0.9,test=0.1``. licence: of the whole
-    repository, for its card. Raises ValueError for names that the Hub does not take."""
+    repository, for its card. tag: the name of this version; None: the next ``vN``.
+    Raises ValueError for names that the Hub does not take."""
 
     repo_id: str
     private: bool = True
@@ -68,6 +83,7 @@ class PublishOptions:
     split: str = "train"
     seed: int = 0
     revision: str | None = None
+    tag: str | None = None
     licence: str | None = None
     acknowledge_licences: bool = False
     with_rejected: bool = False
@@ -77,6 +93,8 @@ class PublishOptions:
             raise ValueError(f"{self.repo_id!r} is no repository id; give NAMESPACE/NAME")
         if not CONFIG_NAME.fullmatch(self.config) or self.config in (PREVIEW, REJECTED, "data"):
             raise ValueError(f"{self.config!r} cannot be the name of a configuration")
+        if self.tag is not None and not TAG.fullmatch(self.tag):
+            raise ValueError(f"{self.tag!r} cannot be the name of a tag")
         parse_fractions(self.split)
 
     def folders(self) -> tuple[str, str, str]:
@@ -89,68 +107,189 @@ class PublishOptions:
 
 @dataclass(frozen=True)
 class PublishPlan:
-    """A checked corpus with the split of every row and its licences."""
+    """A corpus with the split of every row, its licences, and the parts that it is published in.
+
+    before: what the repository holds of this configuration now. stats: of the corpus.
+    """
 
     corpus: Corpus
     options: PublishOptions
-    splits: dict[str, np.ndarray]
+    parts: list[Part]
     assignment: Assignment
     licences: LicenceReport
     workers: int
+    before: Publication
+    stats: Mapping[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Names this publication: the corpus' checksum, the options, the format."""
+        """Names this publication: the corpus' checksum, the options, the format, what there was."""
         state = self.corpus.identity()
         parts = [state, asdict(self.options), FORMAT_VERSION, pa.__version__]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        before = hashlib.sha256(self.before.text()).hexdigest()
+        return hashlib.sha256(json.dumps([*parts, before]).encode()).hexdigest()[:12]
+
+    @cached_property
+    def shards(self) -> Shards:
+        return Shards.of(self.corpus)
+
+    @cached_property
+    def features(self) -> tuple[Any, Any]:
+        """``datasets.Features`` of the corpus and of its previews."""
+        data = features_of(set(self.stats["kinds"]), table_schema(self.corpus))
+        return data, preview_features(preview_schema(list(self.stats["scores"])))
+
+    def splits(self) -> dict[str, int]:
+        """Rows by split, in order."""
+        counts = dict.fromkeys(parse_fractions(self.options.split), 0)
+        for part in self.parts:
+            counts[part.split] += len(part.ids)
+        return counts
+
+    def name(self, part: Part, preview: bool = False) -> str:
+        folder = self.options.folders()[1 if preview else 0]
+        return file_name(folder, part.split, part.number, len(self.splits()))
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The key of every file of the parts, by its name."""
+        values = self.corpus.overlay.values
+        corrected = {id_number(id): new for id, new in values.items()}
+        numbers = np.asarray(sorted(corrected), np.uint64)
+        found = {}
+        for preview, features in enumerate(self.features):
+            schema = features.arrow_schema
+            about = [FORMAT_VERSION, preview, str(schema), str(schema.metadata)]
+            for part in self.parts:
+                new = {str(n): corrected[n] for n in np.intersect1d(part.ids, numbers).tolist()}
+                firsts, sums = self.shards.firsts, self.shards.sums
+                key = file_key(part.rows, firsts, sums, new, json.dumps(about))
+                found[self.name(part, bool(preview))] = key
+        return found
 
 
-def make_plan(path: Path, options: PublishOptions, *, workers: int | None = None) -> PublishPlan:
-    """Check the corpus and the licences and assign the splits; decodes no media."""
+def make_plan(
+    path: Path,
+    options: PublishOptions,
+    *,
+    workers: int | None = None,
+    before: Publication | None = None,
+) -> PublishPlan:
+    """Check the licences and assign splits and files; decodes no media and reads few.
+
+    before: what is published; of a corpus of which nothing is, all is checked here.
+    """
+    before = before or Publication()
     processes = os.cpu_count() or 1 if workers is None else workers
     corpus = Corpus.open(path)
-    refuse_unsound(corpus)
-    refuse_unsound_rows(corpus, workers=processes)
+    if not before.parts:
+        refuse_unsound(corpus)
+        refuse_unsound_rows(corpus, workers=processes)
     if not len(corpus):
         raise ValueError(f"{path} holds no clip to publish")
-    rows = list(small_rows(corpus))
-    licences = review(rows)
+    return plan_of(corpus, options, processes, before)
+
+
+def plan_of(
+    corpus: Corpus, options: PublishOptions, workers: int, before: Publication
+) -> PublishPlan:
+    """``make_plan`` of a corpus that is sound."""
+    licences = review(_origins(corpus))
     check_allowed(licences, private=options.private, acknowledged=options.acknowledge_licences)
+    ids = id_numbers(corpus)
     fractions = parse_fractions(options.split)
-    assignment = assign(rows, fractions, options.seed)
+    rows = small_rows(corpus) if len(fractions) > 1 else ({} for _ in ids)  # of one, none is read
+    assignment = assign(rows, fractions, options.seed, _kept(ids, before))
     names = np.asarray(assignment.names)
     splits = {name: np.flatnonzero(names == name) for name in fractions}
-    return PublishPlan(corpus, options, splits, assignment, licences, processes)
+    sizes = cell_bytes(corpus).sum(axis=1)
+    limit = shard_limit(int(sizes.sum()), SHARD_BYTES)
+    parts = lay_out(ids, splits, sizes, limit, before)
+    return PublishPlan(corpus, options, parts, assignment, licences, workers, before, stats(corpus))
 
 
-def make_files(
-    plan: PublishPlan, folder: Path, *, existing_card: str | None = None, quiet: bool = False
-) -> Iterator[tuple[str, bool]]:
-    """Make the repository's files in ``folder``, one after the other; yields (name, large) when one
-    is complete. A large one may be taken away at once. Complete files are not made again."""
-    counted = stats(plan.corpus)
-    data, preview, rejected = plan.options.folders()
-    features = features_of(set(counted["kinds"]), table_schema(plan.corpus))
-    configs = [ConfigInfo(plan.options.config, data, features, {})]
-    yield from data_files(plan, folder, configs[0])
-    schema = preview_schema(list(counted["scores"]))
-    configs.append(ConfigInfo(preview, preview, preview_features(schema), {}))
-    yield from _previews(plan, folder, configs[1], schema, quiet)
-    if plan.options.with_rejected and counted["rejected"]["rows"]:
-        import datasets
+def _origins(corpus: Corpus) -> Iterator[dict[str, Any]]:
+    """Every row, with its origin alone."""
+    for batch in read_batches(corpus, ["origin"]):
+        yield from batch.to_pylist()
 
-        features = datasets.Features.from_arrow_schema(REJECTED_SCHEMA)
-        configs.append(ConfigInfo(rejected, rejected, features, {}))
-        yield from _rejected(plan, folder, configs[2])
+
+def _kept(ids: np.ndarray, before: Publication) -> list[str | None] | None:
+    """The split in which each row is published already."""
+    if len({part.split for part in before.parts}) < 2:
+        return None
+    held = {number: part.split for part in before.parts for number in part.ids.tolist()}
+    return [held.get(number) for number in ids.tolist()]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file that was made, in the working folder; it may be taken away when it is sent."""
+
+    name: str
+    key: str = ""
+    held: int = 0
+
+
+def make_parts(
+    plan: PublishPlan,
+    folder: Path,
+    known: Mapping[str, Sent],
+    *,
+    old: Callable[[str], Path | None] | None = None,
+    quiet: bool = False,
+) -> Iterator[Made]:
+    """Make the files of all parts that ``known`` does not hold with the same key, one by one.
+
+    old: fetches a preview file by its name as it is published now. Files that are complete in
+    ``folder`` are not made again. Raises ValueError for rows that cannot be published.
+    """
+    missing = {name for name, key in plan.keys.items() if known.get(name, Sent(0, "")).key != key}
+    data = [part for part in plan.parts if plan.name(part) in missing]
+    previews = [part for part in plan.parts if plan.name(part, True) in missing]
+    if plan.before.parts:
+        _refuse_unsound(plan, data)
+    making = Making(plan.corpus, plan.shards, folder, plan.workers)
+    schema, shown = (features.arrow_schema for features in plan.features)
+    for name, held in make_data(making, [(plan.name(p), p.rows) for p in data], schema):
+        yield Made(name, plan.keys[name], held)
+    files = [(plan.name(p, True), p.rows) for p in previews]
+    for name, held in make_previews(making, files, shown, old, quiet):
+        yield Made(name, plan.keys[name], held)
+
+
+def _refuse_unsound(plan: PublishPlan, parts: list[Part]) -> None:
+    """What ``make_plan`` does for all rows, of those that are published anew."""
+    if not parts:
+        return
+    rows = np.unique(np.concatenate([part.rows for part in parts]))
+    refuse_unsound_shards(plan.corpus, plan.shards.holding(rows))
+    for report in check_rows(
+        plan.corpus, workers=plan.workers, indices=rows.tolist(), decode=False
+    ):
+        for problem in report.problems:
+            raise ValueError(f"{plan.corpus.path} cannot be used: {problem}")
+
+
+def make_rest(
+    plan: PublishPlan, folder: Path, sent: Mapping[str, Sent], *, existing_card: str | None = None
+) -> Iterator[Made]:
+    """The files that are of no part, made anew each time: rejected rows, contact sheet, statistics,
+    licences, card. sent: the files of all parts."""
+    configs = list(_configs(plan, sent))
+    rejected = plan.options.folders()[2]
+    if plan.options.with_rejected and plan.stats["rejected"]["rows"]:
+        made, config = _rejected(plan, folder, rejected)
+        configs.append(config)
+        yield made
     sheet = make_sheet(Path(plan.corpus.address), len(plan.corpus), plan.workers)
     if sheet:
-        yield _put(folder, "contact_sheet.png", sheet), True
-    yield _put(folder, "stats.json", json.dumps(counted, indent=2).encode()), False
+        yield _put(folder, "contact_sheet.png", sheet)
+    yield _put(folder, "stats.json", json.dumps(plan.stats, indent=2).encode())
     facts = CardFacts(
         plan.options.repo_id,
         configs,
-        counted,
+        plan.stats,
         plan.corpus.info,
         plan.licences,
         plan.options.licence,
@@ -158,98 +297,46 @@ def make_files(
         _encoded_rms(plan),
         audit(plan.corpus),
     )
-    yield from (
-        (_put(folder, name, data), large) for name, data, large in described(plan.corpus, facts)
+    yield from (_put(folder, name, data) for name, data in described(plan.corpus, facts))
+    yield _put(folder, "README.md", make_card(facts, existing_card).encode())
+
+
+def make_record(plan: PublishPlan, folder: Path, sent: Mapping[str, Sent], tag: str) -> Publication:
+    """The record of this publication, which goes with it; sent: all files but those of it."""
+    version = plan.corpus.version
+    record = Publication(
+        tuple(plan.parts), dict(sorted(sent.items())), tag, version.number if version else None
     )
-    yield _put(folder, "README.md", make_card(facts, existing_card).encode()), False
+    text, ids = record_names(plan.options.config)
+    _put(folder, text, record.text())
+    _put(folder, ids, record.id_bytes())
+    return record
 
 
-def _put(folder: Path, name: str, data: bytes) -> str:
+def _put(folder: Path, name: str, data: bytes) -> Made:
     write_bytes(folder / name, data)
-    return name
+    return Made(name)
 
 
-def data_files(plan: PublishPlan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
-    """Convert the corpus to its Parquet shards; yields (name, True) as each is complete."""
-    schema = config.features.arrow_schema
-    sizes = cell_bytes(plan.corpus).sum(axis=1)
-    shards = Shards.of(plan.corpus)
-    jobs: list[tuple[str, str, np.ndarray]] = []
-    limit = shard_limit(int(sizes.sum()), SHARD_BYTES)
-    for split, indices in plan.splits.items():
-        counts = shard_rows(sizes[indices], limit)
-        pieces = np.split(indices, np.cumsum(counts)[:-1])
-        names = _shard_names(config.folder, split, len(counts))
-        jobs += [(split, name, piece) for name, piece in zip(names, pieces, strict=True)]
-
-    def convert(job: tuple[str, str, np.ndarray]) -> int:
-        _, name, piece = job
-        if not (folder / name).is_file():
-            batches = (published(batch, schema) for batch in shards.read(piece))
-            write_parquet(folder / name, schema, batches, media_columns(schema))
-        return (folder / name).stat().st_size
-
-    for (split, name, piece), size in _side_by_side(jobs, convert):
-        held = int(sizes[piece].sum())
-        _count(config, split, len(piece), held, size)
-        yield name, True
+def _configs(plan: PublishPlan, sent: Mapping[str, Sent]) -> Iterator[ConfigInfo]:
+    names = plan.options.config, plan.options.folders()[1]
+    for preview, (name, features) in enumerate(zip(names, plan.features, strict=True)):
+        splits: dict[str, tuple[int, int, int]] = {}
+        files: dict[str, list[str]] = {}
+        for part in plan.parts:
+            file = plan.name(part, bool(preview))
+            rows, held, size = splits.get(part.split, (0, 0, 0))
+            of = sent[file]
+            splits[part.split] = rows + len(part.ids), held + of.held, size + of.size
+            files.setdefault(part.split, []).append(file)
+        yield ConfigInfo(name, plan.options.folders()[preview], features, splits, files)
 
 
-def _side_by_side(jobs: list[Any], work: Callable[[Any], int]) -> Iterator[tuple[Any, int]]:
-    """Jobs with their results, in order, as many at a time as there are CPUs (at most 4) and never
-    further ahead, so that finished files do not pile up."""
-    width = min(4, os.cpu_count() or 1)
-    ahead: deque[tuple[Any, Future[int]]] = deque()
-    with ThreadPoolExecutor(width) as pool:
-        for job in jobs:
-            ahead.append((job, pool.submit(work, job)))
-            if len(ahead) >= width:
-                first, result = ahead.popleft()
-                yield first, result.result()
-        for first, result in ahead:
-            yield first, result.result()
+def _rejected(plan: PublishPlan, folder: Path, below: str) -> tuple[Made, ConfigInfo]:
+    import datasets
 
-
-def _shard_names(folder: str, split: str, count: int) -> list[str]:
-    return [f"{folder}/{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
-
-
-def _count(config: ConfigInfo, split: str, rows: int, held: int, size: int) -> None:
-    before = config.splits.get(split, (0, 0, 0))
-    config.splits[split] = (before[0] + rows, before[1] + held, before[2] + size)
-
-
-def _previews(
-    plan: PublishPlan, folder: Path, config: ConfigInfo, schema: pa.Schema, quiet: bool
-) -> Iterator[tuple[str, bool]]:
-    from rich.progress import Progress
-
-    typed = config.features.arrow_schema
-    with Progress(disable=quiet, transient=True) as progress:
-        task = progress.add_task("previews", total=len(plan.corpus))
-        for split, indices in plan.splits.items():
-            pieces = np.array_split(indices, -(-len(indices) // PREVIEWS_PER_SHARD))
-            names = _shard_names(config.folder, split, len(pieces))
-            for name, piece in zip(names, pieces, strict=True):
-                if not (folder / name).is_file():
-                    rows = [int(index) for index in piece]
-
-                    def batches(rows: list[int] = rows) -> Iterator[pa.RecordBatch]:
-                        for batch in preview_batches(plan.corpus, rows, schema, plan.workers):
-                            progress.advance(task)
-                            yield pa.RecordBatch.from_arrays(batch.columns, schema=typed)
-
-                    write_parquet(folder / name, typed, batches(), ["preview"])
-                size = (folder / name).stat().st_size
-                held = pq.ParquetFile(folder / name).metadata
-                memory = sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
-                _count(config, split, len(piece), memory, size)
-                yield name, True
-
-
-def _rejected(plan: PublishPlan, folder: Path, config: ConfigInfo) -> Iterator[tuple[str, bool]]:
-    name = _shard_names(config.folder, "train", 1)[0]
-    schema = config.features.arrow_schema
+    features = datasets.Features.from_arrow_schema(REJECTED_SCHEMA)
+    schema, name = features.arrow_schema, file_name(below, "train", 0)
     table = plan.corpus.rejected_table()
     assert table is not None  # it has rows
     rows = held = 0
@@ -261,8 +348,9 @@ def _rejected(plan: PublishPlan, folder: Path, config: ConfigInfo) -> Iterator[t
             yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
     write_parquet(folder / name, schema, batches(), [])
-    _count(config, "train", rows, held, (folder / name).stat().st_size)
-    yield name, True
+    size = (folder / name).stat().st_size
+    splits = {"train": (rows, held, size)}
+    return Made(name, held=held), ConfigInfo(below, below, features, splits, {"train": [name]})
 
 
 def _encoded_rms(plan: PublishPlan) -> dict[str, float]:

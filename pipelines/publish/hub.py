@@ -1,242 +1,270 @@
-"""Pushing to the Hugging Face Hub: every blob first, then one commit, then verification.
+"""Pushing to the Hugging Face Hub: what is new goes up, one commit shows it, a tag names it.
 
-Files are made one after the other, deterministically, and leave the disk once they are up. A run
-that was interrupted makes the same files again, and the Hub says which blobs it already has: only
-missing ones are sent. The token comes from where ``huggingface_hub`` looks for it; it is never
-printed or stored.
+    what is there -> the plan -> files, made and sent one by one -> one commit -> checksums -> tag
+
+Up to 100 files go with that commit. More are committed in batches to a branch of their own first,
+which the last commit copies from on the Hub; it is deleted then. A run that was interrupted goes on
+with the files in its working folder and on that branch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
 import re
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from layerflow.corpus.table import file_sha256
+from layerflow.files import sweep, write_bytes
+from pipelines.publish.calls import MovedError, hub_api
 from pipelines.publish.card import is_foreign
-from pipelines.publish.files import PublishPlan, make_files
+from pipelines.publish.files import (
+    Made,
+    PublishOptions,
+    PublishPlan,
+    make_parts,
+    make_plan,
+    make_record,
+    make_rest,
+)
+from pipelines.publish.history import purge_history
+from pipelines.publish.layout import Publication, Sent, next_tag, record_names
+from pipelines.publish.repository import Repository, is_same
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-ATTEMPTS = 6
-LONGEST_WAIT = 120.0
+BATCH_FILES = 100
+BATCH_BYTES = 8 << 30
 REGULAR_BYTES = 16 << 20
-AGAIN = "run the same command again: what is already there is not sent again"
-PASSING = frozenset({408, 409, 412, 422, 425, 429, 500, 502, 503, 504})
-Result = TypeVar("Result")
+STAGING = "publishing-"
+MAIN = "main"
 
 
-@dataclass(frozen=True)
-class Sent:
-    """What was sent for one file; sha1 is git's, of ``blob <size>\\0`` and the bytes, of files
-    that may be stored without LFS (the Hub's limit for those is 10 MB)."""
+def push(
+    path: Path,
+    options: PublishOptions,
+    work: Path,
+    *,
+    purge: bool,
+    workers: int | None,
+    quiet: bool,
+) -> tuple[PublishPlan, list[str]]:
+    """Publish to the Hub; returns the plan, and lines that say where, and that it was verified.
 
-    size: int
-    sha256: str
-    sha1: str | None
-
-
-def push(plan: PublishPlan, *, quiet: bool = False) -> list[str]:
-    """Publish to the Hub; returns lines that say where, and that it was verified.
-
-    Raises ValueError for no token, no network, a public repository where private is needed, and
-    for files that the Hub holds differently from what was sent.
+    work: a folder for files on their way. purge: forget what earlier versions
+    held. Raises ValueError for no token, no network, a public repository where private is needed,
+    and for files that the Hub holds differently from what was sent.
     """
-    api = _api()
-    options = plan.options
-    steadily(api.create_repo, options.repo_id, repo_type="dataset", private=options.private,
-             exist_ok=True)  # fmt: skip
-    info = steadily(api.repo_info, options.repo_id, repo_type="dataset")
+    base = work / f"{options.repo_id.replace('/', '--')}--{options.config}"
+    repository = Repository(hub_api(), options.repo_id, base)
+    branch = options.revision or MAIN
+    info = repository.info()
+    head = repository.branches().get(branch) if info else None
+    before = repository.publication(options.config, head) if head else Publication()
+    plan = make_plan(path, options, workers=workers, before=before)
+    if info is None:
+        repository.call("create_repo", private=options.private, exist_ok=True)
+        info = repository.info()
     if plan.licences.forbidding and not info.private:
         raise ValueError(
             f"{options.repo_id} exists and is public, but clips forbid redistribution; make it "
             "private on the Hub or publish to another repository"
         )
-    revision = options.revision or "main"
-    if options.revision:
-        steadily(api.create_branch, options.repo_id, repo_type="dataset", branch=revision,
-                 exist_ok=True)  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="layerflow-publish-") as folder:
-        old = existing_card(api, options.repo_id, revision, Path(folder) / "old")
-        if old is not None and is_foreign(old):
-            raise ValueError(
-                f"{options.repo_id} holds a README.md with a text that this command did not write "
-                "and would replace: publish to another repository, or delete that file on the Hub"
-            )
-        operations, sent = _upload(api, plan, Path(folder) / "new", revision, old, quiet)
-        operations += _stale(api, plan, revision, sent)
-        commit = steadily(
-            api.create_commit,
-            options.repo_id,
-            operations,
-            commit_message=f"{len(plan.assignment.names)} layered clips ({options.config})",
-            repo_type="dataset",
-            revision=revision,
-        )
-    verify(api, options.repo_id, commit.oid or revision, sent)
+    if head is None:
+        if options.revision:
+            repository.call("create_branch", branch=branch, exist_ok=True)
+        head = repository.branches()[branch]
+    sending = Sending(repository, plan, base / plan.key, branch, head)
+    commit, lines = sending.run(quiet)
     visible = "private" if info.private else "public"
-    lines = [f"{api.endpoint}/datasets/{options.repo_id} ({visible}), commit {commit.oid}"]
-    lines.append(f"verified: {len(sent)} files, size and checksum as sent")
+    where = f"{repository.api.endpoint}/datasets/{options.repo_id} ({visible}), commit {commit}"
     if options.private and not info.private:
         lines.append("note: the repository existed and is public; --private did not change that")
-    return lines
+    if purge:
+        lines += purge_history(repository, branch, options.folders())
+    shutil.rmtree(base, ignore_errors=True)
+    return plan, [where, *lines]
 
 
-def _api() -> HfApi:
-    from huggingface_hub import HfApi, constants, get_token
+@dataclass
+class Sending:
+    """One publication on its way to a branch that is at the commit ``head``.
 
-    if constants.HF_HUB_OFFLINE:
-        raise ValueError("HF_HUB_OFFLINE is set; unset it to publish, or use --dry-run DIR")
-    if get_token() is None:
-        raise ValueError("there is no Hub token: run `hf auth login` or set HF_TOKEN")
-    return HfApi(library_name="layerflow-toolkit")
-
-
-def steadily(call: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-    """Call the Hub, again after a growing wait when it is busy, failing or out of reach.
-
-    Raises ValueError that says what the Hub answered and what to do.
+    folder: files on this disk. sent: checksums of all files of the publication so far; pending:
+    operations that no commit has; staged: names that the staging branch has.
     """
-    from httpx2 import TransportError
-    from huggingface_hub.errors import HfHubHTTPError
 
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return call(*arguments, **options)
-        except (HfHubHTTPError, TransportError, ConnectionError, RuntimeError) as raised:
-            # an upload wraps what happened in a RuntimeError
-            error = raised.__cause__ if type(raised) is RuntimeError else raised
-            if isinstance(error, HfHubHTTPError):
-                status = error.response.status_code if error.response is not None else 0
-                asked = error.response.headers.get("Retry-After") if error.response else None
-                problem, passing = _explained(status, error), status in PASSING
-            elif isinstance(error, TransportError | ConnectionError):
-                problem, passing, asked = f"the Hub cannot be reached: {error}; {AGAIN}", True, None
-            else:
-                raise
-            if not passing or attempt == ATTEMPTS:
-                raise ValueError(problem) from raised
-            _wait(attempt, asked)
-    raise AssertionError("unreachable")
+    repository: Repository
+    plan: PublishPlan
+    folder: Path
+    branch: str
+    head: str
+    sent: dict[str, Sent] = field(default_factory=dict)
+    pending: list[Any] = field(default_factory=list)
+    staged: set[str] = field(default_factory=set)
+    held: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def staging(self) -> str:
+        return f"{STAGING}{self.plan.options.config}-{self.plan.key}"
 
-def _wait(attempt: int, asked: str | None) -> None:
-    seconds = min(LONGEST_WAIT, 2.0**attempt)
-    if asked and asked.isdigit():
-        seconds = min(LONGEST_WAIT, max(1.0, float(asked)))
-    time.sleep(seconds * (1 + 0.1 * random.random()))
-
-
-def _explained(status: int, error: Exception) -> str:
-    advice = {
-        401: "the token is not valid: run `hf auth login` again",
-        403: "the token may not write there: it needs write access to this namespace",
-        404: "there is no such repository or branch, or the token may not see it",
-    }.get(status, AGAIN)
-    text = re.sub(r"hf_[A-Za-z0-9]+", "hf_...", str(error).strip())
-    return f"the Hub answered {status}: {text.splitlines()[0][:300] if text else ''}; {advice}"
-
-
-def existing_card(api: HfApi, repo_id: str, revision: str, folder: Path) -> str | None:
-    """The repository's README.md at a revision, if there is one."""
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def load() -> str | None:
-        try:
-            path = api.hf_hub_download(
-                repo_id, "README.md", repo_type="dataset", revision=revision, local_dir=folder
+    def run(self, quiet: bool) -> tuple[str, list[str]]:
+        """Make and send everything; the commit that the branch is at then, and lines about it."""
+        plan, card = self.plan, self.repository.text("README.md", self.head)
+        if card is not None and is_foreign(card):
+            raise ValueError(
+                f"{plan.options.repo_id} holds a README.md with a text that this command did not "
+                "write and would replace: publish to another repository, or delete that file on "
+                "the Hub"
             )
-        except EntryNotFoundError:
-            return None
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        tags = self.repository.tags()
+        if plan.options.tag in tags and plan.options.tag != plan.before.tag:
+            raise ValueError(f"the tag {plan.options.tag} names another version; choose another")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        known = self._known()
+        self.sent = {name: known[name] for name, key in plan.keys.items()
+                     if name in known and known[name].key == key}  # fmt: skip
+        for made in make_parts(plan, self.folder, self.sent, old=self._old, quiet=quiet):
+            self._add(made, large=True)
+        for made in make_rest(plan, self.folder, self.sent, existing_card=card):
+            self._add(made, large=made.name.endswith((".parquet", ".png")))
+        changed, files = len(self.pending) + len(self.staged), len(self.sent)
+        gone = self._stale()
+        if changed or gone:
+            commit = self._switch(tags, gone)
+            said = f"new: {changed} of {files} files"
+        else:
+            commit, said = self.head, f"nothing is new: all {files} files are there"
+        self.repository.verify(self.sent, commit)
+        lines = [f"verified: {len(self.sent)} files, size and checksum as sent", said]
+        lines += self._tag(commit)
+        for name in self.repository.branches():
+            if name.startswith(f"{STAGING}{plan.options.config}-"):
+                self.repository.call("delete_branch", branch=name)
+        return commit, lines
 
-    return steadily(load)
+    def _known(self) -> dict[str, Sent]:
+        """Files that need not be sent: as published, and on the staging branch."""
+        plan = self.plan
+        every = {*plan.before.files, *plan.keys}
+        self.held = self.repository.holds(sorted(every), self.head)
+        known = {n: s for n, s in plan.before.files.items() if is_same(self.held.get(n), s)}
+        if self.staging in self.repository.branches():
+            record = self.repository.publication(plan.options.config, self.staging)
+            there = self.repository.holds(record.files, self.staging)
+            good = {n: s for n, s in record.files.items() if is_same(there.get(n), s)}
+            self.staged = set(good)
+            known |= good
+        return known
 
+    def _old(self, name: str) -> Path | None:
+        return self.repository.download(name, self.head) if name in self.held else None
 
-def _upload(
-    api: HfApi, plan: PublishPlan, folder: Path, revision: str, card: str | None, quiet: bool
-) -> tuple[list[Any], dict[str, Sent]]:
-    """Make and send every file; returns the operations of the commit, and what was sent."""
-    from huggingface_hub import CommitOperationAdd
+    def _add(self, made: Made, *, large: bool) -> None:
+        """Send a file that was made, unless the Hub has just this one there."""
+        from huggingface_hub import CommitOperationAdd
 
-    folder.mkdir()
-    operations: list[Any] = []
-    sent: dict[str, Sent] = {}
-    for name, large in make_files(plan, folder, existing_card=card, quiet=quiet):
-        path = folder / name
-        operation = CommitOperationAdd(name, path)
+        path = self.folder / made.name
+        size = path.stat().st_size
+        if made.name in self.held or not large:
+            self.sent[made.name] = _sums(path, made, file_sha256(path))
+            if made.name not in self.held:
+                self.held |= self.repository.holds([made.name], self.head)
+            if is_same(self.held.get(made.name), self.sent[made.name]):
+                return
+        operation = CommitOperationAdd(made.name, path)
         if large:
-            steadily(
-                api.preupload_lfs_files,
-                plan.options.repo_id,
-                [operation],
-                repo_type="dataset",
-                revision=revision,
-            )
-        sent[name] = _sent(operation, path)  # after the upload, which hashes as it reads
-        if operation.path_or_fileobj == b"":  # it is up: the client let go of the file
-            path.unlink()
-        operations.append(operation)
-    return operations, sent
+            self.repository.call("preupload_lfs_files", [operation], revision=self.branch)
+        # after the upload, which hashes as it reads
+        self.sent[made.name] = _sums(path, made, operation.upload_info.sha256.hex())
+        self.pending.append(operation)
+        self.staged.discard(made.name)
+        self._bytes = getattr(self, "_bytes", 0) + size
+        if len(self.pending) >= BATCH_FILES or self._bytes >= BATCH_BYTES:
+            self._stage()
+
+    def _stage(self) -> None:
+        """Commit what is pending to the staging branch, with a record of all that it has."""
+        names = [operation.path_in_repo for operation in self.pending]
+        self.repository.call("create_branch", branch=self.staging, revision=self.head,
+                             exist_ok=True)  # fmt: skip
+        self.staged |= set(names)
+        record = Publication(files={name: self.sent[name] for name in sorted(self.staged)})
+        text, ids = (self.folder / name for name in record_names(self.plan.options.config))
+        write_bytes(text, record.text())
+        write_bytes(ids, record.id_bytes())
+        self._commit([*self.pending, *self._record_operations()], self.staging, "on the way")
+        for name in names:
+            (self.folder / name).unlink()
+        self.pending, self._bytes = [], 0
+
+    def _record_operations(self) -> list[Any]:
+        from huggingface_hub import CommitOperationAdd
+
+        names = record_names(self.plan.options.config)
+        return [CommitOperationAdd(name, self.folder / name) for name in names]
+
+    def _commit(self, operations: list[Any], branch: str, message: str, **more: Any) -> str:
+        found = self.repository.call(
+            "create_commit", operations, commit_message=message, revision=branch, **more
+        )
+        return str(found.oid)
+
+    def _switch(self, tags: Mapping[str, str], gone: list[Any]) -> str:
+        """The one commit that shows this version; returns it."""
+        from huggingface_hub import CommitOperationCopy
+
+        plan = self.plan
+        tag = plan.options.tag or ""
+        if not tag and self.branch == MAIN:
+            tag = next_tag(tags, plan.corpus.version.number if plan.corpus.version else None)
+        if tag in tags:
+            raise ValueError(f"the tag {tag} names what was published before; choose another")
+        record = make_record(plan, self.folder, self.sent, tag)
+        copies = [CommitOperationCopy(n, n, src_revision=self.staging) for n in sorted(self.staged)]
+        operations = [*copies, *self.pending, *self._record_operations(), *gone]
+        message = f"{tag}: {len(record.ids())} layered clips ({plan.options.config})".lstrip(": ")
+        try:
+            commit = self._commit(operations, self.branch, message, parent_commit=self.head)
+        except MovedError as error:
+            commit = self.repository.branches()[self.branch]
+            there = self.repository.publication(plan.options.config, commit)
+            if there.text() != record.text():
+                raise ValueError(
+                    f"{plan.options.repo_id} was changed meanwhile: start the same command again"
+                ) from error
+        for made in map(Made, record_names(plan.options.config)):
+            path = self.folder / made.name
+            self.sent[made.name] = _sums(path, made, file_sha256(path))
+        self.plan = replace(plan, before=record)
+        return commit
+
+    def _tag(self, commit: str) -> list[str]:
+        """Give this version its tag, if it has none yet."""
+        tag = self.plan.options.tag or self.plan.before.tag
+        tags = self.repository.tags()
+        if not tag:
+            return []
+        if tag not in tags:
+            self.repository.call("create_tag", tag=tag, revision=commit)
+        return [f'tag {tag}: open_corpus("hf://datasets/{self.plan.options.repo_id}@{tag}")']
+
+    def _stale(self) -> list[Any]:
+        """Operations that remove older files of this configuration."""
+        from huggingface_hub import CommitOperationDelete
+
+        folders = "|".join(map(re.escape, self.plan.options.folders()))
+        file = re.compile(rf"(?:{folders})/(?:more-\d+/)?[\w.]+-\d{{5}}(?:-of-\d{{5}})?\.parquet")
+        names = self.repository.call("list_repo_files", revision=self.head)
+        return [CommitOperationDelete(n) for n in names if n not in self.sent and file.fullmatch(n)]
 
 
-def _sent(operation: Any, path: Path) -> Sent:
-    """Checksums of a file; its sha256 is the one that the client has computed already."""
+def _sums(path: Path, made: Made, sha256: str) -> Sent:
+    """Checksums of a file; its sha256 is known."""
     size = path.stat().st_size
     sha1 = None
     if size <= REGULAR_BYTES:
         sha1 = hashlib.sha1(f"blob {size}\0".encode() + path.read_bytes()).hexdigest()
-    return Sent(size, operation.upload_info.sha256.hex(), sha1)
-
-
-def _stale(api: HfApi, plan: PublishPlan, revision: str, sent: dict[str, Sent]) -> list[Any]:
-    """Operations that remove older shards of this configuration."""
-    from huggingface_hub import CommitOperationDelete
-
-    folders = plan.options.folders()
-    shard = re.compile(r"[\w.]+-\d{5}-of-\d{5}\.parquet")
-    held = steadily(
-        api.list_repo_files, plan.options.repo_id, repo_type="dataset", revision=revision
-    )
-    return [
-        CommitOperationDelete(name)
-        for name in held
-        if name not in sent
-        and name.rpartition("/")[0] in folders
-        and shard.fullmatch(name.rpartition("/")[2])
-    ]
-
-
-def verify(api: HfApi, repo_id: str, revision: str, sent: dict[str, Sent]) -> None:
-    """Compare size and checksum of every file with what the Hub holds at a revision.
-
-    Raises ValueError that names the files that differ or are missing.
-    """
-    names = list(sent)
-    held: dict[str, Any] = {}
-    for first in range(0, len(names), 200):
-        some = names[first : first + 200]
-        for info in steadily(
-            api.get_paths_info, repo_id, some, repo_type="dataset", revision=revision
-        ):
-            held[info.path] = info
-    wrong = [name for name, file in sent.items() if not _same(held.get(name), file)]
-    if wrong:
-        named = ", ".join(wrong[:5]) + " ..." * (len(wrong) > 5)
-        raise ValueError(
-            f"the Hub holds {len(wrong)} files otherwise than they were sent: "
-            f"{named}. Delete them there and run the same command again"
-        )
-
-
-def _same(info: Any, file: Sent) -> bool:
-    if info is None or getattr(info, "size", None) != file.size:
-        return False
-    lfs = getattr(info, "lfs", None)
-    return bool(lfs.sha256 == file.sha256 if lfs else info.blob_id == file.sha1)
+    return Sent(size, sha256, sha1, made.key, made.held)

@@ -1,17 +1,29 @@
 """``layerflow publish``: a corpus as a dataset repository, on the Hub or in a local folder.
 
 The files, in the order in which they are made: ``data/`` (the corpus), ``preview/`` (what the
-viewer plays), the rejected table on request, the contact sheet, statistics, licences, the card.
+viewer plays), the rejected table on request, the contact sheet, statistics, licences, the card,
+and ``publication/``, by which a later version sends only what is new.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
+from layerflow.corpus.table import file_sha256
 from layerflow.files import publish_folder, sweep
 from layerflow.locations import one_line
 from layerflow.outputs import free_output, local_output
-from pipelines.publish.files import PublishOptions, make_files, make_plan
+from pipelines.publish.files import (
+    Made,
+    PublishOptions,
+    make_parts,
+    make_plan,
+    make_record,
+    make_rest,
+)
+from pipelines.publish.layout import Sent, next_tag
 from pipelines.publish.licences import LicenceReport
 
 
@@ -20,33 +32,54 @@ def run_publish(
     options: PublishOptions,
     *,
     dry_run: Path | None = None,
+    work: Path | None = None,
+    purge_history: bool = False,
     workers: int | None = None,
     quiet: bool = False,
 ) -> list[str]:
     """Publish a corpus; returns lines that say what was done.
 
     dry_run: a folder, which must not exist, that gets what the repository would hold.
+    work: a folder for files on their way to the Hub, by default in the user's cache.
+    purge_history: leave nothing on the Hub that only earlier versions held.
     workers: processes that make previews, by default one per CPU; 0: this process.
     Raises ValueError for a broken corpus, a licence that forbids it, or names that are not taken.
     """
-    if dry_run is not None:
-        dry_run = local_output(dry_run)
-    plan = make_plan(path, options, workers=workers)
     if dry_run is None:
         from pipelines.publish.hub import push
 
-        return [*push(plan, quiet=quiet), *licence_lines(plan.licences)]
+        how: dict[str, Any] = {"purge": purge_history, "workers": workers, "quiet": quiet}
+        plan, lines = push(path, options, work or work_folder(), **how)
+        return [*lines, *licence_lines(plan.licences)]
+    dry_run = local_output(dry_run)
+    plan = make_plan(path, options, workers=workers)
     dry_run = free_output(dry_run)
     building = dry_run.with_name(f".{dry_run.name}.{plan.key}.building")
     building.mkdir(parents=True, exist_ok=True)  # of an interrupted run it is continued
     sweep(building)
-    files = [name for name, _ in make_files(plan, building, quiet=quiet)]
+    sent: dict[str, Sent] = {}
+
+    def done(made: Made) -> None:
+        file = building / made.name
+        sent[made.name] = Sent(file.stat().st_size, file_sha256(file), None, made.key, made.held)
+
+    for made in make_parts(plan, building, {}, quiet=quiet):
+        done(made)
+    for made in make_rest(plan, building, sent):
+        done(made)
+    version = plan.corpus.version
+    tag = options.tag or next_tag((), version.number if version else None)
+    make_record(plan, building, sent, tag)
     publish_folder(building, dry_run)
-    size = sum((dry_run / name).stat().st_size for name in files)
-    done = (
-        f"{dry_run}: {len(plan.assignment.names)} clips in {len(files)} files, {size / 1e6:.1f} MB"
-    )
-    return [done, *licence_lines(plan.licences), f'load_dataset("{dry_run}") opens it']
+    size = sum(file.size for file in sent.values())
+    done_line = f"{dry_run}: {len(plan.corpus)} clips in {len(sent)} files, {size / 1e6:.1f} MB"
+    return [done_line, *licence_lines(plan.licences), f'load_dataset("{dry_run}") opens it']
+
+
+def work_folder() -> Path:
+    """Where files lie on their way: in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "layerflow" / "publish"
 
 
 def licence_lines(report: LicenceReport) -> list[str]:

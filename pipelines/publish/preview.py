@@ -6,18 +6,19 @@ front, beside the prompts, the source and the scores as plain columns.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from layerflow.clip import PROMPTED, LayeredClip
+from layerflow.clip import LAYERS, PROMPTED, LayeredClip
 from layerflow.corpus.row_check import sound_clip
-from layerflow.corpus.stats import small_rows
 from layerflow.corpus.table import Corpus
 from layerflow.locations import clean_uri
 from layerflow.media.cells import MediaError, encode_preview
@@ -26,7 +27,13 @@ from layerflow.media.sandbox import contained_map
 from pipelines.publish.tables import MEDIA
 
 PANEL_HEIGHT = 240
-PREVIEWS_PER_SHARD = 2000
+FORMAT_VERSION = 1
+CONTENT = 16  # digits of ``content_of``
+SMALL = frozenset(
+    {"id", "kind", "num_frames", "height", "width", "fps", "origin", "quality"}
+    | {f"{layer}_prompt" for layer in PROMPTED}
+)
+"""The columns of a corpus that its preview shows."""
 
 
 def mosaic(clip: LayeredClip) -> bytes:
@@ -42,14 +49,25 @@ def mosaic(clip: LayeredClip) -> bytes:
 
 
 def mosaic_maker(path: Path) -> Callable[[bytes], bytes]:
-    """A handler for ``layerflow.media.sandbox``: the index of a row in, its mosaic out."""
+    """A handler for ``layerflow.media.sandbox``: a row's index in, ``content_of`` it and its mosaic
+    out."""
     corpus = Corpus.open(path)
 
     def make(request: bytes) -> bytes:
         index = json.loads(request)
-        return mosaic(sound_clip(corpus.row(index), index))
+        row = corpus.row(index)
+        return content_of(row).encode() + mosaic(sound_clip(row, index))
 
     return make
+
+
+def content_of(row: Mapping[str, Any]) -> str:
+    """16 hex digits of what a mosaic is made of: the media cells of a corpus row, and its time."""
+    about = [FORMAT_VERSION, PANEL_HEIGHT, row["kind"], row["fps"], row["num_frames"]]
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for layer in LAYERS:
+        digest.update(hashlib.sha256(row[layer] or b"").digest())
+    return digest.hexdigest()[:CONTENT]
 
 
 def preview_schema(scores: Sequence[str]) -> pa.Schema:
@@ -64,6 +82,7 @@ def preview_schema(scores: Sequence[str]) -> pa.Schema:
             ("licence", pa.string()),
             *((name, pa.int32()) for name in ("num_frames", "height", "width")),
             ("fps", pa.float32()),
+            ("content", pa.string()),
             *((name, pa.float32()) for name in scores),
         ]
     )
@@ -78,29 +97,69 @@ def preview_features(schema: pa.Schema) -> Any:
     return features
 
 
+class OldPreviews:
+    """The rows of a preview file of an earlier version: what they show, and the mosaics."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+        self._places: dict[str, tuple[int, int, str]] = {}
+        self._last: tuple[int, pa.Table] | None = None
+        if {"id", "content", "preview"} <= set(self._file.schema_arrow.names):
+            for group in range(self._file.num_row_groups):
+                rows = self._file.read_row_group(group, columns=["id", "content"]).to_pylist()
+                for place, row in enumerate(rows):
+                    self._places[row["id"]] = group, place, row["content"]
+
+    def shows(self, row: Mapping[str, Any]) -> bool:
+        """Whether the mosaic of a corpus row is there: of the same clip and the same media."""
+        return row["id"] in self._places and self._places[row["id"]][2] == content_of(row)
+
+    def take(self, id: str) -> tuple[str, bytes]:
+        """``content_of`` a row that ``shows``, and its mosaic."""
+        group, place, content = self._places[id]
+        if self._last is None or self._last[0] != group:
+            self._last = group, self._file.read_row_group(group, columns=["preview"])
+        return content, self._last[1].column("preview")[place].as_py()["bytes"]
+
+
 def preview_batches(
-    corpus: Corpus, indices: Sequence[int], schema: pa.Schema, workers: int
+    corpus: Corpus,
+    indices: Sequence[int],
+    schema: pa.Schema,
+    workers: int,
+    old: OldPreviews | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Rows of the preview table for some rows of the corpus, in order.
 
-    Raises ValueError that names the row when one does not decode.
+    old: an earlier version of the file; what it shows is not encoded again. Raises ValueError that
+    names the row when one does not decode.
     """
-    wanted = set(indices)
-    rows = (row for index, row in enumerate(small_rows(corpus)) if index in wanted)
-    requests = [json.dumps(index).encode() for index in indices]
+    shown: set[int] = set()
+    if old is not None:
+        seen = ["id", "kind", "fps", "num_frames", *LAYERS]
+        shown = {index for index in indices if old.shows(corpus.row(index, seen))}
+    requests = [json.dumps(index).encode() for index in indices if index not in shown]
     answers = contained_map(mosaic_maker, Path(corpus.address), requests, workers)
-    for index, row, media in zip(indices, rows, answers, strict=True):
-        if isinstance(media, MediaError):
-            raise ValueError(
-                f"row {index} (id {row['id']}) has no preview: {media}; "
-                "`layerflow validate` lists the rows to leave out"
-            )
-        yield pa.RecordBatch.from_pylist([_row(row, media, schema)], schema=schema)
+    small = [name for name in corpus.schema.names if name in SMALL]
+    for index in indices:
+        row = corpus.row(index, small)
+        if old is not None and index in shown:
+            content, media = old.take(row["id"])
+        else:
+            answer = next(answers)
+            if isinstance(answer, MediaError):
+                raise ValueError(
+                    f"row {index} (id {row['id']}) has no preview: {answer}; "
+                    "`layerflow validate` lists the rows to leave out"
+                )
+            content, media = answer[:CONTENT].decode(), answer[CONTENT:]
+        yield pa.RecordBatch.from_pylist([_row(row, content, media, schema)], schema=schema)
 
 
-def _row(row: dict[str, Any], media: bytes, schema: pa.Schema) -> dict[str, Any]:
+def _row(row: dict[str, Any], content: str, media: bytes, schema: pa.Schema) -> dict[str, Any]:
     own = {
         "preview": {"bytes": media, "path": f"{row['id']}.mp4"},
+        "content": content,
         "source": clean_uri(row["origin"]["uri"]),
         "licence": row["origin"]["licence"],
     }

@@ -19,15 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.columns import COLUMNS
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
+from layerflow.corpus.validate import stored_sha256
 from layerflow.files import replacing
 from layerflow.locations import clean_uri
 
 SHARD_BYTES = 300 << 20
 SIDE_BY_SIDE_BYTES = 32 << 20
+LARGEST_BYTES = 5 << 30
 GROUP_ROWS = 8
 GROUP_BYTES = 32 << 20
 # A page is cut by content after at least 2 MiB: bytes before that need not be hashed.
@@ -67,38 +68,35 @@ def features_of(kinds: set[str], schema: pa.Schema = SCHEMA) -> Any:
 
 @dataclass(frozen=True)
 class Shards:
-    """The Arrow files of a corpus and the row that each one starts with; overlay: the values that
-    were corrected since."""
+    """The Arrow files of a corpus: the row that each one starts with, and its sha256."""
 
-    files: list[Path]
     firsts: list[int]
-    overlay: Overlay
+    sums: list[str]
 
     @classmethod
     def of(cls, corpus: Corpus) -> Shards:
-        files = list(corpus.files())
-        rows = (sum(batch.num_rows for batch in read_shard(file, ["id"])) for file in files)
-        return cls(files, [0, *itertools.accumulate(rows)][:-1], corpus.overlay)
+        numbers = range(len(corpus.shards))
+        rows = [corpus.shards[n].rows or corpus.shard(n).rows for n in numbers]
+        sums = [
+            shard.sha256 or stored_sha256(Path(corpus.path) / shard.file) for shard in corpus.shards
+        ]
+        return cls([0, *itertools.accumulate(rows)][:-1], sums)
 
-    def read(self, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
-        """The rows ``indices`` (int, ascending), in order; files without one are not opened."""
-        for file, first, end in zip(self.files, self.firsts, [*self.firsts[1:], None], strict=True):
-            stop = len(indices) if end is None else int(np.searchsorted(indices, end))
-            start = int(np.searchsorted(indices, first))
-            if start < stop:
-                picked = _picked(file, indices[start:stop] - first)
-                yield from map(self.overlay.corrected, picked)
+    def holding(self, rows: np.ndarray) -> list[int]:
+        """The numbers of the shards that hold some rows."""
+        return np.unique(np.searchsorted(np.asarray(self.firsts), rows, side="right") - 1).tolist()
 
-
-def _picked(file: Path, indices: np.ndarray) -> Iterator[pa.RecordBatch]:
-    first = 0
-    for batch in read_shard(file):
-        inside = indices[(indices >= first) & (indices < first + batch.num_rows)] - first
-        first += batch.num_rows
-        if len(inside) == batch.num_rows:
-            yield batch
-        elif len(inside):
-            yield batch.take(pa.array(inside))
+    def read(self, corpus: Corpus, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
+        """Some rows of the corpus (int64, ascending), in order; only batches that hold one."""
+        for number in self.holding(rows):
+            end = len(corpus) if number + 1 == len(self.firsts) else self.firsts[number + 1]
+            inside = rows[np.searchsorted(rows, self.firsts[number]) : np.searchsorted(rows, end)]
+            reader = corpus.shard(number)
+            places = [reader.place(row) for row in (inside - self.firsts[number]).tolist()]
+            for batch, group in itertools.groupby(places, lambda place: place[0]):
+                found = corpus.overlay.corrected(reader.batch(batch))
+                picked = [place for _, place in group]
+                yield found if len(picked) == found.num_rows else found.take(pa.array(picked))
 
 
 def published(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -132,7 +130,10 @@ def _clean_origin(column: pa.Array) -> pa.Array:
 
 def shard_limit(total: int, most: int = SHARD_BYTES) -> int:
     """Bytes of a shard for a corpus of ``total`` bytes: four shards where ``most`` gives fewer,
-    since they are written side by side, but none below 32 MiB for that."""
+    since they are written side by side, but none below 32 MiB for that; of more than 300 GB about
+    a thousand, up to 5 GiB each."""
+    if total > 1000 * SHARD_BYTES:
+        most = max(most, min(LARGEST_BYTES, total // 1000))
     return min(most, max(SIDE_BY_SIDE_BYTES, -(-total // 4)))
 
 

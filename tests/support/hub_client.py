@@ -5,7 +5,10 @@ are read from the environment when ``huggingface_hub`` is imported. JSON lines i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,34 @@ def digest(rows: Any) -> list[str]:
     return found
 
 
+def die_at(number: int) -> None:
+    """Kill this process when it makes its ``number``-th Parquet file."""
+    from pipelines.publish import parts
+
+    write, calls = parts.write_parquet, itertools.count(1)
+
+    def written(*arguments: Any) -> None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(*arguments)
+
+    parts.write_parquet = written
+
+
 def answer(request: dict[str, Any]) -> Any:
     if "publish" in request:
-        from pipelines.publish import files
+        from pipelines.publish import files, hub
         from pipelines.publish.job import run_publish
 
         files.SHARD_BYTES = request["shard"]
+        hub.BATCH_FILES = request.get("batch", hub.BATCH_FILES)
         options = files.PublishOptions(**request["options"])
-        return run_publish(Path(request["publish"]), options, workers=0, quiet=True)
+        if request.get("death"):
+            die_at(request["death"])
+        how = {"workers": 0, "quiet": True, **request.get("how", {})}
+        if "work" in request:
+            how["work"] = Path(request["work"])
+        return run_publish(Path(request["publish"]), options, **how)
     if "open" in request:
         from layerflow.corpus.published import open_corpus
 
@@ -55,6 +78,7 @@ def answer(request: dict[str, Any]) -> Any:
     columns = request.get("columns")
     rows = datasets.load_dataset(
         request["load"], split="train", streaming=request["streaming"],
+        revision=request.get("revision"),
         **({"columns": columns} if columns else {}),
     )  # fmt: skip
     return digest(map(local_row, rows))

@@ -13,91 +13,24 @@ import re
 import socket
 import struct
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support.hub_refs import References
+from tests.support.hub_state import Commit, Fault, File, Hub, Repo
+
+__all__ = ["TOKEN", "Fault", "File", "Hub", "hub_double"]
+
 TOKEN = "hf_" + "doubletoken"  # not a secret: the double takes no other
-LFS_ENDINGS = (".parquet", ".png", ".arrow")
+LFS_ENDINGS = (".parquet", ".png", ".arrow", ".ids")
 
 
-@dataclass
-class File:
-    """A file of a repository; ``lfs`` is the sha256 of a blob."""
-
-    data: bytes
-    lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def oid(self) -> str:
-        return self.sha256 if self.lfs else self.git
-
-    @property
-    def git(self) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
-
-
-@dataclass
-class Fault:
-    """What happens to the next request that matches. kind: a status code, or ``reset`` (the
-    connection dies in mid-body), ``corrupt`` (one byte is stored wrong), ``hang``, ``none``."""
-
-    method: str
-    path: str
-    kind: str
-    times: int = 1
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Repo:
-    private: bool
-    commits: list[dict[str, File]] = field(default_factory=lambda: [{}])
-
-    @property
-    def head(self) -> str:
-        return f"{len(self.commits):040x}"
-
-
-class Hub:
-    """State of the double: repositories, blobs, faults, and what was asked for."""
-
-    def __init__(self) -> None:
-        self.repos: dict[str, Repo] = {}
-        self.blobs: dict[str, bytes] = {}
-        self.faults: list[Fault] = []
-        self.calls: list[str] = []
-        self.uploads: Counter[str] = Counter()  # complete uploads by sha256
-        self.served = 0  # bytes of files that were sent to clients
-        self.rotten: set[str] = set()  # files whose checksum the tree reports wrong
-        self.block = threading.Event()
-        self.blocked = threading.Event()
-        self.lock = threading.RLock()
-        self.url = ""
-
-    def fault(self, method: str, path: str) -> Fault | None:
-        with self.lock:
-            for fault in self.faults:
-                if fault.times and fault.method == method and re.search(fault.path, path):
-                    fault.times -= 1
-                    return fault
-        return None
-
-    def files(self, repo_id: str) -> dict[str, File]:
-        return self.repos[repo_id].commits[-1]
-
-
-class Handler(BaseHTTPRequestHandler):
-    hub: Hub
+class Handler(References, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -110,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._handle("POST")
+
+    def do_DELETE(self) -> None:
+        self._handle("DELETE")
 
     def do_PUT(self) -> None:
         self._handle("PUT")
@@ -183,20 +119,22 @@ class Handler(BaseHTTPRequestHandler):
     def valid_yaml(self, body: bytes) -> None:
         self._send(200, {"errors": [], "warnings": []})
 
-    def branch(self, body: bytes, repo: str, name: str) -> None:
-        self._send(200, {})
-
     def info(self, body: bytes, repo: str, revision: str = "main") -> None:
-        found = self._repo(repo)
+        found = self._commit_at(repo, revision)
         if found:
-            siblings = [{"rfilename": name} for name in self.hub.files(repo)]
-            about = {"id": repo, "sha": found.head, "private": found.private, "tags": []}
+            siblings = [{"rfilename": name} for name in found.files]
+            private = self.hub.repos[repo].private
+            oid = self.hub.repos[repo].at(revision)
+            about = {"id": repo, "sha": oid, "private": private, "tags": []}
             self._send(200, {**about, "siblings": siblings, "downloads": 0, "likes": 0})
 
     # --- uploading
 
     def preupload(self, body: bytes, repo: str, revision: str) -> None:
-        held = self.hub.files(repo)
+        commit = self._commit_at(repo, revision)
+        if commit is None:
+            return
+        held = commit.files
         files = [
             {
                 "path": file["path"],
@@ -221,8 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, {"transfer": "basic", "objects": objects}, mime=mime)
 
     def store(self, body: bytes, oid: str) -> None:
-        self.hub.blobs[oid] = body
-        self.hub.uploads[oid] += 1
+        self.hub.store(oid, body)
         self._send(200, {})
 
     def verify(self, body: bytes, repo: str) -> None:
@@ -235,11 +172,20 @@ class Handler(BaseHTTPRequestHandler):
         self._send(422, {"error": "the checksum does not match"})
 
     def commit(self, body: bytes, repo: str, revision: str) -> None:
-        files = dict(self.hub.files(repo))
+        base = self._commit_at(repo, revision)
+        if base is None:
+            return
+        files, title = dict(base.files), ""
+        found = self.hub.repos[repo]
         for line in body.decode().splitlines():
             entry = json.loads(line)
             value = entry["value"]
-            if entry["key"] == "file":
+            if entry["key"] == "header":
+                title = value["summary"]
+                if value.get("parentCommit", found.at(revision)) != found.at(revision):
+                    self._send(412, {"error": "A commit has happened since"})
+                    return
+            elif entry["key"] == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]), lfs=False)
             elif entry["key"] == "lfsFile":
                 if value["oid"] not in self.hub.blobs:
@@ -248,20 +194,18 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = File(self.hub.blobs[value["oid"]], lfs=True)
             elif entry["key"] == "deletedFile":
                 del files[value["path"]]
-        found = self.hub.repos[repo]
-        found.commits.append(files)
-        url = f"{self.hub.url}/datasets/{repo}/commit/{found.head}"
-        self._send(
-            200, {"success": True, "commitOid": found.head, "commitUrl": url, "hookOutput": ""}
-        )
+        oid = found.put(files, revision, title)
+        url = f"{self.hub.url}/datasets/{repo}/commit/{oid}"
+        self._send(200, {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
     # --- reading
 
     def tree(self, body: bytes, repo: str, revision: str, under: str | None) -> None:
         under = under or ""
-        if not self._repo(repo):
+        commit = self._commit_at(repo, revision)
+        if commit is None:
             return
-        inside = {n: f for n, f in self.hub.files(repo).items() if n.startswith(f"{under}/"[1:])}
+        inside = {n: f for n, f in commit.files.items() if n.startswith(f"{under}/"[1:])}
         if under and not inside:
             self._missing("EntryNotFound")
             return
@@ -278,9 +222,11 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, list(entries.values()))
 
     def paths_info(self, body: bytes, repo: str, revision: str) -> None:
-        files = self.hub.files(repo)
+        commit = self._commit_at(repo, revision)
+        files = commit.files if commit else {}
         paths = parse_qs(body.decode()).get("paths", [])
-        self._send(200, [self._described(name, files[name]) for name in paths if name in files])
+        if commit:
+            self._send(200, [self._described(name, files[name]) for name in paths if name in files])
 
     def _described(self, name: str, file: File) -> dict[str, Any]:
         sha256 = "0" * 64 if name in self.hub.rotten else file.sha256
@@ -290,15 +236,16 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
     def resolve(self, body: bytes, repo: str, revision: str, name: str) -> None:
-        found = self._repo(repo)
-        if not found:
+        commit = self._commit_at(repo, revision)
+        if commit is None:
             return
-        file = self.hub.files(repo).get(name)
+        file = commit.files.get(name)
+        oid = self.hub.repos[repo].at(revision) or ""
         if file is None:
-            self._missing("EntryNotFound", found.head)
+            self._missing("EntryNotFound", oid)
             return
         etag = file.oid
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": found.head, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
         headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(file.data))}
         data, status = file.data, 200
         ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -316,6 +263,16 @@ class Handler(BaseHTTPRequestHandler):
         if found is None:
             self._missing("RepoNotFound")
         return found
+
+    def _commit_at(self, repo: str, revision: str) -> Commit | None:
+        found = self._repo(repo)
+        if found is None:
+            return None
+        oid = found.at(revision)
+        if oid is None:
+            self._missing("RevisionNotFound")
+            return None
+        return found.commits[oid]
 
     def _missing(self, code: str, commit: str = "") -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": code}
@@ -350,6 +307,14 @@ ROUTES = (
     (r"GET /api/whoami-v2", "whoami"),
     (r"POST /api/validate-yaml", "valid_yaml"),
     (rf"POST /api/datasets/{REPO}/branch/(?P<name>.+)", "branch"),
+    (rf"DELETE /api/datasets/{REPO}/branch/(?P<name>.+)", "delete_branch"),
+    (rf"POST /api/datasets/{REPO}/tag/(?P<revision>.+)", "tag"),
+    (rf"DELETE /api/datasets/{REPO}/tag/(?P<name>.+)", "delete_tag"),
+    (rf"GET /api/datasets/{REPO}/refs", "refs"),
+    (rf"GET /api/datasets/{REPO}/commits/(?P<revision>[^/]+)", "commits"),
+    (rf"POST /api/datasets/{REPO}/super-squash/(?P<branch>.+)", "squash"),
+    (rf"GET /api/datasets/{REPO}/lfs-files", "lfs_files"),
+    (rf"POST /api/datasets/{REPO}/lfs-files/batch", "delete_lfs"),
     (rf"GET /api/datasets/{REPO}", "info"),
     (rf"GET /api/datasets/{REPO}/revision/(?P<revision>[^/]+)", "info"),
     (rf"POST /api/datasets/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),

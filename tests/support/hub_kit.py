@@ -22,6 +22,7 @@ def environment(hub: Hub, home: Path, token: str = TOKEN) -> dict[str, str]:
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": token,
         "HF_HOME": str(home),
+        "XDG_CACHE_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -63,8 +64,10 @@ class Client:
 
 
 def publication(corpus: Path, repo_id: str, **options: Any) -> dict[str, Any]:
+    more = {name: options.pop(name) for name in ("batch", "how", "work") if name in options}
     shard = options.pop("shard", 10_000)
-    return {"publish": str(corpus), "options": {"repo_id": repo_id, **options}, "shard": shard}
+    about = {"options": {"repo_id": repo_id, **options}, "shard": shard, **more}
+    return {"publish": str(corpus), **about}
 
 
 def shards(hub: Hub, repo_id: str, folder: str = "data") -> list[str]:

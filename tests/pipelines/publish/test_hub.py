@@ -27,7 +27,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_published_and_loaded_back(hub: Hub, client: Client, corpus: Path) -> None:
     lines = client.call(publication(corpus, "me/first"))
     assert "(private), commit" in lines[0] and "verified: " in lines[1]
-    assert "3 clips have no licence on record" in lines[2]
+    assert "tag v1" in lines[3] and "3 clips have no licence on record" in lines[4]
     assert hub.repos["me/first"].private and len(hub.repos["me/first"].commits) == 2
     assert len(shards(hub, "me/first")) > 2
     local = digest(Corpus.open(corpus).rows())
@@ -90,8 +90,11 @@ def test_stale_shards_go_and_other_configurations_stay(
 ) -> None:
     client.call(publication(corpus, "me/grown"))
     client.call(publication(corpus, "me/grown", config="extra"))
-    client.call(publication(corpus, "me/grown", shard=1 << 30))
-    assert shards(hub, "me/grown") == ["data/train-00000-of-00001.parquet"]
+    held = dict(hub.files("me/grown"))
+    old = held["data/train-00000.parquet"]  # as an older toolkit named it
+    hub.repos["me/grown"].put({**held, "data/train-00000-of-00001.parquet": old})
+    client.call(publication(corpus, "me/grown"))
+    assert shards(hub, "me/grown") == [f"data/train-{n:05d}.parquet" for n in range(9)]
     assert len(shards(hub, "me/grown", "extra")) > 2
     card = read_metadata(hub.files("me/grown")["README.md"].data.decode())
     names = [config["config_name"] for config in card["configs"]]
@@ -127,7 +130,7 @@ def test_a_refusal_is_explained_without_the_token(hub: Hub, client: Client, corp
 
 
 def test_what_the_hub_holds_wrong_is_named(hub: Hub, client: Client, corpus: Path) -> None:
-    hub.rotten.add("preview/train-00000-of-00001.parquet")
+    hub.rotten.add("preview/train-00000.parquet")
     with pytest.raises(ValueError, match="1 files otherwise than they were sent: preview/train"):
         client.call(publication(corpus, "me/rotten"))
     hub.rotten.clear()
@@ -168,7 +171,7 @@ def test_the_preview_plays_in_a_browser(
 ) -> None:
     client.call(publication(corpus, "me/played"))
     file = tmp_path / "preview.parquet"
-    file.write_bytes(hub.files("me/played")["preview/train-00000-of-00001.parquet"].data)
+    file.write_bytes(hub.files("me/played")["preview/train-00000.parquet"].data)
     media = pq.read_table(file)["preview"][0].as_py()["bytes"]
     data = base64.b64encode(media).decode()
     page = tmp_path / "page.html"

@@ -103,13 +103,13 @@ def test_the_token_is_never_written(hub: Hub, corpus: Path, tmp_path: Path) -> N
 def test_a_text_of_others_is_not_replaced(hub: Hub, client: Client, corpus: Path) -> None:
     client.call(publication(corpus, "me/others"))
     theirs = File(b"---\ntags: [music]\n---\n# Our songs\n", lfs=False)
-    hub.repos["me/others"].commits.append({"README.md": theirs, "song.txt": theirs})
+    hub.repos["me/others"].put({"README.md": theirs, "song.txt": theirs})
     hub.blobs.clear()
     before = dict(hub.uploads)
     with pytest.raises(ValueError, match=r"README\.md with a text that this command did not write"):
         client.call(publication(corpus, "me/others"))
     assert dict(hub.uploads) == before and len(hub.files("me/others")) == 2
-    hub.repos["me/others"].commits.append({"song.txt": theirs})
+    hub.repos["me/others"].put({"song.txt": theirs})
     assert "verified" in client.call(publication(corpus, "me/others"))[1]
     assert "song.txt" in hub.files("me/others")
     assert is_foreign("text alone") and not is_foreign("") and not is_foreign("---\na: 1\n---\n")

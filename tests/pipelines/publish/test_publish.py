@@ -20,6 +20,7 @@ from layerflow.media.cells import decode_color, decode_png
 from pipelines.publish.card import plain, read_metadata
 from pipelines.publish.files import PublishOptions
 from pipelines.publish.job import run_publish
+from pipelines.publish.layout import Sent
 from pipelines.publish.licences import forbids, hub_licence, review
 from pipelines.publish.tables import shard_limit, shard_rows
 from tests.support.corpora import make_rejected, make_rows, write_corpus
@@ -87,7 +88,7 @@ def test_published_folder_is_read_as_a_corpus(corpus: Path, folder: Path) -> Non
 
 
 def test_parquet_is_made_for_readers_over_a_network(folder: Path) -> None:
-    file = pq.ParquetFile(folder / "data" / "train-00000-of-00001.parquet")
+    file = pq.ParquetFile(folder / "data" / "train-00000.parquet")
     assert file.metadata.num_row_groups == 2 and file.metadata.row_group(0).num_rows == 8
     for index in range(file.metadata.num_columns):
         column = file.metadata.row_group(0).column(index)
@@ -159,7 +160,7 @@ def test_shards_are_cut_by_bytes(
     monkeypatch.setattr("pipelines.publish.files.SHARD_BYTES", 20_000)
     run_publish(corpus, PublishOptions("me/discs"), dry_run=tmp_path / "hub", workers=0, quiet=True)
     names = sorted(p.name for p in (tmp_path / "hub" / "data").iterdir())
-    assert len(names) > 2 and names[0] == f"train-00000-of-{len(names):05d}.parquet"
+    assert len(names) > 2 and names[0] == "train-00000.parquet"
     assert load(str(tmp_path / "hub"), split="train")["id"] == Corpus.open(corpus).ids()
     assert shard_rows(np.asarray([5, 5, 5, 20, 1]), 10) == [2, 1, 1, 1]
     assert shard_rows(np.asarray([], np.int64)) == [0]
@@ -190,7 +191,7 @@ def test_an_interrupted_run_is_continued(
         patch.setattr("pipelines.publish.files.make_sheet", stop)
         run_publish(corpus, options, dry_run=tmp_path / "hub", workers=0, quiet=True)
     assert not (tmp_path / "hub").exists()
-    done = next(tmp_path.glob(".hub.*.building")) / "data" / "train-00000-of-00001.parquet"
+    done = next(tmp_path.glob(".hub.*.building")) / "data" / "train-00000.parquet"
     stamp = done.stat().st_mtime_ns
     run_publish(corpus, options, dry_run=tmp_path / "hub", workers=0, quiet=True)
     assert (tmp_path / "hub/data" / done.name).stat().st_mtime_ns == stamp
@@ -272,13 +273,15 @@ def test_a_row_that_does_not_decode_is_named(tmp_path: Path) -> None:
 
 
 def test_other_configurations_of_a_card_stay(corpus: Path, folder: Path, tmp_path: Path) -> None:
-    from pipelines.publish.files import make_files, make_plan
+    from pipelines.publish.files import make_parts, make_plan, make_rest
 
     plan = make_plan(corpus, PublishOptions("me/discs", config="large"), workers=0)
     old = (folder / "README.md").read_text()
-    names = [name for name, _ in make_files(plan, tmp_path, existing_card=old, quiet=True)]
-    assert "large/train-00000-of-00001.parquet" in names
-    assert "large-preview/train-00000-of-00001.parquet" in names
+    names = [made.name for made in make_parts(plan, tmp_path, {}, quiet=True)]
+    sent = {name: Sent(1, "") for name in names}
+    assert len(list(make_rest(plan, tmp_path, sent, existing_card=old))) == 4
+    assert "large/train-00000.parquet" in names
+    assert "large-preview/train-00000.parquet" in names
     data = read_metadata((tmp_path / "README.md").read_text())
     configs = [config["config_name"] for config in data["configs"]]
     assert configs == ["large", "large-preview", "default", "preview", "rejected"]
