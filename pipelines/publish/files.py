@@ -204,9 +204,7 @@ def plan_of(
     sizes = cell_bytes(corpus).sum(axis=1)
     limit = shard_limit(int(sizes.sum()), SHARD_BYTES)
     parts = lay_out(ids, splits, sizes, limit, before)
-    return PublishPlan(
-        corpus, options, parts, assignment, licences, workers, before, stats(corpus)
-    )
+    return PublishPlan(corpus, options, parts, assignment, licences, workers, before, stats(corpus))
 
 
 def _origins(corpus: Corpus) -> Iterator[dict[str, Any]]:
