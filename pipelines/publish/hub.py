@@ -155,8 +155,9 @@ class Sending:
             record = self.repository.publication(plan.options.config, self.staging)
             there = self.repository.holds(record.files, self.staging)
             good = {n: s for n, s in record.files.items() if is_same(there.get(n), s)}
-            self.staged = set(good)
-            known |= good
+            keys = self.plan.keys
+            self.staged = {name for name, sent in good.items() if keys.get(name) == sent.key}
+            known |= {name: good[name] for name in self.staged}
         return known
 
     def _old(self, name: str) -> Path | None:
@@ -182,7 +183,8 @@ class Sending:
         self.pending.append(operation)
         self.staged.discard(made.name)
         self._bytes = getattr(self, "_bytes", 0) + size
-        if len(self.pending) >= BATCH_FILES or self._bytes >= BATCH_BYTES:
+        full = len(self.pending) >= BATCH_FILES or self._bytes >= BATCH_BYTES
+        if made.key and full:  # the others are few and small: the last commit has them
             self._stage()
 
     def _stage(self) -> None:

@@ -56,10 +56,8 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "point",
-    [pytest.param(name, marks=[] if name == "commit" else pytest.mark.slow) for name in POINTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
 def test_killed_on_the_way(
     hub: Hub, client: Client, corpus: Path, tmp_path: Path, point: str
 ) -> None:
