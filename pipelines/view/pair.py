@@ -10,7 +10,7 @@ import numpy as np
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8, LayeredClip
 from layerflow.media.layer_stack import LayerStack
-from pipelines.view.source import ClipSource, difference
+from pipelines.view.clips import ClipSource, difference
 
 OTHER = "B"
 APART = "difference of A and B"

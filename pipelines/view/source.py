@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,9 +43,10 @@ from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sample_files import read_objects, with_objects
 from layerflow.media.sandbox import Handler
 from layerflow.media.video import read_frames
+from pipelines.view.clips import ClipSource as ClipSource
+from pipelines.view.clips import difference
 
 PANELS = (BLENDED, FOREGROUND, ALPHA, BACKGROUND, "difference", "recomposed")
-DIFFERENCE_GAIN = 8
 MOST = layer_set(f"rgbax{MAX_FOREGROUNDS}")
 BLOCK = 16  # H.264 macroblock: panels that start on one do not bleed into each other
 
@@ -68,26 +69,6 @@ class Preview:
         about = asdict(self)
         del about["media"]
         return about
-
-
-class ClipSource(Protocol):
-    """Clips to show. ``rows`` are plain values; ``clip`` decodes one, in this process, and
-    ``stack`` its single foregrounds where it has several or effects, else None.
-
-    A row's ``flat`` says that its layers are no colours that a backing belongs behind.
-    """
-
-    name: str
-
-    def rows(self) -> Iterator[dict[str, Any]]: ...
-
-    def rejected(self) -> Iterator[dict[str, Any]]: ...
-
-    def clip(self, index: int) -> LayeredClip: ...
-
-    def stack(self, index: int) -> LayerStack | None: ...
-
-    def __len__(self) -> int: ...
 
 
 def open_source(
@@ -307,12 +288,6 @@ def single_panels(stack: LayerStack | None) -> dict[str, U8]:
         panels[shown] = stack.layer(name)
         panels[f"{ALPHA} of {shown}"] = stack.layer(matte_of(name))
     return panels
-
-
-def difference(blended: U8, recomposed: U8) -> U8:
-    """``|blended - recomposed|``, times 8, at most 255."""
-    apart = np.abs(blended.astype(np.int16) - recomposed)
-    return np.minimum(apart * DIFFERENCE_GAIN, 255).astype(np.uint8)
 
 
 def _cells(frames: U8, panel: tuple[int, int], cell: tuple[int, int]) -> U8:

@@ -204,8 +204,21 @@ function overBacking(player, name, matte) {
   return image;
 }
 
+// So many milliseconds of a frame go to pictures, so that the page scrolls whatever plays; players
+// whose turn does not come are first in the next frame.
+const BUDGET = 12;
+let turn = 0;
+
 function tick() {
   requestAnimationFrame(tick); // first: whatever one clip does, the others go on
-  for (const player of players) player.draw(false);
+  const all = [...players];
+  const until = performance.now() + BUDGET;
+  opened?.player.draw(false);
+  let drawn = 0;
+  while (drawn < all.length && performance.now() < until) {
+    all[(turn + drawn) % all.length].draw(false);
+    drawn += 1;
+  }
+  turn = all.length ? (turn + drawn) % all.length : 0;
   if (opened?.player.media) showFrame(opened.player);
 }

@@ -72,7 +72,11 @@ def load(page: Browser, report: Path, address: str = "") -> None:
 def test_flags_are_set_by_a_key_saved_as_ids_and_kept(page: Browser, report: Path) -> None:
     load(page, report)
     page.run("""window.saved = [];
-      URL.createObjectURL = (blob) => { saved.push(blob); return '#'; };
+      const made = URL.createObjectURL.bind(URL);
+      URL.createObjectURL = (blob) => {
+        if (blob.type === 'text/plain') saved.push(blob);
+        return made(blob);
+      };
       HTMLAnchorElement.prototype.click = function () { window.named = this.download; };""")
     page.press("ARROW_RIGHT", "f", "ARROW_RIGHT", "ARROW_RIGHT", "f", "ARROW_RIGHT", "f", "f")
     page.run("$('save-flags').click()")

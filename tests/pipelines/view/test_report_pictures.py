@@ -343,7 +343,7 @@ def test_narrow_screen(look: Look) -> None:
     assert_readable(picture, look.texts("h1, #summary, #count, label, summary, button, .card p"))
     look.page.run("document.getElementById('filters-title').click()")
     controls = look.boxes(CONTROLS)
-    assert len(controls) == 13
+    assert len(controls) == 14
     assert_inside([*controls, *look.boxes(".card, header, main")], 390)
     assert_apart(controls)
     assert all(box["height"] >= 32 or box["width"] > 90 for box in controls)
