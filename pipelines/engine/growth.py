@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -224,8 +224,9 @@ class Growth:
         keys = [unit.key for unit in self._ordered()]
         refused = chain.from_iterable(staging.rows_of(keys, REJECTED))
         every = self._tombstones.cleaned(chain(refused, duplicates))
-        rejected = list(tallied(every, reasons))
+        rejected: Iterable[dict[str, Any]] = tallied(every, reasons)  # may be many times the rows
         if not pieces and pool.workers != 0 and not pool.accept_lost:
+            rejected = list(rejected)
             _stop_if_blind(str(self.store), rejected)
         out = str(self.store.where)
         made = make_shards(cut(pieces), out, self.schema, staging, pool)
@@ -288,11 +289,13 @@ class Growth:
             np.sort(id_numbers(self._base())) if self.base is not None else np.zeros(0, np.uint64)
         )
 
-    def _rejected(self, rows: Sequence[dict[str, Any]]) -> tuple[Shard, ...]:
+    def _rejected(self, rows: Iterable[dict[str, Any]]) -> tuple[Shard, ...]:
         before = self.base.rejected if self.base is not None else ()
-        if not rows and before:
-            return before
         batches = record_batches(rows, REJECTED_SCHEMA)
+        first = next(batches, None)
+        if first is None and before:
+            return before
+        batches = chain(() if first is None else (first,), batches)
         shard = write_shard(self.store.below(log.REJECTED), batches, REJECTED_SCHEMA)
         return (*(one for one in before if one.rows), shard)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from typer.testing import CliRunner
 from layerflow.cli.main import build_app
 from layerflow.corpus import log
 from layerflow.corpus.published import open_corpus
+from layerflow.corpus.stats import tallied
 from layerflow.corpus.store import Store
-from layerflow.corpus.table import Corpus
+from layerflow.corpus.table import Corpus, rejected_row
 from layerflow.corpus.validate import check_folder
 from pipelines import compact as compaction
 from pipelines.compact import run_compact
@@ -311,3 +313,33 @@ def test_cuts_of_shards_are_the_same_for_any_number_of_workers(
     assert len(shards(tmp_path / "c")) > 2
     assert shards(tmp_path / "c") == shards(tmp_path / "d")
     assert Corpus.open(tmp_path / "c").ids() == ids(0, 7)
+
+
+def test_rejected_rows_are_never_held_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 120 that three units gave, some batches live at a time."""
+
+    class Row(dict[str, Any]):
+        """A row that can be watched."""
+
+    alive: weakref.WeakValueDictionary[int, Row] = weakref.WeakValueDictionary()
+    most: list[int] = []
+
+    def watched(rows: Iterable[dict[str, Any]], reasons: Any) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(tallied(rows, reasons)):
+            alive[number] = one = Row(row)
+            most.append(len(alive))
+            yield one
+
+    def dull(payload: dict[str, Any]) -> Outcome:
+        names = [f"{payload['uri']}#{i}" for i in range(40)]
+        rows = [rejected_row(n, "gate", "dull", kind="mined", recipe="r") for n in names]
+        return Outcome([], rows)
+
+    monkeypatch.setattr("pipelines.engine.growth.tallied", watched)
+    three = [Unit(f"u{i}", i, {"uri": f"{i}.mp4"}) for i in range(3)]
+    recipe = make_recipe("mined", {}, 1)
+    said = run_job(three, dull, out=tmp_path / "c", recipe=recipe, workers=0, quiet=True)
+    assert said.rejected == len(most) == 120 and max(most) < 40
+    assert said.reasons == {"gate: dull": 120}
