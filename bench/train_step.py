@@ -1,6 +1,6 @@
 """What the loop costs over the bare step, and what the loader could feed.
 
-    python bench/train_step.py [--steps 200] [--threads 1] [--rounds 5]
+    python bench/train_step.py [--steps 200] [--threads 1] [--rounds 5] [--sizes]
 
 On the tiny preset (0.94 M parameters, batch 8, 4 frames of 32x32), in one run:
 
@@ -9,6 +9,9 @@ On the tiny preset (0.94 M parameters, batch 8, 4 frames of 32x32), in one run:
 - the loader: clips a second in one process, ours, `datasets` and WebDataset (`pip install
   webdataset`; left out where absent) on the same latents, each up to float32 arrays of moments and
   prompt embeddings.
+
+With `--sizes` instead: steps over latents of three sizes, in turns with a fixed batch of 8 clips
+and with a token budget of as many tokens as these have on average.
 
 Blocks of steps of the loop and of the bare step take turns, and so do the loaders, so that a busy
 machine disturbs all alike. Printed are medians, and the medians of the paired ratios.
@@ -21,7 +24,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +46,10 @@ from layerflow.model.objective import layer_loss
 from layerflow.model.presets import init_directory
 from manifests.train import TrainManifest, parse
 from trainer import loop, metrics
-from trainer.data import Batch, Batches, open_parts
+from trainer.data import Batch, Batches, buckets, open_parts
 from trainer.export import load_model
 from trainer.order import Order
+from trainer.planning.budget import sample_costs
 
 CPU = torch.device("cpu")
 EVERY = 10  # steps of a block
@@ -57,8 +61,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.sizes:
+        return compare_budget(options.steps, options.rounds)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         init_directory(folder / "model", "tiny")
@@ -86,14 +93,18 @@ def main() -> None:
             print(f"{label:34}{rate:10.0f} clips/s, {rate / used:.1f} x the bare step")
 
 
-def write_latents(folder: Path, clips: int) -> None:
-    """Random latents in the tiny preset's shape: 27 channels, 4 frames, 4x4."""
+def write_latents(
+    folder: Path, clips: int, shapes: Sequence[tuple[int, int, int]] = ((4, 4, 4),)
+) -> None:
+    """Random latents of the tiny preset's 27 channels; the shapes (by default its own: 4 frames,
+    4x4) come in turns."""
     rng = np.random.default_rng(0)
     texts = [f"{slot}, prompt {i}" for i in range(32) for slot in range(3)]
 
     def rows() -> Any:
         for i in range(clips):
-            shape = (27, 4, 4, 4)
+            frames, height, width = shapes[i % len(shapes)]
+            shape = (27, frames, height, width)
             moments = {
                 layer: np.concatenate([rng.standard_normal(shape), np.full(shape, -30.0)])
                 for layer in LAYERS
@@ -103,8 +114,8 @@ def write_latents(folder: Path, clips: int) -> None:
                 for slot, layer in enumerate(PROMPTED)
             }
             columns = {"id": f"{i:08d}", "source": "", "content": "", "kind": "pasted", **keys}
-            columns |= {"alpha_kind": "soft", "origin_group": "", "num_frames": 4}
-            yield clip_row(moments, **columns, height=32, width=32, fps=8.0)
+            columns |= {"alpha_kind": "soft", "origin_group": "", "num_frames": frames}
+            yield clip_row(moments, **columns, height=8 * height, width=8 * width, fps=8.0)
 
     with LatentsWriter(folder, {"format_version": FORMAT_VERSION}) as writer:
         writer.clips(rows())
@@ -189,6 +200,48 @@ def bare_step(manifest: TrainManifest, batch: Batch) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+# ---- several sizes ----------------------------------------------------------------------------
+
+
+SHAPES = ((2, 4, 4), (4, 4, 6), (4, 8, 8))  # a third of the clips each
+
+
+def compare_budget(steps: int, rounds: int) -> None:
+    """Tokens a second of the loop with a fixed batch and with a token budget, in turns."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        init_directory(folder / "model", "tiny")
+        write_latents(folder / "latents", 600, SHAPES)
+        fixed = make_manifest(folder, steps)
+        model, _ = load_model(fixed.model, CPU)
+        parts = open_parts(fixed, fixed.stages[0])
+        tokens = [sample_costs(model, shape, ()).tokens for shape in buckets(parts)]
+        budget = fixed.batch * round(statistics.mean(tokens))
+        print(f"tokens of a clip: {', '.join(map(str, tokens))}; the budget: {budget}")
+        stage = fixed.stages[0].model_copy(update={"tokens": budget})
+        runs = {f"batch {fixed.batch}": fixed}
+        runs[f"tokens {budget}"] = fixed.model_copy(update={"stages": [stage]})
+        rates: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, manifest in runs.items():
+                loop.train(manifest, manifest.out, fresh=True, log=lambda line: None)
+                rows = metrics.read(Path(manifest.out) / "metrics.csv")[EVERY:]
+                each = [row["tokens_per_second"] * row["seconds"] for row in rows]
+                rates[name].append(sum(each) / sum(row["seconds"] for row in rows))
+                if len(rates[name]) == 1:
+                    about = f"{min(each):.0f} to {max(each):.0f} tokens a step"
+                    print(f"{name}: {about}, {statistics.mean(each):.0f} on average")
+        first, second = rates
+        for name, values in rates.items():
+            print(
+                f"{name}: {statistics.median(values):.0f} tokens/s, {min(values):.0f} to "
+                f"{max(values):.0f}"
+            )
+        pairs = zip(rates[first], rates[second], strict=True)
+        ratio = statistics.median(late / early for early, late in pairs)
+        print(f"{second} / {first}, paired: {ratio:.3f}")
 
 
 # ---- loaders ----------------------------------------------------------------------------------

@@ -112,6 +112,17 @@ class TrainManifest(Strict):
     min_workers: int | None = Field(None, ge=1)
     """Through Ray: when a node is lost, go on with as few workers as this, and grow back to
     `workers` when there are nodes again. The global batch stays what it is."""
+    shard_over: int | None = Field(None, ge=1)
+    """In stages with `parallel: fsdp`: how many workers (of neighbouring ranks, such as a node's)
+    hold the network between them; each such group holds a copy (HSDP). Left out: all workers."""
+    reshard_after_forward: bool = True
+    """In stages with `parallel: fsdp`: drop a block's gathered weights after its forward pass, and
+    gather them again for the backward pass. `false` gathers once a step, and holds them all."""
+    collective_minutes: int | None = Field(None, ge=1)
+    """How long a worker waits for the others before the run fails. Left out: as torch has it."""
+    context_parallel: int = Field(1, ge=1)
+    """Workers (of neighbouring ranks) that compute each sample together, a part of its tokens
+    each: for sequences that one device cannot hold. It divides the number of workers."""
     gpus: bool | None = None
     """Train on GPUs, one a worker. Left out: when this process, or through Ray the cluster, has
     any. `true` is refused where there is none; on a cluster with too few it waits for more."""
@@ -203,9 +214,19 @@ class TrainManifest(Strict):
         if any(stage.parallel == "fsdp" for stage in self.stages):
             if self.min_workers is not None:
                 raise ValueError("min_workers: an fsdp stage needs all of its workers")
-            if self.validation is not None and self.validation.keep_best:
-                raise ValueError("validation.keep_best: not while a stage has parallel: fsdp")
+            if self.workers > 1 and self.workers % (self.shard_over or 1):
+                raise ValueError(f"shard_over: {self.shard_over} does not divide the workers")
+        if self.context_parallel > 1:
+            self._check_context()
         return self
+
+    def _check_context(self) -> None:
+        if self.workers > 1 and self.workers % self.context_parallel:
+            raise ValueError(
+                f"context_parallel: {self.context_parallel} does not divide the workers"
+            )
+        if self.compile or self.min_workers is not None:
+            raise ValueError("context_parallel goes with neither compile nor min_workers")
 
     def _check_memory(self) -> None:
         if "activations" in self.offload and self.checkpointing != "full":
@@ -234,8 +255,10 @@ class TrainManifest(Strict):
         """Forward passes of one worker in a step. ValueError when the batch does not divide.
 
         With `min_workers`, fewer workers than `workers` make more passes of the size that all
-        of them would make; then the batch need not divide.
+        of them would make; then the batch need not divide. Nor need that of a stage with `tokens`.
         """
+        if stage.tokens is not None:
+            return self._token_passes(stage, workers)
         batch, size = stage.batch or self.batch, self.micro_batch
         if self.min_workers is not None and workers < self.workers:
             whole = batch // (self.workers * self.passes(stage, self.workers))
@@ -254,14 +277,33 @@ class TrainManifest(Strict):
             )
         return count
 
+    def _token_passes(self, stage: Stage, workers: int) -> int:
+        if self.micro_batch is not None:
+            raise ValueError(
+                f"stage {stage.name!r}: micro_batch counts samples, which with tokens differ from "
+                "step to step; use accumulate"
+            )
+        count = stage.accumulate or self.accumulate
+        if self.min_workers is not None and workers < self.workers:
+            return -(-self.workers * count // workers)
+        return count
+
+    @property
+    def sharers(self) -> int:
+        """How many parts the samples of a step are dealt into: workers, or groups of them that
+        share sequences."""
+        return max(1, max(1, self.workers) // self.context_parallel)
+
     @property
     def wants_gpus(self) -> bool | None:
         """Whether the run asks for GPUs; None: it takes what there is."""
         return True if self.accelerator_type is not None else self.gpus
 
-    def pass_size(self, stage: Stage, workers: int) -> int:
-        """Samples of one worker's forward pass in a step, at most."""
-        return -(-(stage.batch or self.batch) // (workers * self.passes(stage, workers)))
+    def pass_size(self, stage: Stage, workers: int, samples: int | None = None) -> int:
+        """Samples of one worker's forward pass in a step, at most. samples: of the step; None: the
+        stage's batch, or with `tokens` as few as there may be."""
+        batch = samples or (1 if stage.tokens else stage.batch or self.batch)
+        return -(-batch // (workers * self.passes(stage, workers)))
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; ValueError that lists the names if there is none."""
@@ -294,7 +336,9 @@ class TrainManifest(Strict):
 
 FREE_FIELDS = (
     *("out", "upload", "log_every", "save_every", "save_minutes", "keep_last", "keep_exports"),
-    *("workers", "min_workers", "gpus", "wait_for_nodes", "resources_per_worker"),
+    *("workers", "min_workers", "shard_over", "context_parallel"),
+    *("reshard_after_forward", "collective_minutes"),
+    *("gpus", "wait_for_nodes", "resources_per_worker"),
     *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
     *("compile", "checkpointing", "offload", "attention", "max_skips", "profile"),
     *("tensorboard", "wandb", "mlflow", "validation"),

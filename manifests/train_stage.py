@@ -229,8 +229,11 @@ class Stage(Strict):
     before there was a choice did that)."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """`fsdp` shards weights, gradients and moments over the workers: for whole networks that one
-    device cannot hold. Its clips must have one shape."""
+    device cannot hold."""
     batch: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    """Instead of `batch`: a step draws as many samples of one bucket (one shape, the same layers)
+    as have so many tokens together, over all workers; another step draws another bucket."""
     accumulate: int | None = Field(None, ge=1)
     optimizer: Optimizer | None = None
     dropout: Dropout | None = None
@@ -245,6 +248,12 @@ class Stage(Strict):
         if not sum(value.values()) > 0:
             raise ValueError("at least one task needs a weight above 0")
         return value
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Stage:
+        if self.batch is not None and self.tokens is not None:
+            raise ValueError("a stage has a batch or tokens, not both")
+        return self
 
 
 def block_indices(rule: BlockRule, num_blocks: int) -> list[int]:

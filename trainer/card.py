@@ -108,5 +108,5 @@ def row(stage: Stage, manifest: TrainManifest) -> str:
     else:
         what = "everything"
     tasks = ", ".join(f"{name} {weight:g}" for name, weight in stage.tasks.items())
-    batch = stage.batch or manifest.batch
+    batch = f"{stage.tokens} tokens" if stage.tokens else stage.batch or manifest.batch
     return f"| {stage.name} | {what} | {stage.steps} | {batch} | {stage.lr:g} | {tasks} |"

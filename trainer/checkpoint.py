@@ -344,7 +344,10 @@ def stage_steps(out: Path, stage: str) -> int:
 
 
 def load_stage(out: Path, stage: str, transformer: torch.nn.Module) -> None:
-    """Put what a finished stage trained back into the model (its adapter must be attached)."""
+    """Put what a finished stage trained back into the model (its adapter must be attached).
+    Nothing happens to a network without weights."""
+    if next(transformer.parameters()).is_meta:
+        return
     fill(transformer, load_file(out / "stages" / stage / "trained.safetensors"), f"stage {stage!r}")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from trainer.layers import (
     stored_set,
     take_layers,
 )
-from trainer.order import Draw, Order, share
+from trainer.order import BucketOrder, Draw, Order, share
 
 NO_LOGVAR = -30.0  # log-variance of latents without a posterior; nothing to sample
 
@@ -217,40 +217,31 @@ def buckets(parts: Sequence[MixturePart]) -> dict[Shape, int]:
 
 
 def buckets_text(found: Mapping[Shape, int]) -> str:
-    """Buckets in words: latent frames x height x width, and how many clips have them; where the
-    numbers of layers differ, those too."""
-    mixed = len({shape.layers for shape in found}) > 1
-
-    def named(shape: Shape) -> str:
-        size = "x".join(map(str, shape[:3]))
-        return f"{len(shape.layers)} layers of {size}" if mixed else size
-
-    return ", ".join(f"{named(shape)} ({count} clips)" for shape, count in found.items())
+    """Buckets in words, and how many clips have them."""
+    return ", ".join(f"{bucket_name(shape, found)} ({n} clips)" for shape, n in found.items())
 
 
-def check_alike(parts: Sequence[MixturePart], stage: str) -> None:
-    """ValueError unless all clips have one shape, as a sharded stage needs it: workers that see
-    different numbers of shapes make different numbers of passes, and hang."""
-    found = buckets(parts)
-    if len(found) > 1:
-        raise ValueError(
-            f"stage {stage!r}: parallel fsdp needs clips of one shape and one number of "
-            f"foregrounds, not {buckets_text(found)}; set `frames` or `foregrounds`, or encode at "
-            "one size"
-        )
+def bucket_name(shape: Shape, found: Collection[Shape]) -> str:
+    """A bucket in words: latent frames x height x width; where the numbers of layers of those that
+    were found differ, those too."""
+    size = "x".join(map(str, shape[:3]))
+    mixed = len({each.layers for each in found}) > 1
+    return f"{len(shape.layers)} layers of {size}" if mixed else size
 
 
 class Batches:
     """All batches of one stage, for one rank.
 
     uneven: the batch need not divide among the ranks and passes; some then get a sample less.
-    layers: the model's. masked: batches say what is known.
+    layers: the model's. masked: batches say what is known. alike: all ranks make as many passes,
+    as a sharded network needs, where their shapes or samples are not as many: the others then
+    compute one in which nothing is left to generate, and the loss is 0.
     """
 
     def __init__(
         self,
         parts: Sequence[MixturePart],
-        order: Order,
+        order: Order | BucketOrder,
         *,
         rank: int = 0,
         world: int = 1,
@@ -258,15 +249,16 @@ class Batches:
         uneven: bool = False,
         layers: LayerSet = layer_set("rgba"),
         masked: bool = False,
+        alike: bool = False,
     ) -> None:
-        if order.batch % (world * accumulate) and not uneven:
+        if isinstance(order, Order) and order.batch % (world * accumulate) and not uneven:
             raise ValueError(
                 f"stage {order.stage!r}: a batch of {order.batch} does not divide among {world} "
                 f"workers x {accumulate} accumulation steps; change one of them"
             )
         self.parts, self.order, self.layers = parts, order, layers
         self.rank, self.world, self.accumulate = rank, world, accumulate
-        self.masked = masked
+        self.masked, self.alike = masked, alike
 
     def step(self, step: int) -> list[Batch]:
         """This rank's share of a step, in `accumulate` or more batches of one shape each.
@@ -274,20 +266,34 @@ class Batches:
         The batch is dealt into world x accumulate parts, of which each rank takes every world-th:
         which samples stand together depends on the number of parts alone.
         """
-        batches = []
-        for chunk in self._dealt(step):
-            for shape in sorted({self._shape(draw) for draw in chunk}):
-                batches.append(self._collate([d for d in chunk if self._shape(d) == shape]))
+        draws = self._draws(step)
+        own = self._passes(draws, self.rank)
+        batches = [self._collate(each) for each in own]
+        if self.alike:
+            most = max(len(self._passes(draws, rank)) for rank in range(self.world))
+            if most > len(own):
+                one = self._collate(draws[:1])
+                batches += [replace(one, given=torch.ones_like(one.given))] * (most - len(own))
         return batches
 
-    def _dealt(self, step: int) -> list[list[Draw]]:
-        draws = sorted(self.order.step(step), key=lambda draw: (self._shape(draw), draw.number))
+    def _passes(self, draws: Sequence[Draw], rank: int) -> list[list[Draw]]:
+        """What a rank computes of a step's draws, which are sorted by shape."""
+        passes = []
+        for chunk in self._dealt(draws, rank):
+            for shape in sorted({self._shape(draw) for draw in chunk}):
+                passes.append([draw for draw in chunk if self._shape(draw) == shape])
+        return passes
+
+    def _draws(self, step: int) -> list[Draw]:
+        return sorted(self.order.step(step), key=lambda draw: (self._shape(draw), draw.number))
+
+    def _dealt(self, draws: Sequence[Draw], rank: int) -> list[list[Draw]]:
         parts = self.world * self.accumulate
-        return [share(draws, part, parts) for part in range(self.rank, parts, self.world)]
+        return [share(draws, part, parts) for part in range(rank, parts, self.world)]
 
     def wish(self, step: int) -> None:
         """Let sources that can read ahead begin with this rank's rows of a step."""
-        for draw in (draw for chunk in self._dealt(step) for draw in chunk):
+        for draw in (draw for chunk in self._dealt(self._draws(step), self.rank) for draw in chunk):
             part = self.parts[draw.component]
             if begin := getattr(part.source, "read_ahead", None):
                 begin([part.rows[draw.row]])

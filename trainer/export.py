@@ -13,14 +13,18 @@ import torch
 
 from layerflow.files import new_folder, write_json
 from layerflow.model import adapters
+from layerflow.model.adapter_files import saved_adapters
 from layerflow.model.base import base_of
 from layerflow.model.ship import ship_code
 from manifests.train import TrainManifest
 from trainer.card import write_card
 from trainer.checkpoint import fill, load_stage
+from trainer.distributed.processes import ALONE, World
 from trainer.memory.hold import full_values
+from trainer.planning.count import empty_model
 from trainer.stages import attach
 
+CPU = torch.device("cpu")
 LINK_BYTES = 64 << 20  # larger files of the model (text encoders) are hard-linked, not copied
 
 
@@ -34,16 +38,30 @@ def load_model(folder: str | Path, device: torch.device) -> tuple[Any, Any]:
     return transformer.to(device), base.load_scheduler(folder)
 
 
+def load_network(manifest: TrainManifest, world: World) -> tuple[Any, Any]:
+    """``load_model`` for a run, on the CPU. Where a stage shards the network, rank 0 alone
+    reads it, and the others have it without weights (``distributed/hand_out.py``)."""
+    if world.size == 1 or all(stage.parallel != "fsdp" for stage in manifest.stages):
+        return load_model(manifest.model, CPU)
+    folder = Path(manifest.model)
+    if world.rank == 0 or saved_adapters(folder / "transformer"):
+        transformer, scheduler = load_model(folder, CPU)
+    else:
+        transformer, scheduler = empty_model(folder), base_of(folder).load_scheduler(folder)
+    transformer.first_only = True
+    return transformer, scheduler
+
+
 def model_after(
     manifest: TrainManifest,
     out: Path,
     stage: str,
     tensors: Mapping[str, torch.Tensor],
-    device: torch.device,
+    world: World = ALONE,
 ) -> tuple[Any, Any]:
     """Transformer and scheduler within or after a stage: earlier stages as they ended, and what
-    this one trained as `tensors`."""
-    transformer, scheduler = load_model(manifest.model, device)
+    this one trained as `tensors`. As ``load_network`` has it."""
+    transformer, scheduler = load_network(manifest, world)
     for each in manifest.stages:
         attach(transformer, each, manifest.seed)
         if each.name == stage:

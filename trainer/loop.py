@@ -28,14 +28,15 @@ from manifests.train_stage import Stage
 from trainer import checkpoint, validation
 from trainer.checkpoint import Position
 from trainer.claim import claim
-from trainer.data import Batches, buckets, buckets_text, check_alike, open_parts
+from trainer.data import Batches, buckets, buckets_text, open_parts
 from trainer.distributed.processes import join_world, until_terminated
 from trainer.distributed.signals import Signals, give_up, skips
-from trainer.export import export, load_model, model_after
+from trainer.export import export, load_network, model_after
 from trainer.held_out import held_out
 from trainer.memory.hold import hold
 from trainer.metrics import line, make_metrics
 from trainer.order import Order
+from trainer.planning.budget import budget_order, step_sizes
 from trainer.planning.check import check
 from trainer.recipe.hooks import Hooks
 from trainer.recipe.patience import Patience
@@ -47,7 +48,6 @@ from trainer.tracking.state import run_state
 from trainer.upload import uploading
 
 Log = Callable[[str], None]
-CPU = torch.device("cpu")
 
 
 def train(
@@ -82,14 +82,14 @@ def train(
             claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
             state.begin()
         world.wait()
-        transformer, scheduler = load_model(manifest.model, CPU)
+        transformer, scheduler = load_network(manifest, world)
         hold(transformer, manifest, manifest.stages, world.device)
         log_here: Log = log if world.rank == 0 else lambda line: None
         run = Run(
             manifest=manifest,
             out=out,
             world=world,
-            transformer=prepare(transformer, manifest),
+            transformer=prepare(transformer, manifest, world),
             process=base_of(transformer).noise(scheduler),
             held_out=held_out(manifest),
             terminated=terminated,
@@ -120,8 +120,6 @@ def make_batches(run: Run, stage: Stage) -> Batches:
     """The stage's batches for this rank. ValueError for what does not fit the manifest."""
     manifest, parts = run.manifest, open_parts(run.manifest, stage)
     layers = model_layers(manifest.model)
-    if stage.parallel == "fsdp":
-        check_alike(parts, stage.name)
     dropout = stage.dropout or manifest.dropout
     order = Order(
         seed=manifest.seed,
@@ -135,13 +133,16 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         timesteps=drawn_times(run.process, stage),
         prompts=len(layers.prompted),
     )
+    sizes = step_sizes(stage, parts, run.transformer) if stage.tokens is not None else None
+    share = run.world.sharing(manifest.context_parallel)
     return Batches(
         parts,
-        order,
-        rank=run.world.rank,
-        world=run.world.size,
-        accumulate=manifest.passes(stage, run.world.size),
+        order if sizes is None else budget_order(order, parts, sizes),
+        rank=share.rank,
+        world=share.size,
+        accumulate=manifest.passes(stage, share.size),
         uneven=manifest.min_workers is not None,
+        alike=stage.parallel == "fsdp",
         masked=stage.mask == "known",
         layers=layers,
     )
@@ -152,8 +153,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
     options, bf16 = stage.optimizer or manifest.optimizer, manifest.precision == "bf16"
+    how = {"shard_over": manifest.shard_over, "reshard": manifest.reshard_after_forward}
     hold(transformer, manifest, manifest.stages_from(stage), world.device)
-    trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind)
+    trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind, **how)
     optimizer = trained.optimizer(options)
     trains = sum(parameter.numel() for parameter in trained.parameters.values())
     shapes = buckets_text(buckets(batches.parts))
@@ -190,7 +192,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
                     known=batch.known,
                     terms=terms,
                 )
-            loss = losses.sum() / batches.order.batch
+            loss = losses.sum() / batches.order.samples(step)
             loss.backward()
             trained.loss += loss.detach()
         signals.send(trained)  # they travel with the gradients
@@ -214,10 +216,11 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             step=first_step + done,
             stage=stage.name,
             stage_step=done,
-            loss=trained.loss[0].clone(),
+            loss=trained.loss[0] / manifest.context_parallel,  # which as many have summed
             grad_norm=norm,
             learning_rate=rate,
             skipped=skipped,
+            samples=batches.order.samples(step),
             seconds=time.perf_counter() - clock,
             data_wait=waited,
         )
@@ -262,9 +265,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     validation.check_gate_0(run, stage, before)
     tensors = trained.tensors()
     if stage.parallel == "fsdp":  # the network is in parts for good: the next stage gets a new one
-        whole, _ = model_after(manifest, run.out, stage.name, tensors, CPU)
+        whole, _ = model_after(manifest, run.out, stage.name, tensors, world)
         hold(whole, manifest, manifest.stages_from(stage), world.device)
-        run.transformer = prepare(whole, manifest)
+        run.transformer = prepare(whole, manifest, world)
     if world.rank == 0:
         export(run.out, manifest, stage.name, run.transformer)
         checkpoint.save_stage(run.out, stage.name, tensors, stage.steps, done)

@@ -76,22 +76,24 @@ class Metrics:
         if trackers:
             self.trackers = trackers()
 
-    def step(self, batches: Sequence[Batch], *, seconds: float, **row: Any) -> None:
+    def step(self, batches: Sequence[Batch], *, samples: int, seconds: float, **row: Any) -> None:
         """Keep the row of one step; values may be tensors on any device.
 
-        batches: what this worker ran; the others are taken to have run as much.
+        batches: what this worker ran. samples: those of all workers, which are taken to have run
+        the like.
         """
         if not self.main:
             return
         costs = [self.costs(tuple(b.latents.shape[1:]), b.prompt_embeds.shape[1]) for b in batches]
-        sizes = [batch.size * self.world for batch in batches]
+        share = samples / sum(batch.size for batch in batches)
+        sizes = [batch.size * share for batch in batches]
         flops = sum(size * cost.total for size, cost in zip(sizes, costs, strict=True)) / seconds
         tokens = sum(size * cost.tokens for size, cost in zip(sizes, costs, strict=True))
         self._pending.append(
             {
                 **row,
                 "seconds": round(seconds, 6),
-                "samples_per_second": round(sum(sizes) / seconds, 3),
+                "samples_per_second": round(samples / seconds, 3),
                 "tokens_per_second": round(tokens / seconds, 1),
                 "tflops": round(flops / 1e12, 6),
                 "mfu": round(flops / (self.peak * self.world), 4) if self.peak else None,

@@ -1,6 +1,7 @@
 """Which sample comes when, and with which randomness: pure functions of (seed, draw).
 
-A stage draws `batch` samples a step; draw = step x batch + slot. What a draw is (row, task,
+A stage draws `batch` samples a step (or, with a token budget, as many of one bucket as fit it:
+`BucketOrder`); draw = step x batch + slot. What a draw is (row, task,
 timestep, dropped prompts, noise) depends on the seed and the draw alone, never on what ran
 before or on how many workers run. So a run that is stopped and continued, on any number of
 workers, sees what an unbroken one sees, and nothing but the step needs saving.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,10 @@ class Order:
             raise ValueError(f"every component of the mixture needs rows, got {self.sizes}")
         object.__setattr__(self, "_before", [np.zeros(len(self.sizes), np.int64)])
         object.__setattr__(self, "_epochs", {})
+
+    def samples(self, step: int) -> int:
+        """How many draws a step has."""
+        return self.batch
 
     def step(self, step: int) -> list[Draw]:
         """All draws of one step, slot by slot."""
@@ -133,6 +138,97 @@ class Order:
             rng = keyed(self.seed, self.stage, "epoch", component, epoch)
             cache[component] = (epoch, rng.permutation(self.sizes[component]))
         return cache[component][1]
+
+
+class BucketOrder:
+    """The draws of a stage in which the samples of a step are all of one bucket.
+
+    order: the stage's draws, were there no buckets. rows: of each bucket, the rows of each
+    component that are in it. sizes: samples of a step, of each bucket.
+
+    A bucket that has the share p of all draws, and steps of n samples, gets its turn in proportion
+    to p / n: every row is seen as often as the mixture says, whatever its bucket. Turns are exact
+    up to rounding in each `BLOCK` of steps, and shuffled. Within a bucket all is as in `Order`,
+    counted by the bucket's own steps; so here too a draw follows from the seed and its number.
+    """
+
+    def __init__(
+        self, order: Order, rows: Sequence[Sequence[Sequence[int]]], sizes: Sequence[int]
+    ) -> None:
+        self.seed, self.stage, self._rows, self._sizes = order.seed, order.stage, rows, sizes
+        shares = bucket_shares(order.weights, rows)
+        self._orders = [
+            replace(
+                order,
+                stage=f"{order.stage} bucket {number}",
+                batch=size,
+                sizes=[len(each) for each in rows[number] if each],
+                weights=shares[number][shares[number] > 0].tolist(),
+            )
+            for number, size in enumerate(sizes)
+        ]
+        self._components = [np.flatnonzero(each).tolist() for each in shares]
+        self._turns = bucket_turns(shares, sizes)
+        self._before = [np.zeros(len(sizes), np.int64)]
+        self._blocks: dict[int, NDArray[np.int64]] = {}
+
+    def samples(self, step: int) -> int:
+        return self._sizes[self.bucket(step)]
+
+    def bucket(self, step: int) -> int:
+        """Which bucket a step has."""
+        return int(self._block(step // BLOCK)[step % BLOCK])
+
+    def step(self, step: int) -> list[Draw]:
+        """All draws of one step, slot by slot; numbers and rows are those of the stage."""
+        number, most = self.bucket(step), max(self._sizes)
+        draws = self._orders[number].step(self._had_before(step)[number])
+        rows, components = self._rows[number], self._components[number]
+        return [
+            replace(
+                draw,
+                number=step * most + slot,
+                component=components[draw.component],
+                row=rows[components[draw.component]][draw.row],
+            )
+            for slot, draw in enumerate(draws)
+        ]
+
+    def _block(self, block: int) -> NDArray[np.int64]:
+        """The buckets of a block of steps."""
+        if block not in self._blocks:
+            rng = keyed(self.seed, self.stage, "buckets", block)
+            picks = _systematic(self._turns, BLOCK, float(rng.random()))
+            self._blocks[block] = rng.permutation(picks)
+        return self._blocks[block]
+
+    def _had_before(self, step: int) -> list[int]:
+        """How many steps before this one each bucket had."""
+        block, within = divmod(step, BLOCK)
+        while len(self._before) <= block:
+            counts = self._count(self._block(len(self._before) - 1))
+            self._before.append(self._before[-1] + counts)
+        counts = self._before[block] + self._count(self._block(block)[:within])
+        return [int(count) for count in counts]
+
+    def _count(self, buckets: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.bincount(buckets, minlength=len(self._sizes)).astype(np.int64)
+
+
+def bucket_shares(
+    weights: Sequence[float], rows: Sequence[Sequence[Sequence[int]]]
+) -> NDArray[np.float64]:
+    """Of each bucket and component the share of all draws that a mixture of these weights gives
+    its rows; `rows` as of `BucketOrder`."""
+    counts = np.asarray([[len(each) for each in bucket] for bucket in rows], np.float64)
+    return counts / counts.sum(0) * np.asarray(weights, np.float64) / sum(weights)
+
+
+def bucket_turns(shares: NDArray[np.float64], sizes: Sequence[int]) -> list[float]:
+    """Of each bucket the share of steps that have it, for the draws to be shared as `shares` say
+    when a step of a bucket has so many samples."""
+    turns = shares.sum(1) / np.asarray(sizes)
+    return list((turns / turns.sum()).tolist())
 
 
 def _edges(weights: Sequence[float], batch: int) -> NDArray[np.float64]:

@@ -21,13 +21,13 @@ from torch.utils.checkpoint import (
 
 from layerflow.model.base import base_of
 from manifests.train import TrainManifest
+from trainer.distributed.processes import ALONE, World, share_sequences
 
 if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
     from layerflow.model.noise import NoiseProcess
-    from trainer.distributed.processes import World
     from trainer.held_out import HeldOut
     from trainer.sampling import SampleJob
     from trainer.upload import Uploader
@@ -59,9 +59,10 @@ class Run:
     uploader: Uploader | None
 
 
-def prepare(transformer: Any, manifest: TrainManifest) -> Any:
+def prepare(transformer: Any, manifest: TrainManifest, world: World = ALONE) -> Any:
     """Set the network up for training as the manifest says; returns it."""
     transformer.train()
+    share_sequences(transformer, world, manifest.context_parallel)
     if "activations" in manifest.offload:
         transformer.enable_gradient_checkpointing(run_offloaded)
     elif manifest.checkpointing == "full":

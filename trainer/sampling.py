@@ -122,9 +122,7 @@ def build_pipeline(job: SampleJob, manifest: TrainManifest) -> Any:
 
     device = torch.device(job.device)
     weights = load_file(Path(job.folder) / WEIGHTS)
-    transformer, scheduler = model_after(
-        manifest, Path(job.out), job.stage, weights, torch.device("cpu")
-    )
+    transformer, scheduler = model_after(manifest, Path(job.out), job.stage, weights)
     hold(transformer, manifest, [], device)
     vae = load_autoencoder(Path(manifest.model) / "vae").to(device)
     transformer = run_as_trained(transformer.eval(), manifest, device)

@@ -16,6 +16,7 @@ from layerflow.model import adapters
 from layerflow.model.base import base_of
 from layerflow.seeds import torch_seed
 from manifests.train_stage import Blocks, Lora, Optimizer, Stage, block_indices
+from trainer.distributed.hand_out import hand_out
 from trainer.distributed.processes import World
 from trainer.optimizer import average_weight, make_optimizer
 from trainer.recipe.groups import Setting, grouped, stage_settings
@@ -238,14 +239,23 @@ class Trained:
 
 
 def lay_out(
-    transformer: nn.Module, stage: Stage, world: World, *, bf16: bool, kind: str = "adamw"
+    transformer: nn.Module,
+    stage: Stage,
+    world: World,
+    *,
+    bf16: bool,
+    kind: str = "adamw",
+    shard_over: int | None = None,
+    reshard: bool = True,
 ) -> Trained | Sharded:
     """The stage's parameters, whole on every worker or in parts. kind: of the optimizer."""
     names = trainable_names(transformer, stage)
     settings = stage_settings(transformer, names, stage, kind)
     how: dict[str, Any] = {"warmup": stage.ema_warmup, "settings": settings}
     if stage.parallel == "ddp":
+        hand_out(transformer, world)
         return Trained(transformer, names, stage.ema, **how)
     from trainer.distributed.fsdp import Sharded
 
-    return Sharded(transformer, names, stage.ema, world, bf16=bf16, **how)
+    how |= {"bf16": bf16, "shard_over": shard_over, "reshard": reshard}
+    return Sharded(transformer, names, stage.ema, world, **how)

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from manifests.train_stage import Lora, Stage
-from trainer.export import export
+from trainer.export import export, model_after
 from trainer.held_out import HeldOut
 from trainer.metrics import Metrics, rewind
 from trainer.runtime import autocast
@@ -32,12 +34,13 @@ GATE_0_TOLERANCE = 1e-4  # of a loss; on a CPU nothing differs at all
 def measure(run: Run, stage: Stage, gate: int) -> dict[str, float]:
     """Held-out losses in the precision and in the batch sizes of the stage's training."""
     assert run.held_out is not None
+    share = run.world.sharing(run.manifest.context_parallel)
     return run.held_out.losses(
         run.transformer,
         run.process,
         gate=gate,
-        size=run.manifest.pass_size(stage, run.world.size),
-        world=run.world,
+        size=run.manifest.pass_size(stage, share.size),
+        world=share,
         precision=partial(autocast, run.manifest, run.world.device),
     )
 
@@ -58,14 +61,16 @@ def validate(
     pipeline kept and sampling asked for, as the manifest says. The same on every rank."""
     assert run.held_out is not None
     options, main, gate = run.held_out.options, run.world.rank == 0, gate_of(stage)
+    parted = not isinstance(trained, Trained)
     with trained.averaged():
         losses = measure(run, stage, gate)
-        if main and options.keep_best:
-            keep_best(run, stage, step, losses, gate)
-        if options.samples:
+        tensors: dict[str, torch.Tensor] = {}
+        if options.samples or (options.keep_best and parted):
             tensors = trained.tensors()  # on all ranks: sharded weights are gathered together
-            if main:
-                run.sample(snapshot(run.out, run.manifest, stage, tensors, step, run.world.device))
+        if main and options.keep_best:
+            keep_best(run, stage, step, losses, gate, tensors if parted else None)
+        if main and options.samples:
+            run.sample(snapshot(run.out, run.manifest, stage, tensors, step, run.world.device))
     if main:
         write(run.out / "validation.csv", step, stage.name, losses, gate)
         metrics.scalars("held_out_frozen" if gate else "held_out", step, losses)
@@ -101,8 +106,18 @@ def check_gate_0(run: Run, stage: Stage, before: dict[str, float] | None) -> Non
     run.log(f"{stage.name}: at gate 0 the network is as before the stage (losses differ by {most})")
 
 
-def keep_best(run: Run, stage: Stage, step: int, losses: dict[str, float], gate: int) -> None:
-    """Export to OUT/best/STAGE when the mean loss is lower than what is there."""
+def keep_best(
+    run: Run,
+    stage: Stage,
+    step: int,
+    losses: dict[str, float],
+    gate: int,
+    tensors: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Export to OUT/best/STAGE when the mean loss is lower than what is there.
+
+    tensors: what the stage trained, whole, where the network of `run` is in parts.
+    """
     assert run.held_out is not None
     folder = run.out / "best" / stage.name
     record, loss = folder / "best.json", sum(losses.values()) / len(losses)
@@ -111,7 +126,10 @@ def keep_best(run: Run, stage: Stage, step: int, losses: dict[str, float], gate:
     if not math.isfinite(loss) or (said.get("measured") == what and not loss < said["loss"]):
         return
     about = {"step": step, "loss": loss, "losses": losses, "measured": what}
-    export(run.out, run.manifest, stage.name, run.transformer, target=folder, about=about)
+    network = run.transformer
+    if tensors is not None:
+        network, _ = model_after(run.manifest, run.out, stage.name, tensors)
+    export(run.out, run.manifest, stage.name, network, target=folder, about=about)
     if run.uploader:
         run.uploader.put(folder)
 

@@ -34,15 +34,19 @@ def validate(
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
-    """Check schema, files, checksums, every media cell and the compositing equation."""
+    """Check schema, files, checksums, every media cell and the compositing equation; of latents,
+    that they fit their shapes and are finite."""
     import json as encoder
     from dataclasses import asdict
 
     from rich.progress import track
 
+    from layerflow.corpus.latents import is_latents
     from layerflow.corpus.published import fetched, open_corpus
     from layerflow.corpus.validate import check_folder, check_rows
 
+    if is_latents(corpus):
+        return _validate_latents(corpus, every=every, json=json)
     folder = fetched(at_version(corpus, version))
     problems = check_folder(folder)
     errors: dict[str, list[float]] = {}
@@ -75,24 +79,67 @@ def validate(
 
 
 def stats(corpus: CorpusPath, version: AtVersion = None, json: Json = False) -> None:
-    """Counts, seconds, bytes, scores, licences, duplicates and rejection reasons."""
+    """Counts, seconds, bytes, scores, licences, duplicates and rejection reasons; of latents, their
+    kinds and sizes."""
     import json as encoder
 
+    from layerflow.corpus.latents import Latents, is_latents
     from layerflow.corpus.published import fetched, open_corpus
     from layerflow.corpus.validate import refuse_unpackable
     from layerflow.corpus.validate import stats as of
 
-    opened = open_corpus(fetched(at_version(corpus, version)))
-    refuse_unpackable(opened)
-    found = of(opened)
+    latents = Latents.open(corpus) if is_latents(corpus) else None
+    if latents is None:
+        opened = open_corpus(fetched(at_version(corpus, version)))
+        refuse_unpackable(opened)
+    found = of(opened) if latents is None else latents.stats()
     if json:
         typer.echo(encoder.dumps(found, indent=2))
         return
     from rich.console import Console
 
     console = Console()
-    for table in _tables(found):
+    for table in _tables(found) if latents is None else _latent_tables(found):
         console.print(table)
+
+
+def _validate_latents(folder: str, *, every: bool, json: bool) -> None:
+    import json as encoder
+
+    from layerflow.corpus.latents import Latents
+
+    rows, problems = 0, []
+    try:
+        latents = Latents.open(folder)
+        rows = len(latents)
+        problems = [{"row": row, "what": what} for row, what in latents.faults()]
+    except ValueError as error:
+        problems = [{"row": None, "what": str(error)}]
+    if json:
+        typer.echo(encoder.dumps({"rows": rows, "problems": problems}))
+    else:
+        for problem in problems if every else problems[:1]:
+            where = "" if problem["row"] is None else f"row {problem['row']}: "
+            typer.echo(f"{where}{problem['what']}")
+        if len(problems) > 1 and not every:
+            typer.echo(f"and {len(problems) - 1} more problems (--all shows them)")
+        typer.echo(f"{rows} rows checked, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _latent_tables(found: dict[str, Any]) -> list[Any]:
+    tables = []
+    for name in ("kinds", "sizes"):
+        table = _table(name, name[:-1], "clips")
+        for value, count in found[name].items():
+            table.add_row(plain_text(value), f"{count:,}")
+        tables.append(table)
+    more = _table("more", "what", "values")
+    for name in ("rows", "layers", "sources", "prompts"):
+        more.add_row(name, str(found[name]))
+    more.add_row("MB", f"{found['bytes'] / 1e6:,.1f}")
+    return [*tables, more]
 
 
 def _tables(found: dict[str, Any]) -> list[Any]:

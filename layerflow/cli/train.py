@@ -20,6 +20,10 @@ def encode(**options: Any) -> None:
         f"{summary.out}: {summary.clips} rows, {summary.prompts} prompts; {summary.encoded} clips "
         f"encoded{corrected}, {len(summary.rejected)} rejected ({summary.seconds:.1f} s)"
     )
+    if options["buckets"]:
+        print(
+            "  " + ", ".join(f"{shape}: {count} rows" for shape, count in summary.shapes().items())
+        )
     for id_, reason in summary.rejected[:10]:
         print(f"  rejected {id_}: {reason}")
 

@@ -10,7 +10,8 @@ A folder with::
 
 A store of ``rgba`` says nothing of layers: every row has the four. One of another set has its name
 as ``layers`` of the fingerprint, a column of each of its layers and of each of its prompts, and
-``foregrounds``, how many of them a row has; layers of absent ones are null.
+``foregrounds``, how many of them a row has; layers of absent ones are null. Both tables have
+sidecars by which ``datasets.load_from_disk`` opens them.
 
 Moments are raw little-endian ``[2C, f, h, w]`` arrays (mean, then log-variance; -30 where there is
 none), already in the scale that the transformer sees. Shards are Arrow IPC streams, memory-mapped,
@@ -23,6 +24,7 @@ import bisect
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -47,7 +49,8 @@ from layerflow.corpus.latent_rows import prompt_key as prompt_key
 from layerflow.corpus.latent_rows import prompt_row as prompt_row
 from layerflow.corpus.remote.places import write_places
 from layerflow.corpus.shards import read_shard
-from layerflow.corpus.writer import SHARD_BYTES, write_shards
+from layerflow.corpus.store import Store
+from layerflow.corpus.writer import SHARD_BYTES, described, write_shards, write_sidecars
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.layer_set import LayerSet, prompted_of
@@ -55,6 +58,7 @@ from layerflow.media.known import KNOWN
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
+AXES = ("channels", "frames", "height", "width")
 BATCH_BYTES = 1 << 20  # a record batch of many small rows or of one large row
 
 
@@ -106,8 +110,17 @@ class LatentsWriter:
             return self.folder / name / f"data-{number:05d}.arrow"
 
         shards, count = write_shards(_batches(rows, schema), schema, place, SHARD_BYTES)
-        self._index[name] = [f"{name}/{place(number).name}" for number in range(shards)]
+        names = [place(number).name for number in range(shards)]
+        self._index[name] = [f"{name}/{each}" for each in names]
+        if names:
+            store = Store(self.folder / name)
+            write_sidecars(self.folder / name, schema, [described(store, each) for each in names])
         return count
+
+
+def is_latents(path: str | Path) -> bool:
+    """Whether a folder on this disk says that it holds latents."""
+    return "://" not in str(path) and (Path(path) / INDEX).is_file()
 
 
 def _batches(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -127,7 +140,7 @@ def _batches(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[p
 def _misfit(batch: pa.RecordBatch, layers: LayerSet) -> int | None:
     """The first row of `clips/` whose layers are not as long as its shape and dtype say, or are not
     those of its number of foregrounds."""
-    axes = (batch.column(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
+    axes = (batch.column(f"latent_{axis}") for axis in AXES)
     shapes = zip(*(axis.to_pylist() for axis in axes), strict=True)
     lengths = [pc.binary_length(batch.column(layer)).to_pylist() for layer in layers.layers]
     kinds, counts = batch.column("dtype").to_pylist(), _counts(batch)
@@ -167,7 +180,7 @@ class Opened:
 
         names = ("id", "kind", "origin_group", "fps")
         self.columns = {name: values(name) for name in names}
-        axes = (values(f"latent_{axis}") for axis in ("channels", "frames", "height", "width"))
+        axes = (values(f"latent_{axis}") for axis in AXES)
         self.shapes = [(2 * c, f, h, w) for c, f, h, w in zip(*axes, strict=True)]
         self.layers = [layers.with_foregrounds(count) for count in _counts(batch)]
         self.prompts = {layer: values(f"{layer}_prompt") for layer in layers.prompted}
@@ -273,6 +286,37 @@ class Latents:
         """Hash of what the folder holds: the fingerprint, and every row's id and content."""
         parts = [self.fingerprint, *(self.column(name) for name in ("id", "content", "dtype"))]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def stats(self) -> dict[str, Any]:
+        """Rows, their kinds and sizes (height x width x frames, and of what latents), prompts."""
+        columns = ("height", "width", "num_frames", *(f"latent_{a}" for a in AXES))
+        shapes = Counter(zip(*map(self.column, columns), strict=True))
+        return {
+            "rows": len(self),
+            "layers": self.layers.name,
+            "kinds": dict(sorted(Counter(self.column("kind")).items())),
+            "sizes": {
+                "{}x{}x{}, latents {}x{}x{}x{}".format(*shape): count
+                for shape, count in sorted(shapes.items())
+            },
+            "sources": len(set(self.column("source"))),
+            "prompts": len(self._prompts),
+            "bytes": sum(file.stat().st_size for file in self.path.rglob("data-*.arrow")),
+        }
+
+    def faults(self) -> Iterator[tuple[int, str]]:
+        """Row and what is wrong with it, of what opening the folder lets pass."""
+        seen: set[str] = set()
+        for index, id_ in enumerate(self.column("id")):
+            if id_ in seen:
+                yield index, f"the id {id_[:64]!r} comes twice"
+            seen.add(id_)
+            try:
+                item = self.item(index)
+                faulty = [n for n in ("moments", "prompt_embeds") if not np.isfinite(item[n]).all()]
+                yield from ((index, f"{name} are not all finite") for name in faulty)
+            except ValueError as error:
+                yield index, str(error)
 
     def prompt_keys(self) -> set[str]:
         return set(self._prompts)

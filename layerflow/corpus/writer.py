@@ -67,7 +67,7 @@ def write_shards_of(
     names = [f"data-{i:05d}-of-{max(shards, 1):05d}.arrow" for i in range(max(shards, 1))]
     for number, name in enumerate(names):
         publish_file(part(number), folder / name)
-    found = tuple(_described(Store(folder), name) for name in names)
+    found = tuple(described(Store(folder), name) for name in names)
     write_sidecars(folder, schema, found)
     return found
 
@@ -175,15 +175,16 @@ def logged(folder: Path, step: str, info: Mapping[str, Any]) -> Version:
     return Version(
         number=1,
         step=step,
-        shards=tuple(_described(store, path.name) for path in table_files(folder)),
-        rejected=tuple(_described(rejected, path.name) for path in table_files(folder / REJECTED))
+        shards=tuple(described(store, path.name) for path in table_files(folder)),
+        rejected=tuple(described(rejected, path.name) for path in table_files(folder / REJECTED))
         if has_rejected
         else (),
         info=dict(info),
     )
 
 
-def _described(store: Store, name: str) -> Shard:
+def described(store: Store, name: str) -> Shard:
+    """A shard of a folder on this disk, as a log says it."""
     path = Path(store.location(name))
     return Shard(name, ShardReader(store, name).rows, path.stat().st_size, file_sha256(path))
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from layerflow.model.autoencoder import AutoencoderKind
     from layerflow.model.noise import NoiseProcess
+    from layerflow.model.parallel.context import Context
 
 Backward = Literal["untouched", "passed", "lora", "whole"]
 """What the backward pass does in a block: nothing, gradients of its input only, those and a
@@ -155,6 +156,10 @@ class Base(Protocol):
         trained: names of parameters; checkpointing: ``none``, ``selective`` or ``full``; prompts:
         how many of the layers have one (None: as many as the model has)."""
 
+    def share_sequence(self, transformer: Any, context: Context) -> None:
+        """Make each of several processes compute its part of a sequence (``parallel/context.py``).
+        ValueError for a base that cannot."""
+
 
 class BaseOfParts:
     """The common way to be a ``Base``: most of it are functions of two modules of its folder.
@@ -174,6 +179,9 @@ class BaseOfParts:
         self.load_text, self.encode_texts = parts.load_text, parts.encode_texts
         self.width, self.activation_bytes = costs.channels, costs.activation_bytes
         self.forward_flops, self.step_costs = costs.forward_flops, costs.step_costs
+
+    def share_sequence(self, transformer: Any, context: Context) -> None:
+        raise ValueError(f"context_parallel: the base {type(self).__name__} cannot share sequences")
 
     def load_scheduler(self, folder: Path) -> Any:
         return scheduler_of(folder, self.schedulers)

@@ -25,6 +25,7 @@ from layerflow.media.known import KNOWN, decode_known, latent_known, resize_know
 from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
+from pipelines.encode.buckets import Bucket, bucket_of
 from pipelines.engine.cluster import torch_device
 
 MAX_FRAMES = 10_000  # of one clip
@@ -86,7 +87,8 @@ def variants(kind: str, augment: Augment) -> list[Variant]:
 @dataclass(frozen=True)
 class Options:
     """What the latents depend on, besides the clips. layers: name of the set. precision: that the
-    models compute in. tiling: whether the autoencoder works tile by tile."""
+    models compute in. tiling: whether the autoencoder works tile by tile. buckets: each clip's size
+    and frames are those of one of them."""
 
     model: str
     size: tuple[int, int] | None = None
@@ -96,10 +98,19 @@ class Options:
     layers: str = "rgba"
     precision: str = "float32"
     tiling: bool = False
+    buckets: tuple[Bucket, ...] = ()
 
     @property
     def set(self) -> LayerSet:
         return layer_set(self.layers)
+
+    def of(self, row: Mapping[str, Any]) -> Options:
+        """The same with the size and frames of the row's bucket, where there are buckets.
+        MediaError for a row that fills none."""
+        if not self.buckets:
+            return self
+        bucket = bucket_of(row, self.buckets, stills=bool(self.augment.freeze))
+        return replace(self, size=bucket.size, frames=bucket.frames, buckets=())
 
 
 class Encoder:
@@ -146,14 +157,16 @@ class Encoder:
         return Contained(caller, Path(), writes=False, shared=SHARED_BYTES)
 
     def check(self) -> None:
-        """ValueError if the autoencoder cannot take the frames or size that are asked for."""
+        """ValueError if the autoencoder cannot take the frames or sizes that are asked for."""
         from layerflow.model.autoencoder import check_frames, spatial_factor
 
-        if self.options.frames:
-            check_frames(self.vae, self.options.frames)
-        factor = spatial_factor(self.vae)
-        if self.options.size and any(side % factor for side in self.options.size):
-            raise ValueError(f"--size must be multiples of {factor}, not {self.options.size}")
+        options, factor = self.options, spatial_factor(self.vae)
+        for frames in (options.frames, *(bucket.frames for bucket in options.buckets)):
+            if frames:
+                check_frames(self.vae, frames)
+        for size in (options.size, *(bucket.size for bucket in options.buckets)):
+            if size and any(side % factor for side in size):
+                raise ValueError(f"sizes must be multiples of {factor}, not {size}")
 
     def prompts(self, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows of `prompts/` for prefixed texts."""
@@ -238,6 +251,7 @@ def _pictures(row: dict[str, Any], options: Options) -> list[tuple[dict[str, U8]
 def known_pictures(row: Mapping[str, Any], options: Options) -> list[U8]:
     """The column ``known`` of a row, which has one, as its ``pictures_of`` are: uint8 ``[T, H, W]``
     each. MediaError for a damaged one."""
+    options = options.of(row)
     known = decode_known(row[KNOWN], Bounds.of(row), kept_frames(row, options))
     own, least = known.shape[1:3], options.augment.min_crop
     size = options.size or own
@@ -253,6 +267,7 @@ def pictures_of(row: Mapping[str, Any], options: Options) -> list[LayerStack]:
     MediaError for a row that `layerflow validate` refuses, and for one with too few frames.
     """
     check_unread(row)
+    options = options.of(row)
     keep = kept_frames(row, options)
     clip = decode_frames(row, keep)
     if row["kind"] != "mined":  # what a mined clip shows need not be its layers exactly

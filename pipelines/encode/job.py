@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -33,6 +34,7 @@ from layerflow.corpus.validate import refuse_unsound
 from layerflow.layer_set import LayerSet, layer_set, model_layers
 from layerflow.media.known import KNOWN
 from layerflow.outputs import local_output
+from pipelines.encode.buckets import parse_buckets
 from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
 from pipelines.encode.texts import Stored, with_prompts
 from pipelines.engine.jobs import unit_key
@@ -58,6 +60,13 @@ class EncodeSummary:
     seconds: float
     corrected: int = 0
 
+    def shapes(self) -> dict[str, int]:
+        """Height x width x frames of the clips in `out` -> rows of them, smallest first."""
+        store = Latents.open(self.out)
+        columns = [store.column(name) for name in ("height", "width", "num_frames")]
+        counts = Counter(zip(*columns, strict=True))
+        return {"x".join(map(str, shape)): count for shape, count in sorted(counts.items())}
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -79,6 +88,7 @@ def run_encode(
     out: str | Path,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
+    buckets: str | Sequence[str] | None = None,
     augment: Augment | None = None,
     layers: str | None = None,
     dtype: str = "float32",
@@ -91,7 +101,8 @@ def run_encode(
 
     corpora: corpus folders, published folders, `hf://datasets/...` (`layerflow.corpus.published`).
     size: height and width; None: as the clips are. frames: how many of each clip's frames to
-    take, evenly spread and distinct; None: all; stills stay single. augment: variants of each
+    take, evenly spread and distinct; None: all; stills stay single. buckets: instead of both,
+    `HxWxF,...`, of which each clip gets one (`choose_bucket`). augment: variants of each
     clip. layers: name of the set; None: the model's. compute: `precision` and `tiling` of
     `Options`. workers: Ray tasks at a time; None: all CPUs (or GPUs); 0: this process, without Ray.
     accept_lost: any number of units may fail for one reason; their clips are rejected.
@@ -101,9 +112,11 @@ def run_encode(
     started = time.monotonic()
     out, augment = local_output(out), augment or Augment()
     chosen = layer_set(layers) if layers else model_layers(model)
-    options = Options(
-        str(Path(model).resolve()), size, frames, dtype, augment, chosen.name, *compute
-    )
+    if buckets and (size or frames):
+        raise ValueError("--buckets say sizes and frames: leave --size and --frames out")
+    shapes = parse_buckets(buckets) if buckets else ()
+    folder = str(Path(model).resolve())
+    options = Options(folder, size, frames, dtype, augment, chosen.name, *compute, buckets=shapes)
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)
     stored = Stored(have)
@@ -162,6 +175,7 @@ def make_fingerprint(options: Options) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "size": list(options.size) if options.size else None,
         "frames": f"even:{options.frames}" if options.frames else "all",
+        **({"buckets": [str(each) for each in options.buckets]} if options.buckets else {}),
         "dtype": options.dtype,
         "text_shape": list(text_shape(options.model)),
         **model_fingerprint(options.model),
@@ -173,7 +187,8 @@ def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     have = Latents.open(out)
-    named = {"layers": RGBA.name, "precision": "float32", "tiling": False}
+    named: dict[str, Any] = {"layers": RGBA.name, "precision": "float32", "tiling": False}
+    named |= {"buckets": []}
     different = fingerprint_differences(named | have.fingerprint, named | dict(fingerprint))
     if different:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +77,27 @@ def make_latents(
     channels: int = CHANNELS,
     text: tuple[int, int] = (TOKENS, TEXT_WIDTH),
     layers: str = "rgba",
+    shapes: Sequence[tuple[int, int, int]] = (),
 ) -> Path:
     """`count` clips of random latents with distinct prompts. unknown: of each a share that is not
     known, and of the first one all. text: tokens and width of one. layers: their set, of which the
-    first clip has one foreground, the next two, and so on."""
+    first clip has one foreground, the next two, and so on. shapes: instead of frames and size,
+    latent frames, height and width of the first clip, the next, and so on, over and over."""
     rng, chance = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     own = layer_set(layers)
     slots = len(own.prompted)
     texts = [f"{slot}, {kind} {i}" for i in range(count) for slot in range(slots)]
 
-    def moments() -> np.ndarray:
-        shape = (channels, frames, size, size)
+    def shape_of(i: int) -> tuple[int, int, int]:
+        return shapes[i % len(shapes)] if shapes else (frames, size, size)
+
+    def moments(i: int) -> np.ndarray:
+        shape = (channels, *shape_of(i))
         logvar = np.full(shape, -2.0 if posterior else -30.0)
         return np.concatenate([rng.standard_normal(shape), logvar]).astype(np.float32)
 
     def known(i: int, count: int) -> np.ndarray:
-        shape = (count, frames, size, size)
+        shape = (count, *shape_of(i))
         least = 1.0 if i == 0 else unknown
         return (chance.random(shape) >= least).astype(np.uint8)
 
@@ -104,7 +109,7 @@ def make_latents(
                 for s, p in enumerate(own.prompted)
             }
             yield clip_row(
-                {layer: moments() for layer in present},
+                {layer: moments(i) for layer in present},
                 layers=own,
                 id=f"{kind}{i:04d}",
                 source=f"{kind}{i:04d}",
@@ -112,9 +117,9 @@ def make_latents(
                 kind=kind,
                 alpha_kind="soft" if kind == "image" else "binary",
                 origin_group=str(i // 2),
-                num_frames=frames,
-                height=8 * size,
-                width=8 * size,
+                num_frames=shape_of(i)[0],
+                height=8 * shape_of(i)[1],
+                width=8 * shape_of(i)[2],
                 fps=8.0,
                 known=None if unknown is None else known(i, len(present)),
                 **keys,

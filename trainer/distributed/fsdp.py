@@ -1,7 +1,9 @@
 """Fully sharded training (FSDP2): each worker holds its part of weights, gradients and moments.
 
 For stages that train a whole network that one device cannot hold four times. `Sharded` answers to
-the same calls as `trainer.stages.Trained`; the loop does not know which of them it has. Checkpoints
+the same calls as `trainer.stages.Trained`; the loop does not know which of them it has. With
+`shard_over` the parts lie within groups of so many workers, and each group has a copy of the whole
+(HSDP): weights are gathered inside a node, and only gradients cross the network. Checkpoints
 are those of torch.distributed.checkpoint in its safetensors form: every worker writes its own part,
 any number of workers reads them.
 """
@@ -16,13 +18,14 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from layerflow.model import adapters
 from layerflow.model.base import base_of
 from manifests.train_stage import Optimizer
+from trainer.distributed.hand_out import hand_out_parts, weights_to_hand_out
 from trainer.distributed.processes import World
 from trainer.optimizer import average_weight, make_optimizer
 from trainer.recipe.groups import Setting, grouped
@@ -31,7 +34,9 @@ from trainer.recipe.groups import Setting, grouped
 class Sharded:
     """The parameters that a stage trains, sharded over all workers by rows.
 
-    bf16: weights are gathered and blocks computed in bf16; shards, gradients and sums stay fp32.
+    shard_over: over groups of so many workers of neighbouring ranks; None: over all. reshard: drop
+    a block's gathered weights after its forward pass. bf16: weights
+    are gathered and blocks computed in bf16; shards, gradients and sums stay fp32.
     Every worker must make the same forward passes: gathering weights is something all do together.
     """
 
@@ -45,19 +50,29 @@ class Sharded:
         warmup: bool = True,
         settings: Mapping[str, Setting] | None = None,
         bf16: bool = False,
+        shard_over: int | None = None,
+        reshard: bool = True,
     ) -> None:
         adapters.set_trainable(transformer, names)
-        mesh = init_device_mesh(world.device.type, (world.size,))
+        mesh, self.copies = sharding_mesh(world, shard_over)
         policy = (
             MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             if bf16
             else MixedPrecisionPolicy()
         )
+        source = weights_to_hand_out(transformer)
         blocks: Any = getattr(transformer, base_of(transformer).blocks)
         for module in (*blocks, transformer):
-            sharded: Any = fully_shard(module, mesh=mesh, mp_policy=policy)
+            sharded: Any = fully_shard(
+                module,
+                mesh=mesh,
+                mp_policy=policy,
+                reshard_after_forward=None if reshard else False,  # None: all but the root
+            )
             sharded.set_gradient_divide_factor(1.0)  # the loss is divided by the global batch
             sharded.set_force_sum_reduction_for_comms(True)
+        if source is not None:
+            hand_out_parts(transformer, source, world)
         by_name = dict(transformer.named_parameters())
         self.parameters: dict[str, Any] = {name: by_name[name] for name in names}
         self.groups = grouped(self.parameters, settings)
@@ -88,7 +103,7 @@ class Sharded:
         grads = [local.grad for local in self.locals.values() if local.grad is not None]
         square = torch.stack([grad.square().sum() for grad in grads]).sum()
         self.world.add_up(square)
-        norm = square.sqrt()
+        norm = (square / self.copies).sqrt()
         torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
@@ -133,8 +148,14 @@ class Sharded:
             self._fill(self.average)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All trained tensors in full, on the CPU. Call on every worker."""
-        return {name: p.full_tensor().detach().cpu() for name, p in self.parameters.items()}
+        """All trained tensors in full, on the CPU of rank 0; none elsewhere. Call on every worker:
+        they are gathered one by one."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            whole = parameter.full_tensor().detach()
+            if self.world.rank == 0:
+                found[name] = whole.cpu()
+        return found
 
     # ---- checkpoints --------------------------------------------------------------------------
 
@@ -190,6 +211,21 @@ class Sharded:
                 targets["average"] = self.average[name]
             loaded: Any = tensor
             targets[kind].copy_(loaded.to_local())
+
+
+def sharding_mesh(world: World, shard_over: int | None) -> tuple[DeviceMesh, int]:
+    """How the workers share the network, and how many copies of it they have between them.
+
+    ValueError for groups that the workers do not make up.
+    """
+    over = world.size if shard_over is None else shard_over
+    copies, rest = divmod(world.size, over)
+    if rest:
+        raise ValueError(f"shard_over: {over} does not divide {world.size} workers")
+    if shard_over is None:
+        return init_device_mesh(world.device.type, (over,)), 1
+    names = ("copies", "shards")
+    return init_device_mesh(world.device.type, (copies, over), mesh_dim_names=names), copies
 
 
 def updates(optimizer: torch.optim.Optimizer) -> int:

@@ -76,10 +76,11 @@ def train_on_ray(
         log("all stages are done")
         return True
     with ray_session(manifest.workers):
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
 
         placement = place(manifest, cluster_nodes())
         log(placement.said)
+        minutes = manifest.collective_minutes
         placed = manifest.model_copy(update={"gpus": placement.gpus})
         scratch = Path(tempfile.mkdtemp(prefix=".ray-", dir=out))
         try:
@@ -91,6 +92,7 @@ def train_on_ray(
                     "folder": os.getcwd(),
                     "scratch": str(scratch.resolve()),
                 },
+                torch_config=TorchConfig(timeout_s=60 * minutes) if minutes else None,
                 scaling_config=scaling(manifest, placement),
                 run_config=run_config(manifest, scratch),
             )

@@ -8,10 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
+from layerflow.model.base import base_of
+from layerflow.model.parallel.context import Context
 from manifests.train import TrainManifest
 
 
@@ -32,8 +37,26 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def sharing(self, processes: int) -> World:
+        """Which part of the samples this process has, where so many (of neighbouring ranks)
+        compute each sample together. Sums over it are those over all processes."""
+        return World(self.rank // processes, self.size // processes, self.device)
+
 
 ALONE = World(0, 1, torch.device("cpu"))
+
+
+def share_sequences(transformer: Any, world: World, processes: int) -> None:
+    """Let so many processes compute each sequence together. ValueError for a number that does not
+    divide theirs, and for a base that cannot."""
+    if processes == 1:
+        return
+    groups, rest = divmod(world.size, processes)
+    if rest:
+        raise ValueError(f"context_parallel: {processes} does not divide {world.size} workers")
+    names = ("samples", "context")
+    mesh = init_device_mesh(world.device.type, (groups, processes), mesh_dim_names=names)
+    base_of(transformer).share_sequence(transformer, Context(mesh["context"]))
 
 
 def uses_gpu(manifest: TrainManifest) -> bool:
@@ -68,9 +91,10 @@ def join_world(manifest: TrainManifest) -> Iterator[World]:
     if threads is not None:
         torch.set_num_threads(threads)
     if started:
-        backend = "nccl" if gpus else "gloo"
+        backend, minutes = "nccl" if gpus else "gloo", manifest.collective_minutes
         if several:
-            dist.init_process_group(backend)
+            patience = timedelta(minutes=minutes) if minutes else None
+            dist.init_process_group(backend, timeout=patience)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -49,6 +49,8 @@ def hold(
             layers[block_of(transformer, path)].append(layer)
         transformer.block_swap = Swap(block_list(transformer), layers, device).attach()
         stored = transformer.block_swap.stored
+    if getattr(transformer, "first_only", False):  # `lay_out` hands it out, and moves it
+        return
     for tensor in (*transformer.parameters(), *transformer.buffers()):
         if id(tensor) not in stored and tensor.device != device:
             tensor.data = tensor.data.to(device)

@@ -14,17 +14,18 @@ from layerflow.model.base import base_of
 from manifests.train import TrainManifest
 from trainer.data import open_latents, open_parts
 from trainer.held_out import held_out
+from trainer.planning.budget import step_sizes
+from trainer.planning.count import empty_model
 from trainer.recipe.hooks import make_hooks
 from trainer.recipe.terms import stage_terms
 
 
 def check(manifest: TrainManifest) -> None:
     """ValueError for the first thing that would stop the run later: batch and workers that do not
-    divide, an absent folder, latents of another model, a mixture or a validation without rows,
-    samples without an autoencoder."""
-    workers = max(1, manifest.workers)
+    divide, an absent folder, latents of another model, a mixture or a validation without rows, a
+    token budget that is too small, samples without an autoencoder."""
     for stage in manifest.stages:
-        manifest.passes(stage, workers)
+        manifest.passes(stage, manifest.sharers)
     base_of(manifest.model)
     config = read_json(Path(manifest.model) / "transformer" / "config.json")
     parts = model_fingerprint(manifest.model)
@@ -33,8 +34,11 @@ def check(manifest: TrainManifest) -> None:
         names |= {manifest.validation.latents, manifest.validation.frozen or ""} - {""}
     for name in sorted(names):
         check_latents(manifest.folder(name), config, parts)
+    network = empty_model(manifest.model) if any(s.tokens for s in manifest.stages) else None
     for stage in manifest.stages:
-        open_parts(manifest, stage)
+        mixture = open_parts(manifest, stage)
+        if stage.tokens is not None:
+            step_sizes(stage, mixture, network)
         stage_terms(manifest, stage, torch.device("cpu"))
     held_out(manifest)
     make_hooks(manifest)

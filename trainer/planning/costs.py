@@ -72,6 +72,8 @@ def memory_bytes(
     d, held = base.width(transformer.config), base.activation_bytes(transformer.config)
     state = weights.weights + 4 * trained * (2 if average else 1)
     state = (state + (8 * trained if moments is None else moments)) / shards
+    if shards > 1 and not manifest.reshard_after_forward:
+        state += weights.weights * (0.5 if precision == "bf16" else 1.0)  # gathered, beside them
     away = "activations" in manifest.offload
     # what lies between the two matrices of a block's LoRA, of all its targets
     loras = 0 if "whole" in parts else parts.count("lora")

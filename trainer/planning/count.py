@@ -16,6 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from layerflow.model.base import base_of
+
+
+def empty_model(folder: str | Path) -> Any:
+    """The transformer without weights: its parameters take no memory."""
+    network = base_of(folder).transformer
+    config = network.load_config(Path(folder) / "transformer")
+    with torch.device("meta"):
+        return network.from_config(config)
+
 
 class Live(TorchDispatchMode):
     """Counts the bytes of the storages that operations make, while they live."""

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layerflow.layer_set import prompted_of
 from layerflow.model.base import Costs, base_of, block_parts
 from manifests.train import TrainManifest
 from manifests.train_stage import Stage
-from trainer.data import Shape, buckets, buckets_text, open_parts
+from trainer.data import Shape, bucket_name, buckets, buckets_text, open_parts
 from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
 from trainer.memory.hold import held_bytes
 from trainer.optimizer import moment_bytes
+from trainer.planning.budget import sample_costs, step_sizes, turns
 from trainer.planning.check import check, warnings
 from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
-from trainer.planning.count import decoder_bytes
+from trainer.planning.count import decoder_bytes, empty_model
 from trainer.recipe.groups import stage_settings
 from trainer.sampling import guidance_scale
 from trainer.stages import attach, gate_of, trainable_names
@@ -76,6 +75,12 @@ class StagePlan:
     rows: list[int]
     buckets: dict[Shape, int]
     """Latent frames, height, width and layers -> such clips."""
+    counts: dict[Shape, int]
+    """Of each bucket the samples of a step, where the stage has a token budget."""
+    tokens: dict[Shape, int]
+    """Of each bucket those of one sample."""
+    turns: dict[Shape, float]
+    """Of each bucket the share of steps that have it (where there is no budget: of draws)."""
     costs: Costs
     """Of one sample, at the mixture's largest shape."""
     flops: float
@@ -144,14 +149,6 @@ def find_hardware(manifest: TrainManifest, placement: Placement | None = None) -
     return Hardware(True, name, rate, why, free, spare)
 
 
-def empty_model(folder: str | Path) -> Any:
-    """The transformer without weights: its parameters take no memory."""
-    network = base_of(folder).transformer
-    config = network.load_config(Path(folder) / "transformer")
-    with torch.device("meta"):
-        return network.from_config(config)
-
-
 def plan_stage(
     manifest: TrainManifest, stage: Stage, transformer: Any, hardware: Hardware
 ) -> StagePlan:
@@ -162,23 +159,26 @@ def plan_stage(
     sizes = {name: p.numel() for name, p in transformer.named_parameters()}
     parts = open_parts(manifest, stage)
     found = buckets(parts)
-    batch = stage.batch or manifest.batch
     workers = max(1, manifest.workers)
-    size = manifest.pass_size(stage, workers)
+    counts = dict.fromkeys(found, stage.batch or manifest.batch)
+    if stage.tokens is not None:
+        counts = step_sizes(stage, parts, transformer)
 
     def costs(shape: Shape) -> Costs:
         return sample_costs(transformer, shape, set(names), manifest.checkpointing)
 
     by_shape = {shape: costs(shape) for shape in found}
-    weights = torch.tensor([component.weight for component in stage.mixture])
-    means = [
-        sum(by_shape[shape].executed for shape in part.shapes) / len(part.shapes) for part in parts
-    ]
-    flops = batch * float((torch.tensor(means) * weights).sum() / weights.sum())
+    shares = turns(parts, [component.weight for component in stage.mixture], counts)
+    flops = sum(shares[s] * counts[s] * by_shape[s].executed for s in found)
     largest = max(by_shape.values(), key=lambda costs: costs.tokens)
+    most = max(  # tokens of one pass
+        by_shape[shape].tokens * manifest.pass_size(stage, manifest.sharers, counts[shape])
+        for shape in found
+    )
+    most = -(-most // manifest.context_parallel)
     trained, total = sum(sizes[name] for name in names), sum(sizes.values())
     matrices = sum(sizes[name] for name in names if settings[name].matrix)
-    shards = workers if stage.parallel == "fsdp" else 1
+    shards = min(workers, manifest.shard_over or workers) if stage.parallel == "fsdp" else 1
     left = manifest.stages_from(stage)
 
     def memory(said: TrainManifest, tokens: int) -> float:
@@ -200,7 +200,13 @@ def plan_stage(
         group = ".".join(name.split(".")[:2]) if name.startswith(f"{blocks}.") else name
         groups[group] = groups.get(group, 0) + sizes[name]
     validation, sampling = validation_bytes(
-        manifest, stage, transformer, hardware, state=memory(manifest, 0), trained=trained
+        manifest,
+        stage,
+        transformer,
+        hardware,
+        state=memory(manifest, 0),
+        trained=trained,
+        shards=shards,
     )
     return StagePlan(
         name=stage.name,
@@ -210,36 +216,29 @@ def plan_stage(
         groups=groups,
         rows=[len(part.rows) for part in parts],
         buckets=found,
+        counts=counts if stage.tokens is not None else {},
+        tokens={shape: costs.tokens for shape, costs in by_shape.items()},
+        turns=shares,
         costs=largest,
         flops=flops,
         seconds=stage.steps * flops / hardware.rate if hardware.rate else None,
-        memory=memory(manifest, largest.tokens * size),
+        memory=memory(manifest, most),
         choices={
             f"{precision} {kind}": memory(
                 manifest.model_copy(update={"precision": precision, "checkpointing": kind}),
-                largest.tokens * size,
+                most,
             )
             for precision in ("fp32", "bf16")
             for kind in ("none", "selective", "full")
         },
         savings={
-            name: memory(manifest.model_copy(update={**SMALLEST, **changes}), largest.tokens * size)
+            name: memory(manifest.model_copy(update={**SMALLEST, **changes}), most)
             for name, changes in SAVINGS.items()
             if stage.parallel == "ddp"
         },
         validation=validation,
         sampling=sampling,
     )
-
-
-def sample_costs(
-    transformer: Any, shape: Shape, trained: Collection[str], checkpointing: str = "none"
-) -> Costs:
-    """``Base.step_costs`` of a sample of that shape."""
-    latents = (len(shape.layers), shape.frames, transformer.config.in_channels, *shape[1:3])
-    prompts = len(prompted_of(shape.layers))
-    base = base_of(transformer)
-    return base.step_costs(transformer, latents, trained, checkpointing, prompts)
 
 
 def validation_bytes(
@@ -250,24 +249,25 @@ def validation_bytes(
     *,
     state: float,
     trained: int,
+    shards: int,
 ) -> tuple[float | None, float | None]:
     """Bytes of a worker in a validation, and of the process that samples; None where there is none.
 
     state: bytes of weights, gradients, moments and average.
     """
-    found, config, workers = held_out(manifest), transformer.config, max(1, manifest.workers)
+    found, config = held_out(manifest), transformer.config
     if found is None:
         return None, None
     options, part = found.options, found.parts[gate_of(stage)]
     if stage.ema is not None:  # what trains is kept while the average stands in for it
-        state += 4 * trained / (workers if stage.parallel == "fsdp" else 1)
+        state += 4 * trained / shards
 
     def tokens(shape: Shape) -> int:
         return sample_costs(transformer, shape, ()).tokens
 
     seen = [*part.shapes, *(found.parts[0].shapes if judges_gate_0(stage) else ())]
-    count = min(manifest.pass_size(stage, workers), len(options.timesteps))
-    most = count * max(tokens(shape) for shape in seen)
+    count = min(manifest.pass_size(stage, manifest.sharers), len(options.timesteps))
+    most = -(-count * max(tokens(shape) for shape in seen) // manifest.context_parallel)
     passing = forward_bytes(manifest, transformer, tokens=most, cast=trained)
     if not options.samples:
         return state + passing, None
@@ -318,16 +318,17 @@ def lines(
         out.append(placement.said)
     out += warnings(manifest)
     for plan, stage in zip(plans, manifest.stages, strict=True):
-        batch = stage.batch or manifest.batch
+        many = f"{stage.tokens} tokens" if plan.counts else f"{stage.batch or manifest.batch} clips"
         groups = sorted(plan.groups.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {count / 1e3:.1f} k" for name, count in groups[:6])
         more = f", and {len(groups) - 6} more" if len(groups) > 6 else ""
         again = plan.costs.recomputed / plan.costs.executed
         out += [
-            f"{plan.name}: {plan.steps} steps of {batch} clips",
+            f"{plan.name}: {plan.steps} steps of {many}",
             f"  trains {plan.trained / 1e6:.3f} M parameters: {shown}{more}",
             f"  rows {' + '.join(map(str, plan.rows))}; "
             f"latent shapes (f x h x w) {buckets_text(plan.buckets)}",
+            *budget_lines(plan, manifest.sharers),
             f"  {plan.costs.tokens} tokens a clip at most; {plan.flops / 1e12:.4g} TFLOP a step"
             + (f", {100 * again:.0f} % of it recomputation" if again else ""),
             f"  about {gib(plan.memory)} a worker; {times(manifest, plan, hardware)} (estimates)",
@@ -356,6 +357,16 @@ def lines(
             "validation.samples: 0"
         )
     return out
+
+
+def budget_lines(plan: StagePlan, workers: int) -> list[str]:
+    """Of a stage with a token budget: clips, tokens and share of the steps, bucket by bucket."""
+    return [
+        f"  {bucket_name(shape, plan.counts)}: {count} clips a step, {count * plan.tokens[shape]} "
+        f"tokens, {100 * plan.turns[shape]:.1f} % of the steps"
+        + (f"; {workers - count} of {workers} workers wait" if count < workers else "")
+        for shape, count in plan.counts.items()
+    ]
 
 
 def gib(size: float) -> str:

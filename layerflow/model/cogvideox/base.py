@@ -31,6 +31,9 @@ class CogVideoX(BaseOfParts):
     def noise(self, scheduler: Any) -> VPrediction:
         return VPrediction(scheduler)
 
+    def share_sequence(self, transformer: Any, context: Any) -> None:
+        import_module("layerflow.model.cogvideox.context").share_sequence(transformer, context)
+
     def patch(self, config: Mapping[str, Any]) -> int:
         return int(config["patch_size"])
 

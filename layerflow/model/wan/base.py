@@ -31,6 +31,9 @@ class Wan(BaseOfParts):
     def noise(self, scheduler: Any) -> FlowMatching:
         return flow_matching(scheduler)
 
+    def share_sequence(self, transformer: Any, context: Any) -> None:
+        import_module("layerflow.model.wan.context").share_sequence(transformer, context)
+
     def patch(self, config: Mapping[str, Any]) -> int:
         return int(config["patch_size"][1])
 

@@ -55,6 +55,7 @@ class LayerFlowWanTransformer3DModel(LayeredNetwork, WanTransformer3DModel):
     _no_split_modules = ("LayeredWanBlock",)
     _repeated_blocks = ("LayeredWanBlock",)
     block_list = "blocks"
+    context_mesh: Any = None  # of processes that share sequences in another way than diffusers'
     # As diffusers', without a timestep a token: rows of modulation are not split.
     _cp_plan = {  # noqa: RUF012
         "rope": {0: _SPLIT, 1: _SPLIT},
@@ -225,8 +226,8 @@ class LayerFlowWanTransformer3DModel(LayeredNetwork, WanTransformer3DModel):
         places = prompt_places(layout, mattes)
         start, stop = 0, layout.num_frames * tokens
         parallel = getattr(self._parallel_config, "context_parallel_config", None)
-        if parallel is not None:  # as torch.tensor_split, which is how diffusers splits
-            mesh = parallel._flattened_mesh
+        mesh = self.context_mesh if parallel is None else parallel._flattened_mesh
+        if mesh is not None:  # as torch.tensor_split, which is how diffusers splits
             rank, world = mesh.get_local_rank(), mesh.size()
             each, rest = divmod(stop, world)
             start = rank * each + min(rank, rest)
