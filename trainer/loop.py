@@ -153,9 +153,9 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
     options, bf16 = stage.optimizer or manifest.optimizer, manifest.precision == "bf16"
-    how = {"shard_over": manifest.shard_over, "reshard": manifest.reshard_after_forward}
+    shards = manifest.shard_over, manifest.reshard_after_forward
     hold(transformer, manifest, manifest.stages_from(stage), world.device)
-    trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind, **how)
+    trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind, shards=shards)
     optimizer = trained.optimizer(options)
     trains = sum(parameter.numel() for parameter in trained.parameters.values())
     shapes = buckets_text(buckets(batches.parts))

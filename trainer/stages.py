@@ -245,10 +245,10 @@ def lay_out(
     *,
     bf16: bool,
     kind: str = "adamw",
-    shard_over: int | None = None,
-    reshard: bool = True,
+    shards: tuple[int | None, bool] = (None, True),
 ) -> Trained | Sharded:
-    """The stage's parameters, whole on every worker or in parts. kind: of the optimizer."""
+    """The stage's parameters, whole on every worker or in parts. kind: of the optimizer. shards:
+    `shard_over` and `reshard_after_forward` of the manifest."""
     names = trainable_names(transformer, stage)
     settings = stage_settings(transformer, names, stage, kind)
     how: dict[str, Any] = {"warmup": stage.ema_warmup, "settings": settings}
@@ -257,5 +257,5 @@ def lay_out(
         return Trained(transformer, names, stage.ema, **how)
     from trainer.distributed.fsdp import Sharded
 
-    how |= {"bf16": bf16, "shard_over": shard_over, "reshard": reshard}
+    how |= {"bf16": bf16, "shard_over": shards[0], "reshard": shards[1]}
     return Sharded(transformer, names, stage.ema, world, **how)

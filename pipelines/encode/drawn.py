@@ -66,6 +66,8 @@ def run_encode_of(
         raise ValueError(
             f"encode takes corpora or --paste, not both: {', '.join(map(str, corpora))}"
         )
+    if how.pop("buckets", None):
+        raise ValueError("--buckets are for corpora: the clips of a manifest have one size")
     return run_encode_drawn(paste_options(paste, given), **how)
 
 

@@ -153,12 +153,12 @@ def run_encode(
         seconds = time.monotonic() - started
         return EncodeSummary(out, clips, done, prompts, rejected, seconds, corrected)
 
-    folder = out.with_name(f".{out.name}.staging")
+    staging = out.with_name(f".{out.name}.staging")
     roots = dict.fromkeys([*(str(split_address(row.corpus)[0]) for row in rows), options.model])
     busy = f"{out}: another job is writing these latents"
     return run_units(
         [*text_units, *clip_units],
-        Place(folder, folder / "lock", busy, [root for root in roots if Path(root).exists()]),
+        Place(staging, staging / "lock", busy, [root for root in roots if Path(root).exists()]),
         partial(encode_unit, options=options),
         Pool(workers, quiet, gpus=1.0, accept_lost=accept_lost),
         settle=partial(_settled, str(model), clips_schema(chosen)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,10 +124,7 @@ def _write_pieces(
 
 
 def _tell(building: Path, **piece: Any) -> None:
-    with (building / PIECES).open("a") as file:
-        file.write(json.dumps(piece) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(building / PIECES, (building / PIECES).read_text() + json.dumps(piece) + "\n")
 
 
 def _rows(

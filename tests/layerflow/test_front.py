@@ -40,6 +40,8 @@ def test_a_function_has_the_options_and_defaults_of_its_command(name: str) -> No
     function = inspect.signature(getattr(layerflow, name)).parameters
     assert set(command) - ONLY_SAID == set(function)
     for key, parameter in function.items():
+        if (name, key) == ("encode", "corpora"):  # --paste stands for them
+            continue
         assert command[key].default == (parameter.default if key != "quiet" else False), key
 
 

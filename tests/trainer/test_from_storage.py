@@ -14,6 +14,7 @@ from layerflow.corpus.remote import cache
 from manifests.train import TrainManifest
 from tests.support.trainer_kit import Killed, kill_at, make_manifest, same, weights
 from trainer import loop
+from trainer.distributed.processes import World
 from trainer.loop import make_batches
 
 pytest.importorskip("moto")
@@ -72,8 +73,7 @@ def test_a_run_from_storage_goes_on_on_a_new_machine_to_the_weights_of_a_local_o
     assert bucket.exists("s3://training/run/export/_COMPLETE")
 
 
-class World:
-    rank, size = 1, 2
+WORLD = World(1, 2, torch.device("cpu"))
 
 
 def test_each_rank_has_the_batches_of_local_latents(
@@ -88,7 +88,7 @@ def test_each_rank_has_the_batches_of_local_latents(
     stage = local.stages[2]
     made = []
     for manifest in (local, afar):
-        run: Any = type("Run", (), {"manifest": manifest, "world": World, "process": _Times()})
+        run: Any = type("Run", (), {"manifest": manifest, "world": WORLD, "process": _Times()})
         stream = make_batches(run, stage).stream(0, 4, prefetch=2 if manifest is afar else 0)
         made.append([batch for step in stream for batch in step])
     assert len(made[0]) == len(made[1])
@@ -105,7 +105,7 @@ class _Times:
 
 def test_reading_ahead_covers_this_ranks_rows_and_no_others(tmp_path: Path) -> None:
     local = make_manifest(tmp_path)
-    run: Any = type("Run", (), {"manifest": local, "world": World, "process": _Times()})
+    run: Any = type("Run", (), {"manifest": local, "world": WORLD, "process": _Times()})
     batches = make_batches(run, local.stages[0])
     wished: list[int] = []
     used: list[int] = []

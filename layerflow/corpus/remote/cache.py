@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import uuid
 from functools import cache
 from pathlib import Path
+
+from layerflow.files import write_bytes
 
 FOLDER, LIMIT = "LAYERFLOW_CACHE", "LAYERFLOW_CACHE_GB"
 RECOUNT = 16  # parts that one process stores before it counts again what others stored
@@ -48,13 +49,10 @@ class RangeCache:
             self._held += len(data)
             self._stored += 1
         path = self._path(store, key)
-        temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            write_bytes(path, data)
         except OSError:  # a full disk costs the cache, not the run
-            temporary.unlink(missing_ok=True)
             self._held = -1
             return False
         return True

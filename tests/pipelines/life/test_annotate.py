@@ -123,7 +123,7 @@ def test_pages_and_derived_and_published_corpora_have_the_new_values(
     run_publish(corpus, options, dry_run=tmp_path / "hub", **QUIET)
     assert list(PublishedCorpus.open(tmp_path / "hub").rows()) == list(Corpus.open(corpus).rows())
     assert "CC0-1.0" in (tmp_path / "hub/LICENSE.md").read_text()
-    previews = pq.read_table(tmp_path / "hub/preview/train-00000-of-00001.parquet").to_pylist()
+    previews = pq.read_table(tmp_path / "hub/preview/train-00000.parquet").to_pylist()
     assert previews[2]["blended_prompt"] == "a cat" and previews[5]["flicker"] == 0.75
 
 

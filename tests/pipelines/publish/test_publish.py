@@ -279,7 +279,7 @@ def test_other_configurations_of_a_card_stay(corpus: Path, folder: Path, tmp_pat
     old = (folder / "README.md").read_text()
     names = [made.name for made in make_parts(plan, tmp_path, {}, quiet=True)]
     sent = {name: Sent(1, "") for name in names}
-    assert len(list(make_rest(plan, tmp_path, sent, existing_card=old))) == 4
+    assert len(list(make_rest(plan, tmp_path, sent, existing_card=old))) == 6
     assert "large/train-00000.parquet" in names
     assert "large-preview/train-00000.parquet" in names
     data = read_metadata((tmp_path / "README.md").read_text())

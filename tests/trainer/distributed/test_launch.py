@@ -186,7 +186,7 @@ def test_the_plan_makes_up_no_speed_and_counts_all_phases(tmp_path: Path) -> Non
     plans = make_plan(there)
     base = plans[0]
     assert base.seconds == pytest.approx(base.steps * base.flops / (0.35 * 989e12))
-    assert base.validation and base.sampling and base.sampling > base.validation
+    assert base.validation and base.sampling
     said = lines(there, plans)
     assert any("on 1 H100" in line for line in said) and "free now: unknown" in said[-1]
     assert any("in the first worker, which waits" in line for line in said)

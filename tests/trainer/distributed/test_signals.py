@@ -61,13 +61,13 @@ class Workers:
         self.meeting = Meeting(2)
         self.stops = [threading.Event(), threading.Event()]
         self.here = threading.local()
-        real_loss, real_load, lock = loop.layer_loss, loop.load_model, threading.Lock()
+        real_loss, real_load, lock = loop.layer_loss, loop.load_network, threading.Lock()
 
         @contextmanager
         def join_world(manifest: TrainManifest) -> Iterator[World]:
             yield Beside(self.here.rank, 2, CPU, self.meeting)
 
-        def load_model(*arguments: Any) -> Any:
+        def load_network(*arguments: Any) -> Any:
             with lock:  # diffusers changes torch itself while it loads
                 return real_load(*arguments)
 
@@ -77,7 +77,7 @@ class Workers:
             return real_loss(*arguments, **options)
 
         patch.setattr(loop, "join_world", join_world)
-        patch.setattr(loop, "load_model", load_model)
+        patch.setattr(loop, "load_network", load_network)
         patch.setattr(loop, "layer_loss", layer_loss)
 
     def train(self, manifest: TrainManifest) -> list[Any]:
