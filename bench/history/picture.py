@@ -42,7 +42,8 @@ def panel(
     (x, y), last = corner, runs[-1]
     title, small = ImageFont.load_default(12), ImageFont.load_default(11)
     canvas.text((x + LEFT, y + 8), f"{last['bench']}: {last['figure']}", INK, title)
-    canvas.text((x + LEFT, y + 24), f"{last['unit']}, {last['better']} is better", FAINT, small)
+    said = ", ".join(filter(None, (last["unit"], f"{last['better']} is better")))
+    canvas.text((x + LEFT, y + 24), said, FAINT, small)
     most = max(run["median"] + run["spread"] for run in runs) or 1.0
 
     def height(value: float) -> float:
