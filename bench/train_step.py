@@ -292,7 +292,7 @@ def datasets_loaders(
 ) -> dict[str, Callable[[], int]]:
     from datasets import Dataset, concatenate_datasets
 
-    shards = [Dataset.from_file(str(path)) for path in sorted((folder / "clips").iterdir())]
+    shards = [Dataset.from_file(str(path)) for path in sorted((folder / "clips").glob("*.arrow"))]
     plain, table = concatenate_datasets(shards), prompt_table(store)
     return {
         "datasets, iterated in order": lambda: len([decode(row, table) for row in plain]),
