@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,10 +50,7 @@ class SharedAttention(CogVideoXAttnProcessor2_0):
 
 def share_sequence(transformer: Any, context: Context) -> None:
     """Make each process compute its part of text and video; outputs are whole."""
-    for number, block in enumerate(transformer.transformer_blocks):
-        block.register_forward_pre_hook(partial(_own_part, context, number == 0))
-        block.attn1.set_processor(SharedAttention(context))
-    context.join_output(transformer.proj_out)
+    context.share(transformer.transformer_blocks, SharedAttention, _own_part, transformer.proj_out)
 
 
 def _own_part(context: Context, first: bool, block: nn.Module, inputs: Any) -> tuple[Any, ...]:

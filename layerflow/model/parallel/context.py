@@ -11,6 +11,8 @@ What a base must do: ``Base.share_sequence``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,9 +59,23 @@ class Context:
         which all have, each takes its part."""
         return _gather(x, dim, self.video, self, summed=False)
 
-    def join_output(self, layer: nn.Module) -> None:
-        """Make a layer's output ``[B, tokens, ...]`` whole."""
-        layer.register_forward_hook(lambda module, inputs, output: self.whole(output, 1))
+    def share(
+        self,
+        blocks: Iterable[Any],
+        attention: Callable[[Context], Any],
+        own_part: Callable[..., tuple[Any, ...]],
+        last: nn.Module,
+    ) -> None:
+        """Set up blocks whose self-attention is ``attn1``, and make the output ``[B, tokens, ...]``
+        of the layer ``last`` whole.
+
+        attention: makes their attention processor. own_part: (context, whether it is the first
+        block, block, its inputs) -> the inputs of this process.
+        """
+        for number, block in enumerate(blocks):
+            block.register_forward_pre_hook(partial(own_part, self, number == 0))
+            block.attn1.set_processor(attention(self))
+        last.register_forward_hook(lambda module, inputs, output: self.whole(output, 1))
 
 
 class _Gather(torch.autograd.Function):

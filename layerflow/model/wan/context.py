@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -50,10 +49,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def share_sequence(transformer: Any, context: Context) -> None:
     """Make each process compute its part of the video; outputs are whole."""
     transformer.context_mesh = context.mesh
-    for number, block in enumerate(transformer.blocks):
-        block.register_forward_pre_hook(partial(_own_part, context, number == 0))
-        block.attn1.set_processor(SharedAttention(context))
-    context.join_output(transformer.proj_out)
+    context.share(transformer.blocks, SharedAttention, _own_part, transformer.proj_out)
 
 
 def _own_part(context: Context, first: bool, block: nn.Module, inputs: Any) -> tuple[Any, ...]:
