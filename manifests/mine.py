@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from manifests.common import Size, Strict, check
+from manifests.steps import Step
 
 Gate = Literal["off", "loose", "coarse", "standard", "strict"]
 LocalFile = Annotated[str, PlainSerializer(lambda path: Path(path).name, return_type=str)]
@@ -86,6 +87,9 @@ class MineOptions(Strict):
     inpaint_weights: LocalFile | None = Field(None, description="lama: a TorchScript file")
     captions: Captions | None = Field(None, description="prompts where no sidecar or table has any")
     prompts: str | None = Field(None, description="CSV, JSONL or Parquet table of prompts")
+    steps: dict[Literal["matte", "inpaint", "caption"], Step] = Field(
+        {}, exclude=True, description="where the networks of steps run, and how many of each"
+    )
     span: float = Field(60.0, gt=1, description="seconds of video that one unit of work takes")
     deadline: float = Field(180.0, gt=0, description="seconds that one decoding request may take")
     crf: int = Field(10, ge=0, le=40, description="H.264 quality of colour layers")

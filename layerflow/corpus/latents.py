@@ -109,7 +109,7 @@ class LatentsWriter:
         def place(number: int) -> Path:
             return self.folder / name / f"data-{number:05d}.arrow"
 
-        shards, count = write_shards(_batches(rows, schema), schema, place, SHARD_BYTES)
+        shards, count = write_shards(row_batches(rows, schema), schema, place, SHARD_BYTES)
         names = [place(number).name for number in range(shards)]
         self._index[name] = [f"{name}/{each}" for each in names]
         if names:
@@ -123,7 +123,7 @@ def is_latents(path: str | Path) -> bool:
     return "://" not in str(path) and (Path(path) / INDEX).is_file()
 
 
-def _batches(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def row_batches(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Rows as record batches of about `BATCH_BYTES`."""
     waiting: list[Mapping[str, Any]] = []
     size = 0

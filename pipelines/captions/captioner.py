@@ -19,8 +19,10 @@ from layerflow.plugins import Plugins
 from manifests.mine import Captions
 from pipelines.captions.checks import clean_prompt, find_problems, subject_nouns
 from pipelines.captions.request import Captioner, CaptionError, Request
+from pipelines.engine.networks import network
 from pipelines.inputs.prompts import MAX_PROMPT_CHARS, TEMPLATE
 
+CAPTION = "caption"  # the step whose actors may hold one
 CAPTIONERS = Plugins(
     "layerflow.captioners",
     "captioner",
@@ -76,7 +78,7 @@ def caption_clip(
     if not wanted:
         return prompts, {"prompt_flags": 0.0}
     pictures = {layer: show(layers, layer, options.frames, options.side) for layer in PROMPTED}
-    captioner = make_captioner(options)
+    captioner: Captioner = network(CAPTION, make_captioner, options, methods=("answer",))
     try:
         flagged = _ask_all(captioner, options, pictures, wanted, prompts)
     except CaptionError:

@@ -17,7 +17,6 @@ from layerflow.corpus.latents import clip_row, prompt_key, prompt_row
 from layerflow.corpus.row_check import check_equation, check_unread
 from layerflow.corpus.row_stack import frames_of, stack_of_row, stacks_of
 from layerflow.corpus.table import decode_row
-from layerflow.documents import read_json
 from layerflow.layer_set import LayerSet, layer_set
 from layerflow.media.cells import Bounds, MediaError
 from layerflow.media.isolate import call, caller
@@ -26,7 +25,8 @@ from layerflow.media.layer_stack import LayerStack
 from layerflow.media.sandbox import Contained
 from layerflow.seeds import generator_of
 from pipelines.encode.buckets import Bucket, bucket_of
-from pipelines.engine.cluster import torch_device
+from pipelines.encode.models import ENCODE, Models, models_of
+from pipelines.engine.networks import network
 
 MAX_FRAMES = 10_000  # of one clip
 SHARED_BYTES = 512 << 20  # pictures of one row; those of a larger one go through a pipe
@@ -114,42 +114,16 @@ class Options:
 
 
 class Encoder:
-    """A model's autoencoder and text encoder, each loaded when it is first needed, and of the two
-    only the one that was needed last."""
+    """What makes rows of latents, in a worker: its models may be those of an actor."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    @cached_property
-    def vae(self) -> Any:
-        """The autoencoder, on a GPU if there is one."""
-        from layerflow.model.autoencoder import enable_tiling, load_autoencoder
-        from layerflow.model.presets import torch_dtype
-
-        self.__dict__.pop("text", None)
-        kind = torch_dtype(self.options.precision)
-        vae = load_autoencoder(Path(self.options.model) / "vae", kind)
-        if self.options.tiling:
-            enable_tiling(vae)
-        return vae.to(torch_device())
-
-    @cached_property
-    def text(self) -> tuple[Any, Any]:
-        """Tokenizer and text encoder, on a GPU if there is one. T5 overflows in float16, so that
-        it then computes in bfloat16."""
-        import torch
-
-        self.__dict__.pop("vae", None)
-        tokenizer, encoder = self.base.load_text(Path(self.options.model))
-        narrow = self.options.precision != "float32"
-        return tokenizer, encoder.to(torch_device(), torch.bfloat16 if narrow else torch.float32)
-
-    @cached_property
-    def base(self) -> Any:
-        """What the model is built on."""
-        from layerflow.model.base import base_of
-
-        return base_of(self.options.model)
+    @property
+    def models(self) -> Models:
+        """Asked for again each time: a worker may serve another job later."""
+        found: Models = network(ENCODE, models_of, self.options, methods=("embeddings", "moments"))
+        return found
 
     @cached_property
     def reader(self) -> Contained:
@@ -160,18 +134,18 @@ class Encoder:
         """ValueError if the autoencoder cannot take the frames or sizes that are asked for."""
         from layerflow.model.autoencoder import check_frames, spatial_factor
 
-        options, factor = self.options, spatial_factor(self.vae)
+        options, vae = self.options, Models(self.options).vae
+        factor = spatial_factor(vae)
         for frames in (options.frames, *(bucket.frames for bucket in options.buckets)):
             if frames:
-                check_frames(self.vae, frames)
+                check_frames(vae, frames)
         for size in (options.size, *(bucket.size for bucket in options.buckets)):
             if size and any(side % factor for side in size):
                 raise ValueError(f"sizes must be multiples of {factor}, not {size}")
 
     def prompts(self, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows of `prompts/` for prefixed texts."""
-        tokens, _ = text_shape(self.options.model)
-        embeddings = self.base.encode_texts(*self.text, list(texts), tokens).cpu().numpy()
+        embeddings = self.models.embeddings(list(texts))
         for text, embedding in zip(texts, embeddings, strict=True):
             yield prompt_row(text, embedding, dtype=self.options.dtype)
 
@@ -194,11 +168,8 @@ class Encoder:
         """``clip`` of a row whose variants are at hand, with what is known of each one's latents.
 
         row: `id`, `kind` and `origin` of a corpus row."""
-        from layerflow.model.autoencoder import check_frames, encode_clips
-
         chosen = variants(row["kind"], self.options.augment)
         length = pictures[0].num_frames
-        check_frames(self.vae, length)
         names = pictures[0].prompted
         keys = [prompt_key(text) for text in about["prompts"]]
         return [
@@ -220,7 +191,7 @@ class Encoder:
                 **{f"{layer}_prompt": key for layer, key in zip(names, keys, strict=True)},
             )
             for variant, picture, moments, mask in zip(
-                chosen, pictures, encode_clips(self.vae, pictures), masks, strict=True
+                chosen, pictures, self.models.moments(pictures), masks, strict=True
             )
         ]
 
@@ -234,11 +205,9 @@ class Encoder:
 
         layers: names of the n layers.
         """
-        from layerflow.model.autoencoder import spatial_factor, temporal_factor
-
         if row.get(KNOWN) is None:
             return [None] * len(variants(row["kind"], self.options.augment))
-        cells = temporal_factor(self.vae), spatial_factor(self.vae)
+        cells = self.models.cell
         pictures = call(self.reader, known_pictures, dict(row), self.options)
         masks = [latent_known(picture, layers, *cells) for picture in pictures]
         return [None if mask.all() else mask for mask in masks]
@@ -279,14 +248,6 @@ def varied(stack: LayerStack, id_: str, options: Options) -> list[LayerStack]:
     """Every variant of a clip with the kept frames, as it goes into the autoencoder."""
     augment, size = options.augment, options.size or stack.size
     return [vary(stack, v, size, augment.min_crop, id_) for v in variants(stack.kind, augment)]
-
-
-def text_shape(model: str) -> tuple[int, int]:
-    """Tokens of one prompt, and width of one token, as the model's transformer wants them."""
-    from layerflow.model.base import base_of
-
-    base = base_of(model)
-    return base.text_shape(read_json(Path(model) / "transformer" / "config.json"))
 
 
 def origin_group(origin: Mapping[str, Any]) -> str:

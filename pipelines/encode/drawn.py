@@ -20,21 +20,23 @@ from typing import Any
 
 from layerflow.clip import ALPHA, BLENDED, LayeredClip
 from layerflow.corpus.latent_rows import clips_schema
-from layerflow.corpus.latents import LatentsWriter
+from layerflow.corpus.remote.writer import latents_writer
 from layerflow.corpus.row_stack import row_prompts, single_objects, stack_of_parts
-from layerflow.documents import read_json
+from layerflow.corpus.store import Store
+from layerflow.documents import parse_json
 from layerflow.layer_set import layer_set, model_layers
 from layerflow.media.layer_stack import LayerStack
-from layerflow.outputs import local_output
+from layerflow.outputs import corpus_output
 from manifests.common import check, load
 from manifests.paste import PasteOptions
 from manifests.schema import BuildManifest, PasteJob
 from pipelines.encode import job
 from pipelines.encode.clip_latents import Augment, Encoder, Options, kept_frames, varied
 from pipelines.encode.job import ROWS, EncodeSummary
+from pipelines.engine.desk import Desks
 from pipelines.engine.recipe import unit_key
 from pipelines.engine.replay import roots
-from pipelines.engine.runner import Place, run_units
+from pipelines.engine.runner import run_units
 from pipelines.engine.staging import Parts, Staging, json_part, stream_part
 from pipelines.engine.workers import Pool, Unit, run_staged
 from pipelines.paste.job import draw_unit, recipe_of
@@ -99,7 +101,7 @@ def run_encode_drawn(
     The rest as of ``run_encode``. ValueError when ``out`` holds latents of anything else.
     """
     started = time.monotonic()
-    out, augment = local_output(out), augment or Augment()
+    out, augment = corpus_output(out), augment or Augment()
     chosen = layer_set(layers) if layers else model_layers(model)
     options = Options(
         str(Path(model).resolve()), size, frames, dtype, augment, chosen.name, *compute
@@ -119,7 +121,7 @@ def run_encode_drawn(
         seconds = time.monotonic() - started
         return EncodeSummary(out, len(have), 0, len(have.prompt_keys()), [], seconds)
     Encoder(options).check()
-    pool = Pool(workers, quiet, gpus=1.0, accept_lost=accept_lost)
+    pool = Pool(workers, quiet, accept_lost=accept_lost, desks=Desks(job.ON_GPU, quiet))
 
     def compact(staging: Staging, _: int) -> EncodeSummary:
         drawn = [json.loads(staging.read(unit.key, DRAWN)) for unit in units]
@@ -133,7 +135,7 @@ def run_encode_drawn(
         for reason in run_staged(text_units, make, below, pool).values():
             raise ValueError(f"the text encoder of {model} cannot run: {reason}")
         ids = {clip["id"] for clip in kept}
-        with LatentsWriter(out, fingerprint) as writer:
+        with latents_writer(out, fingerprint) as writer:
             rows = (row for unit in units for row in staging.rows(unit.key, ROWS))
             clips = writer.clips(row for row in rows if row["source"] in ids)
             prompts = writer.prompts(row for u in text_units for row in below.rows(u.key, ROWS))
@@ -141,12 +143,9 @@ def run_encode_drawn(
         return EncodeSummary(out, clips, len(kept), prompts, rejected, time.monotonic() - started)
 
     make = partial(encode_unit, options=options, context=context)
-    folder = out.with_name(f".{out.name}.staging")
-    busy = f"{out}: another job is writing these latents"
-    inputs = [options.model, *roots(recipe.given)]
     return run_units(
         units,
-        Place(folder, folder / "lock", busy, inputs),
+        job.place_of(out, [options.model, *roots(recipe.given)]),
         make,
         pool,
         settle=partial(_settled, options),
@@ -154,10 +153,13 @@ def run_encode_drawn(
     )
 
 
-def _refuse_other(out: Path, said: Mapping[str, Any]) -> None:
-    there = read_json(out / DRAWN) if (out / DRAWN).is_file() else None
-    if there is None:
-        raise ValueError(f"{out} holds latents of corpora; choose another --out for drawn clips")
+def _refuse_other(out: Path | str, said: Mapping[str, Any]) -> None:
+    try:
+        there = parse_json(Store(out).read(DRAWN), f"{out}/{DRAWN}")
+    except FileNotFoundError:
+        raise ValueError(
+            f"{out} holds latents of corpora; choose another --out for drawn clips"
+        ) from None
     if there.get("draws") != said["draws"]:
         raise ValueError(
             f"{out} holds {there.get('count')} clips of other draws (seed {there.get('seed')}); "

@@ -26,22 +26,29 @@ import pyarrow as pa
 
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
 from layerflow.corpus.latent_rows import PROMPTS, RGBA, clips_schema, prompt_key
-from layerflow.corpus.latents import FORMAT_VERSION, Latents, LatentsWriter
+from layerflow.corpus.latents import FORMAT_VERSION, INDEX, Latents
 from layerflow.corpus.log import split_address
 from layerflow.corpus.published import fetched, open_corpus
+from layerflow.corpus.remote.latents import open_latents
+from layerflow.corpus.remote.writer import fingerprint_there, latents_writer
 from layerflow.corpus.row_stack import row_cells, row_prompts
+from layerflow.corpus.store import Store
 from layerflow.corpus.validate import refuse_unsound
 from layerflow.layer_set import LayerSet, layer_set, model_layers
 from layerflow.media.known import KNOWN
-from layerflow.outputs import local_output
+from layerflow.outputs import corpus_output
+from manifests.steps import Step
 from pipelines.encode.buckets import parse_buckets
-from pipelines.encode.clip_latents import Augment, Encoder, Options, text_shape, variants
+from pipelines.encode.clip_latents import Augment, Encoder, Options, variants
+from pipelines.encode.models import ENCODE, text_shape
 from pipelines.encode.texts import Stored, with_prompts
+from pipelines.engine.desk import Desks
 from pipelines.engine.jobs import unit_key
 from pipelines.engine.runner import Place, run_units
 from pipelines.engine.staging import Parts, Staging, json_part, stream_part
 from pipelines.engine.workers import Pool, Unit
 
+ON_GPU = {ENCODE: Step(gpus=1.0)}  # where the cluster has any
 UNIT_ROWS = 32
 UNIT_PROMPTS = 64
 ROWS, REASONS = "rows.arrow", "reasons.json"
@@ -52,7 +59,7 @@ class EncodeSummary:
     """What an encode job did; `rejected` are (row id, reason). corrected: clips of which only the
     prompts were old."""
 
-    out: Path
+    out: Path | str
     clips: int
     encoded: int
     prompts: int
@@ -62,7 +69,7 @@ class EncodeSummary:
 
     def shapes(self) -> dict[str, int]:
         """Height x width x frames of the clips in `out` -> rows of them, smallest first."""
-        store = Latents.open(self.out)
+        store = open_latents(self.out)
         columns = [store.column(name) for name in ("height", "width", "num_frames")]
         counts = Counter(zip(*columns, strict=True))
         return {"x".join(map(str, shape)): count for shape, count in sorted(counts.items())}
@@ -97,7 +104,7 @@ def run_encode(
     quiet: bool = False,
     accept_lost: bool = False,
 ) -> EncodeSummary:
-    """Encode corpora into the latents folder `out`.
+    """Encode corpora into the latents folder `out`, a path or the URL of an object store.
 
     corpora: corpus folders, published folders, `hf://datasets/...` (`layerflow.corpus.published`).
     size: height and width; None: as the clips are. frames: how many of each clip's frames to
@@ -110,7 +117,7 @@ def run_encode(
     OSError when the disk is full or the fault lies with the machines (`pipelines.engine.workers`).
     """
     started = time.monotonic()
-    out, augment = local_output(out), augment or Augment()
+    out, augment = corpus_output(out), augment or Augment()
     chosen = layer_set(layers) if layers else model_layers(model)
     if buckets and (size or frames):
         raise ValueError("--buckets say sizes and frames: leave --size and --frames out")
@@ -141,7 +148,7 @@ def run_encode(
 
     def compact(staging: Staging, _: int) -> EncodeSummary:
         rejected: list[tuple[str, str]] = []
-        with LatentsWriter(out, fingerprint) as writer:
+        with latents_writer(out, fingerprint) as writer:
             clips = writer.clips(_merged(rows, have, known, clip_units, staging, rejected))
             if clips == 0:
                 raise ValueError(f"nothing could be encoded; the first reason: {rejected[0][1]}")
@@ -153,17 +160,24 @@ def run_encode(
         seconds = time.monotonic() - started
         return EncodeSummary(out, clips, done, prompts, rejected, seconds, corrected)
 
-    staging = out.with_name(f".{out.name}.staging")
     roots = dict.fromkeys([*(str(split_address(row.corpus)[0]) for row in rows), options.model])
-    busy = f"{out}: another job is writing these latents"
     return run_units(
         [*text_units, *clip_units],
-        Place(staging, staging / "lock", busy, [root for root in roots if Path(root).exists()]),
+        place_of(out, [root for root in roots if Path(root).exists()]),
         partial(encode_unit, options=options),
-        Pool(workers, quiet, gpus=1.0, accept_lost=accept_lost),
+        Pool(workers, quiet, accept_lost=accept_lost, desks=Desks(ON_GPU, quiet)),
         settle=partial(_settled, str(model), clips_schema(chosen)),
         compact=compact,
     )
+
+
+def place_of(out: Path | str, inputs: Sequence[str]) -> Place:
+    """Where the units of a latents folder are staged."""
+    busy = f"{out}: another job is writing these latents"
+    if isinstance(out, str):
+        return Place(f"{out}/staging", None, busy, inputs)
+    folder = out.with_name(f".{out.name}.staging")
+    return Place(folder, folder / "lock", busy, inputs)
 
 
 def make_fingerprint(options: Options) -> dict[str, Any]:
@@ -182,20 +196,32 @@ def make_fingerprint(options: Options) -> dict[str, Any]:
     }
 
 
-def open_existing(out: Path, fingerprint: Mapping[str, Any]) -> Latents | None:
+def open_existing(out: Path | str, fingerprint: Mapping[str, Any]) -> Latents | None:
     """The latents that `out` holds already. ValueError if they are foreign."""
+    if isinstance(out, str):
+        there = fingerprint_there(out)
+        if there is None:
+            return None
+        _refuse_made_otherwise(out, there, fingerprint)
+        return open_latents(out) if INDEX in Store(out).names() else None
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     have = Latents.open(out)
+    _refuse_made_otherwise(out, have.fingerprint, fingerprint)
+    return have
+
+
+def _refuse_made_otherwise(
+    out: Path | str, there: Mapping[str, Any], fingerprint: Mapping[str, Any]
+) -> None:
     named: dict[str, Any] = {"layers": RGBA.name, "precision": "float32", "tiling": False}
     named |= {"buckets": []}
-    different = fingerprint_differences(named | have.fingerprint, named | dict(fingerprint))
+    different = fingerprint_differences(named | dict(there), named | dict(fingerprint))
     if different:
         raise ValueError(
             f"{out} holds latents made in another way; choose another --out or remove it.\n  "
             + "\n  ".join(different)
         )
-    return have
 
 
 def wanted_rows(
@@ -325,7 +351,7 @@ def _merged(
         if key != current:
             current = key
             new = {r["id"]: r for r in staging.rows(key, ROWS)}
-            reasons = json.loads(staging.path(key, REASONS).read_text())
+            reasons = json.loads(staging.read(key, REASONS))
         if row.id in reasons:
             rejected.append((row.id, reasons[row.id]))
         else:

@@ -21,6 +21,7 @@ from layerflow.corpus.log import Shard
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.store import Store
 from layerflow.corpus.writer import ROWS_PER_BATCH, SHARD_BYTES, write_shard
+from pipelines.engine.desk import NO_DESKS
 from pipelines.engine.runner import Damaged
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part
 from pipelines.engine.workers import Pool, Unit, run_staged
@@ -80,7 +81,7 @@ def make_shards(
     make = partial(make_shard, out=out, schema=schema)
     # One shard of a folder here is written at once: other processes would only cost their start.
     workers = 0 if len(groups) == 1 and Store(out).local is not None else pool.workers
-    own = replace(pool, workers=workers, gpus=0.0, accept_lost=False)
+    own = replace(pool, workers=workers, accept_lost=False, desks=NO_DESKS)
     for reason in run_staged(units, make, cutting, own).values():
         raise InfrastructureError(f"a shard of {out} could not be written: {reason}")
     found = [json.loads(cutting.read(unit.key, SHARD)) for unit in units]

@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, rejected_row
 from layerflow.outputs import corpus_output
+from manifests.steps import Step
+from pipelines.engine.desk import Desks
 from pipelines.engine.growth import INDEX, REJECTED, ROWS, Growth, Refuse
 from pipelines.engine.recipe import Recipe as Recipe
 from pipelines.engine.recipe import Summary as Summary
@@ -68,14 +70,14 @@ def run_job(
     refuse: Refuse | None = None,
     survey: Survey | None = None,
     light: bool = False,
-    gpus: float = 0.0,
+    serve: Mapping[str, Step] | None = None,
     **how: Unpack[Running],
 ) -> Summary:
     """Run every unit that is not staged yet, then compact into the corpus ``out``.
 
     schema: of the corpus, ``SCHEMA`` and perhaps extra columns. refuse: sees all rows in their
-    order and says why one is left out as a near-duplicate. survey: before the work. light, gpus:
-    see ``Pool``. how: see ``Running``.
+    order and says why one is left out as a near-duplicate. survey: before the work. light: see
+    ``Pool``. serve: steps whose networks actors hold (``engine.networks``). how: see ``Running``.
     Raises ValueError when ``out`` holds something else or a corpus of another recipe, OSError when
     the disk is full or the fault lies with the machines (``engine.workers``); what was done by
     then is kept, and the same call goes on from there.
@@ -84,7 +86,7 @@ def run_job(
     units = [unit for unit in units if only is None or only(unit)]
     growth = Growth.of(corpus_output(out), recipe, units, schema, append=how.get("append", False))
     quiet, accept_lost = how.get("quiet", False), how.get("accept_lost", False)
-    pool = Pool(workers, quiet, light, gpus, accept_lost)
+    pool = Pool(workers, quiet, light, accept_lost, Desks(serve or {}, quiet))
     return run_units(
         growth.units,
         growth.place(roots(recipe.given)),

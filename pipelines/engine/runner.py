@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, TypedDict, TypeVar
 
 from layerflow.corpus.store import Store
 from layerflow.files import remove
+from pipelines.engine.desk import NO_DESKS
 from pipelines.engine.remote_staging import begin
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part, locked
 from pipelines.engine.workers import (
@@ -93,7 +94,8 @@ def run_units(
     reason why. compact: gets the staged units, which go when it returns, and how many of them an
     earlier run left. ValueError when another job holds the place, and the errors of ``run_staged``.
     """
-    with locked(place.lock, place.busy) if place.lock is not None else nullcontext():
+    lock = locked(place.lock, place.busy) if place.lock is not None else nullcontext()
+    with lock, closing(pool.desks):
         done = claim()
         if done is not None:
             _clear(place.folder)  # of a job that was killed when it was all but done
@@ -131,7 +133,9 @@ def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Poo
     @cache
     def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
         looks = staging.below("looks")
-        lost = run_staged(units, partial(_findings, survey.look), looks, replace(pool, gpus=0.0))
+        lost = run_staged(
+            units, partial(_findings, survey.look), looks, replace(pool, desks=NO_DESKS)
+        )
         seen = [unit for unit in units if unit.key not in lost]
         found = ((u, json.loads(looks.read(u.key, FINDINGS))) for u in seen)
         return looks, survey.plan(found), lost

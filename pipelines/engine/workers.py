@@ -19,6 +19,8 @@ from typing import Any
 from layerflow.files import FULL
 from layerflow.plugins import missing_packages
 from layerflow.ray_start import ray_runs
+from pipelines.engine.desk import NO_DESKS, Desks
+from pipelines.engine.networks import with_desks
 from pipelines.engine.progress import progress
 from pipelines.engine.staging import InfrastructureError, Parts, Staging
 
@@ -51,16 +53,15 @@ class Pool:
 
     workers: Ray tasks at a time; None: all CPUs; 0: this process, where an error is raised. quiet:
     no progress. light: where there is no Ray yet and ``workers`` is None, units run here as long as
-    little is left; for work that cannot take the process down. gpus: share of a GPU that one task
-    takes, where the cluster has any; then the units run in actors, which keep what the work loaded.
-    accept_lost: any number of lost units are taken for faults of their inputs.
+    little is left; for work that cannot take the process down. accept_lost: any number of lost
+    units are taken for faults of their inputs. desks: of the networks that actors hold.
     """
 
     workers: int | None = None
     quiet: bool = False
     light: bool = False
-    gpus: float = 0.0
     accept_lost: bool = False
+    desks: Desks = NO_DESKS
 
 
 Make = Callable[[dict[str, Any]], Parts]
@@ -203,16 +204,6 @@ def _item(unit: Unit) -> dict[str, str]:
     return {"key": unit.key, "payload": json.dumps(unit.payload)}
 
 
-class _Held:
-    """An actor that keeps what its work loaded."""
-
-    def __init__(self, run: Callable[[dict[str, str]], dict[str, str]]) -> None:
-        self.run = run
-
-    def __call__(self, item: dict[str, str]) -> dict[str, str]:
-        return self.run(item)
-
-
 def ray_rows(
     units: Sequence[Unit], run: Callable[[dict[str, str]], dict[str, str]], pool: Pool
 ) -> Iterator[dict[str, str]]:
@@ -226,24 +217,12 @@ def ray_rows(
 
     start_ray(pool.workers)
     items = [_item(unit) for unit in units]
-    there = int(ray.cluster_resources().get("GPU", 0)) if pool.gpus else 0
+    desks = pool.desks.open()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
         source = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))
-        if there:  # a plain task with a GPU ends its process, and its networks load again
-            places = min(int(there / pool.gpus), len(items))
-            pipeline = source.map(
-                _Held,
-                fn_constructor_args=(run,),
-                concurrency=min(pool.workers or places, places),
-                num_cpus=1,
-                num_gpus=pool.gpus,
-                max_restarts=-1,
-                max_task_retries=0,
-            )
-        else:
-            options: dict[str, Any] = {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
-            pipeline = source.map(run, **options)
+        options: dict[str, Any] = {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
+        pipeline = source.map(with_desks(desks, run) if desks else run, **options)
     try:
         yield from pipeline.iter_rows()
     except ray.exceptions.RayError as error:

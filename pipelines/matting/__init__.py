@@ -10,6 +10,7 @@ ones that can fetch them.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ ALPHA = "alpha"  # RGBA frames: the matte that comes with the video (``with_alph
 BACKDROP = "backdrop"  # the backdrop of the shot, where there is one
 KEY_COLOUR = "key colour"  # a subject before one even colour
 EARLIER = "earlier"  # the frame before the clip's first one and its matte, where they are known
+MATTE = "matte"  # the step whose actors hold networks
 NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR, EARLIER})
 
 
@@ -88,7 +90,9 @@ class Earlier:
 class MattingBackend(Protocol):
     """A matting backend. ``licence`` is that of the weights (or of the code if it has none).
 
-    ``needs``: what it is called with besides RGB frames, some of ``NEEDS``.
+    ``needs``: what it is called with besides RGB frames, some of ``NEEDS``. ``asks``, if it is
+    there and true: it computes on the CPU around networks for which it asks
+    ``engine.networks.network`` itself; else one that takes a ``device`` is a network as a whole.
     """
 
     name: str
@@ -126,6 +130,15 @@ def make_backend(
     asked = {"weights": weights, "model": model or None, **options}
     asked = {argument: value for argument, value in asked.items() if value is not None}
     return cast(MattingBackend, MATTING.make(name, {"device": device}, asked))
+
+
+def network_of(name: str) -> str | None:
+    """Whether the backend of that name is a network as a whole (``"whole"``), asks for networks
+    around which it computes (``"asks"``), or has none. Raises ValueError for an unknown name."""
+    made = MATTING.load(name.partition(":")[0])
+    if "device" not in inspect.signature(made).parameters:
+        return None
+    return "asks" if getattr(made, "asks", False) else "whole"
 
 
 def require(package: str, backend: str) -> None:

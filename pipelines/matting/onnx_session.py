@@ -7,7 +7,7 @@ the cost of a frame by itself: Pillow's resampling, double precision, 8-bit mask
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,22 +97,43 @@ class OnnxMatting:
 
     def predict(self, frames: np.ndarray) -> np.ndarray:
         """Probabilities float32 [T, H, W] of uint8 [T, H, W, 3], neither stretched nor smoothed."""
-        check_frames(frames)
-        count, height, width = frames.shape[:3]
+        return self.predict_many([(frames,)])[0]
+
+    def call_many(self, calls: Sequence[tuple[np.ndarray, ...]]) -> list[Matte]:
+        """The matte of each clip, without its backdrop; see ``predict_many``."""
+        found = self.predict_many([call[:1] for call in calls])
+        return [matte_from_predictions(call[0], p) for call, p in zip(calls, found, strict=True)]
+
+    def predict_many(self, calls: Sequence[tuple[np.ndarray]]) -> list[np.ndarray]:
+        """``predict`` of several clips; those of one brightness fill the network's batches
+        together."""
+        clips = [check_frames(frames) for (frames,) in calls]
+        brightest = [max(1.0, float(frames.max())) for frames in clips]
+        found: dict[int, np.ndarray] = {}
         with single_thread():
-            small = np.concatenate(list(self._outputs(frames)))
-            if self._logits or small.min() < -0.01 or small.max() > 1.01:
-                self._logits = True
-                small = 1 / (1 + np.exp(-np.clip(small, -50, 50)))
-            grown = np.empty((count, height, width), np.float32)
-            for found, target in zip(small, grown, strict=True):
-                _resize(found, width, height, target)
+            for level in dict.fromkeys(brightest):
+                places = [place for place, own in enumerate(brightest) if own == level]
+                frames = [frame for place in places for frame in clips[place]]
+                small = np.concatenate(list(self._outputs(frames, level)))
+                ends = np.cumsum([len(clips[place]) for place in places])[:-1]
+                found |= dict(zip(places, np.split(small, ends), strict=True))
+            return [self._grown(found[place], frames) for place, frames in enumerate(clips)]
+
+    def _grown(self, small: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """The network's answer [T, S, S] for a clip, as probabilities of the clip's size."""
+        count, height, width = frames.shape[:3]
+        if self._logits or small.min() < -0.01 or small.max() > 1.01:
+            self._logits = True
+            small = 1 / (1 + np.exp(-np.clip(small, -50, 50)))
+        grown = np.empty((count, height, width), np.float32)
+        for found, target in zip(small, grown, strict=True):
+            _resize(found, width, height, target)
         # The cubic filter overshoots at edges: a lower minimum would lift the whole clip's matte.
         return np.clip(grown, small.min(), small.max(), out=grown)
 
-    def _outputs(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+    def _outputs(self, frames: Sequence[np.ndarray], brightest: float) -> Iterator[np.ndarray]:
         """float32 [n, S, S] of each batch, straight from the network."""
-        table = self._table(max(1.0, float(frames.max())))
+        table = self._table(brightest)
         rows = self._fixed or min(self._batch, len(frames))
         planes = np.zeros((rows, 3, self._size[1], self._size[0]), self._dtype)
         for first in range(0, len(frames), self._batch):

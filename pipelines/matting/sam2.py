@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, cast
 import cv2
 import numpy as np
 
-from pipelines.matting import BACKDROP, Backdrop, Matte, MattingBackend, check_frames, require
+from pipelines.engine.networks import network
+from pipelines.matting import (
+    BACKDROP,
+    MATTE,
+    Backdrop,
+    Matte,
+    MattingBackend,
+    check_frames,
+    require,
+)
 from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.sources import overlap
 from pipelines.matting.stabilise import matte_from_predictions
@@ -41,6 +50,7 @@ class Sam2Matting:
     name = "sam2"
     licence = "Apache-2.0"
     needs = frozenset({BACKDROP})
+    asks = True
 
     def __init__(
         self,
@@ -55,8 +65,7 @@ class Sam2Matting:
                 "matting backend 'sam2' needs --weights FOLDER, a video model of SAM 2 or EdgeTAM "
                 "in the format of transformers; nothing is downloaded unless asked"
             )
-        self.device = device
-        self.network, self._session = _load(Path(weights), device)
+        self.tracker = network(MATTE, Tracker, str(weights), device, methods=("follow",))
         self.version = f"transformers {version('transformers')}"
         self.finder = AutoMatting(model, device) if finder is None else finder
 
@@ -72,12 +81,20 @@ class Sam2Matting:
         if not mask.any():
             return Matte(np.zeros(frames.shape[:3], np.float32), found.confidence)
         key = key_frame(mask)
-        matte = matte_from_predictions(frames, self.follow(frames, mask[key], key))
+        matte = matte_from_predictions(frames, self.tracker.follow(frames, mask[key], key))
         vote = overlap(matte.alpha >= 0.5, mask)
         agreement = found.confidence.get("matte_agreement", 1.0) * vote
         confidence = matte.confidence["matte_confidence"] * vote
         own = {"matte_confidence": confidence, "matte_agreement": agreement}
         return Matte(matte.alpha, found.confidence | own)
+
+
+class Tracker:
+    """The network of a folder, which follows a subject through a clip."""
+
+    def __init__(self, weights: str, device: str) -> None:
+        self.device = device
+        self.network, self._session = _load(Path(weights), device)
 
     def follow(self, frames: np.ndarray, mask: np.ndarray, key: int) -> np.ndarray:
         """Probabilities float32 [T, H, W] of what ``mask``, bool [H, W], shows on frame ``key``."""

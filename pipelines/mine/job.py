@@ -10,6 +10,7 @@ refuses, and an input that cannot be used, becomes a rejected row; the job goes 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ from layerflow.media.video import Limits
 from layerflow.outputs import corpus_output
 from layerflow.plugins import packages_of
 from manifests.mine import MineOptions
-from pipelines.captions.captioner import CAPTIONERS, make_captioner
+from manifests.steps import Step
+from pipelines.captions.captioner import CAPTION, CAPTIONERS, make_captioner
 from pipelines.engine.cluster import require_gpus
 from pipelines.engine.jobs import Outcome, Recipe, Running, Summary, make_recipe, run_job
 from pipelines.engine.runner import Survey
@@ -36,13 +38,13 @@ from pipelines.engine.steps import Refused, Steps, run_steps
 from pipelines.gates import resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
 from pipelines.inputs.prompts import read_prompt_table
-from pipelines.matting import MATTING
+from pipelines.matting import MATTE, MATTING, network_of
 from pipelines.matting.auto.networks import resolved
 from pipelines.mine import filters, layers, record
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.survey import Findings, plan_survey, survey_unit
-from pipelines.mine.window import Video, Window, matting_backend
-from pipelines.vision.inpaint import INPAINTERS, make_inpainter
+from pipelines.mine.window import Video, Window, backend_of, matting_backend
+from pipelines.vision.inpaint import INPAINT, INPAINTERS, make_inpainter
 
 STEPS: Steps[Window] = (
     filters.refuse_duplicate,  # rejected as "duplicates"
@@ -63,7 +65,6 @@ STEPS: Steps[Window] = (
     record.encode,
 )
 FORMAT_VERSION = 8
-GPU_SHARE = 0.25  # most of a unit's time is CPU work: four of them keep one GPU busy
 
 
 def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
@@ -81,7 +82,7 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     )
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION, packages)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
-    gpus = check_request(options, how.get("workers"))
+    serve = check_request(options, how.get("workers"))
     return run_job(
         plan_units(list_sources(options.inputs), options, table),
         partial(mine_unit, options=options, recipe=recipe),
@@ -89,19 +90,17 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,
-        gpus=gpus,
+        serve=serve,
         **how,
     )
 
 
-def check_request(options: MineOptions, workers: int | None) -> float:
-    """The share of a GPU that a task takes. Raises ValueError for what cannot work anywhere."""
+def check_request(options: MineOptions, workers: int | None) -> dict[str, Step]:
+    """The steps whose networks actors hold. Raises ValueError for what cannot work anywhere."""
     resolve_gate(options.gate, options.thresholds)
-    devices = [options.device]
-    if options.captions is not None and options.captions.url is None:
-        devices.append(options.captions.device)
-    gpus = any(device.startswith("cuda") for device in devices)
-    if gpus and workers != 0:
+    serve = served_steps(options)
+    gpus = any(device.startswith("cuda") for device in _devices(options).values())
+    if gpus and workers != 0 and any(s.gpus and not s.concurrency for s in serve.values()):
         require_gpus(workers)
     # The work runs elsewhere, and a cluster's head may have no GPU: weights are tried on the CPU.
     device = "cpu" if gpus and os.environ.get("RAY_ADDRESS") and workers != 0 else options.device
@@ -109,7 +108,34 @@ def check_request(options: MineOptions, workers: int | None) -> float:
     make_inpainter(options.inpaint, options.inpaint_weights, device)
     if options.captions is not None:
         make_captioner(options.captions).check()
-    return GPU_SHARE if gpus else 0.0
+    return serve
+
+
+def _devices(options: MineOptions) -> dict[str, str]:
+    """Step -> the device of its network, of the steps that have one."""
+    found = {}
+    if network_of(options.matting):
+        found[MATTE] = options.device
+    if "device" in inspect.signature(INPAINTERS.load(options.inpaint)).parameters:
+        found[INPAINT] = options.device
+    if options.captions is not None and options.captions.url is None:
+        found[CAPTION] = options.captions.device
+    return found
+
+
+def served_steps(options: MineOptions) -> dict[str, Step]:
+    """Those with a network on a GPU, and those that the manifest names. ValueError for one that
+    has no network."""
+    devices = _devices(options)
+    for name in options.steps:
+        if name not in devices:
+            raise ValueError(f"steps: {name} has no network in this job")
+    named: dict[str, Step] = {**options.steps}
+    return {
+        name: named.get(name, Step())
+        for name, device in devices.items()
+        if name in named or device.startswith("cuda")
+    }
 
 
 def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) -> Outcome:
@@ -131,7 +157,7 @@ def _require_backend(options: MineOptions) -> None:
     So a machine that lacks the weights stops the job, and no window is rejected for it.
     """
     try:
-        matting_backend(options.matting, options.weights, options.device)
+        backend_of(options)
     except ValueError as error:
         raise InfrastructureError(
             f"matting backend {options.matting.partition('@')[0]} does not work on this machine: "

@@ -10,14 +10,15 @@ from typing import Any, Literal
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
+from pipelines.engine.networks import network
 from pipelines.engine.steps import Refused
 from pipelines.gates import Gate, judge, resolve_gate
-from pipelines.matting import Backdrop, Earlier, MattingBackend, make_backend
+from pipelines.matting import MATTE, Backdrop, Earlier, MattingBackend, make_backend, network_of
 from pipelines.mine.plan import Twin, VideoSpan
 from pipelines.mine.score import Flows
 from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.traces import Traces
-from pipelines.vision.inpaint import Inpainter, make_inpainter
+from pipelines.vision.inpaint import INPAINT, Inpainter, make_inpainter
 from pipelines.vision.plate import Plate
 
 
@@ -51,12 +52,24 @@ class Video:
 
     @cached_property
     def backend(self) -> MattingBackend:
-        return matting_backend(self.options.matting, self.options.weights, self.options.device)
+        return backend_of(self.options)
 
     @cached_property
     def inpainter(self) -> Inpainter:
         options = self.options
-        return make_inpainter(options.inpaint, options.inpaint_weights, options.device)
+        asked = options.inpaint, options.inpaint_weights, options.device
+        made: Inpainter = network(INPAINT, make_inpainter, *asked)
+        return made
+
+
+def backend_of(options: MineOptions) -> MattingBackend:
+    """The matting backend in this process, around networks that may be those of actors, or the
+    backend of an actor."""
+    asked = options.matting, options.weights, options.device
+    if network_of(options.matting) == "whole":
+        made: MattingBackend = network(MATTE, matting_backend, *asked)
+        return made
+    return matting_backend(*asked)
 
 
 @lru_cache(maxsize=1)

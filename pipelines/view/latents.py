@@ -131,9 +131,10 @@ class LatentSource:
     def _vae(self) -> Any:
         if multiprocessing.parent_process() is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a contained child has no room for CUDA
-        from pipelines.encode.clip_latents import Encoder, Options
+        from pipelines.encode.clip_latents import Options
+        from pipelines.encode.models import Models
 
-        return Encoder(Options(str(self._model))).vae
+        return Models(Options(str(self._model))).vae
 
     def _decoded(self, mean: NDArray[np.float32], names: Sequence[str]) -> dict[str, U8]:
         from layerflow.model.autoencoder import decode_layers

@@ -24,6 +24,7 @@ INPAINTERS = Plugins(
 )
 """Classes of ``Inpainter``: ours, and those of installed packages."""
 
+INPAINT = "inpaint"  # the step whose actors may hold one
 _FILL_SIDE = 320  # OpenCV works on a window scaled to at most this size
 _LAMA_SIDE = 512  # LaMa was trained at 256 and is good up to about this size
 _LAMA_STEP = 8  # sides of its input are multiples of this

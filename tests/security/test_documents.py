@@ -15,7 +15,7 @@ from layerflow.corpus.latents import Latents, LatentsWriter, clip_row
 from layerflow.documents import read_json
 from layerflow.model.info import describe, sampling_settings
 from layerflow.model.presets import init_directory
-from pipelines.encode.clip_latents import text_shape
+from pipelines.encode.models import text_shape
 from tests.support.trainer_kit import make_manifest
 from trainer import checkpoint
 from trainer.claim import claim

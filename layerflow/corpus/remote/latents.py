@@ -16,7 +16,7 @@ import pyarrow as pa
 from layerflow.corpus.latent_rows import PROMPTS, clips_schema, stored_layers
 from layerflow.corpus.latents import INDEX, Latents, Opened, checked
 from layerflow.corpus.remote.cache import shared_cache
-from layerflow.corpus.remote.places import entries_of, places_file, read_places
+from layerflow.corpus.remote.places import PLACES, entries_of, places_file, read_places
 from layerflow.corpus.shards import Entry, ShardReader
 from layerflow.corpus.store import Store, in_object_store
 from layerflow.documents import parse_json
@@ -43,10 +43,10 @@ class RemoteLatents(Latents):
         self._check_version()
         self.layers = stored_layers(self.fingerprint)
         index = self._json(INDEX)
-        self._table = _Table(self.store, "clips", index["clips"], clips_schema(self.layers))
+        self._table = _Table(self.store, "clips", index, clips_schema(self.layers))
         self._starts = [entry.first for _, entry in self._table.entries]
         self._starts.append(len(self._table.places))
-        self._texts = _Prompts(_Table(self.store, "prompts", index["prompts"], PROMPTS))
+        self._texts = _Prompts(_Table(self.store, "prompts", index, PROMPTS))
         self._prompts = self._texts  # type: ignore[assignment]
         self._open: OrderedDict[int, Opened] = OrderedDict()
         self._lock = threading.Lock()
@@ -101,12 +101,16 @@ class RemoteLatents(Latents):
 class _Table:
     """The batches of `clips/` or `prompts/`."""
 
-    def __init__(self, store: Store, table: str, shards: list[Any], schema: pa.Schema) -> None:
-        names = [f"{table}/{str(name).rpartition('/')[2]}" for name in shards]
-        self.places, self.schema = read_places(store, table, names, schema), schema
+    def __init__(
+        self, store: Store, table: str, index: Mapping[str, Any], schema: pa.Schema
+    ) -> None:
+        names = [f"{table}/{str(name).rpartition('/')[2]}" for name in index[table]]
+        said = index.get(PLACES) or {table: places_file(table)}  # not of what was copied there
+        lies = str(said.get(table)).rpartition("/")[2] if isinstance(said, dict) else ""
+        self.places, self.schema = read_places(store, lies, names, schema), schema
         self.entries = entries_of(self.places)
         if any(shard >= len(names) for shard, _ in self.entries):
-            raise ValueError(f"{store}: {places_file(table)} names a shard that is not there")
+            raise ValueError(f"{store}: {lies} names a shard that is not there")
         cached = _CachedStore(store, _state_of(store, self.places))
         own: list[list[Entry]] = [[] for _ in names]
         self._at = []  # of each batch: its shard, and its number there

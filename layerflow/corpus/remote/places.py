@@ -15,6 +15,9 @@ import pyarrow as pa
 from layerflow.corpus.shards import Entry, ShardReader
 from layerflow.corpus.store import Store
 
+PLACES = (
+    "places"  # in an index: table -> the file with its places, where that has a name of its own
+)
 ROWS = 16384  # of a batch of the table
 LIES = [("shard", pa.int32()), ("head", pa.int64()), ("body", pa.int64()), ("end", pa.int64())]
 
@@ -31,24 +34,27 @@ def small_columns(schema: pa.Schema) -> list[str]:
 
 def write_places(folder: Path, table: str, shards: Sequence[str], schema: pa.Schema) -> None:
     """Write the table of places of shards that are complete."""
-    rows = places_of(Store(folder), shards, schema)
-    target = str(folder / places_file(table))
-    with pa.OSFile(target, "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+    write_table_of(folder / places_file(table), places_of(Store(folder), shards, schema))
+
+
+def write_table_of(target: Path, rows: pa.Table) -> None:
+    """Write a table of places into a file."""
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
         writer.write_table(rows.combine_chunks(), max_chunksize=ROWS)
 
 
-def read_places(store: Store, table: str, shards: Sequence[str], schema: pa.Schema) -> pa.Table:
+def read_places(store: Store, name: str, shards: Sequence[str], schema: pa.Schema) -> pa.Table:
     """The small columns of every row in order, with its batch's place (``LIES``).
 
-    Raises ValueError for a damaged table, and for one of other columns.
+    name: of the table's file. Raises ValueError for a damaged one, and for one of other columns.
     """
     try:
-        data = store.read(places_file(table))
+        data = store.read(name)
     except FileNotFoundError:
         return places_of(store, shards, schema)
-    reader = ShardReader(_Held(store, data), places_file(table))
+    reader = ShardReader(_Held(store, data), name)
     if not reader.schema.equals(_schema(schema)):
-        raise ValueError(f"{store}: {places_file(table)} has other columns; encode again")
+        raise ValueError(f"{store}: {name} has other columns; encode again")
     return pa.Table.from_batches(reader.batches(), reader.schema)
 
 
@@ -63,14 +69,16 @@ class _Held(Store):
         return self._data[start:end]
 
 
-def places_of(store: Store, shards: Sequence[str], schema: pa.Schema) -> pa.Table:
-    """``read_places`` of shards alone, walked from head to head."""
-    return pa.Table.from_batches(_walked(store, shards, schema), _schema(schema))
+def places_of(store: Store, shards: Sequence[str], schema: pa.Schema, first: int = 0) -> pa.Table:
+    """``read_places`` of shards alone, walked from head to head. first: number of the first one."""
+    return pa.Table.from_batches(_walked(store, shards, schema, first), _schema(schema))
 
 
-def _walked(store: Store, shards: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _walked(
+    store: Store, shards: Sequence[str], schema: pa.Schema, first: int
+) -> Iterator[pa.RecordBatch]:
     names = small_columns(schema)
-    for number, name in enumerate(shards):
+    for number, name in enumerate(shards, first):
         reader = ShardReader(store, name)
         for at, entry in enumerate(reader.entries):
             small = reader.batch(at, names)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from layerflow.weights import known, path_of
-from pipelines.matting import BACKDROP, EARLIER, Backdrop, Earlier, Matte, check_frames
+from pipelines.engine.networks import network
+from pipelines.matting import BACKDROP, EARLIER, MATTE, Backdrop, Earlier, Matte, check_frames
 from pipelines.matting.auto.fuse import Fused, fuse
 from pipelines.matting.auto.networks import ALONE, NAME, which_networks
 from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
@@ -29,6 +30,7 @@ from pipelines.matting.onnx_session import OnnxMatting
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
 
+PREDICT = ("predict",)
 _PASSES = 2  # of motion beside networks: the third costs as much as they do and adds less
 
 
@@ -51,6 +53,7 @@ class AutoMatting:
     name = NAME
     version = "2"
     needs = frozenset({BACKDROP, EARLIER})
+    asks = True
 
     def __init__(
         self,
@@ -62,7 +65,8 @@ class AutoMatting:
         self.observe = observe
         if networks is None:
             told = which_networks(model)
-            networks = [] if told == ALONE else [_Onnx(one, device) for one in told.split("+")]
+            each = [] if told == ALONE else told.split("+")
+            networks = [network(MATTE, _Onnx, one, device, methods=PREDICT) for one in each]
         self.networks = tuple(networks)
         self.motion = MotionMatting(passes=_PASSES) if self.networks else MotionMatting()
         self.licence = "Apache-2.0; weights: " + (", ".join(n.name for n in networks) or "none")

@@ -19,7 +19,6 @@ from layerflow.model.presets import init_directory
 from pipelines.encode import job as module
 from pipelines.encode.clip_latents import (
     Augment,
-    Encoder,
     Options,
     Variant,
     crop_window,
@@ -28,6 +27,7 @@ from pipelines.encode.clip_latents import (
     vary,
 )
 from pipelines.encode.job import run_encode
+from pipelines.encode.models import Models
 from tests.support.staged_damage import DAMAGE, play
 
 
@@ -371,7 +371,7 @@ def test_a_narrower_precision_is_near_and_asks_for_a_folder_of_its_own(
 
 
 def test_text_encoder_and_autoencoder_are_not_held_at_once(model: Path) -> None:
-    encoder = Encoder(Options(str(model)))
-    assert encoder.vae is not None and encoder.text is not None
-    assert "vae" not in encoder.__dict__ and "text" in encoder.__dict__
-    assert encoder.vae is not None and "text" not in encoder.__dict__
+    models = Models(Options(str(model)))
+    assert models.vae is not None and models.text is not None
+    assert "vae" not in models.__dict__ and "text" in models.__dict__
+    assert models.vae is not None and "text" not in models.__dict__

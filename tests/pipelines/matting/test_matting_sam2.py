@@ -88,13 +88,15 @@ def test_the_network_is_shown_one_frame_and_answers_on_all_before_and_after(fold
     """On the frame of the prompt its answer is the prompt itself, at the network's resolution."""
     clip, backend = frames(5), Sam2Matting(folder, finder=Finder(16, 16, 32, 40, 48))
     mask = Finder(16, 16, 32, 40, 48)(clip).alpha >= 0.5
-    answer = backend.follow(clip, mask[2], 2)
+    answer = backend.tracker.follow(clip, mask[2], 2)
     assert answer.shape == (5, 48, 64) and answer.dtype == np.float32
     inside = answer[2] >= 0.5
     assert (inside & mask[2]).sum() / (inside | mask[2]).sum() > 0.9
     for t in (0, 1, 3, 4):
         assert answer[t].min() > 0 and not np.allclose(answer[t], answer[2])
-    assert np.array_equal(answer, backend.follow(clip, mask[2], 2))  # nothing is kept of a clip
+    assert np.array_equal(
+        answer, backend.tracker.follow(clip, mask[2], 2)
+    )  # nothing is kept of a clip
 
 
 def test_confidence_is_the_finders_less_what_the_two_disagree_on(folder: Path) -> None:
