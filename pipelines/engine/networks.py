@@ -91,8 +91,13 @@ def with_desks(
     """``run`` in a worker whose calls of networks go to these desks, and no others."""
 
     def served(item: dict[str, str]) -> dict[str, str]:
-        _desks.clear()
-        _desks.update(desks)
+        _use(desks)
         return run(item)
 
     return served
+
+
+def _use(desks: Mapping[str, Any]) -> None:
+    """A function of the module: what is sent to a worker has globals of its own."""
+    _desks.clear()
+    _desks.update(desks)

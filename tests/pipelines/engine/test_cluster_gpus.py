@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from manifests.mine import MineOptions
-from pipelines.engine import cluster, workers
-from pipelines.engine.jobs import Unit
+from manifests.steps import Step
+from pipelines.engine import cluster, desk
 from pipelines.engine.staging import InfrastructureError
 from pipelines.matting import make_backend, onnx_session
 from pipelines.mine import job as mine
@@ -45,26 +45,42 @@ def test_a_job_for_gpus_is_refused_where_the_cluster_has_none(
     assert not (tmp_path / "out").exists()
 
 
-def test_tasks_take_the_share_of_a_gpu_that_was_asked_for(
+def test_actors_are_as_many_as_fit_or_as_the_manifest_says(
     monkeypatch: pytest.MonkeyPatch, resources: dict[str, float]
 ) -> None:
+    """Two steps of a quarter of a GPU share it evenly; without GPUs only those that are waited for
+    are served."""
     import ray
 
-    class Source:
-        def map(self, run: Any, **how: Any) -> Any:
-            asked.append(how.get("num_gpus"))
-            return self
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(desk, "start_desk", lambda name, step, most: asked.update({name: most}))
+    monkeypatch.setattr(desk.Desks, "_wait", lambda self, steps: None)
+    plain = {"matte": Step(), "inpaint": Step()}
+    for gpus, steps, want in (
+        (1.0, plain, {"matte": (1, 2), "inpaint": (1, 2)}),
+        (4.0, {"encode": Step(gpus=1)}, {"encode": (1, 4)}),
+        (0.0, plain, {}),
+        (0.0, plain | {"caption": Step(concurrency=(1, 8))}, {"caption": (1, 8)}),
+        (0.0, {"matte": Step(gpus=0)}, {"matte": (1, 1)}),
+    ):
+        asked.clear()
+        monkeypatch.setattr(ray, "cluster_resources", lambda said=gpus: {"CPU": 4.0, "GPU": said})
+        opened = desk.Desks(steps, quiet=True).open()
+        assert asked == want and set(opened) == set(want)
 
-        def iter_rows(self) -> Any:
-            return iter(())
 
-    asked: list[Any] = []
-    units = [Unit("a", 0, {})]
-    monkeypatch.setattr(ray.data, "from_items", lambda *items, **how: Source())
-    resources["GPU"] = 1.0
-    for gpus in (0.25, 0.0):
-        assert list(workers.ray_rows(units, dict, workers.Pool(2, gpus=gpus))) == []
-    assert asked == [0.25, None]
+def test_only_steps_with_a_network_are_served(tmp_path: Path) -> None:
+    said = {"matte": {"gpus": 0, "batch": 4}}
+    asked = options(tmp_path, matting="onnx", weights="w.onnx", steps=said)
+    assert mine.served_steps(asked) == {"matte": Step(gpus=0, batch=4)}
+    assert "steps" not in asked.model_dump()  # no part of the recipe
+    cuda = {"device": "cuda", "captions": {"model": "vlm", "device": "cuda"}}
+    whole = options(tmp_path, inpaint="lama", inpaint_weights="l.pt", matting="auto", **cuda)
+    assert mine.served_steps(whole) == dict.fromkeys(("matte", "inpaint", "caption"), Step())
+    url = options(tmp_path, captions={"url": "http://localhost/v1", "model": "m"}, matting="motion")
+    assert mine.served_steps(url) == {}
+    with pytest.raises(ValueError, match="steps: matte has no network in this job"):
+        mine.served_steps(options(tmp_path, matting="chroma", steps=said))
 
 
 def test_weights_are_tried_on_the_cpu_of_a_head_without_a_gpu(
@@ -72,14 +88,15 @@ def test_weights_are_tried_on_the_cpu_of_a_head_without_a_gpu(
 ) -> None:
     tried: list[str] = []
     monkeypatch.setattr(mine, "matting_backend", lambda name, weights, device: tried.append(device))
-    monkeypatch.setattr(mine, "run_job", lambda *units, **how: how["gpus"])
+    monkeypatch.setattr(mine, "run_job", lambda *units, **how: how["serve"])
     resources["GPU"] = 2.0
     said = options(tmp_path, device="cuda")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert mine.run_mine(said, quiet=True) == mine.GPU_SHARE
+    served = {"matte": Step(gpus=0.25)}
+    assert mine.run_mine(said, quiet=True) == served
     monkeypatch.delenv("RAY_ADDRESS")
-    assert mine.run_mine(said, quiet=True) == mine.GPU_SHARE
-    assert mine.run_mine(options(tmp_path), quiet=True) == 0.0
+    assert mine.run_mine(said, quiet=True) == served
+    assert mine.run_mine(options(tmp_path), quiet=True) == {}
     assert tried == ["cpu", "cuda", "cpu"]
 
 

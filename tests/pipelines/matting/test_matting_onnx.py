@@ -146,3 +146,19 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(ValueError, match="cannot use the GPU"):
         make_backend("onnx", weights=make_model(tmp_path / "m.onnx", side=32), device="cuda")
+
+
+@pytest.mark.parametrize("count", ["n", 4])
+def test_clips_that_pass_together_get_the_mattes_that_each_gets_alone(
+    tmp_path: Path, count: int | str
+) -> None:
+    """Of two sizes, lengths and brightnesses; a fixed batch is filled across clips."""
+    backend = OnnxMatting(make_model(tmp_path / "m.onnx", side=64, count=count))
+    frames, _ = moving_disc()
+    clips = [frames[:5], frames[:3, :40], frames[2:5] // 2, frames[1:2]]
+    together = backend.predict_many([(clip,) for clip in clips])
+    for clip, found in zip(clips, together, strict=True):
+        assert found.shape == clip.shape[:3]
+        assert np.array_equal(found, backend.predict(clip))
+    mattes = backend.call_many([(clip, None) for clip in clips[:2]])
+    assert np.array_equal(mattes[1].alpha, backend(clips[1]).alpha)
