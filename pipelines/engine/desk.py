@@ -27,6 +27,7 @@ from pipelines.engine.networks import call
 
 DEATHS = 2
 AHEAD = 2  # batches at an actor: one runs, the arguments of the next are on their way
+PATIENCE = 5.0  # seconds for a desk to say how it is
 WAITING = 60.0  # seconds between two lines about actors that have no place yet
 AGAIN = 1.0  # seconds between two looks at an actor that is starting again
 
@@ -322,10 +323,28 @@ class Desks:
         self._open = None
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Step -> what its desk says of itself; see ``Desk.state``."""
+        """Step -> what its desk says of itself, see ``Desk.state``; nothing if one is silent."""
+        if not self._open:
+            return {}
         import ray
 
-        return {name: ray.get(desk.state.remote()) for name, desk in (self._open or {}).items()}
+        said = [desk.state.remote() for desk in self._open.values()]
+        try:
+            return dict(zip(self._open, ray.get(said, timeout=PATIENCE), strict=True))
+        except (ray.exceptions.RayError, TimeoutError):
+            return {}
+
+    def line(self) -> str:
+        """``; matte: 2 actors, 1,200 calls, 94 % busy`` for each step; empty without any."""
+        return "".join(state_line(name, state) for name, state in self.states().items())
+
+
+def state_line(name: str, state: Mapping[str, Any]) -> str:
+    """What a line of progress says of a step; see ``Desk.state``."""
+    shares = state["busy"]
+    busy = f", {100 * sum(shares) / len(shares):.0f} % busy" if shares else ""
+    died = f", died {state['deaths']} times" if state["deaths"] else ""
+    return f"; {name}: {state['actors']} actors, {state['calls']:,} calls{busy}{died}"
 
 
 NO_DESKS = Desks({}, quiet=True)

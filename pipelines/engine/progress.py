@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 EVERY = 60.0  # seconds
 
 
-def progress(items: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
-    """The items as they come. quiet: nothing is shown. Lines and bar go to stderr."""
+def progress(
+    items: Iterable[T], total: int, quiet: bool, more: Callable[[], str] = str
+) -> Iterator[T]:
+    """The items as they come. quiet: nothing is shown. Lines and bar go to stderr.
+
+    more: what a line says besides.
+    """
     if quiet:
         yield from items
     elif not sys.stderr.isatty():
-        yield from _lines(items, total)
+        yield from _lines(items, total, more)
     else:
         from rich.console import Console
         from rich.progress import track
@@ -25,14 +30,15 @@ def progress(items: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
         yield from track(items, total=total, description="units", transient=True, console=console)
 
 
-def _lines(items: Iterable[T], total: int) -> Iterator[T]:
+def _lines(items: Iterable[T], total: int, more: Callable[[], str]) -> Iterator[T]:
     """A line when ``EVERY`` seconds have gone since the last one and a unit ends."""
     started = said = time.monotonic()
     for done, item in enumerate(items, 1):
         now = time.monotonic()
         if now - said >= EVERY and done < total:
             said = now
-            print(progress_line(done, total, now - started), file=sys.stderr, flush=True)
+            line = progress_line(done, total, now - started) + more()
+            print(line, file=sys.stderr, flush=True)
         yield item
 
 

@@ -146,7 +146,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
         if not units:
             break
         rows = _attempts(units, _attempt(make, staging), pool)
-        for row in progress(rows, len(units), pool.quiet):
+        for row in progress(rows, len(units), pool.quiet, pool.desks.line):
             if row["stop"]:
                 raise InfrastructureError(row["stop"])
             if row["error"]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines.engine import progress as module
+from pipelines.engine.desk import state_line
 from pipelines.engine.progress import in_words, progress, progress_line
 
 
@@ -37,5 +38,9 @@ def test_a_log_gets_a_line_a_minute_and_none_for_the_last_unit(
     assert list(progress(units(), 10, quiet=False)) == list(range(10))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" units")[0] for line in lines] == ["3 of 10", "6 of 10", "9 of 10"]
+    state = {"actors": 2, "calls": 1200, "busy": [0.93, 0.95], "deaths": 0}
+    list(progress(units(), 10, False, lambda: state_line("matte", state | {"deaths": 1})))
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.endswith("left; matte: 2 actors, 1,200 calls, 94 % busy, died 1 times")
     assert list(progress(units(), 10, quiet=True)) == list(range(10))
     assert capsys.readouterr().err == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,12 +13,25 @@ from typing import Any
 
 import pytest
 
+from layerflow.corpus.latents import Latents
 from layerflow.corpus.published import open_corpus
+from layerflow.corpus.remote.latents import open_latents
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
+from layerflow.model.presets import init_directory
+from manifests.pack import PackOptions
+from pipelines.encode import job as encode
 from pipelines.engine.jobs import Outcome, Unit, run_job
+from pipelines.mine.job import run_mine
+from pipelines.pack.job import run_pack
+from pipelines.paste.job import run_paste
 from tests.support import ROOT
 from tests.support.job_units import RECIPE, units, work
+from tests.support.mined import green_screen
+from tests.support.mined import options as mine_options
+from tests.support.packed import disc, slope, write
+from tests.support.pasted import backdrops, stills
+from tests.support.pasted import options as paste_options
 
 pytest.importorskip("s3fs", reason="needs the extra s3")
 pytest.importorskip("moto", reason="needs the extra dev")
@@ -108,3 +123,65 @@ def test_inputs_of_another_disk_stop_the_job(nodes: Any, tmp_path: Path) -> None
     assert os.environ["RAY_ADDRESS"]
     how = {"workers": 2, "quiet": True, "accept_lost": True}
     assert run_job(listed, reads, out=out, recipe=RECIPE, **how).rejected == 3  # type: ignore[arg-type]
+
+
+ENCODE = """
+import sys
+from pipelines.encode import job
+job.UNIT_ROWS = 1
+how = {"size": (32, 40), "workers": 1, "quiet": True}
+job.run_encode(sys.argv[3:], model=sys.argv[1], out=sys.argv[2], **how)
+"""
+
+
+def staged(out: str) -> int:
+    return sum(name.endswith("unit.json") for name in Store(out).names("staging"))
+
+
+def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
+    nodes: Any, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mine, paste and pack into a bucket, then encode: its driver is killed, and when another one
+    goes on a node goes away."""
+    cluster, second = nodes
+    local, there = tmp_path / "inputs", "s3://corpora/inputs"
+    (local / "films").mkdir(parents=True)
+    for seed in (1, 2):
+        green_screen(local / "films" / f"{seed}.mp4", seed)
+    stills(local / "fg", 2), backdrops(local / "bg", 1)
+    write(tmp_path / "sets/ball.png", disc())  # pack takes no folders of buckets
+    write(tmp_path / "sets/ball.bg.png", slope())
+    bucket.put(str(local), there, recursive=True)
+
+    def made(root: str, workers: int) -> list[str]:
+        how: dict[str, Any] = {"workers": workers, "quiet": True}
+        outs = [f"{root}/{name}" for name in ("mined", "pasted", "packed")]
+        run_mine(mine_options(Path("x"), Path("y"), inputs=[f"{there}/films"], out=outs[0]), **how)
+        inputs: Any = {"foregrounds": [f"{there}/fg"], "backgrounds": [f"{there}/bg"]}
+        run_paste(paste_options(tmp_path, local, local, out=outs[1], count=3, **inputs), **how)
+        run_pack(PackOptions(inputs=[str(tmp_path / "sets")], out=outs[2]), **how)
+        return outs
+
+    quiet, far = made(str(tmp_path / "quiet"), 0), made("s3://corpora/far", 2)
+    for here, afar in zip(quiet, far, strict=True):
+        one, other = Corpus.open(here), open_corpus(afar)
+        assert isinstance(other, Corpus) and one.shards == other.shards and len(one)
+        assert one.rejected() == other.rejected()
+    model, out = init_directory(tmp_path / "model", "tiny"), "s3://corpora/latents"
+    driver = subprocess.Popen([sys.executable, "-c", ENCODE, str(model), out, *far], cwd=ROOT)
+    while staged(out) < 2 and driver.poll() is None:
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    before = staged(out)
+    monkeypatch.setattr(encode, "UNIT_ROWS", 1)
+    lost = threading.Timer(1.0, cluster.remove_node, (second,), {"allow_graceful": False})
+    lost.start()
+    how: dict[str, Any] = {"model": model, "size": (32, 40), "quiet": True}
+    done = encode.run_encode(far, out=out, workers=2, **how)
+    lost.join()
+    encode.run_encode(quiet, out=tmp_path / "latents", workers=0, **how)
+    one, other = Latents.open(tmp_path / "latents"), open_latents(out)
+    assert before >= 2 and done.clips == len(one) == len(other) > 4
+    assert [one.raw(i) for i in range(len(one))] == [other.raw(i) for i in range(len(other))]
+    assert list(one.prompt_rows()) == list(other.prompt_rows()) and not staged(out)
