@@ -4,8 +4,8 @@ Run: ``python -m bench.scale.networks [--gpus 2] [--cpus 16] [--gpu-ms 50] [--cp
 [--units 64] [--clips 10]``. A unit has clips one after the other, each so long on a CPU and then in
 the network, as a video has windows; Ray is told of CPUs and GPUs that are not there, which sleeping
 kernels do not need. What is measured is the job itself: how the real runner, desk and actors keep
-the network at work. Busy is the share of the time between an actor's first call, without its
-loading, and its last. Target: at least 90 %, and one constructor an actor.
+the network at work. Work begins when all workers have started. Busy is the share of the time
+between an actor's first call, without its loading, and its last. Target: at least 90 %, and one constructor an actor.
 """
 
 from __future__ import annotations
@@ -41,8 +41,17 @@ class Slow:
         return np.asarray(frames.mean(-1))
 
 
-def work(payload: dict[str, Any], *, folder: str, cpu: float, gpu: float) -> Parts:
+def meet(folder: str, number: int, count: int) -> None:
+    """Wait until the first ``count`` units have all begun: workers are slow to start."""
+    (Path(folder) / f"begun-{number}").touch()
+    while len(list(Path(folder).glob("begun-*"))) < count:
+        time.sleep(0.1)
+
+
+def work(payload: dict[str, Any], *, folder: str, cpu: float, gpu: float, together: int) -> Parts:
     """The clips of a unit."""
+    if payload["number"] < together:
+        meet(folder, payload["number"], together)
     frames = np.full((16, 48, 72, 3), payload["number"] % 251, np.uint8)
     total = 0.0
     for _ in range(payload["clips"]):
@@ -69,7 +78,9 @@ def measured(said: argparse.Namespace) -> dict[str, Any]:
     ]
     with tempfile.TemporaryDirectory(prefix="networks-bench-") as root:
         folder = Path(root)
-        make = partial(work, folder=root, cpu=said.cpu_ms / 1e3, gpu=said.gpu_ms / 1e3)
+        kernels = {"cpu": said.cpu_ms / 1e3, "gpu": said.gpu_ms / 1e3}
+        together = min(said.cpus, said.units)
+        make = partial(work, folder=root, together=together, **kernels)
         step = Step(gpus=1, concurrency=(said.gpus, said.gpus))
         pool = Pool(quiet=True, desks=Desks({"matte": step}, True))
         found: dict[str, Any] = {}

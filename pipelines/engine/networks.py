@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from pipelines.engine.staging import InfrastructureError
@@ -62,7 +63,7 @@ class Served:
             raise InfrastructureError(found)
         if said == "error":
             raise found
-        return found
+        return deepcopy(found)  # arrays of the object store are read-only, and lie there until then
 
 
 def call(thing: Any, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
