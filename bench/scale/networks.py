@@ -5,7 +5,8 @@ Run: ``python -m bench.scale.networks [--gpus 2] [--cpus 16] [--gpu-ms 50] [--cp
 the network, as a video has windows; Ray is told of CPUs and GPUs that are not there, which sleeping
 kernels do not need. What is measured is the job itself: how the real runner, desk and actors keep
 the network at work. Work begins when all workers have started. Busy is the share of the time
-between an actor's first call, without its loading, and its last. Target: at least 90 %, and one constructor an actor.
+between an actor's first call, without its loading, and its last. Target: at least 90 %, and one
+constructor an actor.
 """
 
 from __future__ import annotations

@@ -77,7 +77,10 @@ class Models:
         return encode_clips(self.vae, pictures)
 
 
-models_of = lru_cache(maxsize=1)(Models)
+@lru_cache(maxsize=1)
+def models_of(options: Options) -> Models:
+    """The models of a process, of one job at a time."""
+    return Models(options)
 
 
 def text_shape(model: str) -> tuple[int, int]:

@@ -156,7 +156,8 @@ def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
     def made(root: str, workers: int) -> list[str]:
         how: dict[str, Any] = {"workers": workers, "quiet": True}
         outs = [f"{root}/{name}" for name in ("mined", "pasted", "packed")]
-        run_mine(mine_options(Path("x"), Path("y"), inputs=[f"{there}/films"], out=outs[0]), **how)
+        films = {"inputs": [f"{there}/films"], "out": outs[0]}
+        run_mine(mine_options(local, local).model_copy(update=films), **how)
         inputs: Any = {"foregrounds": [f"{there}/fg"], "backgrounds": [f"{there}/bg"]}
         run_paste(paste_options(tmp_path, local, local, out=outs[1], count=3, **inputs), **how)
         run_pack(PackOptions(inputs=[str(tmp_path / "sets")], out=outs[2]), **how)
