@@ -99,8 +99,9 @@ def check_request(options: MineOptions, workers: int | None) -> dict[str, Step]:
     """The steps whose networks actors hold. Raises ValueError for what cannot work anywhere."""
     resolve_gate(options.gate, options.thresholds)
     serve = served_steps(options)
-    gpus = any(device.startswith("cuda") for device in _devices(options).values())
-    if gpus and workers != 0 and any(s.gpus and not s.concurrency for s in serve.values()):
+    asked = [options.device, *_devices(options).values()]
+    gpus = any(device.startswith("cuda") for device in asked)
+    if gpus and workers != 0 and not any(step.gpus and step.concurrency for step in serve.values()):
         require_gpus(workers)
     # The work runs elsewhere, and a cluster's head may have no GPU: weights are tried on the CPU.
     device = "cpu" if gpus and os.environ.get("RAY_ADDRESS") and workers != 0 else options.device

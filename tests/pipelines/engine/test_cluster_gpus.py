@@ -90,7 +90,7 @@ def test_weights_are_tried_on_the_cpu_of_a_head_without_a_gpu(
     monkeypatch.setattr(mine, "matting_backend", lambda name, weights, device: tried.append(device))
     monkeypatch.setattr(mine, "run_job", lambda *units, **how: how["serve"])
     resources["GPU"] = 2.0
-    said = options(tmp_path, device="cuda")
+    said = options(tmp_path, device="cuda", matting="onnx", weights="made.onnx")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     served = {"matte": Step(gpus=0.25)}
     assert mine.run_mine(said, quiet=True) == served
