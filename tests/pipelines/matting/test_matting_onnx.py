@@ -10,6 +10,7 @@ import pytest
 from pipelines.matting import make_backend
 from pipelines.matting.onnx_session import PRESETS, OnnxMatting
 from tests.support.matting_clips import moving_disc
+from tests.support.tiny_networks import bright_disc
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -154,7 +155,7 @@ def test_clips_that_pass_together_get_the_mattes_that_each_gets_alone(
 ) -> None:
     """Of two sizes, lengths and brightnesses; a fixed batch is filled across clips."""
     backend = OnnxMatting(make_model(tmp_path / "m.onnx", side=64, count=count))
-    frames, _ = moving_disc()
+    frames, _ = bright_disc(6)
     clips = [frames[:5], frames[:3, :40], frames[2:5] // 2, frames[1:2]]
     together = backend.predict_many([(clip,) for clip in clips])
     for clip, found in zip(clips, together, strict=True):
