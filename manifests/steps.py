@@ -17,10 +17,15 @@ class Step(Strict):
     It says where and how fast, and is no part of the recipe.
     """
 
-    gpus: float = Field(GPU_SHARE, ge=0, le=16, description="of one actor; 0: it runs on a CPU")
-    batch: int = Field(1, ge=1, le=256, description="clips that go through it together, at most")
+    gpus: float = Field(
+        default=GPU_SHARE, ge=0, le=16, description="of one actor; 0: it runs on a CPU"
+    )
+    batch: int = Field(
+        default=1, ge=1, le=256, description="clips that go through it together, at most"
+    )
     concurrency: tuple[int, int] | None = Field(
-        None, description="actors, least and most; they are waited for. None: as many as fit"
+        default=None,
+        description="actors, least and most; they are waited for. None: as many as fit",
     )
 
     @field_validator("concurrency")

@@ -104,7 +104,7 @@ class OnnxMatting:
         found = self.predict_many([call[:1] for call in calls])
         return [matte_from_predictions(call[0], p) for call, p in zip(calls, found, strict=True)]
 
-    def predict_many(self, calls: Sequence[tuple[np.ndarray]]) -> list[np.ndarray]:
+    def predict_many(self, calls: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
         """``predict`` of several clips; those of one brightness fill the network's batches
         together."""
         clips = [check_frames(frames) for (frames,) in calls]

@@ -131,7 +131,7 @@ def served_steps(options: MineOptions) -> dict[str, Step]:
     for name in options.steps:
         if name not in devices:
             raise ValueError(f"steps: {name} has no network in this job")
-    named: dict[str, Step] = {**options.steps}
+    named: dict[str, Step] = {str(name): step for name, step in options.steps.items()}
     return {
         name: named.get(name, Step())
         for name, device in devices.items()
