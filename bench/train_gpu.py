@@ -47,7 +47,7 @@ from trainer.data import Batch
 from trainer.distributed.processes import ALONE
 from trainer.memory.hold import held_bytes, hold
 from trainer.metrics import device_peak, memory_gib
-from trainer.planning.costs import memory_bytes
+from trainer.planning.costs import input_bytes, memory_bytes
 from trainer.runtime import attention_kernel, prepare
 from trainer.stages import attach, lay_out, trainable_names
 
@@ -184,6 +184,7 @@ def planned_bytes(
     names = trainable_names(transformer, stage)
     sizes = {n: p.numel() for n, p in transformer.named_parameters()}
     held = held_bytes(transformer, manifest, manifest.stages_from(stage))
+    prompts = len(layer_set(transformer.config.layers).prompted)
     return memory_bytes(
         manifest,
         transformer,
@@ -192,6 +193,7 @@ def planned_bytes(
         trained=sum(sizes[n] for n in names),
         average=stage.ema is not None,
         tokens=shape[0] * base_of(transformer).step_costs(transformer, shape[1:], names).tokens,
+        inputs=shape[0] * input_bytes(transformer, shape[1:], prompts),
     )
 
 

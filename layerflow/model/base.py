@@ -69,11 +69,12 @@ class ActivationBytes:
     nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target; but
     nothing for ``full``). work: for what is computed at the moment. spared: less of it in a block
     that trains whole. outside: what embeddings and the last norms keep. forward: the most that a
-    forward pass without gradients holds. lora_work: more than work where a block with a LoRA is
-    recomputed, but in the first that is: there nothing asks for the gradient of its input. linear:
-    weights of a block's linear layers, in squares of the width (autocast keeps bf16 copies of
-    them). copies_last: whether a block that trains whole, and is recomputed, still has those copies
-    when it holds the most.
+    forward pass without gradients holds. lora_work: instead of work where a block with a LoRA is
+    recomputed: in the first that is, where nothing asks for the gradient of its input, and in the
+    others. linear: weights of a block's linear layers, in squares of the width (autocast keeps bf16
+    copies of them). copies_last: whether a block that trains whole, and is recomputed, still has
+    those copies when it holds the most. text: a row of prompts and channel, where these are no part
+    of the sequence.
     """
 
     passed: Mapping[tuple[str, str], float]
@@ -82,10 +83,11 @@ class ActivationBytes:
     work: Mapping[str, float]
     outside: float
     forward: Mapping[str, float]
-    lora_work: Mapping[str, float] = field(default_factory=dict)
+    lora_work: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     linear: float = 12.0
     spared: Mapping[str, float] = field(default_factory=dict)
     copies_last: bool = True
+    text: float = 0.0
 
 
 class Base(Protocol):
