@@ -95,8 +95,7 @@ def memory_bytes(
         if part == "lora":
             whole += between
             here += between if kind != "full" else 0.0
-            if kind != "none":
-                work = held.lora_work.get(precision, (work, work))[index > 0]
+            work = held.lora_work.get((precision, kind), (work, work))[index > 0]
         elif part == "whole":
             work -= held.spared.get(precision, 0.0)
         if part != "whole":
