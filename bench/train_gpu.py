@@ -1,7 +1,8 @@
 """Training steps at the paper's size on one GPU: seconds, TFLOP/s, MFU, memory against the plan.
 
     python bench/train_gpu.py [--stages content base] [--compile no yes] [--attention flash cudnn]
-                              [--checkpointing none full] [--steps 5] [--json FILE]
+                              [--checkpointing none full] [--quantize none int8 nf4]
+                              [--steps 5] [--minutes 10] [--json FILE]
     python bench/train_gpu.py --tiny         # the tiny network on a CPU: does the script work?
 
 CogVideoX-2B's shape with random weights in bf16 autocast, one sample of 4 layers of 13 x 480x720
@@ -11,7 +12,10 @@ loop's own parts, without a loader; two steps warm up. Needs torch, diffusers, p
 and PyYAML, no ray, datasets or pyarrow.
 
 FLOPs are the model's (`trainer.metrics.step_costs`): recomputation does not count. "planned" is
-what `layerflow train --plan` says of memory, "reserved" the most that torch took from the device.
+what `layerflow train --plan` says of memory, "reserved" the most that torch took from the device;
+"waits" are the operations of one more step that made the host wait for the device: none should.
+Rows of a quantised base follow those in bf16, with the first kernel, eager. After `--minutes` no
+further variant is begun.
 `python -m bench.train_memory` counts the same bytes without a GPU.
 """
 
@@ -23,7 +27,8 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +52,7 @@ from trainer.data import Batch
 from trainer.distributed.processes import ALONE
 from trainer.memory.hold import held_bytes, hold
 from trainer.metrics import device_peak, memory_gib
-from trainer.planning.costs import memory_bytes
+from trainer.planning.costs import input_bytes, memory_bytes
 from trainer.runtime import attention_kernel, prepare
 from trainer.stages import attach, lay_out, trainable_names
 
@@ -81,6 +86,7 @@ class Figures:
     compile: bool
     attention: str
     checkpointing: str
+    quantize: str = "none"
     tokens: int = 0
     seconds: float | None = None
     tflops: float | None = None
@@ -88,6 +94,7 @@ class Figures:
     gib: float | None = None
     allocated_gib: float | None = None
     planned_gib: float | None = None
+    waits: int | None = None
     error: str = ""
 
 
@@ -99,7 +106,9 @@ def main() -> None:
     parser.add_argument("--compile", nargs="+", default=["no", "yes"], choices=["no", "yes"])
     parser.add_argument("--attention", nargs="+", default=["flash", "cudnn"])
     parser.add_argument("--checkpointing", nargs="+", default=["none", "full"])
+    parser.add_argument("--quantize", nargs="+", default=["none", "int8", "nf4"])
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
@@ -111,16 +120,11 @@ def main() -> None:
     print(
         f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, {torch.__version__}"
     )
-    found = []
-    for name, compiled, attention, kind in itertools.product(
-        options.stages, options.compile, options.attention, options.checkpointing
-    ):
-        changes = {
-            "precision": "bf16",
-            "compile": compiled == "yes",
-            "attention": attention,
-            "checkpointing": kind,
-        }
+    found, end = [], time.monotonic() + 60 * options.minutes
+    for name, changes in variants(options):
+        if time.monotonic() > end:
+            print(f"{options.minutes:g} minutes are over: the rest was not measured")
+            break
         manifest = load(MANIFEST).model_copy(update=changes)
         found.append(measure(manifest, name, device, options.steps))
         print(line(found[-1]), flush=True)
@@ -128,9 +132,22 @@ def main() -> None:
             options.json.write_text(json.dumps([asdict(figures) for figures in found], indent=1))
 
 
+def variants(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stages and changes of the manifest: all in bf16, then those of a quantised base."""
+    kinds = [kind for kind in options.quantize if kind != "none"]
+    plain = itertools.product(options.compile, options.attention, options.checkpointing)
+    ways = [(*way, None) for way in plain] if "none" in options.quantize else []
+    packed = itertools.product(options.checkpointing, kinds)
+    ways += [("no", options.attention[0], kept, kind) for kept, kind in packed]
+    for name, (compiled, attention, kept, kind) in itertools.product(options.stages, ways):
+        how = {"compile": compiled == "yes", "attention": attention, "checkpointing": kept}
+        yield name, {"precision": "bf16", "quantize": kind, **how}
+
+
 def measure(manifest: TrainManifest, name: str, device: torch.device, steps: int) -> Figures:
     """One variant; running out of memory is a figure too, and so is a kernel that is not there."""
-    labels = (name, manifest.compile, manifest.attention, manifest.checkpointing)
+    how = (manifest.attention, manifest.checkpointing, manifest.quantize or "none")
+    labels = (name, manifest.compile, *how)
     try:
         return run(manifest, manifest.stage(name), device, steps, labels)
     except torch.OutOfMemoryError:
@@ -164,6 +181,7 @@ def run(
         for _ in range(2):  # compilation and the choice of kernels
             timed(step, device)
         seconds = statistics.median(timed(step, device) for _ in range(steps))
+        waits = count_waits(step) if device.type == "cuda" else None
     rate, peak = shape[0] * costs.total / seconds, device_peak(device)
     return Figures(
         *labels,
@@ -174,7 +192,20 @@ def run(
         gib=memory_gib(device),
         allocated_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
         planned_gib=planned / 2**30,
+        waits=waits,
     )
+
+
+def count_waits(step: Callable[[], None]) -> int:
+    """How often a step makes the host wait for the GPU."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(each.message) for each in said)
 
 
 def planned_bytes(
@@ -184,6 +215,7 @@ def planned_bytes(
     names = trainable_names(transformer, stage)
     sizes = {n: p.numel() for n, p in transformer.named_parameters()}
     held = held_bytes(transformer, manifest, manifest.stages_from(stage))
+    prompts = len(layer_set(transformer.config.layers).prompted)
     return memory_bytes(
         manifest,
         transformer,
@@ -192,6 +224,7 @@ def planned_bytes(
         trained=sum(sizes[n] for n in names),
         average=stage.ema is not None,
         tokens=shape[0] * base_of(transformer).step_costs(transformer, shape[1:], names).tokens,
+        inputs=shape[0] * input_bytes(transformer, shape[1:], prompts),
     )
 
 
@@ -266,12 +299,14 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
 def line(figures: Figures) -> str:
     compiled = "compiled" if figures.compile else "eager"
     label = f"{figures.stage:8} {compiled:8} {figures.attention:6} {figures.checkpointing:5}"
+    label += "" if figures.quantize == "none" else f" {figures.quantize}"
     if figures.error or figures.seconds is None:
         return f"{label} {figures.error}"
     mfu = f"{100 * figures.mfu:.1f} % MFU" if figures.mfu is not None else "no peak known"
     return (
         f"{label} {figures.tokens} tokens  {figures.seconds:.3f} s  {figures.tflops:.4g} TFLOP/s  "
         f"{mfu}  reserved {figures.gib:.2f} GiB, planned {figures.planned_gib:.2f}"
+        + (f"  {figures.waits} waits" if figures.waits is not None else "")
     )
 
 

@@ -118,6 +118,10 @@ class TrainManifest(Strict):
     reshard_after_forward: bool = True
     """In stages with `parallel: fsdp`: drop a block's gathered weights after its forward pass, and
     gather them again for the backward pass. `false` gathers once a step, and holds them all."""
+    reduce: Literal["flat", "overlapped"] = "flat"
+    """When gradients are summed over the workers: in one message after the backward pass, or piece
+    by piece while it runs. With more than two workers the latter's sums differ in their last bits
+    from those of other numbers of workers. Stages with `parallel: fsdp` always do the latter."""
     collective_minutes: int | None = Field(None, ge=1)
     """How long a worker waits for the others before the run fails. Left out: as torch has it."""
     context_parallel: int = Field(1, ge=1)
@@ -337,7 +341,7 @@ class TrainManifest(Strict):
 FREE_FIELDS = (
     *("out", "upload", "log_every", "save_every", "save_minutes", "keep_last", "keep_exports"),
     *("workers", "min_workers", "shard_over", "context_parallel"),
-    *("reshard_after_forward", "collective_minutes"),
+    *("reshard_after_forward", "collective_minutes", "reduce"),
     *("gpus", "wait_for_nodes", "resources_per_worker"),
     *("accelerator_type", "labels", "max_failures", "threads", "prefetch"),
     *("compile", "checkpointing", "offload", "attention", "max_skips", "profile"),

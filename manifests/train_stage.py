@@ -52,7 +52,9 @@ class Lora(Strict):
     plus: float = Field(1.0, gt=0, exclude_if=lambda said: said == 1.0)
     """The matrices B, which begin at zero, learn at so many times the rate of the matrices A
     (LoRA+, Hayou et al. 2024, who take 16)."""
-    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"])
+    targets: list[str] | None = Field(None, min_length=1, exclude_if=lambda said: said is None)
+    """Linear layers that it adapts, by the ends of their names. Left out: the base's usual ones
+    (`to_q`, `to_k`, `to_v`, `to_out.0`)."""
     blocks: BlockRule = "all"
     also: list[str] = Field([])
 

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from layerflow.corpus.fingerprint import folder_hash, model_fingerprint
 from layerflow.documents import read_json
 from layerflow.files import building, new_folder, replacing, write_json
+from layerflow.model.adapters import TARGETS
 from manifests.train import FREE_FIELDS, TrainManifest
 from manifests.train_stage import Stage
 from trainer.data import open_latents
@@ -111,7 +112,7 @@ def data_of_last(old: Mapping[str, Any], new: Mapping[str, Any]) -> re.Pattern[s
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """Field -> what changed, of those that may not."""
     kept = {name: value for name, value in _with_fields_since(old).items() if name != CHANGES}
-    before, after = _flat(kept), _flat(new)
+    before, after = _flat(kept), _flat(_with_fields_since(new))
     last = f"manifest.stages[{len(new['manifest']['stages']) - 1}].steps"
     if after.get(last, 0) > before.get(last, 0) > 0:
         before[last] = after[last]
@@ -134,7 +135,7 @@ def free_fields(identity: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _with_fields_since(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's record with the fields that came later, at what runs before them did."""
+    """A run's record with the fields that came later, or are left out, at what they mean then."""
     manifest = record["manifest"]
 
     def optimizer(said: Any) -> Any:
@@ -143,6 +144,8 @@ def _with_fields_since(record: Mapping[str, Any]) -> dict[str, Any]:
     def stage(said: Mapping[str, Any]) -> dict[str, Any]:
         mixture = [{"foregrounds": [], **component} for component in said["mixture"]]
         changed = {"optimizer": optimizer(said.get("optimizer")), "mixture": mixture}
+        if isinstance(said["trains"], Mapping) and "lora" in said["trains"]:
+            changed["trains"] = {"targets": list(TARGETS), **said["trains"]}
         return {"ema_warmup": False, **said, **changed}
 
     stages = [stage(said) for said in manifest["stages"]]

@@ -152,10 +152,11 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     """Train one stage, from its newest checkpoint if it has one; False when told to stop."""
     manifest, world, transformer = run.manifest, run.world, run.transformer
     batches = make_batches(run, stage)
-    options, bf16 = stage.optimizer or manifest.optimizer, manifest.precision == "bf16"
-    shards = manifest.shard_over, manifest.reshard_after_forward
+    options = stage.optimizer or manifest.optimizer
+    how: dict[str, Any] = {"bf16": manifest.precision == "bf16", "kind": options.kind}
+    how |= {"shards": (manifest.shard_over, manifest.reshard_after_forward)}
     hold(transformer, manifest, manifest.stages_from(stage), world.device)
-    trained = lay_out(transformer, stage, world, bf16=bf16, kind=options.kind, shards=shards)
+    trained = lay_out(transformer, stage, world, early=manifest.reduce == "overlapped", **how)
     optimizer = trained.optimizer(options)
     trains = sum(parameter.numel() for parameter in trained.parameters.values())
     shapes = buckets_text(buckets(batches.parts))
@@ -181,7 +182,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
         waited = time.perf_counter() - clock
 
         hooks.before(step)
-        trained.zero_grad()
+        trained.zero_grad(len(prepared))
         for batch in (batch.to(world.device) for batch in prepared):
             with autocast(manifest, world.device):
                 losses = layer_loss(

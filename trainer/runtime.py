@@ -38,6 +38,8 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+MOST_GRAPHS = 64
+"""Of a block that is compiled: shapes of clips, tasks and passes that differ; more run eager."""
 COSTLY = ("mm.default", "addmm.default", "bmm.default", "_scaled_dot_product")
 """Operations whose results `checkpointing: selective` keeps: nearly all of the FLOPs."""
 
@@ -70,8 +72,11 @@ def prepare(transformer: Any, manifest: TrainManifest, world: World = ALONE) -> 
     elif manifest.checkpointing == "selective":
         transformer.enable_gradient_checkpointing(run_selectively)
     if manifest.compile:
+        # one graph a shape: clips of other sizes get their own, and none is general and slow
+        config: Any = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
         for block in getattr(transformer, base_of(transformer).blocks):
-            block.compile()
+            block.compile(dynamic=False)
     return transformer
 
 

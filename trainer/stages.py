@@ -17,6 +17,7 @@ from layerflow.model.base import base_of
 from layerflow.seeds import torch_seed
 from manifests.train_stage import Blocks, Lora, Optimizer, Stage, block_indices
 from trainer.distributed.hand_out import hand_out
+from trainer.distributed.overlap import Overlap
 from trainer.distributed.processes import World
 from trainer.optimizer import average_weight, make_optimizer
 from trainer.recipe.groups import Setting, grouped, stage_settings
@@ -84,7 +85,7 @@ def attach(transformer: nn.Module, stage: Stage, seed: int) -> None:
             trains.lora,
             rank=trains.rank,
             alpha=trains.file_alpha,
-            targets=tuple(trains.targets),
+            targets=tuple(trains.targets or base_of(transformer).lora_targets),
             blocks=blocks,
         )
 
@@ -153,6 +154,20 @@ class Trained:
             parameter.grad = gradients[name]
         self.ema, self.warmup = ema, warmup
         self.average = self.values.clone() if ema is not None else None
+        self.overlap: Overlap | None = None
+
+    def send_early(self, transformer: nn.Module) -> None:
+        """Sum gradients over the workers while the backward pass runs. Call on every worker."""
+        base = base_of(transformer)
+
+        def depth(name: str) -> int:
+            if name.startswith(f"{base.blocks}."):
+                return 1 + int(name.split(".")[1])
+            return 1 + num_blocks(transformer) if name.startswith(base.after_blocks) else 0
+
+        rest = self.buffer[len(self.grads) :]
+        depths = {name: depth(name) for name in self.parameters}
+        self.overlap = Overlap(self.parameters, depths, self.grads, rest)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """The pieces of a flat tensor by parameter name, each in its parameter's shape."""
@@ -180,13 +195,18 @@ class Trained:
             weight = average_weight(self.ema, updates, warmup=self.warmup)
             self.average.lerp_(self.values, weight * (1.0 - skipped))
 
-    def zero_grad(self) -> None:
-        """Start of a step: gradients and what is beside them."""
+    def zero_grad(self, passes: int = 1) -> None:
+        """Start of a step of so many backward passes: gradients and what is beside them."""
         self.buffer.zero_()
+        if self.overlap is not None:
+            self.overlap.begin(passes)
 
     def reduce(self, world: World) -> None:
-        """Sum gradients, loss and requests over all ranks: one message."""
-        world.add_up(self.buffer)
+        """Sum gradients, loss and requests over all ranks: one message, or what is left to send."""
+        if self.overlap is None:
+            world.add_up(self.buffer)
+        else:
+            self.overlap.finish()
 
     def clip(self, limit: float) -> torch.Tensor:
         """Scale the gradient down to the norm `limit`; returns its norm before, on the device."""
@@ -232,6 +252,8 @@ class Trained:
         """End of the stage: the model keeps the average, and views, gradients and flags go."""
         if self.average is not None:
             self.values.copy_(self.average)
+        if self.overlap is not None:
+            self.overlap.end()
         for parameter in self.parameters.values():
             parameter.data = parameter.data.clone()
             parameter.grad = None
@@ -246,15 +268,20 @@ def lay_out(
     bf16: bool,
     kind: str = "adamw",
     shards: tuple[int | None, bool] = (None, True),
+    early: bool = False,
 ) -> Trained | Sharded:
     """The stage's parameters, whole on every worker or in parts. kind: of the optimizer. shards:
-    `shard_over` and `reshard_after_forward` of the manifest."""
+    `shard_over` and `reshard_after_forward` of the manifest. early: sum gradients while the
+    backward pass runs, as parts always are."""
     names = trainable_names(transformer, stage)
     settings = stage_settings(transformer, names, stage, kind)
     how: dict[str, Any] = {"warmup": stage.ema_warmup, "settings": settings}
     if stage.parallel == "ddp":
         hand_out(transformer, world)
-        return Trained(transformer, names, stage.ema, **how)
+        trained = Trained(transformer, names, stage.ema, **how)
+        if early and world.size > 1:
+            trained.send_early(transformer)
+        return trained
     from trainer.distributed.fsdp import Sharded
 
     how |= {"bf16": bf16, "shard_over": shards[0], "reshard": shards[1]}

@@ -38,16 +38,21 @@ LORA = {"lora": "content", "rank": 16}
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "muon": {"optimizer": {"kind": "muon"}},
+    "adamw8bit": {"optimizer": {"kind": "adamw8bit"}},
     "logit-normal": {"timesteps": {"density": "logit-normal"}},
     "min-snr": {"timesteps": {"min_snr": 5}},
     "embedding-rate-5": {"groups": {"layer_embedding": {"rate": 5}}},
+    "blocks-decay-0.1": {"groups": {"blocks": {"decay": 0.1}}},
+    "uniform": {"timesteps": {"density": "uniform"}},
     "alpha-gradient": {"loss": {"alpha_gradient": 0.3}},
+    "alpha-gradient-0.03": {"loss": {"alpha_gradient": 0.03}},
     "recomposition": {"loss": {"recomposition": 0.3}},
     "prodigy": {"optimizer": {"kind": "prodigy"}, "lr": 1.0},
     "lora": {"trains": LORA},
     "lora-plus-4": {"trains": {**LORA, "plus": 4}},
     "lora-plus-16": {"trains": {**LORA, "plus": 16}},
     "lora-rslora": {"trains": {**LORA, "alpha": 16, "rslora": True}},
+    "lora-group-decay-0.1": {"trains": LORA, "groups": {"lora": {"decay": 0.1}}},
 }
 """Arm -> what it changes in the stage."""
 

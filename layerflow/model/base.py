@@ -63,17 +63,18 @@ class Costs:
 @dataclass(frozen=True)
 class ActivationBytes:
     """Bytes a token and channel of the width. Keys: precision (``fp32``, ``bf16``), and for
-    ``passed`` and ``lora`` also the kind of recomputation (``none``, ``selective``, ``full``).
+    ``passed``, ``lora`` and ``lora_work`` also the kind of recomputation (``none``, ``selective``,
+    ``full``).
 
     passed: what a block keeps for the backward pass. whole: more where all its weights train, and
     nothing is recomputed. lora: more where a LoRA trains (its inputs, cast once a target; but
     nothing for ``full``). work: for what is computed at the moment. spared: less of it in a block
     that trains whole. outside: what embeddings and the last norms keep. forward: the most that a
-    forward pass without gradients holds. lora_work: more than work where a block with a LoRA is
-    recomputed, but in the first that is: there nothing asks for the gradient of its input. linear:
-    weights of a block's linear layers, in squares of the width (autocast keeps bf16 copies of
-    them). copies_last: whether a block that trains whole, and is recomputed, still has those copies
-    when it holds the most.
+    forward pass without gradients holds. lora_work: instead of work in a block with a LoRA: in
+    the first, where nothing asks for the gradient of its input, and in the others. linear: weights
+    of a block's linear layers, in squares of the width (autocast keeps bf16 copies of them).
+    copies_last: whether a block that trains whole, and is recomputed, still has those copies when
+    it holds the most. text: a row of prompts and channel, where these are no part of the sequence.
     """
 
     passed: Mapping[tuple[str, str], float]
@@ -82,10 +83,11 @@ class ActivationBytes:
     work: Mapping[str, float]
     outside: float
     forward: Mapping[str, float]
-    lora_work: Mapping[str, float] = field(default_factory=dict)
+    lora_work: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     linear: float = 12.0
     spared: Mapping[str, float] = field(default_factory=dict)
     copies_last: bool = True
+    text: float = 0.0
 
 
 class Base(Protocol):

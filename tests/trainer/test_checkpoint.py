@@ -81,6 +81,25 @@ def test_runs_from_before_warm_up_and_decay_groups_go_on_as_they_began(tmp_path:
     ).read_bytes()
 
 
+def test_a_run_whose_record_names_the_usual_targets_of_its_lora_goes_on_without(
+    tmp_path: Path,
+) -> None:
+    """Records had them written out when they were no option of the base's."""
+    manifest = make_manifest(tmp_path)
+    claim(tmp_path / "out", manifest)
+    record = tmp_path / "out/run.json"
+    said = json.loads(record.read_text())
+    lora = said["manifest"]["stages"][1]["trains"]
+    for targets, goes_on in ((["to_q", "to_k", "to_v", "to_out.0"], True), (["to_q"], False)):
+        lora["targets"] = targets
+        record.write_text(json.dumps(said))
+        if goes_on:
+            assert claim(tmp_path / "out", manifest)
+        else:
+            with pytest.raises(ValueError, match=r"stages\[1\].trains.targets: \['to_q'\] -> "):
+                claim(tmp_path / "out", manifest)
+
+
 def test_changed_data_or_model_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path)
     claim(tmp_path / "out", manifest)

@@ -232,7 +232,9 @@ def test_gpu_bench_runs_without_ray_datasets_and_pyarrow(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(file.read_text())
-    assert [(f["stage"], f["checkpointing"]) for f in found] == [
-        (stage, kind) for stage in ("content", "base") for kind in ("none", "full")
+    ways = [("none", "none"), ("full", "none")]
+    ways += [(kept, kind) for kept in ("none", "full") for kind in ("int8", "nf4")]
+    assert [(f["stage"], f["checkpointing"], f["quantize"]) for f in found] == [
+        (stage, *way) for stage in ("content", "base") for way in ways
     ]
     assert all(f["seconds"] > 0 and not f["error"] for f in found)

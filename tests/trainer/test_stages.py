@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from layerflow.model import adapters
+from layerflow.model.base import base_of
 from layerflow.model.cogvideox.costs import step_costs
 from manifests.train_stage import Optimizer, Stage
 from tests.support.trainer_kit import make_model
@@ -67,6 +68,17 @@ def test_lora_trains_its_adapter_and_freezes_the_other(model: Any) -> None:
     trained = Trained(model, names, None)
     assert [n for n, p in model.named_parameters() if p.requires_grad] == names
     assert len(trained.values) == 4 * 2 * 4 * 32
+
+
+def test_a_lora_without_targets_has_its_base_s_usual_ones(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_of(model), "lora_targets", ("to_v", "ff.net.2"))
+    attach(model, stage(trains={"lora": "content", "rank": 2, "blocks": [1]}), 0)
+    assert sorted(adapters.lora_layers(model, "content")) == [
+        "transformer_blocks.1.attn1.to_v",
+        "transformer_blocks.1.ff.net.2",
+    ]
 
 
 def test_an_adapter_starts_the_same_for_equal_seeds(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Sharded:
             else None
         )
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, passes: int = 1) -> None:
         self.totals.zero_()
         for parameter in self.parameters.values():
             parameter.grad = None

@@ -14,16 +14,26 @@ from layerflow.model.base import Costs, base_of
 from manifests.train_stage import Stage
 from trainer.data import MixturePart, Shape, buckets
 from trainer.order import BucketOrder, Order, bucket_shares, bucket_turns
+from trainer.planning.costs import input_bytes
 
 
 def sample_costs(
     transformer: Any, shape: Shape, trained: Collection[str], checkpointing: str = "none"
 ) -> Costs:
     """``Base.step_costs`` of a sample of that shape."""
+    latents, prompts = of_sample(transformer, shape)
+    return base_of(transformer).step_costs(transformer, latents, trained, checkpointing, prompts)
+
+
+def sample_inputs(transformer: Any, shape: Shape) -> float:
+    """``input_bytes`` of a sample of that shape."""
+    return input_bytes(transformer, *of_sample(transformer, shape))
+
+
+def of_sample(transformer: Any, shape: Shape) -> tuple[tuple[int, ...], int]:
+    """Shape of its latents ``[n, f, C, h, w]``, and how many prompts it has."""
     latents = (len(shape.layers), shape.frames, transformer.config.in_channels, *shape[1:3])
-    prompts = len(prompted_of(shape.layers))
-    base = base_of(transformer)
-    return base.step_costs(transformer, latents, trained, checkpointing, prompts)
+    return latents, len(prompted_of(shape.layers))
 
 
 def step_sizes(stage: Stage, parts: Sequence[MixturePart], transformer: Any) -> dict[Shape, int]:

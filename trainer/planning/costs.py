@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from layerflow.model.base import ActivationBytes, Backward, base_of
@@ -59,13 +60,17 @@ def memory_bytes(
     moments: float | None = None,
     average: bool,
     tokens: int,
+    inputs: float = 0.0,
     shards: int = 1,
 ) -> float:
     """The most that one worker holds: an estimate for eager mode with fused attention.
 
+    inputs: `input_bytes` of a pass.
+
     Weights as they are held; gradient, `moments` (bytes; None: AdamW's) and average of what trains,
     all divided by `shards`; what the blocks keep for the backward pass, for `tokens` tokens of a
-    pass; the block that is recomputed; the largest matrix that is unpacked; and, under autocast,
+    pass; its inputs; the block that is recomputed; the largest matrix that is unpacked; and, under
+    autocast,
     bf16 copies of weights in fp32 that are in use.
     """
     base, precision, kind = base_of(transformer), manifest.precision, manifest.checkpointing
@@ -90,7 +95,7 @@ def memory_bytes(
         if part == "lora":
             whole += between
             here += between if kind != "full" else 0.0
-            work += held.lora_work.get(precision, 0.0) if kind != "none" and index else 0.0
+            work = held.lora_work.get((precision, kind), (work, work))[index > 0]
         elif part == "whole":
             work -= held.spared.get(precision, 0.0)
         if part != "whole":
@@ -99,7 +104,16 @@ def memory_bytes(
             whole -= copies
         kept += here
         most = max(most, kept + max(0.0, whole - here) + tokens * d * work)
-    return float(state + most)
+    return float(state + inputs + most)
+
+
+def input_bytes(transformer: Any, latents: Sequence[int], prompts: int) -> float:
+    """Of one sample, what is held beside what the blocks make of its tokens: its latents, noise and
+    prompts in fp32, and text in a block. latents: shape ``[n, f, C, h, w]``."""
+    base, config = base_of(transformer), transformer.config
+    rows, width = base.text_shape(config)
+    text = base.width(config) * base.activation_bytes(config).text
+    return 2 * 4.0 * prod(latents) + prompts * rows * (4.0 * width + text)
 
 
 def kept_bytes(held: ActivationBytes, precision: str, checkpointing: str, part: Backward) -> float:

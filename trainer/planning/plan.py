@@ -17,7 +17,7 @@ from trainer.distributed.placement import Placement
 from trainer.held_out import held_out
 from trainer.memory.hold import held_bytes
 from trainer.optimizer import moment_bytes
-from trainer.planning.budget import sample_costs, step_sizes, turns
+from trainer.planning.budget import sample_costs, sample_inputs, step_sizes, turns
 from trainer.planning.check import check, warnings
 from trainer.planning.costs import PEAKS, forward_bytes, memory_bytes, peak_of
 from trainer.planning.count import decoder_bytes, empty_model
@@ -171,11 +171,9 @@ def plan_stage(
     shares = turns(parts, [component.weight for component in stage.mixture], counts)
     flops = sum(shares[s] * counts[s] * by_shape[s].executed for s in found)
     largest = max(by_shape.values(), key=lambda costs: costs.tokens)
-    most = max(  # tokens of one pass
-        by_shape[shape].tokens * manifest.pass_size(stage, manifest.sharers, counts[shape])
-        for shape in found
-    )
-    most = -(-most // manifest.context_parallel)
+    passing = {s: manifest.pass_size(stage, manifest.sharers, counts[s]) for s in found}
+    fullest = max(found, key=lambda shape: by_shape[shape].tokens * passing[shape])
+    most = -(-by_shape[fullest].tokens * passing[fullest] // manifest.context_parallel)
     trained, total = sum(sizes[name] for name in names), sum(sizes.values())
     matrices = sum(sizes[name] for name in names if settings[name].matrix)
     shards = min(workers, manifest.shard_over or workers) if stage.parallel == "fsdp" else 1
@@ -191,6 +189,7 @@ def plan_stage(
             moments=moment_bytes(optimizer, trained, matrices),
             average=stage.ema is not None,
             tokens=tokens,
+            inputs=passing[fullest] * sample_inputs(transformer, fullest) if tokens else 0.0,
             shards=shards,
         )
 

@@ -34,7 +34,7 @@ ACTIVATION_BYTES = ActivationBytes(
     work={"fp32": 30.0, "bf16": 12.0},
     outside=7.9,
     forward={"fp32": 48.3, "bf16": 26.3},
-    lora_work={"fp32": 0.0, "bf16": 4.5},
+    lora_work={("bf16", "selective"): (12.0, 16.5), ("bf16", "full"): (12.0, 16.5)},
     copies_last=False,
 )
 

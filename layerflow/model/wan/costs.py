@@ -18,12 +18,23 @@ _TIMES = 2  # rows of timestep features of a sample: that of its noise, and 0
 
 
 def activation_bytes(config: Mapping[str, Any]) -> ActivationBytes:
-    """What the blocks keep, by their feed-forward width; text keeps little and is left out.
+    """What the blocks keep, by their feed-forward width.
 
     Terms of f are counted, numbers of bytes for each tensor that autograd keeps: in bf16 the inputs
     of norms stay fp32.
+
+    A block with a LoRA that is recomputed holds the most at the end of its forward pass: what it
+    keeps, and of what it does not keep the feed-forward's wide result (2 f), its output and the
+    fp32 input of the last sum. Where something asks for the gradient of its input, the first norm
+    keeps that in fp32 too. What is not recomputed holds the most in one of three moments: in the
+    last sum, three fp32 tensors of the width; in the feed-forward's second product, its wide input
+    (2 f) beside what is kept; in the backward pass of its activation, two wide gradients (4 f).
+    Rotary tables are cosines and sines of the head's width in fp32. A row of text is held embedded,
+    cast for two LoRAs, and as keys, normed in fp32, and values.
     """
     f = int(config["ffn_dim"]) / channels(config)
+    unsaved = max(8.3, 2.3 + 2 * f, 4 * f - 7.7)
+    rotary = 2 * 4 / int(config["num_attention_heads"])
     return ActivationBytes(
         passed={
             ("fp32", "none"): 48.6 + 4 * f,
@@ -41,11 +52,16 @@ def activation_bytes(config: Mapping[str, Any]) -> ActivationBytes:
             ("bf16", "selective"): 16.6,
         },
         work={"fp32": 19.2 + 5 * f, "bf16": 3.4 + 2.5 * f},
-        outside=8.0,
+        outside=8.0 + rotary,
         forward={"fp32": 16.8 + 8.1 * f, "bf16": 9.5 + 4.4 * f},
-        lora_work={"bf16": 5.9},
+        lora_work={
+            ("bf16", "none"): (unsaved, unsaved),
+            ("bf16", "selective"): (6.3 + 2 * f, 10.3 + 2 * f),
+            ("bf16", "full"): (6.3 + 2 * f, 10.3 + 2 * f),
+        },
         linear=8 + 2 * f,
         spared={"fp32": 4 * f, "bf16": 2 * f},
+        text=16.0,
     )
 
 
