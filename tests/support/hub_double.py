@@ -68,6 +68,7 @@ class Handler(References, BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self._body(length)
+        self.hub.received += len(body)
         if fault and fault.kind.isdigit():
             self._send(int(fault.kind), {"error": "asked for by a test"}, headers=fault.headers)
             return
