@@ -45,7 +45,6 @@ from pipelines.paste.rows import single_objects as objects_of
 from pipelines.paste.sample import PasteContext, Sample
 
 
-
 def run_encode_of(
     corpora: Sequence[str | Path],
     paste: str | Path | None,

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ class Pool:
     no progress. light: where there is no Ray yet and ``workers`` is None, units run here as long as
     little is left; for work that cannot take the process down. gpus: share of a GPU that one task
     takes, where the cluster has any; then the units run in actors, which keep what the work loaded.
-    accept_lost: any number of lost units are taken for faults of their inputs.
+    accept_lost: any number of lost units are taken for faults of their inputs. progress: shows how
+    far they are, in place of ``engine.progress``.
     """
 
     workers: int | None = None
@@ -61,6 +62,7 @@ class Pool:
     light: bool = False
     gpus: float = 0.0
     accept_lost: bool = False
+    progress: Callable[[Iterable[Any], int, bool], Iterator[Any]] = progress
 
 
 Make = Callable[[dict[str, Any]], Parts]
@@ -136,7 +138,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
     Returns why units that are not there afterwards were given up, by key.
     """
     if pool.workers == 0:
-        for unit in progress(units, len(units), pool.quiet):
+        for unit in pool.progress(units, len(units), pool.quiet):
             staging.commit(unit.key, make(unit.payload))
         return {}
     failed: dict[str, str] = {}
@@ -145,7 +147,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
         if not units:
             break
         rows = _attempts(units, _attempt(make, staging), pool)
-        for row in progress(rows, len(units), pool.quiet):
+        for row in pool.progress(rows, len(units), pool.quiet):
             if row["stop"]:
                 raise InfrastructureError(row["stop"])
             if row["error"]:

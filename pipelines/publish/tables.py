@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layerflow.corpus.columns import COLUMNS
-from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
 from layerflow.corpus.validate import stored_sha256
 from layerflow.files import replacing
@@ -41,8 +40,7 @@ def table_schema(corpus: Corpus) -> pa.Schema:
     extras = [field for field in EXTRAS if field.name in corpus.schema.names]
     filled = {
         field.name
-        for file in (corpus.files() if extras else ())
-        for batch in read_shard(file, [field.name for field in extras])
+        for batch in (corpus.batches([field.name for field in extras]) if extras else ())
         for field in extras
         if batch.column(field.name).null_count < batch.num_rows
     }

@@ -56,6 +56,7 @@ class Repo:
     """Commits by their ids; a branch or a tag is the id of one."""
 
     private: bool
+    sdk: str | None = None
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
