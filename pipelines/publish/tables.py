@@ -137,13 +137,15 @@ def shard_limit(total: int, most: int = SHARD_BYTES) -> int:
 
 def shard_rows(sizes: np.ndarray, limit: int = SHARD_BYTES) -> list[int]:
     """How many rows go into each shard; sizes: bytes of each row. One empty shard for no rows."""
-    counts, held = [0], 0
-    for size in sizes.tolist():
-        if counts[-1] and held + size > limit:
-            counts.append(0)
-            held = 0
-        counts[-1] += 1
-        held += size
+    if not len(sizes):
+        return [0]
+    ends = np.cumsum(sizes)
+    counts: list[int] = []
+    row = held = 0
+    while row < len(ends):
+        end = max(row + 1, int(np.searchsorted(ends, held + limit, side="right")))
+        counts.append(end - row)
+        row, held = end, int(ends[end - 1])
     return counts
 
 

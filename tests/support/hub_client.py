@@ -45,7 +45,7 @@ def answer(request: dict[str, Any]) -> Any:
 
         files.SHARD_BYTES = request["shard"]
         hub.BATCH_FILES = request.get("batch", hub.BATCH_FILES)
-        hub.SWITCH_ENTRIES = request.get("switch", 300)  # as it is
+        hub.SWITCH_ENTRIES = request.get("switch", 300)
         options = files.PublishOptions(**request["options"])
         if request.get("death"):
             die_at(request["death"])
