@@ -103,8 +103,8 @@ def push(
         lines.append("note: the repository existed and is public; --private did not change that")
     if purge:
         lines += purge_history(repository, branch, options.folders())
-    if staging is not None:
-        staging.clear()
+    if staging is not None:  # what is known of shards serves the next version
+        (staging if shared is None else staging.below("files")).clear()
     shutil.rmtree(base, ignore_errors=True)
     return plan, [where, *lines]
 

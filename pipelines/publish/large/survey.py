@@ -3,7 +3,7 @@
     shard -> its checksum, every row checked -> its small columns, and size and hash of each cell
 
 The driver then reads these small tables, and no media: of a terabyte some gigabytes, one batch at a
-time. A shard is surveyed once, as long as the folder of the tasks is there.
+time. A shard is surveyed once: its table stays in a folder that was named for the tasks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,12 +52,20 @@ def survey(path: str | Path, staging: Staging, pool: Pool) -> Surveyed:
     work = partial(survey_shard, address=corpus.address)
     for reason in run_staged(units, work, staging, pool).values():
         raise ValueError(reason)
+    _forget_others(staging, {unit.key for unit in units})
     places = tuple(staging.location(unit.key, TABLE) for unit in units)
     found = Surveyed(corpus.path, corpus.named, corpus.version, places)
     ids = id_numbers(found)
     if len(np.unique(ids)) < len(ids):
         raise ValueError(f"{path} cannot be used: two rows have the same id; see layerflow merge")
     return found
+
+
+def _forget_others(staging: Staging, keys: Collection[str]) -> None:
+    """Tables of shards that the corpus does not have any more go: they may say what was removed."""
+    names = Store(staging.location("", "").rstrip("/")).names()
+    for key in {name.partition("/")[0] for name in names if "/" in name}.difference(keys):
+        staging.discard(key)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerflow.clip import LAYERS
+from layerflow.corpus.stats import cell_bytes, small_rows, stats
 from layerflow.corpus.table import Corpus
+from pipelines.engine.staging import Staging
+from pipelines.engine.workers import Pool
 from pipelines.publish.large.progress import byte_line
 from pipelines.publish.large.reference import move_branch
+from pipelines.publish.large.survey import survey
 from pipelines.publish.large.tasks import ranges_of, rows_of
+from pipelines.publish.tables import table_schema
 from tests.support.hub_client import digest
 from tests.support.hub_double import Fault, Hub
 from tests.support.hub_kit import Client, publication
@@ -150,7 +156,8 @@ def test_a_corpus_in_a_bucket_is_published_by_tasks(
         try:
             lines = inside.call(request)
             assert any("verified" in line for line in lines)
-            assert not system.find("films/work")  # nothing is left of the tasks
+            left = {name.split("/")[3] for name in system.find("films/work")}
+            assert left == {"token", "shards"}  # what is known of shards serves the next version
             again = inside.call(request)
             assert any("nothing is new" in line for line in again)
         finally:
@@ -175,7 +182,9 @@ def test_killed_tasks_go_on_by_file(hub: Hub, client: Client, corpus: Path, tmp_
     assert victim.process.returncode == -9
     victim.close()
     assert len(hub.uploads) == 4  # the fifth file was not made
-    client.call({**request, "death": 2 * ROWS - 4 + 1})  # dies if one is made again
+    second = Client(hub, tmp_path / "home")
+    second.call({**request, "death": 2 * ROWS - 4 + 1})  # dies if one is made again
+    second.close()
     assert set(hub.uploads.values()) == {1}
     assert client.call({"open": "hf://datasets/me/tasks"}) == digest(Corpus.open(corpus).rows())
 
@@ -201,6 +210,28 @@ def test_a_damaged_shard_or_row_stops_the_tasks(hub: Hub, client: Client, tmp_pa
     how = {"shared": str(tmp_path / "shared")}
     with pytest.raises(ValueError, match="cannot be used"):
         client.call(publication(out, "me/damaged", how=how))
+
+
+def test_a_survey_says_of_a_corpus_what_it_is(corpus: Path, tmp_path: Path) -> None:
+    staging = Staging.begin(tmp_path / "tasks")
+    real, found = Corpus.open(corpus), survey(corpus, staging, Pool(0, True))
+    assert list(small_rows(found)) == list(small_rows(real))
+    assert cell_bytes(found).tolist() == cell_bytes(real).tolist()
+    assert stats(found) == stats(real) and table_schema(found) == table_schema(real)
+    tables = {place: Path(place).stat().st_mtime_ns for place in found.places}
+    assert survey(corpus, staging, Pool(0, True)).places == found.places  # nothing is read again
+    assert {place: Path(place).stat().st_mtime_ns for place in tables} == tables
+    survey(f"{corpus}@v1", staging, Pool(0, True))
+    assert [Path(place).exists() for place in found.places] == [True, False]
+
+
+def test_a_survey_knows_equal_cells(tmp_path: Path) -> None:
+    rows = [clip(n, f"{n}.mp4") for n in range(3)]
+    rows[2] |= {layer: rows[0][layer] for layer in LAYERS}
+    make(tmp_path / "c", rows)
+    found = survey(tmp_path / "c", Staging.begin(tmp_path / "tasks"), Pool(0, True))
+    assert stats(found)["duplicates"] == stats(Corpus.open(tmp_path / "c"))["duplicates"]
+    assert stats(found)["duplicates"]["rows"] == 1
 
 
 def test_rows_are_named_by_ranges() -> None:
