@@ -9,7 +9,8 @@ A *look* is what a subject's colours and edge are drawn from:
   hue, these too, so that no colour threshold cuts such a subject out; its hard pattern and its
   motion do.
 - ``varied``: the same with any hue.
-- ``warm``: red and yellow checks with a soft edge: an appearance that ``cool`` never shows.
+- ``warm``: checks of red to orange with a pale or dark second colour and a soft edge: an appearance
+  that ``cool`` never shows, and as hard to cut out by colour alone.
 - ``neutral``: greys and browns with a soft edge: moving clips that do not fight another look.
 """
 
@@ -28,6 +29,8 @@ Generator = np.random.Generator
 
 LOOKS = ("cool", "varied", "warm", "neutral")
 PATTERNS = ("stripes", "checks", "rings")
+HUE_RANGES = {"cool": (0.5, 0.68), "varied": (0.0, 1.0), "warm": (-0.04, 0.12)}
+"""Of a subject's vivid colour, as a share of the colour circle. ``neutral`` has none."""
 HUES = ("red", "orange", "yellow", "green", "teal", "blue", "violet", "pink")
 
 
@@ -108,17 +111,14 @@ def draw_subject(rng: Generator, look: str, *, softness: float | None = None) ->
         raise ValueError(f"look must be one of {LOOKS}, not {look!r}")
     pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
     soft = 0.0
-    if look in ("cool", "varied"):
-        hue = float(rng.uniform(0.5, 0.68) if look == "cool" else rng.random())
+    if look in HUE_RANGES:
+        hue = float(rng.uniform(*HUE_RANGES[look]))
         vivid = _hsv(hue, rng.uniform(0.6, 1.0), rng.uniform(0.6, 1.0))
         dark = rng.random() < 0.5
         other = _hsv(rng.random(), rng.uniform(0.0, 0.35), rng.uniform(0.02, 0.2) if dark else 1.0)
         name = _hue_name(hue)
-    elif look == "warm":
-        pattern = "checks"
-        vivid = _hsv(rng.uniform(-0.02, 0.02), rng.uniform(0.8, 1.0), rng.uniform(0.75, 1.0))
-        other = _hsv(rng.uniform(0.13, 0.17), rng.uniform(0.7, 1.0), rng.uniform(0.85, 1.0))
-        name, soft = "warm", rng.uniform(0.2, 0.35)
+        if look == "warm":
+            pattern, name, soft = "checks", "warm", rng.uniform(0.2, 0.35)
     else:
         vivid = _hsv(rng.uniform(0.05, 0.12), rng.uniform(0.0, 0.25), rng.uniform(0.65, 0.95))
         other = _hsv(rng.uniform(0.05, 0.12), rng.uniform(0.0, 0.25), rng.uniform(0.1, 0.3))

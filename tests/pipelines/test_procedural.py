@@ -82,10 +82,25 @@ def test_looks_differ_in_colour_and_edge() -> None:
         pairs = [still(look, i)[1] for i in range(12)]
         return float(np.mean([((a > 0.15) & (a < 0.85)).sum() / (a > 0).sum() for a in pairs]))
 
-    assert red_minus_blue("warm") > 0.6
+    assert red_minus_blue("warm") > 0.25 > -0.1 > red_minus_blue("cool")
     assert abs(red_minus_blue("varied")) < 0.35
     assert abs(red_minus_blue("neutral")) < 0.25
     assert soft_share("varied") < 0.06 < 0.15 < soft_share("warm")
+
+
+@pytest.mark.parametrize("look", ["cool", "warm"])
+def test_no_threshold_of_colour_cuts_a_subject_out(look: str) -> None:
+    pairs = []
+    for index in range(48):
+        rng = np.random.default_rng(index)
+        subject = procedural_art.draw_subject(rng, look)
+        centre, radius = tuple(rng.uniform(11, 21, 2)), rng.uniform(6, 10)
+        colour, alpha = procedural_art.render_subject(subject, 32, 32, centre=centre, radius=radius)
+        behind = procedural_art.background(rng, 32, 32)
+        blended = alpha[..., None] * colour + (1 - alpha[..., None]) * behind
+        pairs.append(tuple(procedural_art.to_u8(x)[None] for x in (blended, alpha)))
+    scores = baselines.trivial_baselines(pairs, pairs)
+    assert max(scores[feature] for feature in baselines.COLOUR) < 0.65
 
 
 def test_cutouts_fit_and_fill_their_picture() -> None:

@@ -1,0 +1,131 @@
+"""The study: what each part of the method is worth, on clips of real subjects over real films.
+
+    python -m bench.study.run --media FOLDER [--study FILE] [--seeds 0 1 2] [--arms base method ...]
+                              [--out build/study] [--shorten N]
+
+Clips of 8 frames of 64x64 are drawn from the cut-outs and films that `study.yaml` names below
+FOLDER, some sources held out whole. A network of 4 M parameters is trained from nothing in each arm
+(`arms.py`), for each seed. The held-out clips measure it, together with baselines that need no
+learning and with the mattes of the miner. Each arm is resumed where it was, and those that are done
+are not done again. Figures go to OUT/study.json, and `python -m bench.study.page` makes a page of
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from bench.study import clips, measure
+from bench.study.arms import ARMS, manifest
+from bench.study.baselines import baselines
+from layerflow.files import write_json
+from layerflow.model.presets import init_directory
+from trainer.distributed.launch import launch
+
+STUDY = Path(__file__).with_name("study.yaml")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--media", type=Path, required=True, help="folder of the study's files")
+    parser.add_argument("--study", type=Path, default=STUDY)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("build/study"))
+    parser.add_argument("--shorten", type=int, default=1, help="divide counts and steps: to try it")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    study = shortened(yaml.safe_load(options.study.read_text()), options.shorten)
+    clips.prepare(options.out, options.media, study)
+    if not (options.out / "baselines.json").is_file():
+        write_json(options.out / "baselines.json", baselines(options.out, study))
+    for seed in options.seeds:
+        for arm in options.arms:
+            run_arm(options.out, arm, seed, study)
+        summarise(options.out)
+
+
+def shortened(study: dict[str, Any], times: int) -> dict[str, Any]:
+    """The study with counts and steps divided, and all that follows from them."""
+    for numbers in (study["clips"]["counts"], study["train"]):
+        numbers.update({k: max(4, v // times) for k, v in numbers.items() if k != "batch"})
+    return study
+
+
+def run_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> None:
+    """Train and measure one arm, and what it starts from, unless that is done."""
+    folder = out / f"seed-{seed}" / arm
+    if (folder / "result.json").is_file():
+        return
+    if ARMS[arm].after:
+        run_arm(out, str(ARMS[arm].after), seed, study)
+    elif not (folder / "start").is_dir():
+        start(folder / "start", arm, seed, study["model"])
+    say = lambda text: print(f"seed {seed} {arm}: {text}", flush=True)  # noqa: E731
+    before = time.process_time()
+    if not launch(manifest(arm, out, seed, study), log=say):
+        raise SystemExit(143)
+    trained = time.process_time() - before
+    found = measure.of_export(
+        folder / "export", measure.held_out(out), study["measure"], folder / "sheets"
+    )
+    found |= {"losses": measure.held_out_losses(folder), "cpu_seconds": trained}
+    write_json(folder / "result.json", found)
+
+
+def start(folder: Path, arm: str, seed: int, options: Mapping[str, Any]) -> None:
+    """The network that an arm starts from; of one seed all are equal, but for what the arm says."""
+    init_directory(folder, "tiny-wan", **{**options, **ARMS[arm].model, "seed": seed})
+    if not ARMS[arm].zeroed:
+        return
+    from layerflow.model.sample import load_pipeline
+
+    network = load_pipeline(folder).transformer
+    with torch.no_grad():
+        for name in ARMS[arm].zeroed:
+            network.get_parameter(name).zero_()
+    network.save_pretrained(folder / "transformer")
+
+
+def summarise(out: Path) -> None:
+    """OUT/study.json: arm -> figure -> one value a seed; and a table."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for arm in ARMS:
+        for path in sorted(out.glob(f"seed-*/{arm}/result.json")):
+            for name, value in flat(json.loads(path.read_text())):
+                found.setdefault(arm, {}).setdefault(name, []).append(value)
+    base = json.loads((out / "baselines.json").read_text())
+    write_json(out / "study.json", {"arms": found, "baselines": base})
+    shown = ("decompose.held_out.iou", "decompose.held_out_soft.edge_mad", "generate.drift")
+    print(f"\n{'':20}" + " ".join(f"{name:>34}" for name in shown))
+    for arm, figures in found.items():
+        print(f"{arm:20}" + " ".join(f"{spread(figures[name]):>34}" for name in shown))
+
+
+def flat(found: Mapping[str, Any], before: str = "") -> list[tuple[str, float]]:
+    """Names with dots -> numbers."""
+    out: list[tuple[str, float]] = []
+    for name, value in found.items():
+        out += (
+            flat(value, f"{before}{name}.")
+            if isinstance(value, Mapping)
+            else [(before + name, value)]
+        )
+    return out
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(values)})"
+
+
+if __name__ == "__main__":
+    main()
