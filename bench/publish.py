@@ -218,13 +218,20 @@ def simulate_outside(rows: int, folder: Path) -> None:
         folders = Counter(name.rpartition("/")[0] for name in names)
         print(f"files       {len(names)}, at most {max(folders.values())} in a folder")
         print(f"commits     {repo.made - 1}, {len(repo.history('main')) - 1} of them on main")
+        entries = [
+            sum(files.get(name) is not file for name, file in commit.files.items())
+            for commit in repo.commits.values() if commit.parent
+            for files in [repo.commits[commit.parent].files]
+        ]  # fmt: skip
+        print(f"entries     at most {max(entries)} in a commit")
         calls = Counter(f"{call.split()[0]} {_kind(call)}" for call in double.calls)
         print(f"requests    {len(double.calls)}: {dict(calls.most_common(6))}")
 
 
 def _kind(call: str) -> str:
     """The part of a request that is no name of anything."""
-    found = re.search(r"preupload|batch|verify|commit|paths-info|tree|resolve|/blob/", call)
+    kinds = r"preupload|batch|verify|receive-pack|commit|paths-info|tree|resolve|/blob/"
+    found = re.search(kinds, call)
     return found[0].strip("/") if found else "other"
 
 

@@ -309,7 +309,7 @@ def sample(
 
 
 def publish(
-    corpus: Annotated[PathLike, "a corpus folder"],
+    corpus: Annotated[PathLike, "a corpus folder, or one in an object store"],
     repo_id: Annotated[str, "NAMESPACE/NAME on the Hub"],
     *,
     version: Version = None,
@@ -324,6 +324,8 @@ def publish(
     acknowledge_licences: Annotated[bool, "clips may forbid redistribution (if private)"] = False,
     with_rejected: Annotated[bool, "also publish the rejected table"] = False,
     purge_history: Annotated[bool, "the Hub keeps this version alone; no way back"] = False,
+    push_space: Annotated[bool, "also the page of `view`, as a static Space of that name"] = False,
+    work: Annotated[PathLike | None, "folder of all nodes, or s3://, for what tasks did"] = None,
     workers: Annotated[int | None, "for previews; default: all CPUs; 0: this process"] = None,
     quiet: Quiet = True,
 ) -> list[str]:
@@ -334,8 +336,9 @@ def publish(
 
     options = request_of(PublishOptions, arguments)
     folder = None if dry_run is None else Path(dry_run)
-    where = Path(at_version(corpus, version))
+    where = at_version(corpus, version)
     how: dict[str, Any] = {"workers": workers, "purge_history": purge_history, "quiet": quiet}
+    how |= {"shared": work, "space": push_space}
     return run_publish(where, options, dry_run=folder, **how)
 
 

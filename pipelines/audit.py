@@ -10,7 +10,8 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,25 @@ COLUMNS = ("id", "kind", "source", "sha256", "start", "end", "seconds", "licence
            "parents", "asks")  # fmt: skip
 
 
-@dataclass
+NONE: frozenset[str] = frozenset()
+
+
+@lru_cache(maxsize=10_000)
+def _joined(have: frozenset[str], more: frozenset[str]) -> frozenset[str]:
+    """Both; equal ones are one object, since a large corpus has very many sources."""
+    return have | more
+
+
+@dataclass(slots=True)
 class Share:
     """Clips and hours of one source or licence. names: of sources its licences, of licences its
     sources; credits: attributions; asks: see ``licences.asks_of``."""
 
     clips: int = 0
     seconds: float = 0.0
-    names: set[str] = field(default_factory=set)
-    credits: set[str] = field(default_factory=set)
-    asks: set[str] = field(default_factory=set)
+    names: set[str] | frozenset[str] = NONE
+    credits: set[str] | frozenset[str] = NONE
+    asks: frozenset[str] = NONE
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -86,23 +96,36 @@ def _ids_made_of(rows: Any, source: str) -> set[str]:
     return found
 
 
+@lru_cache(maxsize=10_000)
+def _of(name: str | None) -> frozenset[str]:
+    return frozenset([name]) if name else NONE
+
+
+@lru_cache(maxsize=10_000)
+def _asks(licence: str | None) -> frozenset[str]:
+    return frozenset(asks_of(licence))
+
+
 def audit(corpus: AnyCorpus) -> dict[str, Any]:
     """Shares by source and by licence, and what was removed, as plain JSON values."""
     sources: defaultdict[str, Share] = defaultdict(Share)
-    licences: defaultdict[str, Share] = defaultdict(Share)
+    licences: defaultdict[str, Share] = defaultdict(lambda: Share(names=set(), credits=set()))
     for row in small_rows(corpus):
         origin = row["origin"]
         licence = origin["licence"] or NO_LICENCE
         seconds = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
         names = sources_of(row)
-        for share in (*(sources[name] for name in names), licences[licence]):
+        own, credit, asks = _of(licence), _of(origin["attribution"]), _asks(origin["licence"])
+        of = licences[licence]
+        of.names |= set(names)
+        of.credits |= credit
+        for share in (*(sources[name] for name in names), of):
             share.clips += 1
             share.seconds += seconds
-            share.asks |= asks_of(origin["licence"])
-            share.credits |= {origin["attribution"]} if origin["attribution"] else set()
-        for name in names:
-            sources[name].names.add(licence)
-            licences[licence].names.add(name)
+            share.asks = _joined(share.asks, asks)
+        for share in (sources[name] for name in names):
+            share.names = _joined(frozenset(share.names), own)
+            share.credits = _joined(frozenset(share.credits), credit)
     entries = Tombstones.of_all([corpus]).entries
     about = ("by", "date", "reason", "rows")
     return {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from layerflow.corpus.changes.tombstones import (
     mark,
     source_tokens,
 )
+from layerflow.corpus.latent_rows import DRAWN, ORIGINS
 from layerflow.corpus.latents import Latents, LatentsWriter
 from layerflow.corpus.log import Shard, Version
 from layerflow.corpus.stats import tallied
@@ -40,6 +42,7 @@ from pipelines.engine.staging import locked
 from pipelines.engine.workers import Pool
 
 ABOUT = ("id", "kind", "origin")
+REFUSED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -227,27 +230,44 @@ def _opened(folder: str | Path) -> Latents:
 
 
 def drop_latents(have: Latents, tombstones: Tombstones) -> int:
-    """Write a latents folder anew without rows whose clip was removed, and without prompts that
-    only they had. Returns how many rows went."""
+    """Write a latents folder anew without rows whose clip was removed or drawn of what was, and
+    without prompts that only they had. Returns how many rows went."""
     out = have.path
     busy = f"{out}: another job is writing these latents"
     with locked(out.with_name(f".{out.name}.staging") / "lock", busy):
         have = Latents.open(out)
-        gone = [tombstones.knows(source) for source in have.column("source")]
+        drawn = _lines(out / ORIGINS)
+        made = {row["id"] for row in drawn if tombstones.refuses(row)}
+        gone = [id in made or tombstones.knows(id) for id in have.column("source")]
         if not any(gone):
             return 0
         kept = [index for index, removed in enumerate(gone) if not removed]
         names = [f"{layer}_prompt" for layer in prompted_of(have.layers.layers)]
         columns = [have.column(name) for name in names]
         used = {column[index] for column in columns for index in kept}
-        refused = out / "rejected.jsonl"
-        lines = refused.read_text().splitlines() if refused.is_file() else []
+        refused = [
+            row
+            for row in _lines(out / REFUSED)
+            if not tombstones.knows(row["id"]) and not tombstones.meets(source_tokens(row["id"]))
+        ]
         with LatentsWriter(out, have.fingerprint) as writer:
             writer.clips(have.raw(index) for index in kept)
             writer.prompts(row for row in have.prompt_rows() if row["key"] in used)
-            if lines := [line for line in lines if not tombstones.knows(json.loads(line)["id"])]:
-                (writer.folder / refused.name).write_text("\n".join(lines) + "\n")
+            _put_lines(writer.folder / REFUSED, refused)
+            _put_lines(writer.folder / ORIGINS, [row for row in drawn if row["id"] not in made])
+            if (out / DRAWN).is_file():
+                shutil.copyfile(out / DRAWN, writer.folder / DRAWN)
     return sum(gone)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _put_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def purge_files(store: Store, version: Version, tombstones: Tombstones) -> list[str]:

@@ -16,6 +16,11 @@ from layerflow.media.known import KNOWN
 NO_LOGVAR = -30.0  # log-variance of an autoencoder without a posterior: exp(-15) is nothing
 DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
+DRAWN = "drawn.json"
+"""In a latents folder: which draws are in it. In a staged unit: what was drawn."""
+ORIGINS = "origins.jsonl"
+"""In a latents folder of drawn clips: ``id`` and ``origin`` of each, since no corpus has them."""
+
 _ABOUT = [
     ("id", pa.string()),
     ("source", pa.string()),  # the corpus row's id; `id` adds the augmentation

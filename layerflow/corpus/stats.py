@@ -26,6 +26,8 @@ from layerflow.corpus.table import SCHEMA, Corpus, Table
 
 NO_LICENCE = "not stated"
 PERCENTILES = (5, 25, 50, 75, 95)
+AHEAD = 4096
+MOST_VALUES = 1 << 20
 
 
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
@@ -63,6 +65,30 @@ def tallied(rows: Iterable[dict[str, Any]], reasons: Counter[str]) -> Iterator[d
         yield row
 
 
+@dataclass
+class Values:
+    """Count, sum and ends of numbers that pass, and at most ``MOST_VALUES`` of them (float32),
+    evenly chosen."""
+
+    kept: array[float] = field(default_factory=lambda: array("f"))
+    count: int = 0
+    total: float = 0.0
+    least: float = float("inf")
+    greatest: float = float("-inf")
+    step: int = 1
+
+    def add(self, value: float) -> None:
+        if self.count % self.step == 0:
+            self.kept.append(value)
+            if len(self.kept) > MOST_VALUES:
+                self.kept = self.kept[::2]
+                self.step *= 2
+        self.count += 1
+        self.total += value
+        self.least = min(self.least, value)
+        self.greatest = max(self.greatest, value)
+
+
 def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     """Counts, seconds, bytes, score percentiles, licences, duplicates and rejection reasons.
 
@@ -77,9 +103,9 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     counted = [column.name for column in COLUMNS if column.counted]
     counters |= {name: Counter() for name in counted}
     prompts = {layer: _Prompts() for layer in PROMPTED}
-    scores = {name: array("f") for name in QUALITY_FIELDS}
+    scores = {name: Values() for name in QUALITY_FIELDS}
     sizes = cell_bytes(corpus)
-    for row, size in zip(small_rows(corpus), sizes.tolist(), strict=True):
+    for row, size in zip(small_rows(corpus), plain_rows(sizes), strict=True):
         source = row["origin"]["uri"]
         seconds = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
         for share in (kinds[row["kind"]], licences[row["origin"]["licence"] or None], total):
@@ -95,7 +121,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
             prompts[layer].add(row[f"{layer}_prompt"])
         for name, value in row["quality"].items():
             if value is not None and name in scores:
-                scores[name].append(value)
+                scores[name].add(value)
     return {
         "rows": total.clips,
         "seconds": round(total.seconds, 3),
@@ -109,7 +135,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
         },
         "sources": {"count": len(sources), "most": dict(sources.most_common(10))},
         "prompts": {layer: seen.plain() for layer, seen in prompts.items()},
-        "scores": {name: _distribution(values) for name, values in scores.items() if values},
+        "scores": {name: _distribution(values) for name, values in scores.items() if values.count},
         "licences": {k or NO_LICENCE: licences[k].plain() for k in sorted(licences, key=str)},
         "without_licence": licences[None].clips,
         "duplicates": duplicates(corpus, sizes),
@@ -214,15 +240,21 @@ def _repeated(values: np.ndarray) -> np.ndarray:
     return np.asarray(counts[places] > 1)
 
 
-def _distribution(values: array[float]) -> dict[str, float]:
-    array = np.asarray(values, np.float64)
+def plain_rows(array: np.ndarray) -> Iterator[Any]:
+    """The rows of an array as Python values; few are made ahead."""
+    return (row for n in range(0, len(array), AHEAD) for row in array[n : n + AHEAD].tolist())
+
+
+def _distribution(values: Values) -> dict[str, float]:
+    """Percentiles of more than a million values are those of an even part of them."""
+    array = np.asarray(values.kept, np.float64)
     points = np.percentile(array, PERCENTILES)
     return {
-        "count": len(array),
-        "mean": float(array.mean()),
-        "min": float(array.min()),
+        "count": values.count,
+        "mean": float(array.mean()) if values.step == 1 else values.total / values.count,
+        "min": values.least,
         **{f"p{p}": float(v) for p, v in zip(PERCENTILES, points, strict=True)},
-        "max": float(array.max()),
+        "max": values.greatest,
     }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from layerflow.clip import ALPHA, BLENDED, LayeredClip
-from layerflow.corpus.latent_rows import clips_schema
+from layerflow.corpus.latent_rows import DRAWN, ORIGINS, clips_schema
 from layerflow.corpus.remote.writer import latents_writer
 from layerflow.corpus.row_stack import row_prompts, single_objects, stack_of_parts
 from layerflow.corpus.store import Store
@@ -45,10 +45,6 @@ from pipelines.paste.repeats import Repeats, signature
 from pipelines.paste.rows import described, shadow_owner
 from pipelines.paste.rows import single_objects as objects_of
 from pipelines.paste.sample import PasteContext, Sample
-
-DRAWN = "drawn.json"
-"""In a latents folder: which draws are in it. In a staged unit: what was drawn."""
-ORIGINS = "origins.jsonl"
 
 
 def run_encode_of(

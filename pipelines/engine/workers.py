@@ -54,7 +54,8 @@ class Pool:
     workers: Ray tasks at a time; None: all CPUs; 0: this process, where an error is raised. quiet:
     no progress. light: where there is no Ray yet and ``workers`` is None, units run here as long as
     little is left; for work that cannot take the process down. accept_lost: any number of lost
-    units are taken for faults of their inputs. desks: of the networks that actors hold.
+    units are taken for faults of their inputs. desks: of the networks that actors hold. progress:
+    shows how far they are, in place of ``engine.progress``.
     """
 
     workers: int | None = None
@@ -62,6 +63,7 @@ class Pool:
     light: bool = False
     accept_lost: bool = False
     desks: Desks = NO_DESKS
+    progress: Callable[..., Iterator[Any]] = progress
 
 
 Make = Callable[[dict[str, Any]], Parts]
@@ -137,7 +139,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
     Returns why units that are not there afterwards were given up, by key.
     """
     if pool.workers == 0:
-        for unit in progress(units, len(units), pool.quiet):
+        for unit in pool.progress(units, len(units), pool.quiet):
             staging.commit(unit.key, make(unit.payload))
         return {}
     failed: dict[str, str] = {}
@@ -146,7 +148,7 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
         if not units:
             break
         rows = _attempts(units, _attempt(make, staging), pool)
-        for row in progress(rows, len(units), pool.quiet, pool.desks.line):
+        for row in pool.progress(rows, len(units), pool.quiet, pool.desks.line):
             if row["stop"]:
                 raise InfrastructureError(row["stop"])
             if row["error"]:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from layerflow.corpus.validate import (
     refuse_unsound_shards,
 )
 from layerflow.files import write_bytes
+from layerflow.media.frame_rate import evenly
 from pipelines.audit import audit
 from pipelines.publish.beside import described
 from pipelines.publish.card import (
@@ -51,7 +54,7 @@ from pipelines.publish.layout import (
     record_names,
 )
 from pipelines.publish.licences import LicenceReport, check_allowed, review
-from pipelines.publish.parts import Making, make_data, make_previews
+from pipelines.publish.parts import Making, localised, make_data, make_previews
 from pipelines.publish.preview import preview_features, preview_schema
 from pipelines.publish.tables import (
     SHARD_BYTES,
@@ -282,7 +285,9 @@ def make_rest(
         made, config = _rejected(plan, folder, rejected)
         configs.append(config)
         yield made
-    sheet = make_sheet(Path(plan.corpus.address), len(plan.corpus), plan.workers)
+    with looked_at(plan, RMS_SAMPLE) as seen:
+        sheet = make_sheet(Path(seen.corpus.address), len(seen.corpus), plan.workers)
+        rms = _encoded_rms(seen)
     if sheet:
         yield _put(folder, "contact_sheet.png", sheet)
     yield _put(folder, "stats.json", json.dumps(plan.stats, indent=2).encode())
@@ -294,7 +299,7 @@ def make_rest(
         plan.licences,
         plan.options.licence,
         plan.assignment.shared_backgrounds,
-        _encoded_rms(plan),
+        rms,
         audit(plan.corpus),
     )
     yield from (_put(folder, name, data) for name, data in described(plan.corpus, facts))
@@ -351,6 +356,19 @@ def _rejected(plan: PublishPlan, folder: Path, below: str) -> tuple[Made, Config
     size = (folder / name).stat().st_size
     splits = {"train": (rows, held, size)}
     return Made(name, held=held), ConfigInfo(below, below, features, splits, {"train": [name]})
+
+
+@contextmanager
+def looked_at(plan: PublishPlan, most: int) -> Iterator[PublishPlan]:
+    """The plan, of a corpus on this disk: of one in an object store ``most`` of its rows, evenly
+    chosen."""
+    if plan.corpus.store.local is not None:
+        yield plan
+        return
+    rows = np.asarray(evenly(len(plan.corpus), most))
+    with tempfile.TemporaryDirectory(prefix="layerflow-publish-") as place:
+        corpus = Corpus.open(plan.corpus.address)
+        yield replace(plan, corpus=localised(corpus, plan.shards, rows, Path(place) / "rows"))
 
 
 def _encoded_rms(plan: PublishPlan) -> dict[str, float]:

@@ -1,24 +1,31 @@
-"""Pushing to the Hugging Face Hub: what is new goes up, one commit shows it, a tag names it.
+"""Pushing to the Hugging Face Hub: what is new goes up, one step shows it, a tag names it.
 
-    what is there -> the plan -> files, made and sent one by one -> one commit -> checksums -> tag
+    what is there -> the plan -> files, made and sent one by one -> one step -> checksums -> tag
 
-Up to 100 files go with that commit. More are committed in batches to a branch of their own first,
-which the last commit copies from on the Hub; it is deleted then. A run that was interrupted goes on
-with the files in its working folder and on that branch.
+Up to 100 files go with the commit that shows them. More are committed in batches to a branch of
+their own first. A last commit copies from it on the Hub, or, where that would have too many
+entries, the branch shown is moved to it; then it is deleted. A run that was interrupted goes on
+with the files in its working folder, with what its tasks recorded, and on that branch.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from layerflow.corpus.log import split_address
+from layerflow.corpus.store import in_object_store
 from layerflow.corpus.table import file_sha256
 from layerflow.files import sweep, write_bytes
+from layerflow.ray_start import ray_runs
+from pipelines.engine.remote_staging import begin
+from pipelines.engine.staging import Staging
+from pipelines.engine.workers import Pool
 from pipelines.publish.calls import MovedError, hub_api
 from pipelines.publish.card import is_foreign
 from pipelines.publish.files import (
@@ -29,40 +36,53 @@ from pipelines.publish.files import (
     make_plan,
     make_record,
     make_rest,
+    plan_of,
 )
 from pipelines.publish.history import purge_history
+from pipelines.publish.large.progress import ByteProgress
+from pipelines.publish.large.reference import move_branch
 from pipelines.publish.layout import Publication, Sent, next_tag, record_names
-from pipelines.publish.repository import Repository, is_same
+from pipelines.publish.repository import Repository, is_same, sums, upload, uploaded
 
 BATCH_FILES = 100
 BATCH_BYTES = 8 << 30
-REGULAR_BYTES = 16 << 20
+SWITCH_ENTRIES = 300
 STAGING = "publishing-"
 MAIN = "main"
 
 
 def push(
-    path: Path,
+    path: str | Path,
     options: PublishOptions,
     work: Path,
     *,
     purge: bool,
     workers: int | None,
     quiet: bool,
+    shared: str | Path | None = None,
 ) -> tuple[PublishPlan, list[str]]:
     """Publish to the Hub; returns the plan, and lines that say where, and that it was verified.
 
-    work: a folder for files on their way. purge: forget what earlier versions
-    held. Raises ValueError for no token, no network, a public repository where private is needed,
-    and for files that the Hub holds differently from what was sent.
+    work: a folder for files on their way. purge: forget what earlier versions held. shared: a
+    folder of all nodes, or of an object store, for what tasks did; with it, in a Ray cluster and
+    for a corpus in an object store files are made and sent by tasks. Raises ValueError for no
+    token, no network, a public repository where private is needed, and for files that the Hub
+    holds differently from what was sent.
     """
-    base = work / f"{options.repo_id.replace('/', '--')}--{options.config}"
+    name = f"{options.repo_id.replace('/', '--')}--{options.config}"
+    base = work / name
     repository = Repository(hub_api(), options.repo_id, base)
     branch = options.revision or MAIN
     info = repository.info()
     head = repository.branches().get(branch) if info else None
     before = repository.publication(options.config, head) if head else Publication()
-    plan = make_plan(path, options, workers=workers, before=before)
+    pool = Pool(workers, quiet)
+    staging = _staging(path, shared, name, base)
+    plan = (
+        make_plan(Path(path), options, workers=workers, before=before)
+        if staging is None
+        else _surveyed(path, options, staging, pool, before)
+    )
     if info is None:
         repository.call("create_repo", private=options.private, exist_ok=True)
         info = repository.info()
@@ -75,7 +95,7 @@ def push(
         if options.revision:
             repository.call("create_branch", branch=branch, exist_ok=True)
         head = repository.branches()[branch]
-    sending = Sending(repository, plan, base / plan.key, branch, head)
+    sending = Sending(repository, plan, base / plan.key, branch, head, pool, staging)
     commit, lines = sending.run(quiet)
     visible = "private" if info.private else "public"
     where = f"{repository.api.endpoint}/datasets/{options.repo_id} ({visible}), commit {commit}"
@@ -83,16 +103,43 @@ def push(
         lines.append("note: the repository existed and is public; --private did not change that")
     if purge:
         lines += purge_history(repository, branch, options.folders())
+    if staging is not None:  # what is known of shards serves the next version
+        (staging if shared is None else staging.below("files")).clear()
     shutil.rmtree(base, ignore_errors=True)
     return plan, [where, *lines]
+
+
+def _staging(path: str | Path, shared: str | Path | None, name: str, base: Path) -> Staging | None:
+    """Where tasks leave what they did; None where this machine does everything itself."""
+    if shared is None and not in_object_store(path) and not ray_runs():
+        return None
+    corpus, _ = split_address(path)
+    inputs = () if in_object_store(corpus) else (str(Path(corpus).resolve()),)
+    if shared is None:
+        return begin(base / "tasks", inputs, frozenset())
+    below = f"{str(shared).rstrip('/')}/{name}"
+    return begin(below if in_object_store(below) else Path(below), inputs, frozenset())
+
+
+def _surveyed(
+    path: str | Path, options: PublishOptions, staging: Staging, pool: Pool, before: Publication
+) -> PublishPlan:
+    from pipelines.publish.large.survey import survey
+
+    corpus = survey(path, staging.below("shards"), pool)
+    if not len(corpus):
+        raise ValueError(f"{path} holds no clip to publish")
+    here = os.cpu_count() or 1
+    return plan_of(corpus, options, here if pool.workers is None else pool.workers, before)
 
 
 @dataclass
 class Sending:
     """One publication on its way to a branch that is at the commit ``head``.
 
-    folder: files on this disk. sent: checksums of all files of the publication so far; pending:
-    operations that no commit has; staged: names that the staging branch has.
+    folder: files on this disk. tasks: where tasks leave what they did, if they do it. sent:
+    checksums of all files of the publication so far; pending: operations that no commit has;
+    staged: names that the staging branch has; held: what the Hub says of files at ``head``.
     """
 
     repository: Repository
@@ -100,10 +147,13 @@ class Sending:
     folder: Path
     branch: str
     head: str
+    pool: Pool
+    tasks: Staging | None = None
     sent: dict[str, Sent] = field(default_factory=dict)
     pending: list[Any] = field(default_factory=list)
     staged: set[str] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
+    _bytes: int = 0
 
     @property
     def staging(self) -> str:
@@ -126,8 +176,9 @@ class Sending:
         known = self._known()
         self.sent = {name: known[name] for name, key in plan.keys.items()
                      if name in known and known[name].key == key}  # fmt: skip
-        for made in make_parts(plan, self.folder, self.sent, old=self._old, quiet=quiet):
-            self._add(made, large=True)
+        for _ in self._by_tasks() if self.tasks is not None else self._here(quiet):
+            if len(self.pending) >= BATCH_FILES or self._bytes >= BATCH_BYTES:
+                self._stage()
         for made in make_rest(plan, self.folder, self.sent, existing_card=card):
             self._add(made, large=made.name.endswith((".parquet", ".png")))
         changed, files = len(self.pending) + len(self.staged), len(self.sent)
@@ -163,29 +214,53 @@ class Sending:
     def _old(self, name: str) -> Path | None:
         return self.repository.download(name, self.head) if name in self.held else None
 
+    def _here(self, quiet: bool) -> Iterator[None]:
+        """Make and send the files of all parts, one by one."""
+        sizes = {self.plan.name(p, preview): p.bytes for p in self.plan.parts for preview in (0, 1)}
+        left = {name: size for name, size in sizes.items() if name not in self.sent}
+        progress = ByteProgress(left, quiet)
+        for made in make_parts(self.plan, self.folder, self.sent, old=self._old, quiet=quiet):
+            self._add(made, large=True)
+            progress.add(made.name)
+            yield
+
+    def _by_tasks(self) -> Iterator[None]:
+        """The same by tasks, which leave no file here."""
+        from pipelines.publish.large.tasks import Job, send_parts
+
+        assert self.tasks is not None
+        data, previews = (features.arrow_schema for features in self.plan.features)
+        job = Job(self.plan.corpus.address, self.plan.options.repo_id, self.branch, self.head,
+                  self.plan.shards, (data, previews))  # fmt: skip
+        files = self.tasks.below("files")
+        for name, sent in send_parts(self.plan, job, self.sent, self.held, files, self.pool):
+            self.sent[name] = sent
+            if not is_same(self.held.get(name), sent):
+                self._pend(uploaded(name, sent), 0)  # no file of it lies here
+            yield
+
     def _add(self, made: Made, *, large: bool) -> None:
         """Send a file that was made, unless the Hub has just this one there."""
         from huggingface_hub import CommitOperationAdd
 
         path = self.folder / made.name
-        size = path.stat().st_size
+        about = {"key": made.key, "held": made.held}
         if made.name in self.held or not large:
-            self.sent[made.name] = _sums(path, made, file_sha256(path))
+            self.sent[made.name] = replace(sums(path, file_sha256(path)), **about)
             if made.name not in self.held:
                 self.held |= self.repository.holds([made.name], self.head)
             if is_same(self.held.get(made.name), self.sent[made.name]):
                 return
-        operation = CommitOperationAdd(made.name, path)
+        operation: Any = CommitOperationAdd(made.name, path)
         if large:
-            self.repository.call("preupload_lfs_files", [operation], revision=self.branch)
-        # after the upload, which hashes as it reads
-        self.sent[made.name] = _sums(path, made, operation.upload_info.sha256.hex())
+            operation, sent = upload(self.repository, self.branch, self.folder, made.name)
+            self.sent[made.name] = replace(sent, **about)
+        self._pend(operation, path.stat().st_size)
+
+    def _pend(self, operation: Any, size: int) -> None:
         self.pending.append(operation)
-        self.staged.discard(made.name)
-        self._bytes = getattr(self, "_bytes", 0) + size
-        full = len(self.pending) >= BATCH_FILES or self._bytes >= BATCH_BYTES
-        if made.key and full:  # the others are few and small: the last commit has them
-            self._stage()
+        self.staged.discard(operation.path_in_repo)
+        self._bytes += size
 
     def _stage(self) -> None:
         """Commit what is pending to the staging branch, with a record of all that it has."""
@@ -199,7 +274,7 @@ class Sending:
         write_bytes(ids, record.id_bytes())
         self._commit([*self.pending, *self._record_operations()], self.staging, "on the way")
         for name in names:
-            (self.folder / name).unlink()
+            (self.folder / name).unlink(missing_ok=True)
         self.pending, self._bytes = [], 0
 
     def _record_operations(self) -> list[Any]:
@@ -215,9 +290,7 @@ class Sending:
         return str(found.oid)
 
     def _switch(self, tags: Mapping[str, str], gone: list[Any]) -> str:
-        """The one commit that shows this version; returns it."""
-        from huggingface_hub import CommitOperationCopy
-
+        """The one step that shows this version; returns the commit that is shown then."""
         plan = self.plan
         tag = plan.options.tag or ""
         if not tag and self.branch == MAIN:
@@ -225,11 +298,10 @@ class Sending:
         if tag in tags:
             raise ValueError(f"the tag {tag} names what was published before; choose another")
         record = make_record(plan, self.folder, self.sent, tag)
-        copies = [CommitOperationCopy(n, n, src_revision=self.staging) for n in sorted(self.staged)]
-        operations = [*copies, *self.pending, *self._record_operations(), *gone]
+        rest = [*self.pending, *self._record_operations(), *gone]
         message = f"{tag}: {len(record.ids())} layered clips ({plan.options.config})".lstrip(": ")
         try:
-            commit = self._commit(operations, self.branch, message, parent_commit=self.head)
+            commit = self._moved(rest, gone, message) or self._copied(rest, message)
         except MovedError as error:
             commit = self.repository.branches()[self.branch]
             there = self.repository.publication(plan.options.config, commit)
@@ -239,9 +311,40 @@ class Sending:
                 ) from error
         for made in map(Made, record_names(plan.options.config)):
             path = self.folder / made.name
-            self.sent[made.name] = _sums(path, made, file_sha256(path))
+            self.sent[made.name] = sums(path, file_sha256(path))
         self.plan = replace(plan, before=record)
         return commit
+
+    def _copied(self, rest: list[Any], message: str) -> str:
+        """One commit, which copies from the staging branch."""
+        from huggingface_hub import CommitOperationCopy
+
+        copies = [CommitOperationCopy(n, n, src_revision=self.staging) for n in sorted(self.staged)]
+        return self._commit([*copies, *rest], self.branch, message, parent_commit=self.head)
+
+    def _moved(self, rest: list[Any], gone: list[Any], message: str) -> str | None:
+        """The rest goes to the staging branch, too, and the branch that is shown is moved there.
+
+        gone: those of the rest that delete. None where that is not needed, or not possible: then
+        ``_copied`` does it. Raises MovedError where somebody has changed the branch meanwhile.
+        """
+        if len(self.staged) + len(rest) <= SWITCH_ENTRIES or not self.staged:
+            return None
+        history = self.repository.call("list_repo_commits", revision=self.staging)
+        if self.head not in {commit.commit_id for commit in history}:
+            return None  # it began before a change that it would undo
+        there = set(self.repository.call("list_repo_files", revision=self.staging))
+        some = [op for op in rest if op not in gone or op.path_in_repo in there]
+        commit = self.repository.branches()[self.staging]
+        for first in range(0, len(some), BATCH_FILES):
+            commit = self._commit(some[first : first + BATCH_FILES], self.staging, message)
+        if move_branch(self.repository, self.branch, self.head, commit):
+            return commit
+        if self.repository.branches()[self.branch] != self.head:
+            raise MovedError("the branch was changed")
+        for operation in rest:  # to be committed once more
+            operation.__dict__.pop("_is_committed", None)
+        return None
 
     def _tag(self, commit: str) -> list[str]:
         """Give this version its tag, if it has none yet."""
@@ -261,12 +364,3 @@ class Sending:
         file = re.compile(rf"(?:{folders})/(?:more-\d+/)?[\w.]+-\d{{5}}(?:-of-\d{{5}})?\.parquet")
         names = self.repository.call("list_repo_files", revision=self.head)
         return [CommitOperationDelete(n) for n in names if n not in self.sent and file.fullmatch(n)]
-
-
-def _sums(path: Path, made: Made, sha256: str) -> Sent:
-    """Checksums of a file; its sha256 is known."""
-    size = path.stat().st_size
-    sha1 = None
-    if size <= REGULAR_BYTES:
-        sha1 = hashlib.sha1(f"blob {size}\0".encode() + path.read_bytes()).hexdigest()
-    return Sent(size, sha256, sha1, made.key, made.held)

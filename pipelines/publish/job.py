@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from layerflow.corpus.store import in_object_store
 from layerflow.corpus.table import file_sha256
 from layerflow.files import publish_folder, sweep
-from layerflow.locations import one_line
+from layerflow.locations import clean_uri, one_line
 from layerflow.outputs import free_output, local_output
 from pipelines.publish.files import (
     Made,
@@ -28,11 +29,13 @@ from pipelines.publish.licences import LicenceReport
 
 
 def run_publish(
-    path: Path,
+    path: str | Path,
     options: PublishOptions,
     *,
     dry_run: Path | None = None,
     work: Path | None = None,
+    shared: str | Path | None = None,
+    space: bool = False,
     purge_history: bool = False,
     workers: int | None = None,
     quiet: bool = False,
@@ -41,6 +44,8 @@ def run_publish(
 
     dry_run: a folder, which must not exist, that gets what the repository would hold.
     work: a folder for files on their way to the Hub, by default in the user's cache.
+    shared: of tasks, as of ``hub.push``; path may then be a URL of an object store, too.
+    space: also push the page of ``layerflow view`` as a static Space of the same name.
     purge_history: leave nothing on the Hub that only earlier versions held.
     workers: processes that make previews, by default one per CPU; 0: this process.
     Raises ValueError for a broken corpus, a licence that forbids it, or names that are not taken.
@@ -49,10 +54,16 @@ def run_publish(
         from pipelines.publish.hub import push
 
         how: dict[str, Any] = {"purge": purge_history, "workers": workers, "quiet": quiet}
-        plan, lines = push(path, options, work or work_folder(), **how)
+        plan, lines = push(path, options, work or work_folder(), shared=shared, **how)
+        if space:
+            from pipelines.publish.space import push_space
+
+            lines += push_space(plan, work or work_folder(), purge=purge_history)
         return [*lines, *licence_lines(plan.licences)]
+    if in_object_store(path):
+        raise ValueError(f"{clean_uri(str(path))}: a dry run takes a corpus on this disk")
     dry_run = local_output(dry_run)
-    plan = make_plan(path, options, workers=workers)
+    plan = make_plan(Path(path), options, workers=workers)
     dry_run = free_output(dry_run)
     building = dry_run.with_name(f".{dry_run.name}.{plan.key}.building")
     building.mkdir(parents=True, exist_ok=True)  # of an interrupted run it is continued

@@ -45,13 +45,15 @@ class Sent:
 class Part:
     """Some rows of a split, which share a file of the corpus and one of the previews.
 
-    ids: uint64 of each; rows: their places in the corpus, ascending int64, where they are known.
+    ids: uint64 of each; rows: their places in the corpus, ascending int64, where they are known;
+    bytes: of their media, then.
     """
 
     split: str
     number: int
     ids: np.ndarray = field(repr=False, compare=False)
     rows: np.ndarray = field(repr=False, compare=False, default_factory=lambda: np.zeros(0, int))
+    bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ def lay_out(
             first = 1 + max((part.number for part in old if part.split == split), default=-1)
             pieces = np.split(new, np.cumsum(shard_rows(sizes[new], limit))[:-1])
             held |= dict(enumerate(pieces, first))
-        parts += [Part(split, number, ids[own], own) for number, own in sorted(held.items())]
+        parts += [
+            Part(split, number, ids[own], own, int(sizes[own].sum()))
+            for number, own in sorted(held.items())
+        ]
     return parts
 
 

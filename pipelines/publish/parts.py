@@ -14,7 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from layerflow.corpus import log
+from layerflow.corpus.log import Version
+from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
+from layerflow.corpus.writer import write_shard
 from pipelines.publish.preview import OldPreviews, preview_batches
 from pipelines.publish.tables import Shards, media_columns, published, write_parquet
 
@@ -30,6 +34,15 @@ class Making:
     shards: Shards
     folder: Path
     workers: int
+
+
+def localised(corpus: Corpus, shards: Shards, rows: np.ndarray, folder: Path) -> Corpus:
+    """Some rows (int64, ascending) of a corpus in an object store as one in a folder here."""
+    folder.mkdir(parents=True)
+    store = Store(folder)
+    shard = write_shard(store, shards.read(corpus, rows), corpus.schema)
+    log.commit(store, Version(1, "publish", (shard,)))
+    return Corpus.open(folder)
 
 
 def make_data(

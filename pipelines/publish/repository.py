@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,22 @@ if TYPE_CHECKING:
 
 REPO_TYPE = "dataset"
 NAMES_PER_CALL = 200
+REGULAR_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository; every call as ``calls.steadily``. folder: where downloads go."""
+    """One repository; every call as ``calls.steadily``. folder: where downloads go. kind:
+    ``dataset`` or ``space``."""
 
     api: HfApi
     repo_id: str
     folder: Path
+    kind: str = REPO_TYPE
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """A method of ``HfApi`` on this repository."""
-        options |= {"repo_type": REPO_TYPE}
+        options |= {"repo_type": self.kind}
 
         def whole() -> Any:
             found = getattr(self.api, method)(self.repo_id, *arguments, **options)
@@ -61,7 +65,7 @@ class Repository:
         def load() -> Path | None:
             try:
                 found = self.api.hf_hub_download(
-                    self.repo_id, name, repo_type=REPO_TYPE, revision=revision,
+                    self.repo_id, name, repo_type=self.kind, revision=revision,
                     local_dir=self.folder / "held" / revision,
                 )  # fmt: skip
             except EntryNotFoundError:
@@ -105,6 +109,38 @@ class Repository:
                 f"the Hub holds {len(wrong)} files otherwise than they were sent: "
                 f"{named}. Delete them there and run the same command again"
             )
+
+
+def upload(repository: Repository, branch: str, folder: Path, name: str) -> tuple[Any, Sent]:
+    """Bring a file below ``folder`` to the Hub's storage; the operation that commits it, and its
+    sums."""
+    from huggingface_hub import CommitOperationAdd
+
+    operation = CommitOperationAdd(name, folder / name)
+    repository.call("preupload_lfs_files", [operation], revision=branch)
+    # after the upload, which hashes as it reads
+    return operation, sums(folder / name, operation.upload_info.sha256.hex())
+
+
+def uploaded(name: str, sent: Sent) -> Any:
+    """The operation that commits a file which another machine brought to the Hub's storage."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.lfs import UploadInfo
+
+    operation = CommitOperationAdd(name, b"")
+    digest = bytes.fromhex(sent.sha256)
+    operation.upload_info = UploadInfo(size=sent.size, sample=b"", sha256=digest)
+    operation._upload_mode, operation._is_uploaded = "lfs", True
+    return operation
+
+
+def sums(path: Path, sha256: str) -> Sent:
+    """Size and checksums of a file; its sha256 is known."""
+    size = path.stat().st_size
+    sha1 = None
+    if size <= REGULAR_BYTES:
+        sha1 = hashlib.sha1(f"blob {size}\0".encode() + path.read_bytes()).hexdigest()
+    return Sent(size, sha256, sha1)
 
 
 def is_same(info: Any, file: Sent) -> bool:

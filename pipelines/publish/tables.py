@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layerflow.corpus.columns import COLUMNS
-from layerflow.corpus.shards import read_shard
 from layerflow.corpus.table import EXTRAS, SCHEMA, Corpus
 from layerflow.corpus.validate import stored_sha256
 from layerflow.files import replacing
@@ -41,8 +40,7 @@ def table_schema(corpus: Corpus) -> pa.Schema:
     extras = [field for field in EXTRAS if field.name in corpus.schema.names]
     filled = {
         field.name
-        for file in (corpus.files() if extras else ())
-        for batch in read_shard(file, [field.name for field in extras])
+        for batch in (corpus.batches([field.name for field in extras]) if extras else ())
         for field in extras
         if batch.column(field.name).null_count < batch.num_rows
     }
@@ -139,13 +137,15 @@ def shard_limit(total: int, most: int = SHARD_BYTES) -> int:
 
 def shard_rows(sizes: np.ndarray, limit: int = SHARD_BYTES) -> list[int]:
     """How many rows go into each shard; sizes: bytes of each row. One empty shard for no rows."""
-    counts, held = [0], 0
-    for size in sizes.tolist():
-        if counts[-1] and held + size > limit:
-            counts.append(0)
-            held = 0
-        counts[-1] += 1
-        held += size
+    if not len(sizes):
+        return [0]
+    ends = np.cumsum(sizes)
+    counts: list[int] = []
+    row = held = 0
+    while row < len(ends):
+        end = max(row + 1, int(np.searchsorted(ends, held + limit, side="right")))
+        counts.append(end - row)
+        row, held = end, int(ends[end - 1])
     return counts
 
 

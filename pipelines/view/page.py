@@ -217,11 +217,13 @@ def _asset(name: str) -> str:
 def sheet_maker(path: Path, model: Path | None = None) -> Callable[[bytes], bytes]:
     """A handler for ``layerflow.media.sandbox``: indices of clips in, a contact sheet (PNG) out."""
     source = open_source(path, model)
-    rows = list(source.rows())
 
     def answer(request: bytes) -> bytes:
         clips, labels = [], []
-        for index in json.loads(request):
+        wanted = json.loads(request)
+        among = set(wanted)
+        rows = {index: row for index, row in enumerate(source.rows()) if index in among}
+        for index in wanted:
             if rows[index].get("flat"):  # a sheet shows foregrounds over a checkerboard
                 continue
             try:

@@ -45,13 +45,14 @@ def answer(request: dict[str, Any]) -> Any:
 
         files.SHARD_BYTES = request["shard"]
         hub.BATCH_FILES = request.get("batch", hub.BATCH_FILES)
+        hub.SWITCH_ENTRIES = request.get("switch", 300)
         options = files.PublishOptions(**request["options"])
         if request.get("death"):
             die_at(request["death"])
         how = {"workers": 0, "quiet": True, **request.get("how", {})}
         if "work" in request:
             how["work"] = Path(request["work"])
-        return run_publish(Path(request["publish"]), options, **how)
+        return run_publish(request["publish"], options, **how)
     if "open" in request:
         from layerflow.corpus.published import open_corpus
 

@@ -52,6 +52,7 @@ class Handler(References, BaseHTTPRequestHandler):
 
     def _handle(self, method: str) -> None:
         path = unquote(urlsplit(self.path).path)
+        path = re.sub(r"^(/api)?/spaces/", r"\1/datasets/spaces.", path)
         self.hub.calls.append(f"{method} {path}")
         fault = self.hub.fault(method, path)
         length = int(self.headers.get("Content-Length", 0))
@@ -68,6 +69,7 @@ class Handler(References, BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self._body(length)
+        self.hub.received += len(body)
         if fault and fault.kind.isdigit():
             self._send(int(fault.kind), {"error": "asked for by a test"}, headers=fault.headers)
             return
@@ -90,7 +92,9 @@ class Handler(References, BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _allowed(self, method: str, path: str) -> bool:
-        return path.startswith("/blob/") or self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        basic = "Basic " + base64.b64encode(f"me:{TOKEN}".encode()).decode()
+        wanted = basic if path.endswith("git-receive-pack") else f"Bearer {TOKEN}"
+        return path.startswith("/blob/") or self.headers.get("Authorization") == wanted
 
     def _route(self, method: str, path: str, body: bytes) -> None:
         for pattern, name in ROUTES:
@@ -104,12 +108,13 @@ class Handler(References, BaseHTTPRequestHandler):
 
     def create(self, body: bytes) -> None:
         wanted = json.loads(body)
-        repo_id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        space = "spaces." * (wanted.get("type") == "space")
+        repo_id = f"{space}{wanted.get('organization') or 'me'}/{wanted['name']}"
         if repo_id in self.hub.repos:
             self._send(409, {"error": "You already created this dataset repo", "url": repo_id})
             return
         self.hub.repos[repo_id] = Repo(
-            wanted.get("private") or wanted.get("visibility") == "private"
+            wanted.get("private") or wanted.get("visibility") == "private", wanted.get("sdk")
         )
         self._send(200, {"url": f"{self.hub.url}/datasets/{repo_id}", "name": repo_id})
 
@@ -321,6 +326,7 @@ ROUTES = (
     (rf"POST /datasets/{REPO}\.git/info/lfs/objects/batch", "batch"),
     (r"PUT /blob/(?P<oid>[0-9a-f]{64})", "store"),
     (rf"POST /datasets/{REPO}/verify", "verify"),
+    (rf"POST /datasets/{REPO}\.git/git-receive-pack", "push"),
     (rf"POST /api/datasets/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
     (rf"GET /api/datasets/{REPO}/tree/(?P<revision>[^/]+)(?P<under>/.*)?", "tree"),
     (rf"POST /api/datasets/{REPO}/paths-info/(?P<revision>[^/]+)", "paths_info"),

@@ -35,10 +35,10 @@ def environment(hub: Hub, home: Path, token: str = TOKEN) -> dict[str, str]:
 class Client:
     """A process that publishes and loads; see ``hub_client``."""
 
-    def __init__(self, hub: Hub, home: Path) -> None:
+    def __init__(self, hub: Hub, home: Path, **more: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(CLIENT)],
-            env=environment(hub, home),
+            env=environment(hub, home) | more,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -64,7 +64,8 @@ class Client:
 
 
 def publication(corpus: Path, repo_id: str, **options: Any) -> dict[str, Any]:
-    more = {name: options.pop(name) for name in ("batch", "how", "work") if name in options}
+    own = ("batch", "how", "switch", "work")
+    more = {name: options.pop(name) for name in own if name in options}
     shard = options.pop("shard", 10_000)
     about = {"options": {"repo_id": repo_id, **options}, "shard": shard, **more}
     return {"publish": str(corpus), **about}

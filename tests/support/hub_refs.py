@@ -64,6 +64,20 @@ class References:
             }
             self._send(200, {**listed, "converts": [], "pullRequests": []})
 
+    def push(self, body: bytes, repo: str) -> None:
+        """A push of git that brings no object: a branch from one commit to another."""
+        size = int(body[:4], 16)
+        said, _, wants = body[4:size].partition(b"\0")
+        old, new, ref = said.decode().split()
+        found, branch = self.hub.repos[repo], ref.removeprefix("refs/heads/")
+        assert b"report-status" in wants and body[size:].startswith(b"0000PACK")
+        fits = found.branches.get(branch) == old and new in found.commits
+        if fits:
+            found.branches[branch] = new
+        lines = [b"unpack ok\n", f"ok {ref}\n".encode() if fits else f"ng {ref} no\n".encode()]
+        report = b"".join(f"{len(line) + 4:04x}".encode() + line for line in lines)
+        self._send(200, report + b"0000", mime="application/x-git-receive-pack-result")
+
     def commits(self, body: bytes, repo: str, revision: str) -> None:
         found = self.hub.repos[repo]
         about = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "message": ""}

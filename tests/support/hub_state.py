@@ -56,6 +56,7 @@ class Repo:
     """Commits by their ids; a branch or a tag is the id of one."""
 
     private: bool
+    sdk: str | None = None
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class Hub:
         self.chunks: set[bytes] = set()  # of all blobs that were ever uploaded
         self.whole = 0  # bytes of blobs that clients sent
         self.new = 0  # of these, bytes in chunks that were not there: what Xet sends
+        self.received = 0  # bytes of the bodies of all requests
         self.served = 0  # bytes of files that were sent to clients
         self.rotten: set[str] = set()  # files whose checksum the tree reports wrong
         self.block = threading.Event()

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from layerflow.corpus.latents import LatentsWriter, clip_row, prompt_key, prompt_row
 from layerflow.corpus.store import Store
-from layerflow.corpus.table import encode_row, origin, rejected_row
+from layerflow.corpus.table import Corpus, encode_row, origin, rejected_row
 from pipelines.engine.jobs import Outcome, Summary, Unit, make_recipe, run_job, unit_key
 from tests.support.corpora import moving_clip
 
@@ -86,3 +89,25 @@ def bytes_of(folder: Path | str) -> bytes:
     """Everything in a folder, here or in an object store."""
     store = Store(folder)
     return b"\n".join(store.read(name) for name in sorted(store.names()))
+
+
+def latents_of(corpus: Path, out: Path) -> Path:
+    """Latents of a corpus, with two variants of each clip, and prompts of their own."""
+    moments = dict.fromkeys(
+        ("foreground", "alpha", "background", "blended"), np.zeros((2, 1, 2, 2), np.float32)
+    )
+    rows, texts = [], set()
+    for row in Corpus.open(corpus).rows():
+        keys = {}
+        for place, layer in enumerate(("foreground", "background", "blended")):
+            text = f"{place}, {row[f'{layer}_prompt']}"
+            texts.add(text)
+            keys[f"{layer}_prompt"] = prompt_key(text)
+        about = {"source": row["id"], "content": "c", "kind": row["kind"], "alpha_kind": "soft"}
+        about |= {"origin_group": "g", "num_frames": 1, "height": 4, "width": 4, "fps": 8.0}
+        rows += [clip_row(moments, id=row["id"] + end, **about, **keys) for end in ("", "-f")]
+    with LatentsWriter(out, {"format_version": 1, "text_shape": [1, 2]}) as writer:
+        writer.clips(rows)
+        writer.prompts(prompt_row(text, np.zeros((1, 2))) for text in sorted(texts))
+        (writer.folder / "rejected.jsonl").write_text(f'{{"id": "{6:016x}", "reason": "short"}}\n')
+    return out

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -15,7 +15,7 @@ from layerflow.cli.main import build_app
 from layerflow.corpus import log
 from layerflow.corpus.changes.tombstones import Tombstones, read_tombstone
 from layerflow.corpus.derive import filter_corpus, merge_corpora
-from layerflow.corpus.latents import Latents, LatentsWriter, clip_row, prompt_key, prompt_row
+from layerflow.corpus.latents import Latents
 from layerflow.corpus.published import open_corpus
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
@@ -30,6 +30,7 @@ from tests.support.sourced import (
     SECRET,
     bytes_of,
     clip,
+    latents_of,
     make,
     numbers,
     story,
@@ -195,26 +196,32 @@ def test_nothing_may_be_left(tmp_path: Path) -> None:
     assert make(tmp_path / "c", [clip(2, "b.mp4")], append=True).added == 1
 
 
-def latents_of(corpus: Path, out: Path) -> Path:
-    """Latents of a corpus, with two variants of each clip, and prompts of their own."""
-    moments = dict.fromkeys(
-        ("foreground", "alpha", "background", "blended"), np.zeros((2, 1, 2, 2), np.float32)
+def test_drawn_latents_lose_what_was_drawn_of_a_removed_source(
+    corpus: Path, tmp_path: Path
+) -> None:
+    store = latents_of(corpus, tmp_path / "latents")
+    ids = list(dict.fromkeys(Latents.open(store).column("source")))
+    of = ["a.mp4", f"{SECRET}#{1:016x}", "c.mp4", "d.mp4", "a.mp4", "copy.mp4"]
+    drawn = [
+        {"id": id, "origin": clip(90, "plate.mp4", [parent, "plate.mp4"])["origin"]}
+        for id, parent in zip(ids, [*of, *of], strict=False)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in drawn)
+    (store / "origins.jsonl").write_text(lines)
+    (store / "drawn.json").write_text('{"draws": "x"}')
+    (store / "rejected.jsonl").write_text(json.dumps({"id": SECRET, "reason": "too short"}) + "\n")
+    other = tmp_path / "other"  # of other ids: what is removed there is known by its sources alone
+    make(other, [clip(70, SECRET), clip(71, "copy.mp4", content=SECRET), clip(72, "k.mp4")])
+    remove(other)
+    done = run_remove(other, latents=[store], **QUIET)
+    assert done.latents == {str(store): 6}  # clips 1, 5 and 7: two variants of each
+    left = [n for n in range(8) if n not in (1, 5, 7)]
+    assert numbers(Latents.open(store).column("source")) == [n for n in left for _ in (0, 1)]
+    assert (store / "origins.jsonl").read_text() == "".join(
+        line for n, line in enumerate(lines.splitlines(keepends=True)) if n in left
     )
-    rows, texts = [], set()
-    for row in Corpus.open(corpus).rows():
-        keys = {}
-        for place, layer in enumerate(("foreground", "background", "blended")):
-            text = f"{place}, {row[f'{layer}_prompt']}"
-            texts.add(text)
-            keys[f"{layer}_prompt"] = prompt_key(text)
-        about = {"source": row["id"], "content": "c", "kind": row["kind"], "alpha_kind": "soft"}
-        about |= {"origin_group": "g", "num_frames": 1, "height": 4, "width": 4, "fps": 8.0}
-        rows += [clip_row(moments, id=row["id"] + end, **about, **keys) for end in ("", "-f")]
-    with LatentsWriter(out, {"format_version": 1, "text_shape": [1, 2]}) as writer:
-        writer.clips(rows)
-        writer.prompts(prompt_row(text, np.zeros((1, 2))) for text in sorted(texts))
-        (writer.folder / "rejected.jsonl").write_text(f'{{"id": "{6:016x}", "reason": "short"}}\n')
-    return out
+    assert (store / "drawn.json").read_text() == '{"draws": "x"}'
+    assert SECRET.encode() not in bytes_of(store)
 
 
 def test_latents_lose_the_rows_and_the_prompts(corpus: Path, tmp_path: Path) -> None:

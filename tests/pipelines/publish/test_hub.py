@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from layerflow.clip import LAYERS
+from layerflow.clip import ALPHA, BLENDED, LAYERS
 from layerflow.corpus.table import Corpus
 from layerflow.model.presets import init_directory
 from pipelines.publish.card import read_metadata
@@ -63,6 +64,31 @@ def test_the_hub_is_read_as_a_corpus(
         client.call({"open": "hf://datasets/me/nothing"})
     with pytest.raises(ValueError, match=r"holds no other/\*.parquet"):
         client.call({"open": url + "/other"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", [BLENDED, ALPHA])
+def test_streaming_a_column_of_media_fetches_little_else(
+    hub: Hub, client: Client, tmp_path: Path, column: str
+) -> None:
+    """With the block size of docs/publish.md; the client's own is 5 MiB."""
+    rows, noise = make_rows(9), np.random.default_rng(0)
+    for row in rows:
+        for layer in LAYERS:
+            void = b"\xec\x01" + (60_000).to_bytes(7, "big")  # a box that players skip
+            box = void if layer == ALPHA else (60_008).to_bytes(4, "big") + b"free"
+            row[layer] += box + noise.bytes(60_000)
+    corpus = write_corpus(tmp_path / "padded", rows)
+    name = f"me/streamed-{column}"
+    client.call(publication(corpus, name, shard=1 << 30))
+    blocks = Client(hub, tmp_path / "home", FSSPEC_HF='{"block_size": 65536}')
+    served = hub.served
+    found = blocks.call({"load": name, "streaming": True, "columns": [column]})
+    blocks.close()
+    assert found == digest({column: row[column]} for row in rows)
+    size = sum(len(row[column]) for row in rows)
+    every = sum(len(hub.files(name)[file].data) for file in shards(hub, name))
+    assert every > 3 * size and hub.served - served < 2 * size
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A corpus that grows, is corrected and loses a source, published at each turn to the Hub's double:
-what is sent, what every tag holds, and what is left after the history was purged."""
+what is sent, what every tag holds, what is left after the history was purged, and that nothing
+brings the source back."""
 
 from __future__ import annotations
 
@@ -9,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerflow.corpus.derive import merge_corpora
+from layerflow.corpus.latents import Latents
 from layerflow.corpus.table import Corpus
 from pipelines.annotate import run_annotate
 from pipelines.remove import Wanted, run_remove
 from tests.support.hub_client import digest
 from tests.support.hub_double import Hub
 from tests.support.hub_kit import Client, publication
-from tests.support.sourced import SECRET, clip, make, numbers
+from tests.support.sourced import OTHER, SECRET, bytes_of, clip, latents_of, make, numbers
 
+pytestmark = pytest.mark.slow
 NAME = "me/life"
-ROWS, MORE = 18, 3
+ROWS, MORE = 20, 2
 OF_SECRET = [7, 13]
 CELL = 200_000
 
@@ -45,16 +49,19 @@ class Life:
     def __init__(self, hub: Hub, client: Client, corpus: Path) -> None:
         self.hub, self.client, self.corpus = hub, client, corpus
         self.held: dict[str, list[str]] = {}
+        self.latents, self.dropped = corpus, dict[str, int]()
         self.sent: dict[str, tuple[int, int]] = {}  # whole files, new chunks
+        self.received: dict[str, int] = {}
         self.changed: dict[str, set[str]] = {}
 
     def publish(self, tag: str, **how: Any) -> list[str]:
         there = dict(self.hub.files(NAME)) if NAME in self.hub.repos else {}
-        whole, new = self.hub.whole, self.hub.new
+        whole, new, received = self.hub.whole, self.hub.new, self.hub.received
         lines: list[str] = self.client.call(
             publication(self.corpus, NAME, shard=1_900_000, how=how)
         )
         self.sent[tag] = self.hub.whole - whole, self.hub.new - new
+        self.received[tag] = self.hub.received - received
         now = self.hub.files(NAME)
         self.changed[tag] = {n for n in there | now if there.get(n) != now.get(n)}
         self.held[tag] = digest(Corpus.open(self.corpus).rows())
@@ -75,7 +82,11 @@ def life(hub: Hub, client: Client, tmp_path_factory: pytest.TempPathFactory) -> 
     table.write_text("\n".join(["id,blended_prompt", *lines]) + "\n")
     run_annotate(found.corpus, table)
     found.publish("v3")
-    run_remove(found.corpus, Wanted([SECRET]), purge=True, workers=0, quiet=True)
+    found.latents = latents_of(found.corpus, folder / "latents")
+    wanted, how = Wanted([SECRET]), {"workers": 0, "quiet": True}
+    found.dropped = run_remove(
+        found.corpus, wanted, latents=[found.latents], purge=True, **how
+    ).latents
     found.publish("v4")
     return found
 
@@ -93,9 +104,18 @@ def test_every_tag_gives_its_rows(life: Life) -> None:
     assert len({tuple(rows) for rows in life.held.values()}) == 4
 
 
+@pytest.mark.parametrize("tag", ["v2", "v3", "v4"])
+def test_a_turn_sends_what_it_changed(life: Life, tag: str) -> None:
+    now = life.hub.files(NAME, tag)
+    changed = sum(len(now[name].data) for name in life.changed[tag] & set(now))
+    every = sum(len(file.data) for file in now.values())
+    assert changed <= life.received[tag] < 1.05 * changed
+    assert changed < 0.5 * every
+
+
 def test_new_rows_go_to_new_files(life: Life) -> None:
     before = {n for n in life.hub.files(NAME, "v1") if n.startswith(("data/", "preview/"))}
-    assert len(before) == 12 and not media(life, "v2") & before
+    assert len(before) == 14 and not media(life, "v2") & before
     size = sum(len(life.hub.files(NAME, "v2")[name].data) for name in media(life, "v2"))
     whole, _ = life.sent["v2"]
     assert size <= whole - sheet(life, "v2") < 1.05 * size  # with the ids of all rows
@@ -136,6 +156,14 @@ def test_a_removed_row_changes_its_file_only(life: Life) -> None:
     whole, new = (size - sheet(life, "v4") for size in life.sent["v4"])
     every = sum(len(file.data) for file in life.hub.files(NAME).values())
     assert new < 0.6 * whole < 0.2 * every
+    for name in ("README.md", "LICENSE.md", "croissant.json", "stats.json"):
+        assert SECRET not in life.hub.files(NAME, "v4")[name].data.decode()
+
+
+def test_the_latents_lose_the_source(life: Life) -> None:
+    assert life.dropped == {str(life.latents): 2 * len(OF_SECRET)}
+    found = numbers(Latents.open(life.latents).column("source")[::2])
+    assert found == [n for n in range(ROWS + MORE) if n not in OF_SECRET]
 
 
 def test_the_same_again_sends_nothing(life: Life) -> None:
@@ -166,3 +194,21 @@ def test_after_a_purge_the_removed_source_is_nowhere(life: Life) -> None:
     made = repo.made
     life.publish("still", purge_history=True)
     assert repo.made == made  # nothing is left to do
+
+
+def test_the_source_does_not_return_by_any_way(life: Life, tmp_path: Path) -> None:
+    every = rows()
+    kept = Corpus.open(life.corpus).ids()
+    assert make(life.corpus, every, append=True).added == 0  # the job that made it
+    copies = [padded(clip(80, SECRET)), padded(clip(81, "copy.mp4", content=SECRET))]
+    assert make(life.corpus, copies, OTHER, append=True).added == 0
+    make(tmp_path / "other", copies)
+    both = [Corpus.open(tmp_path / "other"), Corpus.open(life.corpus)]
+    merge_corpora(both, tmp_path / "merged")
+    assert Corpus.open(tmp_path / "merged").ids() == kept == Corpus.open(life.corpus).ids()
+    assert SECRET.encode() not in bytes_of(life.corpus) + bytes_of(tmp_path / "merged")
+    life.corpus = tmp_path / "merged"
+    life.publish("merged")
+    assert not media(life, "merged")
+    for data in [*(file.data for _, file in life.hub.repos[NAME].reachable())]:
+        assert SECRET.encode() not in data
