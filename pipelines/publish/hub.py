@@ -216,7 +216,8 @@ class Sending:
 
     def _here(self, quiet: bool) -> Iterator[None]:
         """Make and send the files of all parts, one by one."""
-        sizes = {self.plan.name(p, preview): p.bytes for p in self.plan.parts for preview in (0, 1)}
+        kinds = (False, True)  # media, previews
+        sizes = {self.plan.name(p, kind): p.bytes for p in self.plan.parts for kind in kinds}
         left = {name: size for name, size in sizes.items() if name not in self.sent}
         progress = ByteProgress(left, quiet)
         for made in make_parts(self.plan, self.folder, self.sent, old=self._old, quiet=quiet):
@@ -244,7 +245,7 @@ class Sending:
         from huggingface_hub import CommitOperationAdd
 
         path = self.folder / made.name
-        about = {"key": made.key, "held": made.held}
+        about: dict[str, Any] = {"key": made.key, "held": made.held}
         if made.name in self.held or not large:
             self.sent[made.name] = replace(sums(path, file_sha256(path)), **about)
             if made.name not in self.held:

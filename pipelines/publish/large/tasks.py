@@ -76,7 +76,8 @@ def _units(
     plan: PublishPlan, job: Job, known: Mapping[str, Sent], held: Collection[str]
 ) -> tuple[list[Unit], dict[str, int]]:
     """A unit for each file that is missing, and the bytes of media that each reads, by its key."""
-    units, sizes = [], {}
+    units: list[Unit] = []
+    sizes: dict[str, int] = {}
     for preview in (False, True):
         for part in plan.parts:
             name = plan.name(part, preview)
