@@ -93,9 +93,9 @@ def decomposition_rows(said: dict[str, Any]) -> Rows:
     for name in ("empty matte", "mean training matte", baselines.MOTION):
         rows.append((f"baseline: {name}", f"{scores[name]:.3f}"))
     rows.append((f"baseline: best colour threshold ({colour})", f"{iou:.3f}"))
-    models = said["models"].values()
-    above = bool(models) and all(one["iou"] > max(scores.values()) for one in models)
-    rows.append(("above all baselines", "yes" if above else "NO"))
+    finished = [one["iou"] for one in said["models"].values()][-1:]
+    above = any(iou > max(scores.values()) for iou in finished)
+    rows.append(("the last above all baselines", "yes" if above else "NO"))
     return rows
 
 
