@@ -42,7 +42,10 @@ desks = Desks({"matte": Step(gpus=0.5, batch=4, concurrency=(2, 2))}, True)
 
 def compact(staging, resumed):
     said = [json.loads(staging.read(unit.key, "said.json")) for unit in units]
-    print(json.dumps({"said": said, "state": desks.states()}))
+    while workers and not (state := desks.states()):
+        pass  # on a busy machine a desk may be silent for longer than a line of progress waits
+    found = json.dumps({"said": said, "state": state if workers else {}})
+    folder.with_suffix(".json").write_text(found)  # what workers print may come last
 
 run_units(
     units, Place(folder / "staging", folder / "lock", "busy"), partial(work, folder=str(folder)),
@@ -60,7 +63,7 @@ def run(folder: Path, workers: int, numbers: list[list[int]]) -> dict[str, Any]:
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(folder.with_suffix(".json").read_text())
     return found
 
 

@@ -52,6 +52,7 @@ def nodes(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     import ray
     from ray.cluster_utils import Cluster
 
+    ray.shutdown()  # one that another test started, with the environment of then
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     small = {"object_store_memory": 80 << 20, "num_cpus": 1}
     folders = [tmp_path / "one", tmp_path / "two"]
