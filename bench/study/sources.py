@@ -13,11 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from layerflow.clip import U8
+from layerflow.clip import U8, resize_matted
 from layerflow.media.cells import encode_png
 from layerflow.seeds import numbered
+from pipelines.inputs.listing import STILL_SUFFIXES
+from pipelines.readers.stills import LEAST_ALPHA, read_still
 
-STILLS = (".png", ".jpg", ".jpeg", ".webp")
 COARSE = 0.01  # radius of what a coarse matte cannot show, as a share of the subject's size
 LARGEST = 320  # pixels of a cut-out's longer side: clips are far smaller
 
@@ -61,25 +62,19 @@ def found(media: Path, wanted: Sequence[str]) -> list[Path]:
 
 def read_cutout(path: Path) -> U8 | None:
     """RGBA uint8 [H, W, 4] around the subject; None for a film, a picture with a matte, a plate."""
-    if path.suffix.lower() not in STILLS:
+    if path.suffix.lower() not in STILL_SUFFIXES:
         return None
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if not image.has_transparency_data:
-            return None
-        rgba = np.asarray(image.convert("RGBA"))
-    rows, columns = (np.flatnonzero((rgba[..., 3] > 8).any(axis)) for axis in (1, 0))
+    rgba = read_still(path)
+    if rgba[..., 3].min() == 255:
+        return None
+    rows, columns = (np.flatnonzero((rgba[..., 3] > LEAST_ALPHA).any(axis)) for axis in (1, 0))
     rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = LARGEST / max(rgba.shape[:2])
     if scale >= 1:
-        return np.asarray(rgba)
-    size = (max(1, round(rgba.shape[1] * scale)), max(1, round(rgba.shape[0] * scale)))
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    premultiplied = np.concatenate([rgba[..., :3] * alpha, alpha], axis=2)
-    small = cv2.resize(premultiplied, size, interpolation=cv2.INTER_AREA)
-    colour = small[..., :3] / np.maximum(small[..., 3:], 1e-3)
-    return np.rint(np.dstack([colour, small[..., 3] * 255]).clip(0, 255)).astype(np.uint8)
+        return rgba
+    height, width = (max(1, round(side * scale)) for side in rgba.shape[:2])
+    colour, alpha = resize_matted(rgba[None, ..., :3], rgba[None, ..., 3], height, width)
+    return np.dstack([colour[0], alpha[0]])
 
 
 def recolour(rgba: U8, rng: np.random.Generator) -> U8:

@@ -119,6 +119,12 @@ class Encoder:
     def __init__(self, options: Options) -> None:
         self.options = options
 
+    @cached_property
+    def cell(self) -> tuple[int, int]:
+        """Of ``models``: asked for once, not with every clip."""
+        found: tuple[int, int] = self.models.cell
+        return found
+
     @property
     def models(self) -> Models:
         """Asked for again each time: a worker may serve another job later."""
@@ -207,7 +213,7 @@ class Encoder:
         """
         if row.get(KNOWN) is None:
             return [None] * len(variants(row["kind"], self.options.augment))
-        cells = self.models.cell
+        cells = self.cell
         pictures = call(self.reader, known_pictures, dict(row), self.options)
         masks = [latent_known(picture, layers, *cells) for picture in pictures]
         return [None if mask.all() else mask for mask in masks]

@@ -63,7 +63,8 @@ class Holder:
         return (*answers, None)
 
     def _thing(self, about: bytes) -> Any:
-        make, arguments = wanted = pickle.loads(about)  # equal ones may have other bytes
+        # Of a worker of this job, as all that Ray brings; equal ones may have other bytes.
+        make, arguments = wanted = pickle.loads(about)
         if wanted not in self._made:
             self._made[wanted] = make(*arguments)
         return self._made[wanted]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SERVICE = "git-receive-pack"
 EMPTY_PACK = b"PACK" + (2).to_bytes(4, "big") + (0).to_bytes(4, "big")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 
 
 def move_branch(repository: Repository, branch: str, old: str, new: str) -> bool:
@@ -53,7 +54,10 @@ def accepted(body: bytes, branch: str) -> bool:
     """Whether a report says that the branch was moved."""
     lines, place = [], 0
     while place + 4 <= len(body):
-        size = int(body[place : place + 4], 16) if body[place : place + 4].isalnum() else 0
+        head = body[place : place + 4]
+        if not LENGTH.fullmatch(head):
+            return False  # no report
+        size = int(head, 16)
         lines.append(body[place + 4 : place + size].strip())
         place += max(4, size)
     return b"unpack ok" in lines and f"ok refs/heads/{branch}".encode() in lines

@@ -22,7 +22,7 @@ from layerflow.corpus.table import Corpus
 from pipelines.engine.staging import Staging
 from pipelines.engine.workers import Pool
 from pipelines.publish.large.progress import byte_line
-from pipelines.publish.large.reference import move_branch
+from pipelines.publish.large.reference import accepted, move_branch
 from pipelines.publish.large.survey import survey
 from pipelines.publish.large.tasks import ranges_of, rows_of
 from pipelines.publish.tables import table_schema
@@ -81,6 +81,14 @@ def git_server(tmp_path: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"zzzz", b"<html>not a git server</html>", b"000eunpack ok\n"]
+)
+def test_an_answer_that_is_no_report_moves_nothing(body: bytes) -> None:
+    assert not accepted(body, "main")
+    assert accepted(b"000eunpack ok\n0017ok refs/heads/main\n0000", "main")
 
 
 def test_a_real_git_server_moves_a_branch(
