@@ -14,9 +14,8 @@ from layerflow.corpus.derive import RECORD, recorded_jobs
 from layerflow.files import write_text
 from pipelines.inputs.listing import TABLE_SUFFIXES
 
-PATHS = ("inputs", "foregrounds", "backgrounds", "prompts")
-PATHS += ("weights", "refine_weights", "inpaint_weights")
 READ = ("inputs", "foregrounds", "backgrounds")
+PATHS = (*READ, "weights", "refine_weights", "inpaint_weights", "prompts")
 MAX_ROOTS = 32
 
 

@@ -229,7 +229,7 @@ def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what lies in a folder's safetensors, by their headers."""
     from safetensors import SafetensorError, safe_open
 
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:

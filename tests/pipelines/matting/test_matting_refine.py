@@ -92,6 +92,22 @@ def test_only_the_band_changes_and_it_alone_is_shown() -> None:
     assert refiner.shown == pytest.approx((2, 2 * reach, 2 * reach), abs=3)
 
 
+def test_what_flickers_in_the_band_is_averaged_along_the_flow() -> None:
+    """Of a still scene: its own frame counts once, each neighbour half, so .3, .7, .3, .7 becomes
+    (.3 + .35) / 1.5, .5, .5, (.7 + .15) / 1.5."""
+    alpha = disc(4, 20, 3.0)
+
+    class Flickers(Says):
+        def __call__(self, frames: np.ndarray, trimap: np.ndarray) -> np.ndarray:
+            even = np.arange(len(trimap))[:, None, None] % 2 == 0
+            return np.broadcast_to(np.where(even, 0.3, 0.7), trimap.shape).astype(np.float32)
+
+    found = refined(np.repeat(frames(1), 4, 0), alpha, Flickers(0.0))
+    band = trimap_of(alpha) == BAND
+    for t, expected in enumerate((0.65 / 1.5, 0.5, 0.5, 0.85 / 1.5)):
+        assert np.abs(found[t][band[t]] / 255.0 - expected).max() < 0.01
+
+
 def test_an_answer_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="the refiner gave"):
         refined(frames(1), disc(1, 20, 3.0), Says(float("nan")))
