@@ -17,6 +17,7 @@ from manifests.mine import MineOptions
 from manifests.steps import Step
 from pipelines.engine.jobs import make_recipe
 from pipelines.matting.refine import BAND, INSIDE, OUTSIDE, trimap_of
+from pipelines.mine.explain import write_explanation
 from pipelines.mine.job import run_mine, served_steps
 from pipelines.mine.window import with_networks
 from tests.support.mined import green_screen, options
@@ -107,6 +108,8 @@ def test_wrong_requests_fail_before_any_work(films: Path, tmp_path: Path) -> Non
     ):
         with pytest.raises(ValueError, match=match):
             run_mine(options(films, tmp_path / "out", **said), workers=0, quiet=True)
+        with pytest.raises(ValueError, match=match):
+            write_explanation(options(films, tmp_path / "out", **said))
     with pytest.raises(ValueError, match="say which with refine"):
         options(films, tmp_path / "out", refine_weights="folder")
     assert not (tmp_path / "out").exists()
