@@ -16,6 +16,7 @@ from layerflow.weights import content
 from manifests.mine import MineOptions
 from manifests.steps import Step
 from pipelines.engine.jobs import make_recipe
+from pipelines.engine.replay import remember
 from pipelines.matting.refine import BAND, INSIDE, OUTSIDE, trimap_of
 from pipelines.mine.explain import write_explanation
 from pipelines.mine.job import run_mine, served_steps
@@ -96,6 +97,20 @@ def test_a_recipe_is_of_what_the_weights_hold_not_of_where_they_lie(
     moved = again.model_copy(update={"refine_weights": str(second)})
     with pytest.raises(ValueError, match="are others"):
         with_networks(moved)
+
+
+def test_a_replay_knows_where_weights_lie_and_a_corpus_what_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/lama.pt").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    asked = options(tmp_path, tmp_path / "out", inpaint="lama", inpaint_weights="nets/lama.pt")
+    made = make_recipe("mined", asked.model_dump(mode="json"), 1)
+    assert made.options["inpaint_weights"] == "lama.pt"
+    remember(tmp_path, "mined", made.hash, made.given)
+    job = json.loads((tmp_path / RECORD).read_text())[made.hash]
+    assert job["options"]["inpaint_weights"] == str(tmp_path / "nets/lama.pt")
 
 
 def test_wrong_requests_fail_before_any_work(films: Path, tmp_path: Path) -> None:
