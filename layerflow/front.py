@@ -55,9 +55,11 @@ def mine(
     matting: Annotated[str, "backend: {layerflow.matting}"] = "auto",
     weights: Annotated[PathLike | None, "the backend's weights, a path"] = None,
     gate: Annotated[str, "quality gate: off, loose, coarse, standard, strict"] = "standard",
-    device: Annotated[str, "cpu or cuda: of backend and inpainter"] = "cpu",
+    device: Annotated[str, "cpu or cuda: of backend, refiner, inpainter"] = "cpu",
+    refine: Annotated[str | None, "refines the matte's edge: {layerflow.refiners}"] = None,
+    refine_weights: Annotated[PathLike | None, "the refiner's weights, a path"] = None,
     inpaint: Annotated[str, "fills unseen background: {layerflow.inpainters}"] = "opencv",
-    inpaint_weights: Annotated[PathLike | None, "lama: a TorchScript file"] = None,
+    inpaint_weights: Annotated[PathLike | None, "the inpainter's weights, a path"] = None,
     prompts: Prompts = None,
     caption_model: Annotated[
         str | None, "vision-language model: a folder, or its name at the url"

@@ -20,6 +20,8 @@ from typing import Any
 
 from layerflow.nearest import did_you_mean
 
+_GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -78,7 +80,8 @@ class Plugins:
         """What the class or function of that name makes.
 
         offered: arguments for one that takes them. asked: arguments that it must take, or
-        ValueError. What it makes must have the kind's ``attributes``.
+        ValueError, as for one that it needs besides. What it makes must have the kind's
+        ``attributes``.
         """
         factory, who = self.load(name), f"{self.what} {name!r}"
         taken = inspect.signature(factory).parameters
@@ -86,9 +89,13 @@ class Plugins:
         for argument in asked:
             if argument not in taken and not free:
                 raise ValueError(f"{who} has no {argument}: leave it out")
-        given = {key: value for key, value in offered.items() if key in taken}
+        given = {key: value for key, value in offered.items() if key in taken} | dict(asked)
+        for argument, parameter in taken.items():
+            optional = parameter.default is not parameter.empty or parameter.kind in _GATHERED
+            if not optional and argument not in given:
+                raise ValueError(f"{who} needs {argument}")
         try:
-            made = factory(**given | dict(asked))
+            made = factory(**given)
         except TypeError as error:
             raise ValueError(f"{who}: {error}") from error
         return self.checked(name, made)

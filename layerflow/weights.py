@@ -22,6 +22,7 @@ from layerflow.files import replacing
 
 HOME = "LAYERFLOW_WEIGHTS"
 _BLOCK = 1 << 20
+_LOADED = (".json", ".safetensors", ".model", ".txt")  # what loaders read of a model folder
 _TIMEOUT = 60.0  # seconds without a byte from a URL
 
 
@@ -106,7 +107,7 @@ def path_of(entry: Weights) -> Path | None:
         found = path.stat()
     except OSError:
         return None
-    digest = _digest(str(path), found.st_size, found.st_mtime_ns)
+    digest = _sha256_of(path)
     if found.st_size != entry.size or digest != entry.sha256:
         raise ValueError(
             f"{path} is not {entry.name}: {found.st_size} bytes with sha256 {digest}, not "
@@ -125,6 +126,41 @@ def installed(backend: str) -> list[tuple[Weights, Path]]:
     """All weights of a backend that are there, in the registry's order. As ``path_of`` raises."""
     found = [(entry, path_of(entry)) for entry in REGISTRY if backend in entry.backends]
     return [(entry, path) for entry, path in found if path is not None]
+
+
+def content(path: str | Path) -> str:
+    """The sha256 of a file of weights, or of a model folder: over the name below it and the sha256
+    of each file that loading may read, so that it does not depend on where the folder lies.
+
+    Raises ValueError where there is nothing.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _sha256_of(path)
+    inside = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.suffix in _LOADED}
+    shown = [name for name in inside if not any(part[0] == "." for part in name.split("/"))]
+    lines = [f"{_sha256_of(inside[name])}  {name}\n" for name in sorted(shown)]
+    if not lines:
+        raise ValueError(f"weights not found: {path}")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def with_content(name: str, path: str | Path) -> str:
+    """A network's name with what its weights hold: ``NAME@SHA256``.
+
+    name: perhaps with the sha256 that they must have. Raises ValueError for others, and as
+    ``content``.
+    """
+    plain, _, wanted = name.partition("@")
+    found = content(path)
+    if wanted not in ("", found):
+        raise ValueError(f"the weights {path} of {plain} are others: {found}, not {wanted}")
+    return f"{plain}@{found}"
+
+
+def _sha256_of(path: Path) -> str:
+    found = path.stat()
+    return _digest(str(path), found.st_size, found.st_mtime_ns)
 
 
 def get(name: str, source: str | Path | None = None) -> Path:

@@ -82,12 +82,21 @@ class MineOptions(Strict):
     thresholds: dict[str, tuple[Bound, Bound]] = Field(
         {}, description="score -> (minimum, maximum), in place of the gate's own"
     )
-    device: str = Field("cpu", exclude=True, description="of the backend and the inpainter")
+    device: str = Field("cpu", exclude=True, description="of backend, refiner and inpainter")
     inpaint: str = Field("opencv", description="what fills background that no frame showed")
-    inpaint_weights: LocalFile | None = Field(None, description="lama: a TorchScript file")
+    inpaint_weights: str | None = Field(None, description="the inpainter's weights, a local path")
+    refine: str | None = Field(
+        None,
+        min_length=1,
+        exclude_if=lambda name: name is None,
+        description="network that refines the matte's edge; none: the backend's own edge",
+    )
+    refine_weights: str | None = Field(
+        None, exclude_if=lambda path: path is None, description="its weights, a local path"
+    )
     captions: Captions | None = Field(None, description="prompts where no sidecar or table has any")
     prompts: str | None = Field(None, description="CSV, JSONL or Parquet table of prompts")
-    steps: dict[Literal["matte", "inpaint", "caption"], Step] = Field(
+    steps: dict[Literal["matte", "refine", "inpaint", "caption"], Step] = Field(
         {}, exclude=True, description="where the networks of steps run, and how many of each"
     )
     span: float = Field(60.0, gt=1, description="seconds of video that one unit of work takes")
@@ -97,12 +106,9 @@ class MineOptions(Strict):
     attribution: str | None = Field(None, description="whom to name for all inputs")
 
     @model_validator(mode="after")
-    def _weights_of_the_inpainter(self) -> MineOptions:
-        own = self.inpaint in ("opencv", "lama")
-        if own and (self.inpaint == "lama") != (self.inpaint_weights is not None):
-            raise ValueError(
-                "inpaint: lama and inpaint_weights (a TorchScript file) are given together"
-            )
+    def _weights_of_a_refiner(self) -> MineOptions:
+        if self.refine_weights is not None and self.refine is None:
+            raise ValueError("refine_weights are of no refiner: say which with refine")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Packages of others add backends, captioners, importers, inpainters and presets by their names."""
+"""Packages of others add backends, refiners, captioners, importers, inpainters and presets."""
 
 from __future__ import annotations
 
@@ -45,17 +45,18 @@ def recorded(out: Path) -> dict[str, Any]:
     return json.loads((out / "corpus.json").read_text())["options"]
 
 
-def test_a_foreign_backend_captioner_and_inpainter_mine(site: Path, tmp_path: Path) -> None:
+def test_a_foreign_backend_refiner_captioner_and_inpainter_mine(site: Path, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     matte = mined.green_screen(tmp_path / "films/disc.mp4", 3)
     out = tmp_path / "mined"
     done = layerflow(
         site, "mine", tmp_path / "films", "--out", out, "--size", "96x128", "--frames", 8,
         "--fps", 10, "--gate", "off", "--matting", "acme-green", "--captioner", "acme-words",
-        "--inpaint", "acme-pink", "--workers", 0, "--quiet",
+        "--refine", "acme-green-edge", "--inpaint", "acme-pink", "--workers", 0, "--quiet",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert recorded(out)["packages"] == dict.fromkeys(("matting", "inpaint", "captioner"), ACME)
+    kinds = ("matting", "refine", "inpaint", "captioner")
+    assert recorded(out)["packages"] == dict.fromkeys(kinds, ACME)
     corpus = Corpus.open(out)
     assert len(corpus) == 2
     row, clip = corpus.row(0), corpus.clip(0)
@@ -92,7 +93,15 @@ def test_a_foreign_preset_makes_a_model_folder(site: Path, tmp_path: Path) -> No
 
 def test_help_and_errors_list_what_is_installed(site: Path) -> None:
     shown = layerflow(site, "mine", "--help").stdout
-    for name in ("acme-green", "chroma", "acme-words", "endpoint", "acme-pink", "lama"):
+    for name in (
+        "acme-green",
+        "chroma",
+        "acme-green-edge",
+        "vitmatte",
+        "acme-words",
+        "acme-pink",
+        "lama",
+    ):
         assert name in shown
     wrong = layerflow(site, "pack", site, "--out", "x", "--layout", "acme-card")
     assert wrong.returncode == 2

@@ -13,6 +13,7 @@ from layerflow.plugins import Plugins
 KINDS = {
     "layerflow.matting": "pipelines.matting:MATTING",
     "layerflow.captioners": "pipelines.captions.captioner:CAPTIONERS",
+    "layerflow.refiners": "pipelines.matting.refine:REFINERS",
     "layerflow.inpainters": "pipelines.vision.inpaint:INPAINTERS",
     "layerflow.importers": "pipelines.inputs.importers:LAYOUTS",
     "layerflow.bases": "layerflow.plugins:BASES",

@@ -28,7 +28,9 @@ class Recipe:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-RUNTIME_OPTIONS = frozenset({"out", "inputs", "foregrounds", "backgrounds", "workers", "deadline"})
+RUNTIME_OPTIONS = frozenset(
+    {"out", "inputs", "foregrounds", "backgrounds", "refine_weights", "workers", "deadline"}
+)  # what the weights of a refiner hold is said beside its name
 
 
 def make_recipe(
@@ -39,7 +41,7 @@ def make_recipe(
     packages: of others that take part, option -> ``NAME==VERSION``.
     """
     kept = {name: value for name, value in options.items() if name not in RUNTIME_OPTIONS}
-    for name in ("weights", "prompts"):
+    for name in ("weights", "inpaint_weights", "prompts"):
         if kept.get(name):
             kept[name] = Path(kept[name]).name
     kept |= {"packages": dict(packages)} if packages else {}

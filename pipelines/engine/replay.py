@@ -14,8 +14,8 @@ from layerflow.corpus.derive import RECORD, recorded_jobs
 from layerflow.files import write_text
 from pipelines.inputs.listing import TABLE_SUFFIXES
 
-PATHS = ("inputs", "foregrounds", "backgrounds", "weights", "inpaint_weights", "prompts")
 READ = ("inputs", "foregrounds", "backgrounds")
+PATHS = (*READ, "weights", "refine_weights", "inpaint_weights", "prompts")
 MAX_ROOTS = 32
 
 

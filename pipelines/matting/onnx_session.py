@@ -31,13 +31,15 @@ class Preset:
     """How a family of models wants its input.
 
     ``mean`` and ``std`` of RGB after division by the clip's maximum; ``size``: side of the square
-    input, where the model itself leaves it open; ``logits``: the output is before the sigmoid.
+    input, where the model itself leaves it open; ``logits``: the output is before the sigmoid;
+    ``output``: which of its outputs, by index.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     size: int
     logits: bool = False
+    output: int = 0
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -45,18 +47,19 @@ PRESETS: dict[str, Preset] = {
     "u2net": Preset(*_IMAGENET, 320),
     "isnet": Preset((0.5, 0.5, 0.5), (1.0, 1.0, 1.0), 1024),
     "dis": Preset((0.5, 0.5, 0.5), (1.0, 1.0, 1.0), 1024),
-    "birefnet": Preset(*_IMAGENET, 1024, logits=True),
+    "birefnet": Preset(*_IMAGENET, 1024, logits=True, output=-1),  # coarse ones may come before it
 }
 
 
 class OnnxMatting:
     """Runs an ONNX segmentation model on batches of frames.
 
-    ``weights``: an ONNX file with one input, float32 or float16 [N, 3, S, S], whose output 0 is
-    [N, 1, S, S] or [N, S, S]. ``model``: one of ``PRESETS``; by default the one that the file's
-    name begins with or contains, else ``u2net``. S and whether N is free are read from the file; a
-    fixed N is filled up. ``batch``: frames at a time for a free N. ``device``: ``cpu`` or
-    ``cuda[:N]``; a GPU that onnxruntime cannot use is an error, not a slow run.
+    ``weights``: an ONNX file with one input, float32 or float16 [N, 3, S, S], whose output (the
+    first, of birefnet the last) is [N, 1, S, S] or [N, S, S]. ``model``: one of ``PRESETS``; by
+    default the one that the file's name begins with or contains, else ``u2net``. S and whether N is
+    free are read from the file; a fixed N is filled up. ``batch``: frames at a time for a free N.
+    ``device``: ``cpu`` or ``cuda[:N]``; a GPU that onnxruntime cannot use is an error, not a slow
+    run.
 
     Raises ValueError for a missing package, file or preset, and for a model of another interface.
     """
@@ -80,7 +83,7 @@ class OnnxMatting:
         import onnxruntime
 
         self.version = onnxruntime.__version__
-        entry = _only_input(self._session, Path(weights))
+        entry = _only_input(self._session, Path(weights), self.preset.output)
         self._input = entry.name
         self._dtype = np.float16 if entry.type == "tensor(float16)" else np.float32
         count, _, height, width = entry.shape
@@ -88,7 +91,7 @@ class OnnxMatting:
         self._fixed = count if isinstance(count, int) and count > 0 else None
         pixels = _BATCH_PIXELS * (8 if device.startswith("cuda") else 1)
         self._batch = self._fixed or batch or max(1, pixels // (self._size[0] * self._size[1]))
-        self._output = self._session.get_outputs()[0].name
+        self._output = self._session.get_outputs()[self.preset.output].name
         self._logits = self.preset.logits
 
     def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
@@ -212,7 +215,7 @@ def require_device(session: Any, device: str) -> None:
         raise ValueError(_NO_GPU)
 
 
-def _only_input(session: Any, weights: Path) -> Any:
+def _only_input(session: Any, weights: Path, output: int) -> Any:
     entries = session.get_inputs()
     shapes = [list(entry.shape) for entry in entries]
     kinds = ("tensor(float)", "tensor(float16)")
@@ -220,7 +223,8 @@ def _only_input(session: Any, weights: Path) -> Any:
         raise ValueError(f"{weights}: needs one float input [N, 3, S, S], has {shapes}")
     if isinstance(shapes[0][1], int) and shapes[0][1] != 3:
         raise ValueError(f"{weights}: its input {shapes[0]} does not have 3 channels")
-    rank = len(session.get_outputs()[0].shape or ())
+    found = session.get_outputs()[output]
+    rank = len(found.shape or ())
     if rank not in (0, 3, 4):
-        raise ValueError(f"{weights}: output 0 has {rank} dimensions, not [N, 1, S, S]")
+        raise ValueError(f"{weights}: output {found.name} has {rank} dimensions, not [N, 1, S, S]")
     return entries[0]

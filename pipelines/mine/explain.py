@@ -31,14 +31,13 @@ from manifests.mine import MineOptions
 from pipelines.engine.steps import Refused
 from pipelines.gates import Gate, judge, looser, misses, resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
-from pipelines.matting.auto.networks import resolved
 from pipelines.matting.auto.sources import Source
 from pipelines.matting.motion.backend import Pass
-from pipelines.mine.job import STEPS
+from pipelines.mine.job import STEPS, check_networks
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.record import write_prompts
 from pipelines.mine.survey import Findings, plan_survey, survey_unit
-from pipelines.mine.window import Video, Window
+from pipelines.mine.window import Video, Window, with_networks
 
 MAX_WINDOWS = 60
 _HEIGHT = 144  # of a picture on the page, in pixels
@@ -65,7 +64,8 @@ def write_explanation(options: MineOptions) -> Path:
     Nothing else is written. Raises ValueError as ``run_mine`` does for what cannot work.
     """
     out = local_output(options.out)
-    options = options.model_copy(update={"matting": resolved(options.matting)})
+    options = with_networks(options)
+    check_networks(options, options.device)
     gate = resolve_gate(options.gate, options.thresholds)
     found = list(islice(_trials(options), MAX_WINDOWS + 1))
     write_bytes(out, _page(options, gate, found).encode())

@@ -39,11 +39,19 @@ from pipelines.gates import resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
 from pipelines.inputs.prompts import read_prompt_table
 from pipelines.matting import MATTE, MATTING, network_of
-from pipelines.matting.auto.networks import resolved
+from pipelines.matting.refine import REFINE, REFINERS, make_refiner
 from pipelines.mine import filters, layers, record
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.survey import Findings, plan_survey, survey_unit
-from pipelines.mine.window import Video, Window, backend_of, matting_backend
+from pipelines.mine.window import (
+    Video,
+    Window,
+    backend_of,
+    inpainter_of,
+    matting_backend,
+    refiner_of,
+    with_networks,
+)
 from pipelines.vision.inpaint import INPAINT, INPAINTERS, make_inpainter
 
 STEPS: Steps[Window] = (
@@ -55,6 +63,7 @@ STEPS: Steps[Window] = (
     layers.take_backdrop,
     layers.matte_frames,
     layers.doubt_backdrop,
+    layers.refine_matte,
     layers.make_plate,
     layers.solve_foreground,
     layers.score_layers,
@@ -74,10 +83,11 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     backend, weights) before any work starts.
     """
     out = corpus_output(options.out)
-    options = options.model_copy(update={"matting": resolved(options.matting)})
+    options = with_networks(options)
     packages = packages_of(
         matting=(MATTING, options.matting.partition(":")[0]),
-        inpaint=(INPAINTERS, options.inpaint),
+        refine=(REFINERS, _named(options.refine)),
+        inpaint=(INPAINTERS, _named(options.inpaint)),
         captioner=(CAPTIONERS, options.captions.captioner if options.captions else None),
     )
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION, packages)
@@ -105,11 +115,23 @@ def check_request(options: MineOptions, workers: int | None) -> dict[str, Step]:
         require_gpus(workers)
     # The work runs elsewhere, and a cluster's head may have no GPU: weights are tried on the CPU.
     device = "cpu" if gpus and os.environ.get("RAY_ADDRESS") and workers != 0 else options.device
-    matting_backend(options.matting, options.weights, device)
-    make_inpainter(options.inpaint, options.inpaint_weights, device)
+    check_networks(options, device)
     if options.captions is not None:
         make_captioner(options.captions).check()
     return serve
+
+
+def check_networks(options: MineOptions, device: str) -> None:
+    """Raises ValueError for a backend, refiner or inpainter that does not start on a device."""
+    matting_backend(options.matting, options.weights, device)
+    if options.refine is not None:
+        make_refiner(options.refine, options.refine_weights, device)
+    make_inpainter(options.inpaint, options.inpaint_weights, device)
+
+
+def _named(told: str | None) -> str | None:
+    """The name of a network that is perhaps told with its content."""
+    return told and told.partition("@")[0]
 
 
 def _devices(options: MineOptions) -> dict[str, str]:
@@ -117,8 +139,13 @@ def _devices(options: MineOptions) -> dict[str, str]:
     found = {}
     if network_of(options.matting):
         found[MATTE] = options.device
-    if "device" in inspect.signature(INPAINTERS.load(options.inpaint)).parameters:
-        found[INPAINT] = options.device
+    for step, kind, told in (
+        (REFINE, REFINERS, options.refine),
+        (INPAINT, INPAINTERS, options.inpaint),
+    ):
+        name = _named(told)
+        if name and "device" in inspect.signature(kind.load(name)).parameters:
+            found[step] = options.device
     if options.captions is not None and options.captions.url is None:
         found[CAPTION] = options.captions.device
     return found
@@ -142,7 +169,7 @@ def served_steps(options: MineOptions) -> dict[str, Step]:
 def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) -> Outcome:
     """All clips of one ``VideoSpan``: every window of its survey, through ``STEPS``."""
     span, outcome = VideoSpan(**payload), Outcome()
-    _require_backend(options)
+    _require_networks(options)
 
     def reject(step: str, reason: str, **more: Any) -> None:
         row = rejected_row(span.uri, step, reason, kind="mined", recipe=recipe.hash, **more)
@@ -152,18 +179,22 @@ def mine_unit(payload: dict[str, Any], *, options: MineOptions, recipe: Recipe) 
     return outcome
 
 
-def _require_backend(options: MineOptions) -> None:
-    """Raises InfrastructureError where the backend cannot be made, which it could at the start.
+def _require_networks(options: MineOptions) -> None:
+    """Raises InfrastructureError where a network cannot be made, which it could at the start.
 
     So a machine that lacks the weights stops the job, and no window is rejected for it.
     """
-    try:
-        backend_of(options)
-    except ValueError as error:
-        raise InfrastructureError(
-            f"matting backend {options.matting.partition('@')[0]} does not work on this machine: "
-            f"{error}"
-        ) from error
+    for what, name, make in (
+        ("matting backend", options.matting, backend_of),
+        ("refiner", options.refine, refiner_of),
+        ("inpainter", options.inpaint, inpainter_of),
+    ):
+        try:
+            make(options)
+        except ValueError as error:
+            raise InfrastructureError(
+                f"{what} {_named(name)} does not work on this machine: {error}"
+            ) from error
 
 
 def _rows(

@@ -10,6 +10,7 @@ import numpy as np
 from layerflow.media.cells import MediaError
 from pipelines.inputs.listing import matte_beside
 from pipelines.matting import ALPHA, BACKDROP, EARLIER, Backdrop, Earlier, with_alpha
+from pipelines.matting.refine import refined
 from pipelines.mine.backdrop import find_backdrop, fit_backdrop, is_still, shared_with
 from pipelines.mine.prune import without_background
 from pipelines.mine.score import score_clip, seam
@@ -85,6 +86,13 @@ def doubt_backdrop(window: Window) -> None:
         window.backdrop = None
         if BACKDROP in window.video.backend.needs:
             matte_frames(window)
+
+
+def refine_matte(window: Window) -> None:
+    """Refine the edge of the matte, if the job asks for it."""
+    refiner = window.video.refiner
+    if refiner is not None:
+        window.alpha = refined(window.frames, window.alpha, refiner)
 
 
 def make_plate(window: Window) -> None:

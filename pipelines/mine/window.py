@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.decode import Decoder
+from layerflow.weights import with_content
 from manifests.mine import MineOptions
 from pipelines.engine.networks import network
 from pipelines.engine.steps import Refused
 from pipelines.gates import Gate, judge, resolve_gate
 from pipelines.matting import MATTE, Backdrop, Earlier, MattingBackend, make_backend, network_of
+from pipelines.matting.auto.networks import resolved
+from pipelines.matting.refine import REFINE, Refiner, make_refiner
 from pipelines.mine.plan import Twin, VideoSpan
 from pipelines.mine.score import Flows
 from pipelines.mine.survey import Candidate, Findings
@@ -55,11 +58,12 @@ class Video:
         return backend_of(self.options)
 
     @cached_property
+    def refiner(self) -> Refiner | None:
+        return refiner_of(self.options)
+
+    @cached_property
     def inpainter(self) -> Inpainter:
-        options = self.options
-        asked = options.inpaint, options.inpaint_weights, options.device
-        made: Inpainter = network(INPAINT, make_inpainter, *asked)
-        return made
+        return inpainter_of(self.options)
 
 
 def backend_of(options: MineOptions) -> MattingBackend:
@@ -70,6 +74,36 @@ def backend_of(options: MineOptions) -> MattingBackend:
         made: MattingBackend = network(MATTE, matting_backend, *asked)
         return made
     return matting_backend(*asked)
+
+
+def refiner_of(options: MineOptions) -> Refiner | None:
+    """As ``backend_of``: the refiner, if there is one."""
+    if options.refine is None:
+        return None
+    asked = options.refine, options.refine_weights, options.device
+    made: Refiner = network(REFINE, make_refiner, *asked)
+    return made
+
+
+def inpainter_of(options: MineOptions) -> Inpainter:
+    """As ``backend_of``: the inpainter."""
+    asked = options.inpaint, options.inpaint_weights, options.device
+    made: Inpainter = network(INPAINT, make_inpainter, *asked)
+    return made
+
+
+def with_networks(options: MineOptions) -> MineOptions:
+    """The options with all that decides what networks say: of ``auto`` which take part, of a
+    refiner and of an inpainter with a model folder what their weights hold.
+
+    Raises ValueError for weights that are missing, or others than the options name.
+    """
+    told = {"matting": resolved(options.matting)}
+    if options.refine is not None and options.refine_weights is not None:
+        told["refine"] = with_content(options.refine, options.refine_weights)
+    if options.inpaint_weights is not None and Path(options.inpaint_weights).is_dir():
+        told["inpaint"] = with_content(options.inpaint, options.inpaint_weights)
+    return options.model_copy(update=told)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Filling background that no frame showed: by OpenCV, or by a LaMa network given by path."""
+"""Filling background that no frame showed: by OpenCV, or by a network given by path."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from layerflow.plugins import Plugins
+from layerflow.weights import with_content
 
 INPAINTERS = Plugins(
     "layerflow.inpainters",
@@ -19,6 +20,7 @@ INPAINTERS = Plugins(
     {
         "opencv": "pipelines.vision.inpaint:OpenCvInpainter",
         "lama": "pipelines.vision.inpaint:LamaInpainter",
+        "wan-vace": "pipelines.vision.wan_vace:WanVaceInpainter",
     },
     ("name", "licence", "__call__"),
 )
@@ -44,7 +46,11 @@ class Hole:
 
 
 class Inpainter(Protocol):
-    """Fills holes; what is not hole comes back bit for bit."""
+    """Fills holes; what is not hole comes back bit for bit.
+
+    ``video``, if it is there and true: it is called once a clip, with all frames in their order,
+    also those without a hole.
+    """
 
     name: str
     licence: str
@@ -58,6 +64,7 @@ class OpenCvInpainter:
     """Telea's fast marching method, at a reduced size if the window is large."""
 
     name = "opencv"
+    video = False
     licence = "Apache-2.0"
 
     def __call__(self, holes: Sequence[Hole]) -> list[np.ndarray]:
@@ -98,6 +105,7 @@ class LamaInpainter:
     """
 
     name = "lama"
+    video = False
     licence = "as the weights file"
 
     def __init__(self, weights: str | Path, device: str = "cpu") -> None:
@@ -181,7 +189,11 @@ def _crops(masks: list[np.ndarray]) -> list[tuple[slice, slice]]:
 
 
 @lru_cache(maxsize=2)
-def make_inpainter(name: str, weights: str | None = None, device: str = "cpu") -> Inpainter:
-    """An inpainter of ``INPAINTERS``, one a process. ValueError if it cannot start."""
+def make_inpainter(told: str, weights: str | None = None, device: str = "cpu") -> Inpainter:
+    """An inpainter of ``INPAINTERS``, one a process. told: its name, perhaps with the content that
+    its weights must have (``with_content``). ValueError if it cannot start."""
+    name, content, _ = told.partition("@")
     asked = {} if weights is None else {"weights": weights}
+    if content and weights is not None:
+        with_content(told, weights)
     return cast(Inpainter, INPAINTERS.make(name, {"device": device}, asked))

@@ -109,6 +109,7 @@ def _fill_all(
     needed = max(1, min(_MIN_SAMPLES, count // 2))
     rest: list[int] = []
     todo = np.zeros_like(hole)
+    at_once = getattr(fill, "video", False)  # it sees what moves, so nothing is to be copied
     for t in sorted(range(count), key=lambda i: abs(i - middle)):
         if not hole[t].any():
             continue
@@ -120,20 +121,24 @@ def _fill_all(
         unseen = inside & (number < needed)
         patch = np.where(inside[..., None], gathered, frames[t][window])
         left = unseen
-        if t != middle and not seen[middle].all():
+        if t != middle and not at_once and not seen[middle].all():
             patch, left = _copy_middle(
                 patch, left, filled[middle], ~seen[middle], registration, t, window
             )
         filled[t][window] = patch
         seen[t][window] &= ~unseen
         todo[t][window] = left
-        if t == middle and left.any():
+        if t == middle and not at_once and left.any():
             (filled[t],) = fill([Hole(filled[t], todo[t], window)])
         elif left.any():
             rest.append(t)
-    holes = [Hole(filled[t], todo[t], _window(hole[t])) for t in rest]
-    for t, picture in zip(rest, fill(holes) if holes else [], strict=True):
-        filled[t] = picture
+    if rest and at_once:
+        everything = slice(0, hole.shape[1]), slice(0, hole.shape[2])
+        whole = [Hole(*frame, everything) for frame in zip(filled, todo, strict=True)]
+        filled = np.stack(fill(whole))
+    elif rest:
+        holes = [Hole(filled[t], todo[t], _window(hole[t])) for t in rest]
+        filled[rest] = np.stack(fill(holes))
     return _blend_seams(frames, filled, support, hole, radius), seen
 
 

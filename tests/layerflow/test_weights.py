@@ -146,3 +146,23 @@ def test_the_command_line_names_licences_and_finds_damage(home: Path, tmp_path: 
     (home / "u2netp.onnx").write_bytes(b"short")
     checked = runner.invoke(app, ["weights", "check"])
     assert checked.exit_code == 1 and "u2netp: wrong" in checked.stdout
+
+
+def test_the_content_of_a_folder_is_of_what_is_loaded_from_it_wherever_it_lies(
+    tmp_path: Path,
+) -> None:
+    """A sha256 over ``sha256sum``'s lines of the files that loaders read, by their names."""
+    files = {"config.json": b"{}", "part/model.safetensors": b"weights", "b.model": b"words"}
+    for name, data in {**files, "README.md": b"x", ".git/config.json": b"y", "w.bin": b"z"}.items():
+        (tmp_path / "net" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "net" / name).write_bytes(data)
+    lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    expected = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert weights.content(tmp_path / "net") == expected
+    assert weights.content(a_file(tmp_path)) == hashlib.sha256(CONTENT).hexdigest()
+    assert weights.with_content("vitmatte", tmp_path / "net") == f"vitmatte@{expected}"
+    (tmp_path / "net/config.json").write_bytes(b"[]  ")
+    with pytest.raises(ValueError, match="of vitmatte are others"):
+        weights.with_content(f"vitmatte@{expected}", tmp_path / "net")
+    with pytest.raises(ValueError, match="not found"):
+        weights.content(tmp_path / "none")

@@ -24,6 +24,9 @@ acme-words = "acme_layers:Words"
 [project.entry-points."layerflow.importers"]
 acme-cards = "acme_layers:CARDS"
 
+[project.entry-points."layerflow.refiners"]
+acme-green-edge = "acme_layers:GreenEdge"
+
 [project.entry-points."layerflow.inpainters"]
 acme-pink = "acme_layers:Pink"
 
@@ -54,6 +57,13 @@ class GreenMatter:
     def __call__(self, frames, backdrop=None):
         red, green, blue = np.moveaxis(frames.astype(np.int16), -1, 0)
         return Matte((green - np.maximum(red, blue) < 60).astype(np.float32))
+
+
+class GreenEdge:
+    name, licence = "acme-green-edge", "MIT"
+
+    def __call__(self, frames, trimap):
+        return GreenMatter()(frames).alpha
 
 
 class Words:

@@ -124,6 +124,37 @@ def test_size_and_preset_come_from_the_file_where_it_says_them(tmp_path: Path) -
     assert inside.min() >= 0.5 and inside.max() <= 0.75  # sigmoid of this model's 0..1 outputs
 
 
+def test_birefnet_is_known_by_its_file_and_answers_by_its_last_output(tmp_path: Path) -> None:
+    """As exports of BiRefNet-matting are: one frame at a time, logits, coarse maps before the last.
+    The answer is worked out here: normalised as for ImageNet, one weight a channel, a sigmoid."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weight, side = np.array([1.5, -0.5, 1.0], np.float32), 32
+    shape = [1, 1, side, side]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["input_image", "w"], ["output_image"]),
+            helper.make_node("AveragePool", ["output_image"], ["m"], kernel_shape=[8, 8]),
+        ],
+        "made",
+        [helper.make_tensor_value_info("input_image", kinds.FLOAT, [1, 3, side, side])],
+        [
+            helper.make_tensor_value_info("m", kinds.FLOAT, [1, 1, side - 7, side - 7]),
+            helper.make_tensor_value_info("output_image", kinds.FLOAT, shape),
+        ],
+        [helper.make_tensor("w", kinds.FLOAT, (1, 3, 1, 1), weight)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.save(model, str(tmp_path / "BiRefNet-matting-epoch_100.onnx"))
+    backend = OnnxMatting(tmp_path / "BiRefNet-matting-epoch_100.onnx")
+    assert backend.preset is PRESETS["birefnet"] and backend._fixed == 1
+    frames = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    frames[:, 0, 0] = 255  # the brightest level, by which the backend divides
+    seen = (frames / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    expected = 1 / (1 + np.exp(-(seen @ weight)))
+    assert np.abs(backend.predict(frames) - expected).max() < 1e-4
+
+
 def test_what_cannot_run_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"not a model")
     good = make_model(tmp_path / "good.onnx", side=32)
