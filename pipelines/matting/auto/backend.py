@@ -8,12 +8,24 @@ the matte is made soft as that of the motion backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from layerflow.weights import known, path_of
 from pipelines.engine.networks import network
-from pipelines.matting import BACKDROP, EARLIER, MATTE, Backdrop, Earlier, Matte, check_frames
+from pipelines.matting import (
+    BACKDROP,
+    CHOSEN,
+    EARLIER,
+    MATTE,
+    SEVERAL,
+    Backdrop,
+    Chosen,
+    Earlier,
+    Matte,
+    check_frames,
+)
 from pipelines.matting.auto.fuse import Fused, fuse
 from pipelines.matting.auto.networks import ALONE, NAME, which_networks
 from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
@@ -25,6 +37,7 @@ from pipelines.matting.motion.backend import (
     prepare,
     soften,
 )
+from pipelines.matting.motion.found import Found, by_hand, mattes, subjects
 from pipelines.matting.motion.subject import warp_vote
 from pipelines.matting.onnx_session import OnnxMatting
 from pipelines.matting.stabilise import matte_from_predictions
@@ -52,7 +65,7 @@ class AutoMatting:
 
     name = NAME
     version = "2"
-    needs = frozenset({BACKDROP, EARLIER})
+    needs = frozenset({BACKDROP, EARLIER, CHOSEN, SEVERAL})
     asks = True
 
     def __init__(
@@ -76,10 +89,13 @@ class AutoMatting:
         frames: np.ndarray,
         backdrop: Backdrop | None = None,
         earlier: Earlier | None = None,
+        chosen: Chosen | None = None,
+        several: bool = False,
     ) -> Matte:
         """Matte uint8 [T, H, W, 3]; all zero with confidence 0 where no source sees a subject.
 
-        Of several objects one that goes on from the ``earlier`` matte is preferred.
+        Of several objects one that goes on from the ``earlier`` matte is preferred. What is
+        ``chosen`` may be seen by its colours alone.
 
         Confidence: ``NAME_vote`` of ``motion`` and of each network, the IoU of what it alone would
         say with the matte; ``matte_agreement``, the mean vote, each weighing as far as it is
@@ -89,26 +105,32 @@ class AutoMatting:
         """
         check_frames(frames)
         if not self.networks:
-            return self.motion(frames, backdrop, earlier)
+            return self.motion(frames, backdrop, earlier, chosen, several)
         if len(frames) < 2 or min(frames.shape[1:3]) < 16:
+            if chosen is not None:
+                return mattes(frames, [])
             mean = np.mean([network.predict(frames) for network in self.networks], axis=0)
             return matte_from_predictions(frames, mean.astype(np.float32))
         with single_thread():
             area, segments = self.motion.work_area, self.motion.segments
-            clip = prepare(frames, area, segments, backdrop, earlier)
-            found, stability = self.motion.iterate(clip)
-            mover = _mover(clip, found, stability)
+            clip = prepare(frames, area, segments, backdrop, earlier, chosen)
             shape = clip.gray.shape
             networks = [from_network(n, frames, shape, clip.matches) for n in self.networks]
-            if self.observe is not None:
-                self.observe([mover, *networks])
-            motion = None if found is None else found.motion
-            fused = fuse(clip, mover, networks, motion)
-            if fused is None or not fused.mask.any():
-                return Matte(np.zeros(frames.shape[:3], np.float32), {"matte_confidence": 0.0})
-            mask = warp_vote(fused.mask, clip.matches)
-            confidence = _confidence(clip, motion, [mover, *networks], fused)
-            return Matte(soften(clip, mask, frames), confidence)
+            found = subjects(clip, partial(self._look, networks), several)
+            return mattes(frames, [(soften(clip, one.mask, frames), one) for one in found])
+
+    def _look(self, networks: Sequence[Source], clip: Clip) -> Found | None:
+        """The subject of a clip by motion and what ``networks`` say of it, or None."""
+        found, stability = self.motion.iterate(clip)
+        mover = _mover(clip, found, stability)
+        if self.observe is not None:
+            self.observe([mover, *networks])
+        motion = None if found is None else found.motion
+        fused = fuse(clip, mover, networks, motion)
+        if fused is None or not fused.mask.any():
+            return by_hand(clip)
+        confidence = _confidence(clip, motion, [mover, *networks], fused)
+        return Found(warp_vote(fused.mask, clip.matches), confidence, fused.looks)
 
 
 def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:
