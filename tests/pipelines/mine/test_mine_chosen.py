@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from pipelines.engine.staging import InfrastructureError
 from pipelines.engine.steps import Refused
 from pipelines.inputs.listing import list_sources
 from pipelines.inputs.prompts import read_prompt_table
-from pipelines.matting import Earlier
+from pipelines.matting import CHOSEN, SEVERAL, Earlier, Matte
+from pipelines.matting.motion.backend import MotionMatting
 from pipelines.mine import chosen, job
 from pipelines.mine.job import run_mine
 from pipelines.mine.plan import VideoSpan, plan_units
@@ -41,6 +43,28 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     write_video(folder / "a.mp4", list(two_movers(16).frames), crf=8)
     return folder
+
+
+class Red:
+    """Mattes what is red: the upper thing, which is the large one, or the one that is chosen."""
+
+    name, version, licence = "red", "1", "CC0-1.0"
+    needs = frozenset({CHOSEN, SEVERAL})
+
+    def __call__(self, frames, backdrop=None, chosen=None, several=False):  # type: ignore[no-untyped-def]
+        red = frames[..., 0].astype(int) - frames[..., 1] > 60
+        both = [red & half for half in (np.arange(96)[:, None] < 54, np.arange(96)[:, None] >= 54)]
+        if chosen is not None:
+            both = [one for one in both if (one[chosen.frame] & chosen.region).any()]
+        made = [Matte(one.astype(np.float32), {"matte_confidence": 0.9}) for one in both]
+        if not made:
+            return Matte(np.zeros(frames.shape[:3], np.float32), {"matte_confidence": 0.0})
+        return replace(made[0], others=tuple(made[1:]) if several else ())
+
+
+@pytest.fixture
+def red(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.mine.window.matting_backend", lambda *asked: Red())
 
 
 def ious(corpus: Corpus) -> list[tuple[float, float]]:
@@ -220,8 +244,10 @@ def test_a_subject_is_followed_from_the_last_sure_matte_and_not_too_far() -> Non
 
 
 def test_a_box_steers_a_job_and_an_empty_place_is_a_rejected_row(
-    videos: Path, tmp_path: Path
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    backend = MotionMatting(96 * 160, passes=2, segments=150)
+    monkeypatch.setattr("pipelines.mine.window.matting_backend", lambda *asked: backend)
     summary = run_mine(asked(videos, tmp_path / "c", box=SMALL), workers=0)
     assert summary.kept == 2
     corpus = Corpus.open(tmp_path / "c")
@@ -237,7 +263,7 @@ def test_a_box_steers_a_job_and_an_empty_place_is_a_rejected_row(
 
 
 def test_each_subject_gives_a_clip_and_a_resumed_job_is_the_same(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, red: None
 ) -> None:
     said = {"subjects": "each"}
     summary = run_mine(asked(videos, tmp_path / "c", **said), workers=0)
@@ -271,7 +297,9 @@ def test_each_subject_gives_a_clip_and_a_resumed_job_is_the_same(
     assert list(again.rows()) == list(corpus.rows())
 
 
-def test_the_page_shows_the_choice_and_each_subject(videos: Path, tmp_path: Path) -> None:
+def test_the_page_shows_the_choice_and_each_subject(
+    videos: Path, tmp_path: Path, red: None
+) -> None:
     out = tmp_path / "p.html"
     said = ["--size", "96x160", "--frames", "16", "--fps", "10", "--matting", "motion"]
     said += ["--gate", "off", "--out", str(out)]
