@@ -8,6 +8,7 @@ the matte is made soft as that of the motion backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -38,7 +39,8 @@ from pipelines.matting.motion.backend import (
     soften,
 )
 from pipelines.matting.motion.found import Found, by_hand, mattes, subjects
-from pipelines.matting.motion.subject import warp_vote
+from pipelines.matting.motion.graph import parts_of
+from pipelines.matting.motion.subject import grow, warp_vote
 from pipelines.matting.onnx_session import OnnxMatting
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
@@ -141,10 +143,27 @@ def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:
     return from_motion(warp_vote(found.subject, clip.matches), margin, stability)
 
 
+def _at(clip: Clip, source: Source, mask: np.ndarray) -> Source:
+    """What a source says of one subject among others: its parts that lie in the mask, bool [T, h,
+    w], by a fifth; not trusted where there is none, for it may look at something else."""
+    graph = clip.graph
+    part = parts_of(graph, graph.mean((source.field >= 0.5).astype(np.float32)) > 0.5)
+    inside = graph.mean(mask.astype(np.float32)) * graph.area
+    own = np.zeros(len(part), bool)
+    for name in np.unique(part[part >= 0]):
+        one = part == name
+        own |= one & (inside[one].sum() >= 0.2 * graph.area[one].sum())
+    near = graph.paint(grow(graph, own) & ((part < 0) | own))
+    trust = source.trust if own.any() else 0.0
+    return replace(source, field=source.field * near, trust=trust)
+
+
 def _confidence(
     clip: Clip, motion: np.ndarray | None, sources: Sequence[Source], fused: Fused
 ) -> dict[str, float]:
     mask, field = fused.mask, fused.field
+    if clip.alone or (clip.known is not None and clip.known.demanded):
+        sources = [_at(clip, source, mask) for source in sources]
     votes = {s.name: overlap(s.field >= 0.5, mask) for s in sources}
     total = max(1.0, sum(s.trust for s in sources))
     agreement = sum(s.trust * votes[s.name] for s in sources) / total

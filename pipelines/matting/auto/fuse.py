@@ -16,9 +16,9 @@ import numpy as np
 from pipelines.matting.auto.sources import Source, overlap
 from pipelines.matting.motion.backend import Clip
 from pipelines.matting.motion.decide import outline, sweep
-from pipelines.matting.motion.graph import Graph, diffuse
-from pipelines.matting.motion.known import excluded
-from pipelines.matting.motion.subject import grow, parts_of, select, shape_score
+from pipelines.matting.motion.graph import Graph, diffuse, parts_of
+from pipelines.matting.motion.known import familiar, restricted
+from pipelines.matting.motion.subject import grow, select, shape_score
 
 _APART = 1.5  # weight of motion where it and the networks overlap by half or less
 _SAME = 0.5  # and where they see the very same
@@ -58,6 +58,8 @@ def fuse(
     """
     graph, sources = clip.graph, [mover, *networks]
     views = [_of_mover(graph, mover), *(_of_network(graph, source) for source in networks)]
+    if clip.others.any() or (clip.known is not None and clip.known.demanded):
+        views = [_of_the_subject(clip, view) for view in views]
     weights = _weights(sources, views)
     if not weights.any():
         return None
@@ -66,7 +68,7 @@ def fuse(
         seen = np.mean([view.p for view in views[1:]], axis=0)
         silent = _moves_too(graph, views[0].p > 0.5, seen > 0.5, graph.mean(motion))
     p = _mixed([view.p for view in views], weights, ~silent)
-    p = np.where(clip.others | excluded(graph, clip.known), 0.0, p)
+    p = restricted(graph, np.where(clip.others, 0.0, p), clip.known)
     if not (p > 0.5).any():
         return None
     part = parts_of(graph, p > 0.5)
@@ -98,6 +100,17 @@ def _of_network(graph: Graph, source: Source) -> _View:
     level = float(np.clip(sweep(graph, p, mean)[0], *_LEVELS))
     known = ([0.0, level, 1.0], [0.0, 0.5, 1.0])
     return _View(np.interp(p, *known), np.interp(source.field, *known).astype(np.float32))
+
+
+def _of_the_subject(clip: Clip, view: _View) -> _View:
+    """A view without what is not looked for: other subjects, and what was not chosen by hand. A
+    source that sees nothing else has no say."""
+    graph = clip.graph
+    p = restricted(graph, np.where(clip.others, 0.0, view.p), clip.known)
+    part = parts_of(graph, p > 0.5)
+    names = np.unique(part[part >= 0])
+    seen = np.isin(part, [n for n in names if familiar(graph, part == n, clip.known) is not False])
+    return _View(p * seen, view.field * graph.paint(grow(graph, seen) & ((part < 0) | seen)))
 
 
 def _weights(sources: Sequence[Source], views: Sequence[_View]) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 
 from pipelines.matting import Matte
 from pipelines.matting.motion.decide import outline
+from pipelines.matting.motion.graph import parts_of
 from pipelines.matting.motion.known import by_colour, familiar
-from pipelines.matting.motion.subject import KEEP, parts_of, warp_vote
+from pipelines.matting.motion.subject import KEEP, warp_vote
 
 if TYPE_CHECKING:
     from pipelines.matting.motion.backend import Clip

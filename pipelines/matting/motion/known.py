@@ -13,11 +13,14 @@ import numpy as np
 
 from pipelines.matting import Chosen, Earlier
 from pipelines.matting.motion.decide import ColourModel
-from pipelines.matting.motion.graph import Graph, diffuse
+from pipelines.matting.motion.graph import Graph, diffuse, parts_of
 from pipelines.vision.evidence import grid
 
 _INSIDE = 0.5  # of a part's area on the frame must be where the subject is
 _ROUNDS = 4  # of colours and diffusion
+_RIVAL = 0.2  # evidence of another object outside of where the subject was chosen
+_THEIRS = 0.35  # share below which a superpixel goes to the others: what is far from both stays
+_FIRM = 10.0  # weight of what is certain
 _WEAK = 0.05  # weight of colours on other frames
 _CONTOUR = 1.3  # times the usual contrast between neighbours that the outline of a thing has
 
@@ -98,6 +101,33 @@ def excluded(graph: Graph, known: Known | None) -> np.ndarray:
     if known is None or not known.demanded or known.field is None:
         return np.zeros(len(graph.area), bool)
     return (graph.frame == known.frame) & (known.field < 0.05)
+
+
+def restricted(graph: Graph, p: np.ndarray, known: Known | None) -> np.ndarray:
+    """Evidence ``p``, [N] in [0, 1], without that of other objects than the one chosen by hand.
+
+    On the frame of the choice these are what lies outside of the region, and what is at the points
+    that are not on the subject. The graph carries both through the other frames, so that things
+    which touch each other there are kept apart.
+    """
+    outside = excluded(graph, known)
+    if known is None or not (outside.any() or known.away):
+        return p
+    here = graph.frame == known.frame
+    own, rivals = p * (here & (known.field is not None) & ~outside), p * outside
+    things = parts_of(graph, here & ~outside & (p > _RIVAL))
+    for spots, theirs, seeds in (
+        (known.points, known.away, own),
+        (known.away, known.points, rivals),
+    ):
+        whole = set(things[list(spots)].tolist()) - set(things[list(theirs)].tolist()) - {-1}
+        seeds[np.isin(things, list(whole))] = 1.0
+        seeds[list(spots)] = 1.0
+    own[list(known.away)] = 0.0
+    if not (rivals > _RIVAL).any() or not own.any():
+        return np.where(outside, 0.0, p)
+    share = diffuse(graph, _FIRM * own, _FIRM * rivals)
+    return np.where(outside | (share < _THEIRS), 0.0, p)
 
 
 def by_colour(graph: Graph, colours: ColourModel, known: Known | None) -> np.ndarray | None:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import scipy.sparse as sparse
-from scipy.sparse.csgraph import connected_components
 
 from pipelines.matting.motion.decide import Seeds, sweep
-from pipelines.matting.motion.graph import Graph, diffuse
-from pipelines.matting.motion.known import Known, excluded, familiar
+from pipelines.matting.motion.graph import Graph, diffuse, parts_of
+from pipelines.matting.motion.known import Known, familiar, restricted
 from pipelines.vision.evidence import Matches, grid
 from pipelines.vision.registration import Registration, project
 
@@ -70,13 +68,14 @@ def best_hypothesis(
     ``known``: where the subject is; ``alone``: see ``select``.
     """
     best: Hypothesis | None = None
-    outside = excluded(graph, known)
     for _ in range(attempts):
         seeds = seeds_without(ignored)
         if not seeds.foreground.any():
             break
-        p = np.where(outside, 0.0, diffuse(graph, seeds.foreground, seeds.background))
-        level, agreement = sweep(graph, p, seeds.foreground)
+        p = restricted(graph, diffuse(graph, seeds.foreground, seeds.background), known)
+        by_hand = known is not None and known.demanded
+        mass = seeds.foreground * (p > 0) if by_hand else seeds.foreground
+        level, agreement = sweep(graph, p, mass)
         inside = (p > level) & (ignored < 0.5)
         if not inside.any():
             break
@@ -130,21 +129,6 @@ def _flow_agreement(matches: list[Matches], shape: tuple[int, int, int]) -> np.n
         total[source] += np.exp(-((home - base) ** 2).sum(-1) / 2)
         number[source] += 1
     return total / np.maximum(number, 1)[:, None, None]
-
-
-def parts_of(graph: Graph, inside: np.ndarray) -> np.ndarray:
-    """Connected parts, through space and along the flow, of the superpixels ``inside``, bool [N].
-
-    Returns int [N]: the part's number, -1 outside.
-    """
-    use = inside[graph.first] & inside[graph.second]
-    use &= graph.spatial | (graph.temporal & (graph.weight > 0.3))
-    count = len(graph.area)
-    links = sparse.coo_matrix(
-        (np.ones(int(use.sum())), (graph.first[use], graph.second[use])), (count, count)
-    )
-    _, part = connected_components(links, directed=False)
-    return np.where(inside, part, -1)
 
 
 def score_part(graph: Graph, part: np.ndarray, p: np.ndarray, cues: Cues) -> float:

@@ -71,7 +71,8 @@ def test_a_box_or_a_point_takes_the_one_that_would_not_be_taken_alone(backend) -
         Chosen(0, box(0, 0, 160, 96), points=((128.0, 72.0),), away=((32.0, 32.0),)),
     ):
         matte = backend(CLIP.frames, chosen=chosen)
-        assert mean_iou(matte.alpha, CLIP.small) > 0.75, chosen.points
+        assert matte.confidence["matte_agreement"] > 0.5  # a network that looks elsewhere is silent
+        assert mean_iou(matte.alpha, CLIP.small) > 0.9, chosen.points
         assert (matte.alpha * CLIP.large).sum() < 0.05 * CLIP.large.sum()
 
 
@@ -101,8 +102,10 @@ def test_a_box_sets_off_by_colour_what_neither_moves_nor_is_salient() -> None:
 def test_each_subject_has_a_matte(backend) -> None:  # type: ignore[no-untyped-def]
     matte = backend(CLIP.frames, several=True)
     assert len(matte.others) == 1
-    assert mean_iou(matte.alpha, CLIP.large) > 0.8
-    assert mean_iou(matte.others[0].alpha, CLIP.small) > 0.75
+    assert mean_iou(matte.alpha, CLIP.large) > 0.9
+    assert mean_iou(matte.others[0].alpha, CLIP.small) > 0.9
+    agree = [one.confidence["matte_agreement"] for one in (matte, *matte.others)]
+    assert min(agree) > 0.6  # what a source says of the others counts against none
     one = moving_disc(6, size=(96, 144), pan=0.0)
     alone = motion()(one.frames, several=True)
     assert alone.others == () and mean_iou(alone.alpha, one.alpha) > 0.85
