@@ -11,7 +11,9 @@ from manifests.common import check
 
 BY_HAND = "by_hand"
 """What is said of a video besides its prompts and rights: JSON of a list of ``Choice``."""
-COLUMNS = frozenset({"box", "points", "at"})
+COLUMNS = {f"subject_{name}": name for name in ("box", "points", "at")}
+"""Column -> field of ``Choice``. Tables of others have columns ``box`` and ``points`` of their own.
+"""
 MAX_CHOICES = 1000
 
 
@@ -20,7 +22,7 @@ def chosen_in(row: Mapping[str, Any], place: str) -> dict[str, str]:
 
     Raises ValueError that names the place.
     """
-    given = {name: row[name] for name in COLUMNS if row.get(name) is not None}
+    given = {name: row[column] for column, name in COLUMNS.items() if row.get(column) is not None}
     given = {name: cell for name, cell in given.items() if not _blank(cell)}
     if not given:
         return {}

@@ -130,7 +130,8 @@ def in_picture(window: Window, choice: Choice, frame: int) -> Chosen:
             (py * height - top) * scaled_h / (bottom - top) - y,
         )
 
-    inside, away = [], []
+    inside: list[tuple[float, float]] = []
+    away: list[tuple[float, float]] = []
     for px, py, on in choice.points or ():
         spot = at(px, py)
         if 0 <= spot[0] < wide and 0 <= spot[1] < high:

@@ -28,6 +28,7 @@ from pipelines.mine.job import run_mine
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.window import Before, Video, Window
+from pipelines.retry import run_retry
 from tests.support.matting_clips import mean_iou, two_movers
 from tests.support.mined import options, write_video
 
@@ -139,10 +140,11 @@ def test_jobs_without_a_choice_keep_their_recipe_and_others_have_their_own() -> 
 
 def test_a_table_chooses_row_by_row_and_a_bad_row_is_named(videos: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
-    table.write_text(f'video,box,points,at\na.mp4,"{SMALL}",,\na.mp4,,"0.2,0.3",1.5\nb,,,\n')
+    table.write_text(f'video,subject_box,subject_points,subject_at\na.mp4,"{SMALL}",,\na.mp4,,"0.2,0.3",1.5\nb,,,\n')
     found = read_prompt_table(table)
     said = asked(videos, tmp_path / "c", prompts=str(table))
     (unit,) = plan_units(list_sources([str(videos)]), said, found)
+    assert found["b"] == {}
     first, second = unit.payload["choices"]
     assert first == {"box": [0.7, 0.58, 0.91, 0.94], "points": None, "at": None}
     assert second == {"box": None, "points": [[0.2, 0.3, True]], "at": 1.5}
@@ -157,11 +159,11 @@ def test_a_table_chooses_row_by_row_and_a_bad_row_is_named(videos: Path, tmp_pat
         ('"0.1,0.1,0.4,0.4",,soon', r"t\.csv row 2: at: .*number"),
         (f'"{SMALL}",,', r"t\.csv row 2: .*twice for the same time"),
     ):
-        table.write_text(f'video,box,points,at\na.mp4,"{SMALL}",,\na.mp4,{cells}\n')
+        table.write_text(f'video,subject_box,subject_points,subject_at\na.mp4,"{SMALL}",,\na.mp4,{cells}\n')
         with pytest.raises(ValueError, match=words):
             read_prompt_table(table)
     listed = videos / "list.jsonl"
-    listed.write_text(json.dumps({"video": "a.mp4", "box": [0.1, 0.1, 3, 0.4]}) + "\n")
+    listed.write_text(json.dumps({"video": "a.mp4", "subject_box": [0.1, 0.1, 3, 0.4]}) + "\n")
     (source,) = list_sources([str(listed)])
     listed.unlink()
     assert "list.jsonl row 1: where the subject is: box: places are shares" in str(source.problem)
@@ -254,7 +256,7 @@ def test_a_box_steers_a_job_and_an_empty_place_is_a_rejected_row(
     assert all(small > 0.75 > 0.1 > large for large, small in ious(corpus)), ious(corpus)
     ids = [row["id"] for row in corpus.rows(["id"])]
     table = tmp_path / "t.csv"
-    table.write_text('video,box\na.mp4,"0.4,0.3,0.6,0.6"\n')
+    table.write_text('video,subject_box\na.mp4,"0.4,0.3,0.6,0.6"\n')
     summary = run_mine(asked(videos, tmp_path / "d", prompts=str(table)), workers=0)
     assert summary.kept == 0 and len(set(ids)) == 2
     reasons = [(row["stage"], row["reason"]) for row in Corpus.open(tmp_path / "d").rejected()]
@@ -295,6 +297,24 @@ def test_each_subject_gives_a_clip_and_a_resumed_job_is_the_same(
     run_mine(asked(videos, tmp_path / "d", **said), workers=0)
     again = Corpus.open(tmp_path / "d")
     assert list(again.rows()) == list(corpus.rows())
+
+
+def test_a_subject_that_was_rejected_beside_another_one_is_replayed(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, red: None
+) -> None:
+    def fails_for_the_second(window: Window) -> None:
+        if window.number:
+            raise ValueError("no memory left")
+
+    said = asked(videos, tmp_path / "c", subjects="each", frames=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "STEPS", (*job.STEPS, fails_for_the_second))
+        assert run_mine(said, workers=0).kept == 1
+    retried = run_retry(tmp_path / "c", tmp_path / "again", workers=0, quiet=True)
+    assert (retried.replayed, retried.gained) == (1, 1)
+    again = Corpus.open(tmp_path / "again")
+    assert len({row["subject"] for row in again.rows(["subject"])}) == 2
+    assert again.rejected() == []
 
 
 def test_the_page_shows_the_choice_and_each_subject(
