@@ -1,7 +1,7 @@
 """How fast ``layerflow publish`` converts a corpus, against copying the same bytes.
 
-    python bench/publish.py [--megabytes 600] [--folder DIR]
-    python bench/publish.py --simulate 1000000     # rows of 200 kB without their media, to a double
+    python -m bench.publish [--megabytes 600] [--folder DIR]
+    python -m bench.publish --simulate 1000000     # rows of 200 kB without their media, to a double
 
 Media cells are videos of realistic sizes, most of it padding (conversion does not decode). Both the
 copy and the

@@ -159,7 +159,7 @@ class TrainManifest(Strict):
     """Which of torch's attention kernels to use; `auto` leaves it to torch."""
     compile: bool = False
     """torch.compile, block by block."""
-    prefetch: int = Field(2, ge=0)
+    prefetch: int | None = Field(None, ge=0)
     """Batches prepared ahead in a thread; 0 prepares them in line."""
     optimizer: Optimizer = Optimizer.model_validate({})
     dropout: Dropout = Dropout.model_validate({})

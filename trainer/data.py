@@ -29,7 +29,7 @@ from layerflow.model.layers import given_layers
 from layerflow.seeds import keyed
 from manifests.train import TrainManifest
 from manifests.train_stage import Component, Stage
-from trainer.ahead import ahead
+from trainer.ahead import ahead, depth
 from trainer.layers import (
     foregrounds,
     given_marks,
@@ -338,13 +338,17 @@ class Batches:
         return latents, noise, text, part.show(draw.row, known_of(item), draw.frame)
 
     def stream(
-        self, start: int, stop: int, prefetch: int = 0
+        self, start: int, stop: int, prefetch: int | None = 0
     ) -> Generator[list[Batch], None, None]:
-        """Steps `start` to `stop` - 1; with `prefetch`, that many prepared ahead in a thread."""
-        if prefetch < 1:
+        """Steps `start` to `stop` - 1; with `prefetch`, that many prepared ahead in a thread.
+
+        None: as many as pay here (`depth`).
+        """
+        number = depth(self) if prefetch is None else prefetch
+        if number < 1:
             yield from (self.step(step) for step in range(start, stop))
             return
-        with closing(ahead(self, start, stop, prefetch)) as batches:
+        with closing(ahead(self, start, stop, number)) as batches:
             yield from batches
 
 

@@ -12,6 +12,7 @@ import typer
 
 from layerflow.cli import new, weights
 from layerflow.cli.plugin_help import PluginCommand
+from layerflow.process.heap import keep_freed_memory
 
 GROUPS = (
     "data",
@@ -55,6 +56,7 @@ def _stop(number: int, _frame: object) -> None:
 def main() -> None:
     """Run a command. A wrong request ends with status 2 and one clear message, no traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

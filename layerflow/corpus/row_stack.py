@@ -19,16 +19,14 @@ from layerflow.clip import (
     PROMPTED,
     U8,
     LayeredClip,
-    from_level,
 )
 from layerflow.corpus.columns import SHADOWS, SingleObject, check_objects, decode_objects
 from layerflow.corpus.table import decode_row
 from layerflow.layer_set import EFFECTS, LayerSet, layer_set, matte_of
 from layerflow.media.cells import Bounds, MediaError, decode_color
+from layerflow.media.effects import effects_of
 from layerflow.media.isolate import isolated
 from layerflow.media.layer_stack import LayerStack, join, joined_prompt, shared
-
-SURE = 4 / 255  # of effects: a plate and its background differ by less where nothing lies on them
 
 Row = Mapping[str, Any]
 
@@ -91,8 +89,8 @@ def stack_of_parts(
     """The layers of a row whose media are at hand as frames, all of the same ones.
 
     objects: those that make its foregrounds (``single_objects``). plate: the background without
-    the shadow that lies in it, for effects. MediaError with effects for a row that does not say
-    who owns the shadow.
+    what the foreground casts on it, for effects. MediaError with effects for a row that does not
+    say who owns the shadow.
     """
     frames = {name: clip.layer(name) for name in LAYERS}
     if objects:
@@ -102,26 +100,21 @@ def stack_of_parts(
             made = pairs[part[0]] if len(part) == 1 else join([pairs[i] for i in part])
             frames |= dict(zip((name, matte_of(name)), made, strict=True))
     if EFFECTS in layers.layers:
-        frames |= _shadow(row, clip, plate)
+        frames |= _effects(row, clip, plate)
     about = clip.fps, clip.kind, clip.alpha_kind, clip.background_kind
     return LayerStack(layers, frames, row_prompts(row, layers), *about)
 
 
-def _shadow(row: Row, clip: LayeredClip, plate: U8 | None) -> dict[str, U8]:
-    """The shadow that the background owns as effects, and the background without it.
-
-    A shadow takes a share of the light of all colours: it is black, and its alpha is that share.
-    """
+def _effects(row: Row, clip: LayeredClip, plate: U8 | None) -> dict[str, U8]:
+    """What lies in the background as effects, and the background without it."""
     if row.get("shadow") not in SHADOWS:
         raise MediaError(f"clip {row['id']} does not say whether a shadow lies in its background")
-    alpha = np.zeros(clip.alpha.shape, np.uint8)
     if plate is None:
-        plate = clip.background
+        nothing = np.zeros_like(clip.background), np.zeros(clip.alpha.shape, np.uint8)
+        colour, alpha, plate = *nothing, clip.background
     else:
-        lit, shaded = (f.sum(axis=3, dtype=np.float32) for f in (plate, clip.background))
-        share = np.clip(1.0 - shaded / np.maximum(lit, 1.0), 0.0, 1.0)
-        alpha = from_level(np.where(share < SURE, 0.0, share) * 255.0)
-    return {EFFECTS: np.zeros_like(plate), matte_of(EFFECTS): alpha, BACKGROUND: plate}
+        colour, alpha = effects_of(plate, clip.background)
+    return {EFFECTS: colour, matte_of(EFFECTS): alpha, BACKGROUND: plate}
 
 
 def read_stack(row: Row, layers: LayerSet) -> LayerStack:

@@ -10,7 +10,7 @@ import hashlib
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,16 +77,21 @@ class Values:
     greatest: float = float("-inf")
     step: int = 1
 
-    def add(self, value: float) -> None:
-        if self.count % self.step == 0:
-            self.kept.append(value)
+    def extend(self, values: np.ndarray) -> None:
+        """Let numbers pass, float64 ``[N]``."""
+        self.least = min(self.least, float(values.min(initial=np.inf)))
+        self.greatest = max(self.greatest, float(values.max(initial=-np.inf)))
+        self.total += float(values.sum())
+        while len(values):
+            first = -self.count % self.step
+            room = MOST_VALUES + 1 - len(self.kept)  # the last one of it halves what is kept
+            some = values[: first + (room - 1) * self.step + 1]
+            self.kept.frombytes(some[first :: self.step].astype(np.float32).tobytes())
             if len(self.kept) > MOST_VALUES:
                 self.kept = self.kept[::2]
                 self.step *= 2
-        self.count += 1
-        self.total += value
-        self.least = min(self.least, value)
-        self.greatest = max(self.greatest, value)
+            self.count += len(some)
+            values = values[len(some) :]
 
 
 def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
     prompts = {layer: _Prompts() for layer in PROMPTED}
     scores = {name: Values() for name in QUALITY_FIELDS}
     sizes = cell_bytes(corpus)
-    for row, size in zip(small_rows(corpus), plain_rows(sizes), strict=True):
+    for row, size in zip(_scored_rows(corpus, scores), plain_rows(sizes), strict=True):
         source = row["origin"]["uri"]
         seconds = row["num_frames"] / row["fps"] if row["kind"] != "image" else 0.0
         for share in (kinds[row["kind"]], licences[row["origin"]["licence"] or None], total):
@@ -119,9 +124,6 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
                 counters[name][row[name]] += 1
         for layer in PROMPTED:
             prompts[layer].add(row[f"{layer}_prompt"])
-        for name, value in row["quality"].items():
-            if value is not None and name in scores:
-                scores[name].add(value)
     return {
         "rows": total.clips,
         "seconds": round(total.seconds, 3),
@@ -141,6 +143,27 @@ def stats(corpus: Corpus | PublishedCorpus) -> dict[str, Any]:
         "duplicates": duplicates(corpus, sizes),
         "rejected": _rejected(corpus),
     }
+
+
+def scores_of(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+    """The scores of a batch's column ``quality``, float64 each, without rows that have none."""
+    quality = batch.column("quality")
+    rows = pa.StructArray.from_arrays(quality.flatten(), fields=list(quality.type))  # nulls inside
+    return {
+        column.name: rows.field(column.name).drop_null().to_numpy(False).astype(np.float64)
+        for column in quality.type
+    }
+
+
+def _scored_rows(
+    corpus: Corpus | PublishedCorpus, scores: Mapping[str, Values]
+) -> Iterator[dict[str, Any]]:
+    """``small_rows`` without their scores, which pass to ``scores`` column by column."""
+    for batch in read_batches(corpus, small_columns(corpus.schema)):
+        for name, found in scores_of(batch).items():
+            if name in scores:
+                scores[name].extend(found)
+        yield from batch.drop_columns(["quality"]).to_pylist()
 
 
 @dataclass

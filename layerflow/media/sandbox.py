@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from layerflow.media.opening import MediaError
+from layerflow.process.heap import keep_freed_memory
 
 ANSWER_SECONDS = 180.0
 CHILD_MEMORY = 8 << 30
@@ -49,9 +50,6 @@ FIXED = {
     "TRANSFORMERS_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # glibc keeps the memory of pictures for the next ones: giving it back costs a tenth of the work
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -286,6 +284,7 @@ def _as_media_error(error: Exception) -> MediaError:
 
 def serve() -> None:
     """Answer requests on stdin until it closes."""
+    keep_freed_memory()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     with open(os.devnull, "r+b") as nothing:  # decoders that print must not reach the protocol
         os.dup2(nothing.fileno(), 0)

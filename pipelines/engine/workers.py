@@ -18,6 +18,7 @@ from typing import Any
 
 from layerflow.files import FULL
 from layerflow.plugins import missing_packages
+from layerflow.process.heap import keep_freed_memory
 from layerflow.ray_start import ray_runs
 from pipelines.engine.desk import NO_DESKS, Desks
 from pipelines.engine.networks import with_desks
@@ -172,6 +173,7 @@ def _attempt(make: Make, staging: Staging) -> Callable[[dict[str, str]], dict[st
     """What a worker does with a unit: a small row that says how it ended."""
 
     def run(item: dict[str, str]) -> dict[str, str]:
+        keep_freed_memory()
         said = {"key": item["key"], "stop": "", "error": ""}
         try:
             staging.check_here()

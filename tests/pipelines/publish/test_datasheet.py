@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from layerflow.corpus.stats import small_rows
+from layerflow.corpus.stats import read_batches
 from layerflow.corpus.table import Corpus
 from layerflow.media.cells import decode_png
 from pipelines.publish.card import is_foreign, make_card
@@ -117,16 +118,18 @@ def test_removals_and_weights_are_told(tmp_path: Path) -> None:
 
 
 def test_each_score_has_a_picture_with_the_limits_of_the_gate(corpus: Path) -> None:
-    picture = decode_png(score_picture(small_rows(Corpus.open(corpus))))
+    picture = decode_png(score_picture(read_batches(Corpus.open(corpus), ["quality"])))
     assert picture.shape == (2 * 130 + 14, 3 * 300 + 14, 3)  # four scores, three in a line
     per_panel = [picture[:144, x : x + 300] for x in (14, 314, 614)]
     assert all((panel == BAR).all(axis=2).any() for panel in per_panel)
     assert (picture == LIMIT).all(axis=2).any()
     rows = [{"quality": {"flicker": float(k // 90)}} for k in range(100)]
-    bars = (decode_png(score_picture(rows)) == BAR).all(axis=2)
+    bars = (decode_png(score_picture([pa.RecordBatch.from_pylist(rows)])) == BAR).all(axis=2)
     left, right = bars[:, :150].any(axis=1).sum(), bars[:, 150:300].any(axis=1).sum()
     assert left == 71 and right == 9  # 90 clips and 10: a bar is 70 pixels, the other a ninth
-    assert score_picture([{"quality": {"flicker": None}}]) == b""
+    nothing = [{"quality": {"flicker": None}}, {"quality": None}]
+    schema = pa.schema([("quality", pa.struct([("flicker", pa.float64())]))])
+    assert score_picture([pa.RecordBatch.from_pylist(nothing, schema=schema)]) == b""
 
 
 def leaves(fields: list[dict[str, Any]]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What every process of the toolkit asks of the system."""
