@@ -140,7 +140,9 @@ def test_jobs_without_a_choice_keep_their_recipe_and_others_have_their_own() -> 
 
 def test_a_table_chooses_row_by_row_and_a_bad_row_is_named(videos: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
-    table.write_text(f'video,subject_box,subject_points,subject_at\na.mp4,"{SMALL}",,\na.mp4,,"0.2,0.3",1.5\nb,,,\n')
+    table.write_text(
+        f'video,subject_box,subject_points,subject_at\na.mp4,"{SMALL}",,\na.mp4,,"0.2,0.3",1.5\nb,,,\n'
+    )
     found = read_prompt_table(table)
     said = asked(videos, tmp_path / "c", prompts=str(table))
     (unit,) = plan_units(list_sources([str(videos)]), said, found)
@@ -159,7 +161,9 @@ def test_a_table_chooses_row_by_row_and_a_bad_row_is_named(videos: Path, tmp_pat
         ('"0.1,0.1,0.4,0.4",,soon', r"t\.csv row 2: at: .*number"),
         (f'"{SMALL}",,', r"t\.csv row 2: .*twice for the same time"),
     ):
-        table.write_text(f'video,subject_box,subject_points,subject_at\na.mp4,"{SMALL}",,\na.mp4,{cells}\n')
+        table.write_text(
+            f'video,subject_box,subject_points,subject_at\na.mp4,"{SMALL}",,\na.mp4,{cells}\n'
+        )
         with pytest.raises(ValueError, match=words):
             read_prompt_table(table)
     listed = videos / "list.jsonl"
