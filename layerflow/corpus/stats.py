@@ -27,7 +27,7 @@ from layerflow.corpus.table import SCHEMA, Corpus, Table
 NO_LICENCE = "not stated"
 PERCENTILES = (5, 25, 50, 75, 95)
 AHEAD = 4096
-MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 18
 
 
 def chunks(table: Table | PublishedCorpus) -> Iterator[Chunk]:
@@ -192,8 +192,8 @@ class _Share:
 
 
 def cell_bytes(corpus: Corpus | PublishedCorpus) -> np.ndarray:
-    """int64 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
-    found = np.zeros((len(corpus), len(LAYERS)), np.int64)
+    """uint32 ``[rows, 4]``: bytes of each media cell, layers in their order (from the offsets)."""
+    found = np.zeros((len(corpus), len(LAYERS)), np.uint32)
     first = 0
     for batch in read_batches(corpus, LAYERS):
         for place, column in enumerate(batch.columns):
@@ -269,7 +269,7 @@ def plain_rows(array: np.ndarray) -> Iterator[Any]:
 
 
 def _distribution(values: Values) -> dict[str, float]:
-    """Percentiles of more than a million values are those of an even part of them."""
+    """Percentiles of more than 262,144 values are those of an even part of them."""
     array = np.asarray(values.kept, np.float64)
     points = np.percentile(array, PERCENTILES)
     return {

@@ -9,6 +9,7 @@ inside the range of levels gives B exactly, so that as much of the plate as poss
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from layerflow.clip import F32, U8, from_level
@@ -21,11 +22,12 @@ def effects_of(plate: U8, background: U8) -> tuple[U8, U8]:
     """Colour uint8 ``[T, H, W, 3]`` and alpha uint8 ``[T, H, W]`` of what lies on ``plate``.
 
     ``plate``, ``background``: uint8 ``[T, H, W, 3]``. Alpha is 0 where they differ by less than
-    ``SURE``, and the colour black there.
+    ``SURE`` in the mean of 3x3 pixels, and the colour black there.
     """
     colour, alpha = np.zeros_like(plate), np.zeros(plate.shape[:3], np.uint8)
     for t, (clear, shaded) in enumerate(zip(plate, background, strict=True)):
-        lies = np.abs(clear.astype(np.int16) - shaded).max(-1) >= SURE
+        apart = np.abs(clear.astype(np.float32) - shaded).max(-1)
+        lies = cv2.blur(apart, (3, 3)) >= SURE
         colour[t][lies], alpha[t][lies] = _solved(
             clear[lies].astype(np.float32), shaded[lies].astype(np.float32)
         )

@@ -203,9 +203,10 @@ def plan_of(
     fractions = parse_fractions(options.split)
     rows = small_rows(corpus) if len(fractions) > 1 else ({} for _ in ids)  # of one, none is read
     assignment = assign(rows, fractions, options.seed, _kept(ids, before))
-    names = np.asarray(assignment.names)
-    splits = {name: np.flatnonzero(names == name) for name in fractions}
-    sizes = cell_bytes(corpus).sum(axis=1)
+    numbers = {name: number for number, name in enumerate(fractions)}
+    codes = np.fromiter((numbers[name] for name in assignment.names), np.int16, len(ids))
+    splits = {name: np.flatnonzero(codes == number) for name, number in numbers.items()}
+    sizes = cell_bytes(corpus).sum(axis=1, dtype=np.int64)
     limit = shard_limit(int(sizes.sum()), SHARD_BYTES)
     parts = lay_out(ids, splits, sizes, limit, before)
     return PublishPlan(corpus, options, parts, assignment, licences, workers, before, stats(corpus))

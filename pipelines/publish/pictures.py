@@ -23,8 +23,8 @@ PAPER, INK, FAINT, BAR, LIMIT = (255, 255, 255), (26, 29, 34), (96, 105, 118), (
 
 def score_picture(batches: Iterable[pa.RecordBatch]) -> bytes:
     """A PNG of the scores in batches of a ``quality`` column, in the order of ``SCORES``; empty
-    bytes where there is none. Bars are in 24 bins over the 0.5 to 99.5 percentile, of more than a
-    million clips of an even part of them."""
+    bytes where there is none. Bars are in 24 bins over the 0.5 to 99.5 percentile, of more than
+    262,144 clips of an even part of them."""
     values = {score.name: Values() for score in SCORES}
     for batch in batches:
         for name, found in scores_of(batch).items():

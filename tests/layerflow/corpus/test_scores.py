@@ -61,13 +61,14 @@ def test_every_score_says_what_it_is() -> None:
     assert meaning("flicker").startswith("change of alpha") and meaning("colour_of_the_sky") == ""
 
 
-def test_coarse_takes_what_standard_takes_and_any_unseen_background_but_no_worse_matte() -> None:
+def test_coarse_takes_what_standard_takes_any_unseen_background_but_no_worse_matte() -> None:
     assert set(PRESETS) == {*CHAIN, "coarse"}
     standard, coarse = thresholds("standard"), thresholds("coarse")
     assert set(standard) - set(coarse) == {"unseen_fraction", "bystander_fraction"}
     for name, (low, high) in coarse.items():
         assert low <= standard[name][0] and high >= standard[name][1]
     matting = {score.name for score in SCORES if score.known == "matting"}
+    matting -= {"matte_stability", "matte_agreement"}  # how far sources differ, not what came out
     matte = {*matting, "warp_iou", "newcomers", "soft_fraction", "leftover_fraction", "ghost"}
     assert all(coarse.get(name) == standard.get(name) for name in matte)
     assert judge({"unseen_fraction": 1.0, "warp_iou": 0.8}, "coarse") is None
