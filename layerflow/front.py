@@ -61,6 +61,10 @@ def mine(
     inpaint: Annotated[str, "fills unseen background: {layerflow.inpainters}"] = "opencv",
     inpaint_weights: Annotated[PathLike | None, "the inpainter's weights, a path"] = None,
     prompts: Prompts = None,
+    box: Annotated[str | None, "subject by hand: inside X0,Y0,X1,Y1, shares of the picture"] = None,
+    points: Annotated[str | None, "at X,Y[;X,Y...], shares; X,Y,0: not there"] = None,
+    at: Annotated[float | None, "seconds at which these hold; default: as a shot begins"] = None,
+    subjects: Annotated[str, "one, or each: a clip for each clear subject"] = "one",
     caption_model: Annotated[
         str | None, "vision-language model: a folder, or its name at the url"
     ] = None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from manifests.chosen import Box, Choice, Point, parse_box, parse_points
 from manifests.common import Size, Strict, check
 from manifests.steps import Step
 
@@ -99,6 +100,26 @@ class MineOptions(Strict):
     steps: dict[Literal["matte", "refine", "inpaint", "caption"], Step] = Field(
         {}, exclude=True, description="where the networks of steps run, and how many of each"
     )
+    box: Annotated[Box, BeforeValidator(parse_box)] | None = Field(
+        None,
+        exclude_if=lambda box: box is None,
+        description="the subject is in X0,Y0,X1,Y1, shares of the picture as it is shown",
+    )
+    points: Annotated[tuple[Point, ...], BeforeValidator(parse_points)] | None = Field(
+        None,
+        exclude_if=lambda points: points is None,
+        description="the subject is at X,Y[;X,Y...]; X,Y,0: it is not there",
+    )
+    at: float | None = Field(
+        None,
+        exclude_if=lambda at: at is None,
+        description="seconds at which box and points hold; none: as each shot begins",
+    )
+    subjects: Literal["one", "each"] = Field(
+        "one",
+        exclude_if=lambda subjects: subjects == "one",
+        description="each: a clip for each clear subject, the others stay in its background",
+    )
     span: float = Field(60.0, gt=1, description="seconds of video that one unit of work takes")
     deadline: float = Field(180.0, gt=0, description="seconds that one decoding request may take")
     crf: int = Field(10, ge=0, le=40, description="H.264 quality of colour layers")
@@ -110,6 +131,20 @@ class MineOptions(Strict):
         if self.refine_weights is not None and self.refine is None:
             raise ValueError("refine_weights are of no refiner: say which with refine")
         return self
+
+    @model_validator(mode="after")
+    def _one_that_is_chosen(self) -> MineOptions:
+        if self.choice is not None and self.subjects == "each":
+            raise ValueError("a subject chosen by hand is one: not with subjects: each")
+        return self
+
+    @property
+    def choice(self) -> Choice | None:
+        """The subject chosen by hand for all videos. Raises ValueError where it is none."""
+        given = {"box": self.box, "points": self.points, "at": self.at}
+        if all(value is None for value in given.values()):
+            return None
+        return check(given, Choice, "box, points, at")
 
 
 def of_command(content: dict[str, Any]) -> MineOptions:

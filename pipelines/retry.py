@@ -69,7 +69,7 @@ def run_retry(
         if job["kind"] == "pasted" and Corpus.open(again).info["recipe"] != recipe:
             raise ValueError("pasted clips cannot be replayed by another version; paste them again")
         made.append((Corpus.open(again), rows))
-    derived = _joined(corpus, made, out, gate)
+    derived = _joined(corpus, made, out, gate, recorded_jobs(path))
     shutil.rmtree(scratch, ignore_errors=True)
     replayed = sum(len(rows) for _, rows in made)
     return Retried(derived, replayed, derived.rows - len(corpus))
@@ -107,7 +107,11 @@ def _far_enough(row: Rejected, job: Mapping[str, Any] | None, gate: str | None) 
 
 
 def _joined(
-    corpus: Corpus, made: Sequence[tuple[Corpus, list[Rejected]]], out: Path, gate: str | None
+    corpus: Corpus,
+    made: Sequence[tuple[Corpus, list[Rejected]]],
+    out: Path,
+    gate: str | None,
+    jobs: Mapping[str, Any],
 ) -> Derived:
     schema = joined_schema([corpus.schema, *(again.schema for again, _ in made)])
     if schema is None:
@@ -115,16 +119,20 @@ def _joined(
     left = Counter(_key(row) for _, asked in made for row in asked)
     old = [row for row in corpus.rejected() if not _taken(left, _key(row))]
     settled = {_span(row) for row in old if row["kind"] == "mined" and row["start"] is not None}
-    clips = {_clip_key(row) for row in corpus.rows(["id", "kind", "origin"])}
+    # Of several subjects of a window each has a clip.
+    columns = [name for name in ("id", "kind", "origin", "subject") if name in schema.names]
+    told = [name for name in columns if name in corpus.schema.names]
+    each = any(job["options"].get("subjects") == "each" for job in jobs.values())
+    clips = {_clip_key(row, each) for row in corpus.rows(told)}
 
     def is_new(row: Mapping[str, Any]) -> bool:  # a unit holds more than what was asked for
         is_settled = row["kind"] == "mined" and _span(row["origin"]) in settled
-        return not is_settled and _clip_key(row) not in clips
+        return not is_settled and _clip_key(row, each) not in clips
 
     def rows() -> Iterator[dict[str, Any]]:
         yield from corpus.rows()
         for again, _ in made:
-            for index, small in enumerate(again.rows(["id", "kind", "origin"])):
+            for index, small in enumerate(again.rows(columns)):
                 if is_new(small):
                     yield again.row(index)
 
@@ -154,13 +162,14 @@ def _key(row: Rejected) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("recipe", "uri", "stage", "reason", "start", "end"))
 
 
-def _clip_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What is the same for one clip made twice, also with another recipe."""
+def _clip_key(row: Mapping[str, Any], each: bool) -> tuple[Any, ...]:
+    """What is the same for one clip made twice, also with another recipe. each: by subjects."""
     source = row["origin"]
     if row["kind"] == "pasted":
         return ("pasted", row["id"])
     span = (round(source["start"] or 0.0, 2), round(source["end"] or 0.0, 2))
-    return (row["kind"], source["uri"], source["sha256"], *span)
+    subject = row.get("subject") if each else None
+    return (row["kind"], source["uri"], source["sha256"], *span, subject)
 
 
 # ---- the three jobs ------------------------------------------------------------------------------

@@ -135,6 +135,8 @@ SCORES: tuple[Score, ...] = (
       for source in ("motion", "u2netp", "isnet")),
     Score("seam", "ratio", "layers",
           "IoU of the matte's first frame with the last of the window before it in the shot"),
+    Score("other_subjects", "count", "matting",
+          "subjects with clips of their own that stay in the background"),
 )  # fmt: skip
 
 QUALITY_FIELDS = tuple(score.name for score in SCORES)

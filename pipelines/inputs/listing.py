@@ -25,6 +25,7 @@ from layerflow.locations import (
     suffix_of,
     without_secrets,
 )
+from pipelines.inputs.chosen import chosen_in
 from pipelines.inputs.prompts import is_known_column, said_in, sidecar_names
 from pipelines.inputs.rows import TABLE_SUFFIXES, read_rows, video_of
 
@@ -284,7 +285,7 @@ def _tabled(table: Path) -> Iterable[InputVideo]:
         except ValueError as error:
             raise ValueError(f"{table}: row {number}: {error}") from error
         try:
-            said, problem = said_in(row), None
+            said, problem = said_in(row) | chosen_in(row, "where the subject is"), None
         except ValueError as error:
             said, problem = {}, f"{table.name} row {number}: {error}"
         remote = "://" in location

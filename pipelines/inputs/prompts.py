@@ -1,8 +1,8 @@
 """What is said of a video or still: prompts and rights of tables, sidecars, other tools' JSON.
 
 Something said is a mapping of some of ``foreground``, ``background``, ``blended`` (prompts) and
-``licence``, ``attribution``. Keys of other tools are known; whatever else a JSON file holds is no
-error.
+``licence``, ``attribution``; of tables also the subject that is chosen by hand. Keys of other
+tools are known; whatever else a JSON file holds is no error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from layerflow.clip import BACKGROUND, BLENDED, FOREGROUND, PROMPTED
 from layerflow.corpus.columns import RIGHTS
 from layerflow.locations import check_inside, escape_name, printable, spellings
+from pipelines.inputs.chosen import BY_HAND, COLUMNS, chosen_in, more_chosen
 from pipelines.inputs.rows import parse_json, read_rows, read_text, video_of
 from pipelines.publish.licences import is_licence_column, joined, licence_in
 
@@ -47,8 +48,13 @@ Table = Mapping[str, Mapping[str, str]]
 
 
 def is_known_column(name: str) -> bool:
-    """Whether a column holds a prompt, a licence or an attribution."""
-    return name in PROMPT_COLUMNS or name == "attribution" or is_licence_column(name)
+    """Whether a column holds a prompt, a licence, an attribution or where the subject is."""
+    return (
+        name in PROMPT_COLUMNS
+        or name in COLUMNS
+        or name == "attribution"
+        or is_licence_column(name)
+    )
 
 
 def prompts_in(entry: Any) -> Said:
@@ -162,7 +168,7 @@ def _json(text: str) -> Any:
 
 def read_prompt_table(path: Path) -> dict[str, Said]:
     """A CSV, JSONL or Parquet table with a ``video`` (or ``file_name``) column and columns of
-    prompts.
+    prompts, or of where the subject is.
 
     Keys are the video column as written (a uri below the input folder, a file name or a stem).
     Raises ValueError that names the file and, where it can, the row.
@@ -175,8 +181,10 @@ def read_prompt_table(path: Path) -> dict[str, Said]:
             said = said_in(row)
         except ValueError as error:
             raise ValueError(f"{path.name} row {number}: {error}") from error
-        table[key] = merged(said, table.get(key, {}))
-    if table and not any(set(said) & set(PROMPTED) for said in table.values()):
+        place, earlier = f"{path.name} row {number}", table.get(key, {})
+        chosen = more_chosen(chosen_in(row, place), earlier, place)
+        table[key] = merged(said, earlier) | chosen
+    if table and not any(set(said) & {*PROMPTED, BY_HAND} for said in table.values()):
         raise ValueError(
             f"{path}: no row has a prompt in a column that is known; there are "
             f"{', '.join(content.columns)[:400]}; known are {', '.join(sorted(PROMPT_COLUMNS))}"

@@ -45,8 +45,10 @@ ALPHA = "alpha"  # RGBA frames: the matte that comes with the video (``with_alph
 BACKDROP = "backdrop"  # the backdrop of the shot, where there is one
 KEY_COLOUR = "key colour"  # a subject before one even colour
 EARLIER = "earlier"  # the frame before the clip's first one and its matte, where they are known
+CHOSEN = "chosen"  # where the subject is, if it was chosen by hand
+SEVERAL = "several"  # whether each clear subject is wanted, not one
 MATTE = "matte"  # the step whose actors hold networks
-NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR, EARLIER})
+NEEDS = frozenset({ALPHA, BACKDROP, KEY_COLOUR, EARLIER, CHOSEN, SEVERAL})
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class Matte:
 
     ``alpha``: float32 [T, H, W] in [0, 1], 1 = foreground. ``confidence``: figures that the backend
     can give about its own result, by the names of ``pipelines.mine.score``; empty if it has none.
+    ``others``: where each subject is wanted, the mattes of the others, the clearest first.
     """
 
     alpha: np.ndarray
     confidence: dict[str, float] = field(default_factory=dict)
+    others: tuple[Matte, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,20 @@ class Earlier:
     alpha: np.ndarray
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Where a clip's subject is on one of its frames, chosen by hand: nothing else is the subject.
+
+    ``region``: bool [H, W], what it is inside of, None if only points say; ``points``: places (x,
+    y) of which one at least is on it, ``away``: places that are not, in pixels of the frame.
+    """
+
+    frame: int
+    region: np.ndarray | None
+    points: tuple[tuple[float, float], ...] = ()
+    away: tuple[tuple[float, float], ...] = ()
+
+
 @runtime_checkable
 class MattingBackend(Protocol):
     """A matting backend. ``licence`` is that of the weights (or of the code if it has none).
@@ -105,7 +123,9 @@ class MattingBackend(Protocol):
 
         Frames are [T, H, W, 4] for one that needs ``ALPHA``. ``backdrop``: what is behind the
         subject, if that is known, for one that needs ``BACKDROP``. One that needs ``EARLIER`` also
-        takes ``earlier: Earlier | None``, by name, to stay with the same subject.
+        takes ``earlier: Earlier | None``, by name, to stay with the same subject; one that needs
+        ``CHOSEN`` ``chosen: Chosen | None``, and gives an empty matte where nothing is there; one
+        that needs ``SEVERAL`` ``several: bool``.
         """
         ...
 

@@ -18,8 +18,10 @@ import numpy as np
 from pipelines.engine.networks import network
 from pipelines.matting import (
     BACKDROP,
+    CHOSEN,
     MATTE,
     Backdrop,
+    Chosen,
     Matte,
     MattingBackend,
     check_frames,
@@ -49,7 +51,7 @@ class Sam2Matting:
 
     name = "sam2"
     licence = "Apache-2.0"
-    needs = frozenset({BACKDROP})
+    needs = frozenset({BACKDROP, CHOSEN})
     asks = True
 
     def __init__(
@@ -69,14 +71,20 @@ class Sam2Matting:
         self.version = f"transformers {version('transformers')}"
         self.finder = AutoMatting(model, device) if finder is None else finder
 
-    def __call__(self, frames: np.ndarray, backdrop: Backdrop | None = None) -> Matte:
-        """Matte uint8 [T, H, W, 3]; what the finder leaves empty stays empty.
+    def __call__(
+        self,
+        frames: np.ndarray,
+        backdrop: Backdrop | None = None,
+        chosen: Chosen | None = None,
+    ) -> Matte:
+        """Matte uint8 [T, H, W, 3]; what the finder leaves empty stays empty. ``chosen``: for it.
 
         Confidence: the finder's own, but ``matte_confidence`` of the network, and that and
         ``matte_agreement`` times the IoU of the two mattes.
         """
         check_frames(frames)
-        found = self.finder(frames, backdrop)
+        by_hand: dict[str, Any] = {} if chosen is None else {"chosen": chosen}
+        found = self.finder(frames, backdrop, **by_hand)
         mask = found.alpha >= 0.5
         if not mask.any():
             return Matte(np.zeros(frames.shape[:3], np.float32), found.confidence)

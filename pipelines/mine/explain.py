@@ -28,12 +28,15 @@ from layerflow.media.decode import shared_decoder
 from layerflow.media.video import Limits
 from layerflow.outputs import local_output
 from manifests.mine import MineOptions
-from pipelines.engine.steps import Refused
+from pipelines.engine.steps import Refused, Steps
 from pipelines.gates import Gate, judge, looser, misses, resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
+from pipelines.inputs.prompts import read_prompt_table
+from pipelines.matting import Chosen
 from pipelines.matting.auto.sources import Source
 from pipelines.matting.motion.backend import Pass
-from pipelines.mine.job import STEPS, check_networks
+from pipelines.mine.chosen import STEP, check_backend, unused_choices
+from pipelines.mine.job import STEPS, after_matting, check_networks
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.record import write_prompts
 from pipelines.mine.survey import Findings, plan_survey, survey_unit
@@ -43,7 +46,9 @@ MAX_WINDOWS = 60
 _HEIGHT = 144  # of a picture on the page, in pixels
 _QUALITY = 80  # of its JPEG
 _INK = (255, 64, 160)  # of an outline
-_LAYERS = STEPS[: STEPS.index(write_prompts)]
+_HAND, _AWAY = (255, 220, 0), (0, 200, 255)  # of what was chosen by hand, and what was not
+_UNTIL = STEPS.index(write_prompts)
+_LAYERS, _LAYERS_AFTER = STEPS[:_UNTIL], after_matting()[: _UNTIL - len(STEPS)]
 
 
 @dataclass
@@ -76,7 +81,11 @@ def _trials(options: MineOptions) -> Iterator[Trial]:
     for found in every_window(options):
         if isinstance(found, Window):
             span = f"{found.place.start:.2f} to {found.place.end:.2f} s"
-            yield try_window(found, f"{clean_uri(found.video.span.uri)}, {span}")
+            title = f"{clean_uri(found.video.span.uri)}, {span}"
+            yield try_window(found, title)
+            for sibling in found.siblings:
+                told = f"{title}, subject {sibling.number + 1} of {len(found.siblings) + 1}"
+                yield try_window(sibling, told, _LAYERS_AFTER)
         else:
             uri, step, reason = found
             yield Trial(clean_uri(uri), (step, reason))
@@ -85,7 +94,9 @@ def _trials(options: MineOptions) -> Iterator[Trial]:
 def every_window(options: MineOptions) -> Iterator[Window | tuple[str, str, str]]:
     """The windows of the inputs as the job has them, before their steps; of what gives none the
     input, the step and the reason."""
-    units = plan_units(list_sources(options.inputs), options)
+    table = read_prompt_table(Path(options.prompts)) if options.prompts else None
+    units = plan_units(list_sources(options.inputs), options, table)
+    check_backend(options, [unit.payload for unit in units])
     looks = [(unit, survey_unit(unit.payload, options=options)) for unit in units]
     added = plan_survey(looks)
     for unit, look in looks:
@@ -97,17 +108,20 @@ def every_window(options: MineOptions) -> Iterator[Window | tuple[str, str, str]
             continue
         with local_copy(span.location, Limits().max_bytes) as path:
             video = Video(options, "", span, findings, path, shared_decoder(options.deadline))
+            for reason in unused_choices(video):
+                yield span.uri, STEP, reason
             for index, place in enumerate(findings.windows):
                 yield Window(video, place, span.duplicates.get(str(index)))
 
 
-def try_window(window: Window, title: str) -> Trial:
+def try_window(window: Window, title: str, steps: Steps[Window] = _LAYERS) -> Trial:
     """The window through the job's steps, and on past a refusal."""
-    trial, before = Trial(title), window.video.before
+    video = window.video
+    trial, before = Trial(title), (video.ended, video.sure)
     seen: list[Any] = []
-    if hasattr(window.video.backend, "observe"):
-        window.video.backend.observe = seen.append
-    for step in _LAYERS:
+    if hasattr(video.backend, "observe"):
+        video.backend.observe = seen.append
+    for step in steps:
         try:
             step(window)
         except Refused as refused:
@@ -117,7 +131,7 @@ def try_window(window: Window, title: str) -> Trial:
             trial.refused = trial.refused or ("layers", trial.broken)
             break
     if trial.refused and trial.refused[0] in EARLY:  # the job has no matte of it then
-        window.video.before = before
+        video.ended, video.sure = before
     trial.scores = window.scores
     trial.pictures = list(_pictures(window, _sources(seen)))
     return trial
@@ -139,6 +153,8 @@ def _pictures(window: Window, sources: Sequence[Source]) -> Iterator[tuple[str, 
     if not hasattr(window, "alpha"):
         yield "frame", _small(frame)
         return
+    if window.chosen is not None:
+        yield "chosen by hand", _marked(window.frames[window.chosen.frame], window.chosen)
     alpha = window.alpha[middle]
     yield "frame and outline", _outlined(_small(frame), alpha)
     for source in sources:
@@ -159,10 +175,22 @@ def _small(picture: U8) -> U8:
     return cv2.resize(picture, (width, _HEIGHT), interpolation=cv2.INTER_AREA)
 
 
-def _outlined(picture: U8, alpha: U8) -> U8:
+def _marked(frame: U8, chosen: Chosen) -> U8:
+    """A frame with the box (or what became of it) and the points that were chosen by hand."""
+    picture = _small(frame)
+    if chosen.region is not None:
+        picture = _outlined(picture, chosen.region.astype(np.uint8) * 255, _HAND)
+    scale = picture.shape[0] / frame.shape[0]
+    for ink, places in ((_HAND, chosen.points), (_AWAY, chosen.away)):
+        for x, y in places:
+            cv2.circle(picture, (round(x * scale), round(y * scale)), 3, ink, -1)
+    return picture
+
+
+def _outlined(picture: U8, alpha: U8, ink: tuple[int, int, int] = _INK) -> U8:
     inside = cv2.resize(alpha, picture.shape[1::-1], interpolation=cv2.INTER_AREA) > 127
     edges, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(picture.copy(), edges, -1, _INK, 1)
+    return cv2.drawContours(picture.copy(), edges, -1, ink, 1)
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -206,7 +234,7 @@ def summary(options: MineOptions, gate: Gate, found: Sequence[Trial]) -> list[st
     return lines
 
 
-EARLY = ("duplicates", "filters")
+EARLY = ("duplicates", "filters", STEP)
 JUDGED = ("filters", "gate")
 
 

@@ -40,7 +40,8 @@ from pipelines.inputs.listing import list_sources, local_copy
 from pipelines.inputs.prompts import read_prompt_table
 from pipelines.matting import MATTE, MATTING, network_of
 from pipelines.matting.refine import REFINE, REFINERS, make_refiner
-from pipelines.mine import filters, layers, record
+from pipelines.mine import chosen, filters, layers, record
+from pipelines.mine.chosen import check_backend, unused_choices
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.survey import Findings, plan_survey, survey_unit
 from pipelines.mine.window import (
@@ -61,8 +62,10 @@ STEPS: Steps[Window] = (
     filters.filter_frames,  # rejected as "filters"
     layers.read_given_matte,
     layers.take_backdrop,
+    chosen.find_choice,  # rejected as "subject"
     layers.matte_frames,
     layers.doubt_backdrop,
+    chosen.require_subject,  # rejected as "subject"
     layers.refine_matte,
     layers.make_plate,
     layers.solve_foreground,
@@ -93,8 +96,10 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION, packages)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     serve = check_request(options, how.get("workers"))
+    units = plan_units(list_sources(options.inputs), options, table)
+    check_backend(options, [unit.payload for unit in units])
     return run_job(
-        plan_units(list_sources(options.inputs), options, table),
+        units,
         partial(mine_unit, options=options, recipe=recipe),
         survey=Survey(partial(survey_unit, options=options), plan_survey),
         out=out,
@@ -213,19 +218,37 @@ def _rows(
         with local_copy(span.location, Limits().max_bytes) as path:
             decoder = shared_decoder(options.deadline)
             video = Video(options, recipe.hash, span, findings, path, decoder)
+            for reason in unused_choices(video):
+                reject(chosen.STEP, reason)
             for index, place in enumerate(findings.windows):
-                row = _row(Window(video, place, span.duplicates.get(str(index))), reject)
-                if row is not None:
-                    yield row
+                yield from _rows_of(Window(video, place, span.duplicates.get(str(index))), reject)
     except (ValueError, FileNotFoundError, PermissionError) as error:
         reject("read", str(error))
 
 
-def _row(window: Window, reject: Callable[..., None]) -> dict[str, Any] | None:
-    """The row of one window; None where it is rejected."""
+def _rows_of(window: Window, reject: Callable[..., None]) -> Iterator[dict[str, Any]]:
+    """The row of a window, then those of its other subjects, of all that are not rejected."""
     reject = partial(reject, start=window.place.start, end=window.place.end)
+    row = _row(STEPS, window, reject)
+    if row is not None:
+        yield row
+    for sibling in window.siblings:
+        row = _row(after_matting(), sibling, reject)
+        if row is not None:
+            yield row
+
+
+def after_matting() -> Steps[Window]:
+    """The steps of a window whose matte was made with that of another one."""
+    return STEPS[STEPS.index(layers.matte_frames) + 1 :]
+
+
+def _row(
+    steps: Steps[Window], window: Window, reject: Callable[..., None]
+) -> dict[str, Any] | None:
+    """The row of one window; None where it is rejected."""
     try:
-        return run_steps(STEPS, window).row
+        return run_steps(steps, window).row
     except Refused as refused:
         reject(refused.step, str(refused), quality=window.scores)
     except MediaError as error:

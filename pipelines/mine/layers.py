@@ -9,11 +9,21 @@ import numpy as np
 
 from layerflow.media.cells import MediaError
 from pipelines.inputs.listing import matte_beside
-from pipelines.matting import ALPHA, BACKDROP, EARLIER, Backdrop, Earlier, with_alpha
+from pipelines.matting import (
+    ALPHA,
+    BACKDROP,
+    CHOSEN,
+    EARLIER,
+    SEVERAL,
+    Backdrop,
+    Earlier,
+    with_alpha,
+)
 from pipelines.matting.refine import refined
 from pipelines.mine.backdrop import find_backdrop, fit_backdrop, is_still, shared_with
 from pipelines.mine.prune import without_background
 from pipelines.mine.score import score_clip, seam
+from pipelines.mine.several import levels, tell_apart
 from pipelines.mine.traces import find_traces
 from pipelines.mine.window import Before, Window
 from pipelines.readers.stills import OPAQUE, grey_of
@@ -71,12 +81,18 @@ def matte_frames(window: Window) -> None:
     backend, frames = window.video.backend, window.frames
     if window.given_matte is not None:
         frames = with_alpha(frames, window.given_matte)
+    window.before = next(iter(window.just_before), None)
     given: dict[str, Any] = {}
-    if EARLIER in backend.needs and window.before and window.before.confidence >= SURE:
-        given["earlier"] = window.before.last
+    if window.chosen is not None:
+        given[CHOSEN] = window.chosen
+    elif window.video.options.subjects == "each":
+        given[SEVERAL] = True
+    elif EARLIER in backend.needs and window.before and window.before.confidence >= SURE:
+        given[EARLIER] = window.before.last
     matte = backend(frames, window.backdrop if BACKDROP in backend.needs else None, **given)
-    window.alpha = np.rint(np.clip(matte.alpha, 0.0, 1.0) * 255.0).astype(np.uint8)
-    window.confidence = matte.confidence
+    window.alpha, window.confidence = levels(matte.alpha), matte.confidence
+    if SEVERAL in given:
+        tell_apart(window, matte.others)
 
 
 def doubt_backdrop(window: Window) -> None:
@@ -84,7 +100,7 @@ def doubt_backdrop(window: Window) -> None:
     backdrop = window.backdrop
     if backdrop is not None and shared_with(backdrop, window.frames, window.alpha) > SHARED:
         window.backdrop = None
-        if BACKDROP in window.video.backend.needs:
+        if BACKDROP in window.video.backend.needs and window.number == 0:
             matte_frames(window)
 
 
@@ -124,7 +140,8 @@ def score_layers(window: Window) -> None:
 
 def score_traces(window: Window) -> None:
     """Find and score what the subject leaves beside its matte: a shadow, missed parts."""
-    traces = window.traces = find_traces(window.frames, window.alpha, window.plate)
+    traces = find_traces(window.frames, window.alpha, window.plate, window.others)
+    window.traces = traces
     window.scores["shadow_fraction"] = traces.shadow_fraction
     window.scores["leftover_fraction"] = traces.leftover_fraction
     if traces.bystander_fraction is not None:
@@ -137,9 +154,13 @@ def score_seam(window: Window) -> None:
         last = window.before.last
         score = seam(last.frame, last.alpha, window.frames[0], window.alpha[0])
         window.scores |= {} if score is None else {"seam": score}
+    video, place = window.video, window.place
     confidence = window.scores.get("matte_confidence", 1.0)
     last = Earlier(window.frames[-1].copy(), window.alpha[-1].copy())
-    window.video.before = Before(window.place.shot, window.place.end, last, confidence)
+    own = Before(place.shot, place.end, last, confidence, window.name)
+    video.ended = (*(video.ended if window.number else ()), own)
+    if confidence >= SURE and last.alpha.any():
+        video.sure = own
 
 
 def judge_layers(window: Window) -> None:

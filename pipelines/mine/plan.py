@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from layerflow.media.cells import MediaError
 from layerflow.media.decode import Decoder
 from manifests.mine import MineOptions
 from pipelines.engine.jobs import Unit, unit_key
+from pipelines.inputs.chosen import choices_of
 from pipelines.inputs.listing import InputVideo, tell
 from pipelines.inputs.metadata import folders_say
 from pipelines.inputs.prompts import Table, check_matches, entry_for, merged, prompts_of, sidecar
@@ -32,10 +34,10 @@ class VideoSpan:
 
     location: a local path or a URL; root: the folder that its matte must lie in; uri: its name in
     the corpus; start, end: seconds; problem: why it is not to be used; prompts, licence,
-    attribution: what is said of the video. The first pass adds look: the file with its
-    ``Findings``, None where it was lost for the reason ``lost``; duplicates: the twins of some
-    windows, by their index; and joined: of shots that go on from an earlier span the start, by
-    theirs.
+    attribution, choices (``manifests.chosen``): what is said of the video. The first pass adds
+    look: the file with its ``Findings``, None where it was lost for the reason ``lost``;
+    duplicates: the twins of some windows, by their index; and joined: of shots that go on from an
+    earlier span the start, by theirs.
     """
 
     location: str
@@ -47,6 +49,7 @@ class VideoSpan:
     prompts: dict[str, str] = field(default_factory=dict)
     licence: str | None = None
     attribution: str | None = None
+    choices: list[dict[str, Any]] = field(default_factory=list)
     look: str | None = None
     lost: str | None = None
     duplicates: dict[str, Twin] = field(default_factory=dict)
@@ -91,7 +94,8 @@ def plan_units(
         except (ValueError, OSError) as error:
             video = replace(video, problem=str(error))
         # Addresses that differ in what is not recorded have one uri.
-        again = [uris[source.uri]] if uris[source.uri] else []
+        again: list[object] = [uris[source.uri]] if uris[source.uri] else []
+        again += [video.choices] if video.choices else []
         uris[source.uri] += 1
         for start, end in spans:
             key = unit_key(source.uri, *content, start, end, *again)
@@ -141,7 +145,7 @@ def _durations(paths: Sequence[Path], deadline: float) -> list[float | str]:
 def _with_what_is_said(
     video: VideoSpan, source: InputVideo, table: Table | None, options: MineOptions
 ) -> VideoSpan:
-    """The video with its prompts, licence and attribution.
+    """The video with its prompts, licence, attribution and the subject that is chosen by hand.
 
     Prompts: the row that named it, the table of prompts, its sidecar, the template, layer by layer.
     Rights: all that these and the JSON of its folders say; the job's own where they say nothing.
@@ -155,4 +159,5 @@ def _with_what_is_said(
         prompts=prompts_of(said),
         licence=said.get("licence") or options.licence,
         attribution=said.get("attribution") or options.attribution,
+        choices=choices_of(said, options.choice),
     )

@@ -11,6 +11,7 @@ from layerflow.corpus.table import clip_id, encode_row, origin
 from layerflow.media.cells import encode_color
 from layerflow.media.known import KNOWN, encode_known
 from pipelines.captions.captioner import caption_clip
+from pipelines.mine.chosen import marks
 from pipelines.mine.known import known_pixels
 from pipelines.mine.window import Window
 from pipelines.vision.plate import clean_plate
@@ -37,7 +38,7 @@ def encode(window: Window) -> None:
     )
     row = encode_row(
         clip,
-        id=clip_id("mined", [sha256], [start, end], recipe),
+        id=clip_id("mined", [sha256], [start, end, *_which(window)], recipe),
         origin=origin(
             span.uri,
             sha256,
@@ -52,6 +53,12 @@ def encode(window: Window) -> None:
     )
     own = {"subject": window.subject, KNOWN: known_cell(window)}
     window.row = row | shadow_cells(window) | own
+
+
+def _which(window: Window) -> list[float]:
+    """What tells the clip from others of the same window: its subject's number, or who was chosen
+    by hand."""
+    return [*([window.number] if window.number else []), *marks(window.video)]
 
 
 def known_cell(window: Window) -> bytes | None:

@@ -53,13 +53,14 @@ class Findings:
     """What one unit holds. As JSON it is the unit's findings of the first pass.
 
     shots: for each with a window the times (seconds) of the frames by which its backdrop is found;
-    starts: when they begin; edges: of each span, ``_edge``; problems: step and reason of a rejected
-    row.
+    starts, ends: of their first and last frames; edges: of each span, ``_edge``; problems: step and
+    reason of a rejected row.
     """
 
     sha256: str = ""
     shots: list[tuple[float, ...]] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
     edges: list[dict[str, Any]] = field(default_factory=list)
     windows: list[Candidate] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -73,13 +74,16 @@ class Findings:
         ]
         return cls(**{**findings, "windows": windows})
 
-    def subject(self, shot: int, start: float | None = None) -> str:
+    def subject(
+        self, shot: int, start: float | None = None, name: tuple[float, int] | None = None
+    ) -> str:
         """The id of a shot's subject, 16 hex digits of the source and the shot's start.
 
-        start: when the shot begins, if that is in an earlier span.
+        start: when the shot begins, if that is in an earlier span. name: of several subjects of a
+        shot which one, by the time at which it was first seen and its number there.
         """
         start = self.starts[shot] if start is None else start
-        text = json.dumps([self.sha256, round(start, 3)])
+        text = json.dumps([self.sha256, round(start, 3), *(name or ())])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -140,6 +144,7 @@ def _survey_span(
             closing = len(findings.shots) if shot[1] == len(times) else closing
             findings.shots.append(backdrop_times(times[shot[0] : shot[1]]))
             findings.starts.append(float(times[shot[0]]))
+            findings.ends.append(float(times[shot[1] - 1]))
     findings.edges[-1] = _edge(thumbs, opening, closing)
     if len(findings.windows) == before:
         reason = why_no_window(times, shots, options.frames, options.fps)

@@ -50,11 +50,14 @@ class Traces:
         return self.shadow_fraction + self.leftover_fraction >= FOUND
 
 
-def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
+def find_traces(
+    frames: np.ndarray, alpha: np.ndarray, plate: Plate, others: np.ndarray | None = None
+) -> Traces:
     """The shadow of a clip's subject, and what else of it is left outside the matte.
 
     ``frames``: uint8 [T, H, W, 3]; ``alpha``: uint8 [T, H, W]; ``plate``: of ``clean_plate`` for
-    them. What neither other frames nor the backdrop show free of the subject is not judged.
+    them; ``others``: uint8 [T, H, W], subjects that have clips of their own and are no bystanders.
+    What neither other frames nor the backdrop show free of the subject is not judged.
     """
     count, height, width = alpha.shape
     size = work_size(frames, _WORK_AREA)
@@ -70,8 +73,9 @@ def find_traces(frames: np.ndarray, alpha: np.ndarray, plate: Plate) -> Traces:
                 continue
             behind = None if plate.backdrop is None else _of_backdrop(plate.backdrop, size, t)
             shadow, other = _traces_of(small, hole, registration, t, area, behind)
-            others = 0 if behind is None else _bystanders(small[t], hole[t], *behind[:2], area)
-            shares[t] = shadow.sum() / area, other.sum() / area, others / area
+            apart = hole[t] if others is None else hole[t] | _shrunk(others[t] > 12, size)
+            strangers = 0 if behind is None else _bystanders(small[t], apart, *behind[:2], area)
+            shares[t] = shadow.sum() / area, other.sum() / area, strangers / area
             if (shadow | other).any():
                 masks[t] = _enlarged(shadow | other, (width, height)) & ~plate.hole[t]
                 leftovers[t] = _enlarged(other, (width, height)) & ~plate.hole[t]

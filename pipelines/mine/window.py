@@ -9,12 +9,22 @@ from typing import Any, Literal
 
 from layerflow.clip import ALPHA, BACKGROUND, BLENDED, FOREGROUND, U8
 from layerflow.media.decode import Decoder
+from layerflow.media.video import F64
 from layerflow.weights import with_content
+from manifests.chosen import Choice
 from manifests.mine import MineOptions
 from pipelines.engine.networks import network
 from pipelines.engine.steps import Refused
 from pipelines.gates import Gate, judge, resolve_gate
-from pipelines.matting import MATTE, Backdrop, Earlier, MattingBackend, make_backend, network_of
+from pipelines.matting import (
+    MATTE,
+    Backdrop,
+    Chosen,
+    Earlier,
+    MattingBackend,
+    make_backend,
+    network_of,
+)
 from pipelines.matting.auto.networks import resolved
 from pipelines.matting.refine import REFINE, Refiner, make_refiner
 from pipelines.mine.plan import Twin, VideoSpan
@@ -28,17 +38,20 @@ from pipelines.vision.plate import Plate
 @dataclass(frozen=True)
 class Before:
     """How the window before ended: its shot, the time of its last frame, that frame and its matte,
-    and how sure the backend was of it."""
+    how sure the backend was of it, and ``Window.name``."""
 
     shot: int
     end: float
     last: Earlier
     confidence: float
+    name: tuple[float, int] | None = None
 
 
 @dataclass
 class Video:
-    """What the windows of one video share. path: the local file; recipe: the job's hash."""
+    """What the windows of one video share. path: the local file; recipe: the job's hash; ended: the
+    window that was matted last, more than one if it had several subjects; sure: the last of them in
+    whose matte its backend trusted."""
 
     options: MineOptions
     recipe: str
@@ -47,7 +60,25 @@ class Video:
     path: Path
     decoder: Decoder
     latest_backdrop: tuple[int, Backdrop | None] = (-1, None)  # of a shot, by its index
-    before: Before | None = None
+    ended: tuple[Before, ...] = ()
+    sure: Before | None = None
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """The subjects that were chosen by hand, those of a time after the one without."""
+        found = [Choice.model_validate(choice) for choice in self.span.choices]
+        return sorted(found, key=lambda choice: -1.0 if choice.at is None else choice.at)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the picture as it is shown."""
+        info = self.decoder.probe(self.path)
+        return info.height, info.width
+
+    @cached_property
+    def frame_times(self) -> F64:
+        """The seconds of all frames, float64 [N]."""
+        return self.decoder.frame_times(self.path)
 
     @cached_property
     def gate(self) -> Gate:
@@ -119,7 +150,10 @@ class Window:
     twin: the earlier window that it resembles; frames, foreground: uint8 ``[T, H, W, 3]``;
     given_matte (the one that comes with the video, for a backend that needs it), alpha: uint8
     ``[T, H, W]``; backdrop: in the light of each frame, if the shot has one; confidence: the
-    backend's own scores; row: of the corpus.
+    backend's own scores; row: of the corpus. chosen: where the subject is, if chosen by hand.
+    before: how the window before ended, if this one goes on from there. Where each subject of a
+    window has a clip, number: of this one; name: the time at which it was first seen and its number
+    there; others: uint8 ``[T, H, W]``, all other subjects; siblings: their windows, of the first.
     """
 
     video: Video
@@ -130,6 +164,12 @@ class Window:
     flows: Flows = field(init=False)
     given_matte: U8 | None = None
     backdrop: Backdrop | None = None
+    chosen: Chosen | None = None
+    before: Before | None = None
+    number: int = 0
+    name: tuple[float, int] | None = None
+    others: U8 | None = None
+    siblings: list[Window] = field(default_factory=list)
     alpha: U8 = field(init=False)
     confidence: dict[str, float] = field(default_factory=dict)
     plate: Plate = field(init=False)
@@ -140,17 +180,19 @@ class Window:
 
     @property
     def subject(self) -> str:
-        """The id of what is matted: one a shot."""
+        """The id of what is matted: one a shot, or of several in it."""
         shot, video = self.place.shot, self.video
-        return video.findings.subject(shot, video.span.joined.get(str(shot)))
+        return video.findings.subject(shot, video.span.joined.get(str(shot)), self.name)
 
     @property
-    def before(self) -> Before | None:
-        """How the window before ended, if this one goes on from there."""
-        before, period = self.video.before, 1 / self.video.options.fps
-        if before is None or before.shot != self.place.shot:
-            return None
-        return before if self.place.start - before.end < 1.5 * period else None
+    def just_before(self) -> list[Before]:
+        """How the window ended that this one goes on from; nothing if there is none."""
+        place, period = self.place, 1 / self.video.options.fps
+        return [
+            before
+            for before in self.video.ended
+            if before.shot == place.shot and 0 < place.start - before.end < 1.5 * period
+        ]
 
     @property
     def layers(self) -> dict[str, U8]:

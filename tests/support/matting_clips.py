@@ -67,6 +67,34 @@ def moving_disc(
     return Truth(np.stack(frames), np.stack(alphas), np.stack(backgrounds))
 
 
+@dataclass(frozen=True)
+class TwoMovers:
+    """uint8 frames [T, 96, 160, 3] and the mattes [T, 96, 160] in {0, 1} of two discs that walk
+    towards each other, one above the other: the large one to the right."""
+
+    frames: np.ndarray
+    large: np.ndarray
+    small: np.ndarray
+
+
+def two_movers(count: int = 8) -> TwoMovers:
+    room = texture(96, 160, 5, (120, 110, 90))
+    y, x = np.mgrid[:96, :160]
+    frames, mattes = [], []
+    for t in range(count):
+        picture, own = room, []
+        for left, top, radius, speed, seed in ((32, 32, 18, 1.5, 2), (128, 72, 13, -1.5, 8)):
+            middle = left + speed * t
+            inside = np.hypot(x - middle, y - top) < radius
+            skin = np.roll(texture(96, 160, seed, (190, 60, 60)), round(middle), axis=1)
+            picture = np.where(inside[..., None], skin, picture).astype(np.uint8)
+            own.append(inside)
+        frames.append(picture)
+        mattes.append(own)
+    large, small = np.stack(mattes, axis=1).astype(np.float32)
+    return TwoMovers(np.stack(frames), large, small)
+
+
 def star_before_a_wall(count: int = 8, *, pan: float = 0.5, speed: float = 4.0) -> Truth:
     """A thin five-pointed thing on a stalk crosses a blank wall above textured ground."""
     height, width = 144, 216

@@ -8,12 +8,25 @@ the matte is made soft as that of the motion backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from layerflow.weights import known, path_of
 from pipelines.engine.networks import network
-from pipelines.matting import BACKDROP, EARLIER, MATTE, Backdrop, Earlier, Matte, check_frames
+from pipelines.matting import (
+    BACKDROP,
+    CHOSEN,
+    EARLIER,
+    MATTE,
+    SEVERAL,
+    Backdrop,
+    Chosen,
+    Earlier,
+    Matte,
+    check_frames,
+)
 from pipelines.matting.auto.fuse import Fused, fuse
 from pipelines.matting.auto.networks import ALONE, NAME, which_networks
 from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
@@ -25,7 +38,9 @@ from pipelines.matting.motion.backend import (
     prepare,
     soften,
 )
-from pipelines.matting.motion.subject import warp_vote
+from pipelines.matting.motion.found import Found, by_hand, mattes, subjects
+from pipelines.matting.motion.graph import parts_of
+from pipelines.matting.motion.subject import grow, warp_vote
 from pipelines.matting.onnx_session import OnnxMatting
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
@@ -52,7 +67,7 @@ class AutoMatting:
 
     name = NAME
     version = "2"
-    needs = frozenset({BACKDROP, EARLIER})
+    needs = frozenset({BACKDROP, EARLIER, CHOSEN, SEVERAL})
     asks = True
 
     def __init__(
@@ -76,10 +91,13 @@ class AutoMatting:
         frames: np.ndarray,
         backdrop: Backdrop | None = None,
         earlier: Earlier | None = None,
+        chosen: Chosen | None = None,
+        several: bool = False,
     ) -> Matte:
         """Matte uint8 [T, H, W, 3]; all zero with confidence 0 where no source sees a subject.
 
-        Of several objects one that goes on from the ``earlier`` matte is preferred.
+        Of several objects one that goes on from the ``earlier`` matte is preferred. What is
+        ``chosen`` may be seen by its colours alone.
 
         Confidence: ``NAME_vote`` of ``motion`` and of each network, the IoU of what it alone would
         say with the matte; ``matte_agreement``, the mean vote, each weighing as far as it is
@@ -89,26 +107,32 @@ class AutoMatting:
         """
         check_frames(frames)
         if not self.networks:
-            return self.motion(frames, backdrop, earlier)
+            return self.motion(frames, backdrop, earlier, chosen, several)
         if len(frames) < 2 or min(frames.shape[1:3]) < 16:
+            if chosen is not None:
+                return mattes(frames, [])
             mean = np.mean([network.predict(frames) for network in self.networks], axis=0)
             return matte_from_predictions(frames, mean.astype(np.float32))
         with single_thread():
             area, segments = self.motion.work_area, self.motion.segments
-            clip = prepare(frames, area, segments, backdrop, earlier)
-            found, stability = self.motion.iterate(clip)
-            mover = _mover(clip, found, stability)
+            clip = prepare(frames, area, segments, backdrop, earlier, chosen)
             shape = clip.gray.shape
             networks = [from_network(n, frames, shape, clip.matches) for n in self.networks]
-            if self.observe is not None:
-                self.observe([mover, *networks])
-            motion = None if found is None else found.motion
-            fused = fuse(clip, mover, networks, motion)
-            if fused is None or not fused.mask.any():
-                return Matte(np.zeros(frames.shape[:3], np.float32), {"matte_confidence": 0.0})
-            mask = warp_vote(fused.mask, clip.matches)
-            confidence = _confidence(clip, motion, [mover, *networks], fused)
-            return Matte(soften(clip, mask, frames), confidence)
+            found = subjects(clip, partial(self._look, networks), several)
+            return mattes(frames, [(soften(clip, one.mask, frames), one) for one in found])
+
+    def _look(self, networks: Sequence[Source], clip: Clip) -> Found | None:
+        """The subject of a clip by motion and what ``networks`` say of it, or None."""
+        found, stability = self.motion.iterate(clip)
+        mover = _mover(clip, found, stability)
+        if self.observe is not None:
+            self.observe([mover, *networks])
+        motion = None if found is None else found.motion
+        fused = fuse(clip, mover, networks, motion)
+        if fused is None or not fused.mask.any():
+            return by_hand(clip)
+        confidence = _confidence(clip, motion, [mover, *networks], fused)
+        return Found(warp_vote(fused.mask, clip.matches), confidence, fused.looks)
 
 
 def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:
@@ -119,10 +143,27 @@ def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:
     return from_motion(warp_vote(found.subject, clip.matches), margin, stability)
 
 
+def _at(clip: Clip, source: Source, mask: np.ndarray) -> Source:
+    """What a source says of one subject among others: its parts that lie in the mask, bool [T, h,
+    w], by a fifth; not trusted where there is none, for it may look at something else."""
+    graph = clip.graph
+    part = parts_of(graph, graph.mean((source.field >= 0.5).astype(np.float32)) > 0.5)
+    inside = graph.mean(mask.astype(np.float32)) * graph.area
+    own = np.zeros(len(part), bool)
+    for name in np.unique(part[part >= 0]):
+        one = part == name
+        own |= one & (inside[one].sum() >= 0.2 * graph.area[one].sum())
+    near = graph.paint(grow(graph, own) & ((part < 0) | own))
+    trust = source.trust if own.any() else 0.0
+    return replace(source, field=source.field * near, trust=trust)
+
+
 def _confidence(
     clip: Clip, motion: np.ndarray | None, sources: Sequence[Source], fused: Fused
 ) -> dict[str, float]:
     mask, field = fused.mask, fused.field
+    if clip.alone or (clip.known is not None and clip.known.demanded):
+        sources = [_at(clip, source, mask) for source in sources]
     votes = {s.name: overlap(s.field >= 0.5, mask) for s in sources}
     total = max(1.0, sum(s.trust for s in sources))
     agreement = sum(s.trust * votes[s.name] for s in sources) / total

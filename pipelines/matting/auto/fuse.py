@@ -15,9 +15,10 @@ import numpy as np
 
 from pipelines.matting.auto.sources import Source, overlap
 from pipelines.matting.motion.backend import Clip
-from pipelines.matting.motion.decide import ColourModel, cut, fill_holes, sweep
-from pipelines.matting.motion.graph import Graph, diffuse
-from pipelines.matting.motion.subject import choose, familiar, grow, parts_of, shape_score
+from pipelines.matting.motion.decide import outline, sweep
+from pipelines.matting.motion.graph import Graph, diffuse, parts_of
+from pipelines.matting.motion.known import familiar, restricted
+from pipelines.matting.motion.subject import grow, select, shape_score
 
 _APART = 1.5  # weight of motion where it and the networks overlap by half or less
 _SAME = 0.5  # and where they see the very same
@@ -25,19 +26,18 @@ _FLOOR = 0.05  # weight of a source that sees something but is not trusted: bett
 _LEVELS = (0.25, 0.6)  # thresholds that a network's field may have
 _STILL = 0.3  # residual motion over its noise; what belongs to the background has less
 _EDGE = 2.0  # pixels by which the outline of a mover is unsure
-_UNSURE = (0.25, 0.7)  # a fused field between these says nothing of colours
-_COLOUR = 0.3  # weight of colours, as in the motion backend
-_CUT_ITERATIONS = 40
 
 
 @dataclass(frozen=True)
 class Fused:
     """``field``: float32 [T, h, w] in [0, 1], the mean vote at and beside the subject, else 0;
-    ``mask``: bool [T, h, w], the subject; ``weights``: what each source counted, summing to 1."""
+    ``mask``: bool [T, h, w], the subject; ``weights``: what each source counted, summing to 1;
+    ``looks``: how much it looks like a subject."""
 
     field: np.ndarray
     mask: np.ndarray
     weights: dict[str, float]
+    looks: float
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,15 @@ class _View:
 def fuse(
     clip: Clip, mover: Source, networks: Sequence[Source], motion: np.ndarray | None
 ) -> Fused | None:
-    """The subject that a mover and networks agree on best; None where none of them sees one.
+    """The subject that a mover and networks agree on best; None where none of them sees one, or
+    none where it was chosen by hand.
 
     ``motion``: residual motion over its noise, [T, h, w], None if nothing moves.
     """
     graph, sources = clip.graph, [mover, *networks]
     views = [_of_mover(graph, mover), *(_of_network(graph, source) for source in networks)]
+    if clip.others.any() or (clip.known is not None and clip.known.demanded):
+        views = [_of_the_subject(clip, view) for view in views]
     weights = _weights(sources, views)
     if not weights.any():
         return None
@@ -65,15 +68,18 @@ def fuse(
         seen = np.mean([view.p for view in views[1:]], axis=0)
         silent = _moves_too(graph, views[0].p > 0.5, seen > 0.5, graph.mean(motion))
     p = _mixed([view.p for view in views], weights, ~silent)
+    p = restricted(graph, np.where(clip.others, 0.0, p), clip.known)
     if not (p > 0.5).any():
         return None
     part = parts_of(graph, p > 0.5)
-    chosen = _best(graph, part, p, clip.known)
+    chosen, looks = _best(clip, part, p)
+    if not chosen.any():
+        return None
     near = graph.paint(grow(graph, chosen) & ((part < 0) | chosen))
     field = near * _mixed([view.field for view in views], weights, graph.paint(~silent))
-    mask = _outline(field, clip.colours, clip.contrast)
+    mask = outline(field, clip.colours, clip.contrast)
     names = [source.name for source in sources]
-    return Fused(field, mask, dict(zip(names, weights.tolist(), strict=True)))
+    return Fused(field, mask, dict(zip(names, weights.tolist(), strict=True)), looks)
 
 
 def _of_mover(graph: Graph, mover: Source) -> _View:
@@ -94,6 +100,17 @@ def _of_network(graph: Graph, source: Source) -> _View:
     level = float(np.clip(sweep(graph, p, mean)[0], *_LEVELS))
     known = ([0.0, level, 1.0], [0.0, 0.5, 1.0])
     return _View(np.interp(p, *known), np.interp(source.field, *known).astype(np.float32))
+
+
+def _of_the_subject(clip: Clip, view: _View) -> _View:
+    """A view without what is not looked for: other subjects, and what was not chosen by hand. A
+    source that sees nothing else has no say."""
+    graph = clip.graph
+    p = restricted(graph, np.where(clip.others, 0.0, view.p), clip.known)
+    part = parts_of(graph, p > 0.5)
+    names = np.unique(part[part >= 0])
+    seen = np.isin(part, [n for n in names if familiar(graph, part == n, clip.known) is not False])
+    return _View(p * seen, view.field * graph.paint(grow(graph, seen) & ((part < 0) | seen)))
 
 
 def _weights(sources: Sequence[Source], views: Sequence[_View]) -> np.ndarray:
@@ -139,32 +156,15 @@ def _median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[order[np.searchsorted(mass, mass[-1] / 2)]])
 
 
-def _best(graph: Graph, part: np.ndarray, p: np.ndarray, known: np.ndarray | None) -> np.ndarray:
-    """The superpixels of the parts that look like a subject, bool [N]. known: of ``familiar``."""
+def _best(clip: Clip, part: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, float]:
+    """The superpixels of the parts that are the subject, bool [N], and how much the best one looks
+    like it."""
+    graph = clip.graph
     names = np.unique(part[part >= 0])
-    looks, goes_on = [], []
+    looks = []
     for name in names:
         own = part == name
         evidence = float((p[own] * graph.area[own]).sum() / graph.area[own].sum())
         looks.append(evidence * shape_score(graph, own))
-        goes_on.append(familiar(graph, own, known))
-    _, kept = choose(np.array(looks), goes_on)
-    return np.isin(part, names[kept])
-
-
-def _outline(
-    field: np.ndarray, colours: ColourModel, contrast: list[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
-    """The mask that follows field, colours and contours, bool [T, h, w]."""
-    low, high = _UNSURE
-    sure = field > high
-    if not sure.any():
-        sure = field > 0.5
-    ratio = colours.ratio(sure, (field > low) & ~sure)
-    cost = np.log((1 - field + 1e-3) / (field + 1e-3)) - np.float32(_COLOUR) * ratio
-    cost = np.clip(cost, -4, 4).astype(np.float32)
-    masks = []
-    for one, (horizontal, vertical) in zip(cost, contrast, strict=True):
-        u = cut(one, horizontal, vertical, (one < 0).astype(np.float32), _CUT_ITERATIONS)
-        masks.append(fill_holes(u > 0.5, 0.01 * one.size))
-    return np.stack(masks)
+    scores, kept = select(graph, part, np.array(looks), clip.known, clip.alone)
+    return np.isin(part, names[kept]), float(looks[scores.argmax()])

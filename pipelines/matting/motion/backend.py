@@ -15,9 +15,21 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.matting import BACKDROP, EARLIER, Backdrop, Earlier, Matte, check_frames
+from pipelines.matting import (
+    BACKDROP,
+    CHOSEN,
+    EARLIER,
+    SEVERAL,
+    Backdrop,
+    Chosen,
+    Earlier,
+    Matte,
+    check_frames,
+)
 from pipelines.matting.motion.decide import ColourModel, contrast_weights, cut, fill_holes, seeds
+from pipelines.matting.motion.found import Found, by_hand, mattes, subjects
 from pipelines.matting.motion.graph import Graph, build_graph
+from pipelines.matting.motion.known import Known, from_chosen, from_earlier
 from pipelines.matting.motion.subject import (
     Hypothesis,
     best_hypothesis,
@@ -31,7 +43,6 @@ from pipelines.vision.evidence import (
     Matches,
     PlateEvidence,
     backdrop_evidence,
-    grid,
     match,
     plate_evidence,
     prefer,
@@ -56,7 +67,8 @@ class Clip:
 
     ``lab8`` is uint8 Lab; ``guide`` is RGB in [0, 1]; ``texture`` says where flow can be trusted;
     ``matches`` join neighbouring frames, ``far`` those by whose flow motion is judged; ``backdrop``
-    is what a known backdrop says; ``known`` where the subject before the clip is (``familiar``).
+    is what a known backdrop says; ``known`` where the subject is; ``others``: bool [N], what
+    belongs to other subjects; ``alone``: each subject is wanted by itself.
     """
 
     gray: np.ndarray
@@ -70,7 +82,9 @@ class Clip:
     colours: ColourModel
     contrast: list[tuple[np.ndarray, np.ndarray]]
     backdrop: PlateEvidence | None
-    known: np.ndarray | None = None
+    known: Known | None
+    others: np.ndarray
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,7 @@ class MotionMatting:
     name = "motion"
     version = "4"
     licence = "Apache-2.0"
-    needs = frozenset({BACKDROP, EARLIER})
+    needs = frozenset({BACKDROP, EARLIER, CHOSEN, SEVERAL})
 
     def __init__(
         self,
@@ -122,11 +136,14 @@ class MotionMatting:
         frames: np.ndarray,
         backdrop: Backdrop | None = None,
         earlier: Earlier | None = None,
+        chosen: Chosen | None = None,
+        several: bool = False,
     ) -> Matte:
         """Matte uint8 [T, H, W, 3]; all zero with confidence 0 when nothing moves by itself.
 
         With a ``backdrop`` also those parts of a subject are found that stand still. Of several
-        movers one that goes on from the ``earlier`` matte is preferred.
+        movers one that goes on from the ``earlier`` matte is preferred. What is ``chosen`` may
+        stand still where its colours set it off.
 
         Confidence: ``matte_confidence``, the mean evidence inside minus outside;
         ``matte_agreement``, how well the threshold captures the seeds (F); ``matte_stability``, IoU
@@ -135,19 +152,21 @@ class MotionMatting:
         colours inside and out.
         """
         check_frames(frames)
-        count, height, width = frames.shape[:3]
-        nothing = Matte(np.zeros((count, height, width), np.float32), {"matte_confidence": 0.0})
-        if count < 2 or min(height, width) < 16:
-            return nothing
+        if len(frames) < 2 or min(frames.shape[1:3]) < 16:
+            return Matte(np.zeros(frames.shape[:3], np.float32), {"matte_confidence": 0.0})
         with single_thread():
-            clip = prepare(frames, self.work_area, self.segments, backdrop, earlier)
-            found, stability = self.iterate(clip)
-            if found is None or not found.subject.any():
-                return nothing
-            confidence = _confidence(clip, found)
-            confidence["matte_stability"] = stability
-            mask = warp_vote(found.subject, clip.matches)
-            return Matte(soften(clip, mask, frames), confidence)
+            clip = prepare(frames, self.work_area, self.segments, backdrop, earlier, chosen)
+            found = subjects(clip, self._look, several)
+            return mattes(frames, [(soften(clip, one.mask, frames), one) for one in found])
+
+    def _look(self, clip: Clip) -> Found | None:
+        """The subject of a clip, or None."""
+        found, stability = self.iterate(clip)
+        if found is None or not found.subject.any():
+            return by_hand(clip)
+        confidence = _confidence(clip, found)
+        confidence["matte_stability"] = stability
+        return Found(warp_vote(found.subject, clip.matches), confidence, found.hypothesis.score)
 
     def iterate(self, clip: Clip) -> tuple[Pass | None, float]:
         """Run passes until the mask settles: the last pass and its IoU with the one before."""
@@ -175,6 +194,7 @@ def prepare(
     segments: int,
     backdrop: Backdrop | None,
     earlier: Earlier | None = None,
+    chosen: Chosen | None = None,
 ) -> Clip:
     size = work_size(frames, work_area, enlarge=2.0)
     mode = cv2.INTER_AREA if work_area < frames[0, ..., 0].size else cv2.INTER_CUBIC
@@ -188,6 +208,9 @@ def prepare(
     matches = match(gray, registration, 1)
     # Small pictures get fewer superpixels: below about 100 pixels they stop following outlines.
     graph = build_graph(lab, matches, min(segments, max(16, size[0] * size[1] // 100)))
+    known = None if earlier is None else from_earlier(graph, gray, earlier)
+    if chosen is not None:
+        known = from_chosen(graph, chosen, frames.shape[1:3])
     return Clip(
         gray,
         lab8,
@@ -200,22 +223,9 @@ def prepare(
         ColourModel(lab8),
         [contrast_weights(f, _CUT_STRENGTH) for f in lab],
         None if backdrop is None else backdrop_evidence(rgb, lab8, backdrop),
-        None if earlier is None else _known(graph, gray, earlier),
+        known,
+        np.zeros(len(graph.area), bool),
     )
-
-
-def _known(graph: Graph, gray: np.ndarray, earlier: Earlier) -> np.ndarray | None:
-    """Where the subject of the frame before the clip's first one is in that: of ``familiar``."""
-    size = (gray.shape[2], gray.shape[1])
-    before = cv2.resize(
-        cv2.cvtColor(earlier.frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA
-    )
-    matte = cv2.resize(earlier.alpha, size, interpolation=cv2.INTER_AREA)
-    engine = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    there = (grid(*gray.shape[1:]) + engine.calc(gray[0], before, None)).astype(np.float32)
-    field = np.zeros(gray.shape, np.float32)
-    field[0] = cv2.remap(matte, there[..., 0], there[..., 1], cv2.INTER_LINEAR) > 127
-    return graph.mean(field) if field[0].any() else None
 
 
 def _far_matches(
@@ -261,15 +271,15 @@ def _one_pass(clip: Clip, last: Pass | None) -> Pass | None:
         )
 
     cues = motion_cues(graph, clip.matches, registration, shape)
-    ignored = np.zeros(len(graph.area)) if last is None else last.ignored
+    ignored = clip.others.astype(np.float64) if last is None else last.ignored
     attempts = 3 if last is None else 1
-    best = best_hypothesis(graph, seeds_without, cues, ignored, attempts, clip.known)
+    best = best_hypothesis(graph, seeds_without, cues, ignored, attempts, clip.known, clip.alone)
     if best is None:
         return None
     movers = _outline(clip, best, plate, foreign, 0.0 if last is None else 0.5)
     subject, kept = keep_subject(graph, movers, best.chosen)
     movers |= graph.paint(best.ignored) > 0.5
-    ignored = np.where(grow(graph, kept), 0, best.ignored)
+    ignored = np.where(grow(graph, kept) & ~clip.others, 0, best.ignored)
     return Pass(registration, best, movers, subject, ignored, motion, plate, first)
 
 

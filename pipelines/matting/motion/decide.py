@@ -12,6 +12,9 @@ from pipelines.vision.evidence import PlateEvidence
 
 _LEVELS = 35
 _BINS = (16, 24, 24)  # of the colour histogram over L, a, b
+_UNSURE = (0.25, 0.7)  # a field between these says nothing of colours
+_COLOUR = 0.3  # weight of colours, as in the motion backend
+_OUTLINE_ITERATIONS = 40
 
 
 @dataclass(frozen=True)
@@ -223,3 +226,24 @@ def fill_holes(mask: np.ndarray, largest: float) -> np.ndarray:
     touched = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
     small[touched] = False
     return mask | small[parts] if number > 1 else mask
+
+
+def outline(
+    field: np.ndarray, colours: ColourModel, contrast: list[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """The mask that follows a field, float32 [T, h, w] in [0, 1], colours and contours, bool.
+
+    ``contrast``: of ``contrast_weights``, a frame each.
+    """
+    low, high = _UNSURE
+    sure = field > high
+    if not sure.any():
+        sure = field > 0.5
+    ratio = colours.ratio(sure, (field > low) & ~sure)
+    cost = np.log((1 - field + 1e-3) / (field + 1e-3)) - np.float32(_COLOUR) * ratio
+    cost = np.clip(cost, -4, 4).astype(np.float32)
+    masks = []
+    for one, (horizontal, vertical) in zip(cost, contrast, strict=True):
+        u = cut(one, horizontal, vertical, (one < 0).astype(np.float32), _OUTLINE_ITERATIONS)
+        masks.append(fill_holes(u > 0.5, 0.01 * one.size))
+    return np.stack(masks)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sparse
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import cg
 from scipy.spatial import cKDTree
 from skimage.segmentation import slic
@@ -103,6 +104,21 @@ def diffuse(graph: Graph, foreground: np.ndarray, background: np.ndarray) -> np.
     start = foreground / (foreground + background + 1e-6)
     solution, _ = cg(system, foreground, x0=start, rtol=1e-4, maxiter=300, M=inverse)
     return np.clip(solution, 0, 1)
+
+
+def parts_of(graph: Graph, inside: np.ndarray) -> np.ndarray:
+    """Connected parts, through space and along the flow, of the superpixels ``inside``, bool [N].
+
+    Returns int [N]: the part's number, -1 outside.
+    """
+    use = inside[graph.first] & inside[graph.second]
+    use &= graph.spatial | (graph.temporal & (graph.weight > 0.3))
+    count = len(graph.area)
+    links = sparse.coo_matrix(
+        (np.ones(int(use.sum())), (graph.first[use], graph.second[use])), (count, count)
+    )
+    _, part = connected_components(links, directed=False)
+    return np.where(inside, part, -1)
 
 
 def _superpixels(lab: np.ndarray, segments: int) -> np.ndarray:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import scipy.sparse as sparse
-from scipy.sparse.csgraph import connected_components
 
 from pipelines.matting.motion.decide import Seeds, sweep
-from pipelines.matting.motion.graph import Graph, diffuse
+from pipelines.matting.motion.graph import Graph, diffuse, parts_of
+from pipelines.matting.motion.known import Known, familiar, restricted
 from pipelines.vision.evidence import Matches, grid
 from pipelines.vision.registration import Registration, project
 
@@ -59,29 +58,32 @@ def best_hypothesis(
     cues: Cues,
     ignored: np.ndarray,
     attempts: int,
-    known: np.ndarray | None = None,
+    known: Known | None = None,
+    alone: bool = False,
 ) -> Hypothesis | None:
-    """The reading with the best subject, or None if nothing moves by itself.
+    """The reading with the best subject, or None if nothing moves by itself (where it must).
 
     ``seeds_without`` gives the evidence when some superpixels, weights [N] in [0, 1], are ignored.
     After each attempt its best mover is ignored too, so that a strong one cannot hide another.
-    ``known``: see ``familiar``.
+    ``known``: where the subject is; ``alone``: see ``select``.
     """
     best: Hypothesis | None = None
     for _ in range(attempts):
         seeds = seeds_without(ignored)
         if not seeds.foreground.any():
             break
-        p = diffuse(graph, seeds.foreground, seeds.background)
-        level, agreement = sweep(graph, p, seeds.foreground)
+        p = restricted(graph, diffuse(graph, seeds.foreground, seeds.background), known)
+        by_hand = known is not None and known.demanded
+        mass = seeds.foreground * (p > 0) if by_hand else seeds.foreground
+        level, agreement = sweep(graph, p, mass)
         inside = (p > level) & (ignored < 0.5)
         if not inside.any():
             break
         part = parts_of(graph, inside)
         names = np.unique(part[inside])
         looks = np.array([score_part(graph, part == n, p, cues) for n in names])
-        scores, kept = choose(looks, [familiar(graph, part == n, known) for n in names])
-        real = looks[scores.argmax()] > _LEAST_SCORE
+        scores, kept = select(graph, part, looks, known, alone)
+        real = kept.any() and looks[scores.argmax()] > _LEAST_SCORE
         if real and (best is None or scores.max() > best.score):
             chosen = np.isin(part, names[kept])
             best = Hypothesis(
@@ -129,21 +131,6 @@ def _flow_agreement(matches: list[Matches], shape: tuple[int, int, int]) -> np.n
     return total / np.maximum(number, 1)[:, None, None]
 
 
-def parts_of(graph: Graph, inside: np.ndarray) -> np.ndarray:
-    """Connected parts, through space and along the flow, of the superpixels ``inside``, bool [N].
-
-    Returns int [N]: the part's number, -1 outside.
-    """
-    use = inside[graph.first] & inside[graph.second]
-    use &= graph.spatial | (graph.temporal & (graph.weight > 0.3))
-    count = len(graph.area)
-    links = sparse.coo_matrix(
-        (np.ones(int(use.sum())), (graph.first[use], graph.second[use])), (count, count)
-    )
-    _, part = connected_components(links, directed=False)
-    return np.where(inside, part, -1)
-
-
 def score_part(graph: Graph, part: np.ndarray, p: np.ndarray, cues: Cues) -> float:
     """How much a part, bool [N], looks like a subject.
 
@@ -174,28 +161,44 @@ def shape_score(graph: Graph, part: np.ndarray) -> float:
     return float(relative * persistence * np.exp(-3 * contact) * centrality)
 
 
-def familiar(graph: Graph, part: np.ndarray, known: np.ndarray | None) -> bool | None:
-    """Whether a part, bool [N], begins where the subject before the clip ended.
+def select(
+    graph: Graph, part: np.ndarray, looks: np.ndarray, known: Known | None, alone: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the parts of ``parts_of``, and which of them are the subject, by how much each
+    ``looks`` like one.
 
-    ``known``: [N], how much of each superpixel of the first frame the subject's matte covers that
-    was carried along to it; None where there is none, and so is the answer.
+    known: all that belongs to the subject before the clip stays, and strangers count less; if it
+    was chosen by hand, they are none, and there may be nothing. alone: of the others only what is
+    near the best part belongs to it, for each subject is wanted by itself.
     """
-    if known is None:
-        return None
-    first = part & (graph.frame == 0)
-    area = graph.area[first]
-    return bool(len(area) and float(known[first] @ area) >= 0.5 * area.sum())
+    names = np.unique(part[part >= 0])
+    goes_on = [familiar(graph, part == name, known) for name in names]
+    scores, kept = choose(looks, goes_on, known is not None and known.demanded)
+    if alone and kept.any():
+        kept &= [_near(graph, part, names[scores.argmax()], name) for name in names]
+    return scores, kept
 
 
-def choose(looks: np.ndarray, goes_on: Sequence[bool | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of parts, and which of them are the subject, of how much each looks like one.
-
-    goes_on: of ``familiar``. All that belongs to the subject before the clip stays, and strangers
-    count less.
-    """
+def choose(
+    looks: np.ndarray, goes_on: Sequence[bool | None], demanded: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same by what ``familiar`` says of each part."""
     stays, stranger = np.array([[one is True, one is False] for one in goes_on]).T
-    scores = looks * np.where(stranger, STRANGER, 1.0)
-    return scores, (scores >= KEEP * scores.max()) | stays
+    scores = looks * np.where(stranger, 0.0 if demanded and stays.any() else STRANGER, 1.0)
+    return scores, stays if demanded else (scores >= KEEP * scores.max()) | stays
+
+
+def _near(graph: Graph, part: np.ndarray, best: int, other: int) -> bool:
+    """Whether a part is beside the best one, no farther than two superpixels, in half of the frames
+    in which both are there."""
+    if best == other:
+        return True
+    around = grow(graph, grow(graph, part == best))
+    count = graph.labels.shape[0]
+    here, there = (np.bincount(graph.frame[part == n], minlength=count) > 0 for n in (best, other))
+    touching = np.bincount(graph.frame[around & (part == other)], minlength=count) > 0
+    both = here & there
+    return bool(both.any() and touching[both].mean() >= 0.5)
 
 
 def _travel(graph: Graph, part: np.ndarray, cues: Cues) -> float:

@@ -90,6 +90,9 @@ def test_who_else_stands_before_the_backdrop_is_a_bystander() -> None:
     found = find_traces(frames, levels(clip), plate)
     assert found.bystander_fraction == pytest.approx(750 / (np.pi * 24**2), abs=0.15)
     assert found.leftover_fraction < 0.02
+    other = np.zeros(levels(clip).shape, np.uint8)
+    other[:, 120:150, 200:225] = 255  # it has a clip of its own
+    assert find_traces(frames, levels(clip), plate, other).bystander_fraction == 0
     alone = find_traces(clip.frames, levels(clip), plate)
     assert alone.bystander_fraction == 0
     unknown = find_traces(frames, levels(clip), clean_plate(frames, levels(clip)))
