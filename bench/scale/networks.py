@@ -118,4 +118,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from bench.scale import networks  # workers know what is sent to them by its module
+
+    networks.main()
