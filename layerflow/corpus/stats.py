@@ -259,8 +259,11 @@ def _length(cell: memoryview) -> bytes:
 
 def _repeated(values: np.ndarray) -> np.ndarray:
     """bool: whether the value at a place is there more than once."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray(counts[places] > 1)
+    order = np.argsort(values, kind="stable")
+    same = np.flatnonzero(np.diff(values[order]) == 0)
+    found = np.zeros(len(values), bool)
+    found[order[same]] = found[order[same + 1]] = True
+    return found
 
 
 def plain_rows(array: np.ndarray) -> Iterator[Any]:
