@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/known-mask"))
     parser.add_argument("--pasted", type=float, default=0.3, help="share of pasted clips")
     parser.add_argument("--clips", type=int, default=1000, help="mined ones; 3 of 10 pasted ones")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--samples", type=int, default=32, help="held-out clips of each kind")
     options = parser.parse_args()
     torch.set_num_threads(1)
