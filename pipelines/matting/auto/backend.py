@@ -167,13 +167,12 @@ def _confidence(
     votes = {s.name: overlap(s.field >= 0.5, mask) for s in sources}
     total = max(1.0, sum(s.trust for s in sources))
     agreement = sum(s.trust * votes[s.name] for s in sources) / total
-    ratio = clip.colours.ratio(mask)
     confidence = {f"{name}_vote": vote for name, vote in votes.items()}
     confidence |= {
         "matte_confidence": float(field[mask].mean() - field[~mask].mean()) * agreement,
         "matte_agreement": agreement,
         "matte_stability": sum(s.steady * fused.weights[s.name] for s in sources),
-        "colour_separation": float((ratio[mask] > 0).mean() - (ratio[~mask] > 0).mean()),
+        "colour_separation": clip.colours.separation(mask),
     }
     contrast = 0.0 if motion is None else motion_contrast(clip, motion, mask)
     return confidence | {"motion_contrast": contrast}

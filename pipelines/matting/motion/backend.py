@@ -335,12 +335,11 @@ def _logit(p: np.ndarray | np.float32) -> np.ndarray:
 def _confidence(clip: Clip, found: Pass) -> dict[str, float]:
     inside, best = found.subject, found.hypothesis
     field = clip.graph.paint(best.p)
-    ratio = clip.colours.ratio(inside)
     return {
         "matte_confidence": float(field[inside].mean() - field[~inside].mean()),
         "matte_agreement": best.agreement,
         "motion_contrast": motion_contrast(clip, found.motion, inside),
-        "colour_separation": float((ratio[inside] > 0).mean() - (ratio[~inside] > 0).mean()),
+        "colour_separation": clip.colours.separation(inside),
     }
 
 

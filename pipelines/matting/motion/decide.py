@@ -125,6 +125,11 @@ class ColourModel:
         table = np.clip(np.log((front + 1e-4) / (back + 1e-4)), -3, 3).astype(np.float32)
         return table.ravel()[self._index]
 
+    def separation(self, mask: np.ndarray) -> float:
+        """1 - overlap of the colours inside and outside of a mask, in [-1, 1]."""
+        ratio = self.ratio(mask)
+        return float((ratio[mask] > 0).mean() - (ratio[~mask] > 0).mean())
+
     def _histogram(self, mask: np.ndarray) -> np.ndarray:
         number = np.bincount(self._index[mask], minlength=int(np.prod(_BINS)))
         cube = number.reshape(_BINS).astype(np.float32)

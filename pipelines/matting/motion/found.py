@@ -75,11 +75,10 @@ def by_hand(clip: Clip) -> Found | None:
     mask = warp_vote(outline(field, clip.colours, clip.contrast), clip.matches)
     if not own or not mask.any() or mask.all():
         return None
-    ratio = clip.colours.ratio(mask)
     confidence = {
         "matte_confidence": float(field[mask].mean() - field[~mask].mean()),
         "matte_agreement": 0.0,
         "motion_contrast": 0.0,
-        "colour_separation": float((ratio[mask] > 0).mean() - (ratio[~mask] > 0).mean()),
+        "colour_separation": clip.colours.separation(mask),
     }
     return Found(mask, confidence, 0.0)
