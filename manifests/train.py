@@ -41,6 +41,8 @@ from manifests import common
 from manifests.common import Strict, check
 from manifests.train_stage import Dropout, Kind, Lora, Optimizer, Stage
 
+Attention = Literal["auto", "flash", "flash3", "flash4", "efficient", "cudnn", "math"]
+
 
 class Validation(Strict):
     """Loss on held-out clips at fixed timesteps and noise, so that runs can be compared."""
@@ -155,8 +157,10 @@ class TrainManifest(Strict):
     checkpointing: Literal["none", "selective", "full"] = "none"
     """`full` recomputes each block in the backward pass: less memory, about a third slower.
     `selective` keeps the results of matrix products and attention, and recomputes the rest."""
-    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
-    """Which of torch's attention kernels to use; `auto` leaves it to torch."""
+    attention: Attention = "auto"
+    """Which of torch's attention kernels to use; `auto` leaves it to torch. `flash3` and `flash4`
+    are those of the installed FlashAttention packages. One that cannot run here is not used, and
+    the log says so."""
     compile: bool = False
     """torch.compile, block by block."""
     prefetch: int | None = Field(None, ge=0)

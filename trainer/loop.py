@@ -73,7 +73,7 @@ def train(
     with (
         join_world(manifest) as world,
         until_terminated(stop) as terminated,
-        attention_kernel(manifest, world.device),  # around backward too, which may recompute
+        attention_kernel(manifest, world.device, world.log(log)),  # backward may recompute
         uploading(out, manifest.upload if world.rank == 0 else None, log) as uploader,
         run_state(out) as state,
     ):
@@ -84,7 +84,7 @@ def train(
         world.wait()
         transformer, scheduler = load_network(manifest, world)
         hold(transformer, manifest, manifest.stages, world.device)
-        log_here: Log = log if world.rank == 0 else lambda line: None
+        log_here = world.log(log)
         run = Run(
             manifest=manifest,
             out=out,

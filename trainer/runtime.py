@@ -3,16 +3,23 @@ compilation, attention kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.autograd.graph import save_on_cpu
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import (
+    SDPBackend,
+    activate_flash_attention_impl,
+    restore_flash_attention_impl,
+    sdpa_kernel,
+)
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -34,10 +41,14 @@ if TYPE_CHECKING:
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
+    "flash3": SDPBackend.FLASH_ATTENTION,
+    "flash4": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+PACKAGES = {"flash3": "FA3", "flash4": "FA4"}
+"""Kernels that torch takes from the FlashAttention packages of these versions."""
 MOST_GRAPHS = 64
 """Of a block that is compiled: shapes of clips, tasks and passes that differ; more run eager."""
 COSTLY = ("mm.default", "addmm.default", "bmm.default", "_scaled_dot_product")
@@ -117,14 +128,52 @@ def run_as_trained(transformer: Any, manifest: TrainManifest, device: torch.devi
     return transformer
 
 
-def attention_kernel(manifest: TrainManifest, device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def attention_kernel(
+    manifest: TrainManifest, device: torch.device, log: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
     """Within the block, attention runs on the manifest's kernel, and on no other.
 
-    ValueError for a kernel that the device does not have.
+    Where the device or the installation lacks it, the log says so and torch chooses.
     """
-    if manifest.attention == "auto":
-        return nullcontext()
-    if device.type == "cpu" and manifest.attention not in ("flash", "math"):
-        raise ValueError(f"attention: {manifest.attention} needs a GPU; use auto, flash or math")
-    kernel: AbstractContextManager[None] = sdpa_kernel(KERNELS[manifest.attention])
-    return kernel
+    name = manifest.attention
+    if name != "auto" and (lack := lacks(name, device.type, manifest.precision)):
+        log(f"attention: {name} cannot run here ({lack}): torch chooses, as with auto")
+        name = "auto"
+    with kernel(name):
+        yield
+
+
+@contextmanager
+def kernel(name: str) -> Iterator[None]:
+    """Within the block, torch's attention runs on the kernel of that name; `auto`: on any."""
+    if name == "auto":
+        yield
+        return
+    package = PACKAGES.get(name)
+    if package:
+        activate_flash_attention_impl(package)
+    try:
+        with sdpa_kernel(KERNELS[name]):
+            yield
+    finally:
+        if package:
+            restore_flash_attention_impl()
+
+
+@cache
+def lacks(name: str, device: str, precision: str) -> str:
+    """Why a kernel cannot run a small attention, forward and backward; "" if it can."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    try:
+        with warnings.catch_warnings(record=True) as said, kernel(name):
+            warnings.simplefilter("always")  # torch warns why, and then fails in general words
+            tokens = [
+                torch.zeros(1, 2, 16, 64, device=device, dtype=dtype, requires_grad=True)
+                for _ in range(3)
+            ]
+            scaled_dot_product_attention(*tokens).sum().backward()
+    except (RuntimeError, ImportError) as error:
+        reasons = [*(str(warning.message) for warning in said), str(error)]
+        return reasons[-2 if len(reasons) > 1 else 0].partition(". ")[0].partition("\n")[0]
+    return ""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from layerflow.corpus.latents import Latents
 from layerflow.model import adapters
@@ -26,6 +27,7 @@ from trainer.checkpoint import checkpoints
 from trainer.data import Batches, open_parts
 from trainer.export import load_model
 from trainer.order import Order
+from trainer.runtime import attention_kernel
 from trainer.stages import Trained
 
 CPU = torch.device("cpu")
@@ -251,6 +253,20 @@ def test_checkpointing_changes_nothing(unbroken: TrainManifest, tmp_path: Path, 
     manifest = change(unbroken, out=str(tmp_path / "out"), checkpointing=how, attention="math")
     assert run(manifest)
     assert losses(manifest) == pytest.approx(losses(unbroken), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "flash3", "flash4"])
+def test_attention_kernels_that_cannot_run_here_are_named_and_not_used(
+    unbroken: TrainManifest, name: str
+) -> None:
+    said: list[str] = []
+    tokens = torch.ones(1, 1, 4, 8)
+    with attention_kernel(change(unbroken, attention=name), CPU, said.append):
+        scaled_dot_product_attention(tokens, tokens, tokens)
+    assert len(said) == 1 and f"{name} cannot run here (" in said[0] and "()" not in said[0]
+    with attention_kernel(change(unbroken, attention="math"), CPU, said.append):
+        scaled_dot_product_attention(tokens, tokens, tokens)
+    assert len(said) == 1
 
 
 def test_bf16_trains_fp32_weights(unbroken: TrainManifest, tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def log(self, log: Callable[[str], None]) -> Callable[[str], None]:
+        """``log`` in the first process; elsewhere nothing is said."""
+        return log if self.rank == 0 else lambda line: None
+
     def sharing(self, processes: int) -> World:
         """Which part of the samples this process has, where so many (of neighbouring ranks)
         compute each sample together. Sums over it are those over all processes."""
