@@ -24,7 +24,6 @@ from layerflow.clip import ALPHA, BACKGROUND, LAYERS, U8
 from layerflow.corpus.latents import LatentsWriter
 from layerflow.media.known import latent_known, pack_known
 from layerflow.media.layer_stack import LayerStack
-from layerflow.model.autoencoder import spatial_factor, temporal_factor
 from layerflow.model.presets import init_directory
 from manifests.common import check
 from manifests.paste import PasteOptions
@@ -96,7 +95,7 @@ def write_invented(out: Path, paste: PasteOptions, model: Path) -> None:
     context = PasteContext(make_plan(paste), paste, recipe.hash)
     chosen = Options(str(model.resolve()), None, None, "float16", Augment(), "rgba")
     encoder = Encoder(chosen)
-    cells = temporal_factor(encoder.vae), spatial_factor(encoder.vae)
+    cells = encoder.cell
     texts: dict[str, None] = {}
 
     def rows() -> Iterator[dict[str, Any]]:
