@@ -180,6 +180,9 @@ class TrainManifest(Strict):
     """Steps between checkpoints; one is also written at the end of each stage and on SIGTERM."""
     save_minutes: float | None = Field(None, gt=0)
     """Write a checkpoint also when so many minutes have gone since the last one."""
+    async_save: bool = Field(False, exclude_if=lambda wanted: not wanted)
+    """Write checkpoints behind the steps, which wait only while the state is copied to CPU memory:
+    as much of it as a checkpoint is large. A kill during the writing leaves the one before."""
     max_skips: int = Field(20, ge=1)
     """Steps in a row that may be skipped because their gradient is not finite; then, or when it
     was every step of a stage, the run ends with an error and without an export."""
@@ -343,7 +346,8 @@ class TrainManifest(Strict):
 
 
 FREE_FIELDS = (
-    *("out", "upload", "log_every", "save_every", "save_minutes", "keep_last", "keep_exports"),
+    *("out", "upload", "log_every", "save_every", "save_minutes", "async_save"),
+    *("keep_last", "keep_exports"),
     *("workers", "min_workers", "shard_over", "context_parallel"),
     *("reshard_after_forward", "collective_minutes", "reduce"),
     *("gpus", "wait_for_nodes", "resources_per_worker"),

@@ -13,27 +13,25 @@ temporary name, synced, and renamed.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from layerflow.corpus.fingerprint import folder_hash, model_fingerprint
 from layerflow.documents import read_json
 from layerflow.files import building, new_folder, replacing, write_json
-from layerflow.model.adapters import TARGETS
-from manifests.train import FREE_FIELDS, TrainManifest
+from manifests.train import TrainManifest
 from manifests.train_stage import Stage
-from trainer.data import open_latents
 from trainer.distributed.processes import ALONE, World
-from trainer.recipe.hooks import hook_packages
 from trainer.stages import Trained
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 OWN = ("run.json", "checkpoints", "stages", "export", "best", "samples", "tensorboard")
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, one number each for a parameter's number
 ADAPTED = ("d", "d_max", "d_numerator", "k")  # numbers that Prodigy keeps in its groups
-CHANGES = "data_changes"  # in a run's record: where the last stage got other data
+STATE = "state.safetensors"
 OWN_FILES = ("metrics.csv", "validation.csv", "trackers.json")
 
 
@@ -59,114 +57,46 @@ class Position:
     since: int = 0
 
 
-# ---- whose run it is --------------------------------------------------------------------------
-
-
-def identity(manifest: TrainManifest) -> dict[str, Any]:
-    """What a run is made of: the manifest, hashes of the model and of the latents' rows, and the
-    packages of its hooks."""
-    model = Path(manifest.model)
-    used = {c.latents for stage in manifest.stages for c in stage.mixture}
-    packages = hook_packages(manifest)
-    return {
-        "manifest": json.loads(manifest.model_dump_json()),
-        "model": {**model_fingerprint(model), "transformer": folder_hash(model / "transformer")},
-        "latents": {name: open_latents(manifest.folder(name)).identity() for name in sorted(used)},
-        **({"packages": packages} if packages else {}),
-    }
-
-
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, new_data: bool = False
-) -> list[str]:
-    """Why the run `new` cannot continue the run `old` (both by `identity`): a line a field.
-
-    `FREE_FIELDS` and folder names do not count (folders are compared by content), nor do more
-    steps in the last stage. new_data: nor does what the last stage alone trains on.
-    """
-    changed, data = _changed(old, new), data_of_last(old, new)
-    return [line for name, line in changed.items() if not (new_data and data.match(name))]
-
-
-def data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Of `differences`, those in what the last stage alone trains on."""
-    data = data_of_last(old, new)
-    return [line for name, line in _changed(old, new).items() if data.match(name)]
-
-
-def data_of_last(old: Mapping[str, Any], new: Mapping[str, Any]) -> re.Pattern[str]:
-    """Names of fields that say what the last stage trains on: its mixture, and latents that no
-    stage before it has."""
-    before = {
-        component["latents"]
-        for run in (old, new)
-        for stage in run["manifest"]["stages"][:-1]
-        for component in stage["mixture"]
-    }
-    own = {*old.get("latents", {}), *new.get("latents", {})} - before
-    names = "|".join(re.escape(name) for name in sorted(own))
-    last = len(new["manifest"]["stages"]) - 1
-    return re.compile(rf"manifest\.stages\[{last}\]\.mixture\b|latents\.(?:{names})(?:\.|$)")
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Field -> what changed, of those that may not."""
-    kept = {name: value for name, value in _with_fields_since(old).items() if name != CHANGES}
-    before, after = _flat(kept), _flat(_with_fields_since(new))
-    last = f"manifest.stages[{len(new['manifest']['stages']) - 1}].steps"
-    if after.get(last, 0) > before.get(last, 0) > 0:
-        before[last] = after[last]
-    free = re.compile(rf"manifest\.({'|'.join((*free_fields(new), 'model', 'latents'))})\b")
-    return {
-        name: f"{name.removeprefix('manifest.')}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not free.match(name)
-    }
-
-
-def free_fields(identity: Mapping[str, Any]) -> tuple[str, ...]:
-    """Fields that may change in a run. Where a stage has `patience`, its validation decides when
-    it ends: then only what is shown of it may."""
-    if not any(stage.get("patience") for stage in identity["manifest"]["stages"]):
-        return FREE_FIELDS
-    shown = (r"validation\.samples", r"validation\.sample_steps", r"validation\.guidance")
-    others = tuple(name for name in FREE_FIELDS if name != "validation")
-    return (*others, *shown, r"validation\.keep_best")
-
-
-def _with_fields_since(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's record with the fields that came later, or are left out, at what they mean then."""
-    manifest = record["manifest"]
-
-    def optimizer(said: Any) -> Any:
-        return {"decay_on": "all", **said} if said else said
-
-    def stage(said: Mapping[str, Any]) -> dict[str, Any]:
-        mixture = [{"foregrounds": [], **component} for component in said["mixture"]]
-        changed = {"optimizer": optimizer(said.get("optimizer")), "mixture": mixture}
-        if isinstance(said["trains"], Mapping) and "lora" in said["trains"]:
-            changed["trains"] = {"targets": list(TARGETS), **said["trains"]}
-        return {"ema_warmup": False, **said, **changed}
-
-    stages = [stage(said) for said in manifest["stages"]]
-    filled = {**manifest, "stages": stages, "optimizer": optimizer(manifest.get("optimizer"))}
-    return {**record, "manifest": filled}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        items = [(f"{prefix}.{key}" if prefix else str(key), v) for key, v in value.items()]
-    elif isinstance(value, list) and any(isinstance(v, (Mapping, list)) for v in value):
-        items = [(f"{prefix}[{index}]", v) for index, v in enumerate(value)]
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, item in items:
-        flat |= _flat(item, name)
-    return flat
-
-
 # ---- inside a stage ---------------------------------------------------------------------------
+
+
+def writing(manifest: TrainManifest) -> AbstractContextManager[Behind | None]:
+    """What writes a run's checkpoints behind its steps, if the manifest wants that."""
+    if not manifest.async_save:
+        return nullcontext()
+    return Behind(parts=any(stage.parallel == "fsdp" for stage in manifest.stages))
+
+
+class Behind:
+    """Writes checkpoints behind the steps, one at a time. On every worker; ends with its `with`.
+
+    group: of all workers, for those that each write their part: what they say to each other must
+    not meet the sums of the steps.
+    """
+
+    def __init__(self, *, parts: bool) -> None:
+        self.group = dist.new_group(backend="gloo") if parts and dist.is_initialized() else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._begun: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Do this in the background; after what was begun before."""
+        self.wait()
+        self._begun = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk. Raises what went wrong with it."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._thread.shutdown()
+        if kind is None:  # else that error is the one to hear of
+            self.wait()
 
 
 def save(
@@ -178,31 +108,51 @@ def save(
     *,
     keep: int,
     world: World = ALONE,
+    behind: Behind | None = None,
+    done: Callable[[Path], None] = lambda path: None,
 ) -> Path:
-    """Write a checkpoint and drop all but the stage's `keep` newest. Call on every worker."""
+    """Write a checkpoint, drop all but the stage's `keep` newest, and call `done` with its folder.
+
+    Call on every worker. behind: copy to CPU memory what there is to write, and return; rank 0
+    publishes the folder when all have written. Errors are then those of the next call or `wait`.
+    """
     path = out / "checkpoints" / f"{stage}-{position.step:08d}"
     main = world.rank == 0
-    with new_folder(path, replace=True) if main else nullcontext(building(path)) as temporary:
-        if isinstance(trained, Trained):
-            updates = save_flat(trained, optimizer, temporary) if main else 0
-        else:
-            world.wait()
-            updates = trained.save(temporary, optimizer)
-            world.wait()
+    if behind is not None:
+        behind.wait()
+    about = {"stage": stage, **asdict(position), "updates": updates(optimizer)}
+    if found := adapted(optimizer):
+        about["groups"] = found
+    with ExitStack() as opened:
+        folder = opened.enter_context(new_folder(path, replace=True)) if main else building(path)
+        write: Callable[[], object] = lambda: None  # noqa: E731
+        if not isinstance(trained, Trained):
+            world.wait()  # for the folder
+            write = trained.saving(folder, optimizer, behind)
+        elif main:
+            write = partial(save_file, flat_state(trained, optimizer), folder / STATE)
+        built = opened.pop_all()
+
+    def finish() -> None:
+        with built:
+            write()
+            if main:
+                write_json(folder / "position.json", about)
         if main:
-            about = {"stage": stage, **asdict(position), "updates": updates}
-            if found := adapted(optimizer):
-                about["groups"] = found
-            write_json(temporary / "position.json", about)
-    if main:
-        for old in checkpoints(out, stage)[:-keep]:
-            shutil.rmtree(old)
-    world.wait()
+            for old in checkpoints(out, stage)[:-keep]:
+                shutil.rmtree(old)
+            done(path)
+
+    if behind is not None:
+        behind.start(finish)
+    else:
+        finish()
+        world.wait()
     return path
 
 
-def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    """One file of everything; returns how many updates the moments have seen."""
+def flat_state(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Copies of weights, average and what the optimizer keeps, on the CPU."""
     # not from state_dict(): the 8-bit optimizer's hides its moments in there
     states: list[dict[str, Any]] = [
         optimizer.state.get(flat, {}) for flat in flat_parameters(optimizer)
@@ -218,14 +168,17 @@ def save_flat(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path) 
         for kind, flat in flats.items()
         for name, view in trained.views(flat).items()
     }
-    tensors |= {  # of optimizers that keep other things than one number a parameter
+    return tensors | {  # of optimizers that keep other things than one number a parameter
         f"optimizer/{index}/{name}": value.detach().clone().cpu()
         for index, state in enumerate(states)
         for name, value in state.items()
         if isinstance(value, torch.Tensor) and name not in others
     }
-    save_file(tensors, folder / "state.safetensors")
-    return next((int(state["step"]) for state in states if "step" in state), 0)
+
+
+def updates(optimizer: torch.optim.Optimizer) -> int:
+    """How many the moments have seen."""
+    return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
 
 
 def flat_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -263,7 +216,7 @@ def restore(
     if not isinstance(trained, Trained):
         trained.restore(found[-1], optimizer, about["updates"])
         return position
-    tensors = load_file(found[-1] / "state.safetensors")
+    tensors = load_file(found[-1] / STATE)
     kinds: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)

@@ -10,16 +10,9 @@ from typing import Any
 from layerflow.documents import read_json
 from layerflow.files import sweep, write_json
 from manifests.train import TrainManifest
-from trainer.checkpoint import (
-    CHANGES,
-    OWN,
-    OWN_FILES,
-    checkpoints,
-    data_changes,
-    differences,
-    identity,
-)
+from trainer.checkpoint import OWN, OWN_FILES, checkpoints
 from trainer.fetch import fetch
+from trainer.tracking.identity import CHANGES, data_changes, differences, identity
 
 
 def claim(

@@ -13,7 +13,8 @@ from typing import Any
 
 from layerflow.files import new_folder, replacing
 from manifests.train import TrainManifest
-from trainer.checkpoint import OWN, OWN_FILES, checkpoints, differences, stage_steps
+from trainer.checkpoint import OWN, OWN_FILES, checkpoints, stage_steps
+from trainer.tracking.identity import differences
 from trainer.upload import MARKER, open_copies
 
 

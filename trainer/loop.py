@@ -5,8 +5,8 @@
 
 What a step is: the global batch of the stage is split over the ranks; each sample's loss is the
 mean over its generated elements (those that are known, where the stage says `mask: known`); the
-step's loss is the mean over the samples. All randomness is
-a function of (seed, draw), see `trainer.order`, so nothing of it is saved or restored.
+step's loss is the mean over the samples. All randomness is a function of (seed, draw), see
+`trainer.order`, so nothing of it is saved or restored.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def train(
         until_terminated(stop) as terminated,
         attention_kernel(manifest, world.device, world.log(log)),  # backward may recompute
         uploading(out, manifest.upload if world.rank == 0 else None, log) as uploader,
+        checkpoint.writing(manifest) as behind,
         run_state(out) as state,
     ):
         if world.rank == 0:
@@ -97,6 +98,7 @@ def train(
             report=report,
             sample=sample,
             uploader=uploader,
+            behind=behind,
         )
         first_step = 0
         if only is not None:
@@ -241,23 +243,25 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
             patience.see(done, losses)
         if saving or patience.over:
             here = patience.marked(Position(done, int(skipped.item()), int(in_a_row.item())))
-            saved = checkpoint.save(
-                run.out, stage.name, trained, optimizer, here, keep=manifest.keep_last, world=world
+            checkpoint.save(
+                *(run.out, stage.name, trained, optimizer, here),
+                keep=manifest.keep_last,
+                world=world,
+                behind=run.behind,
+                done=run.saved,
             )
             signals.saved()
-            if run.uploader:
-                run.uploader.put(saved, replaces=f"{stage.name}-")
             run.report({"stage": stage.name, "step": first_step + done})
-        if stopped:
-            run.log(f"{stage.name}: stopped after step {done}, saved")
         if stopped or patience.over:
             break
 
     stream.close()
+    run.settle()
     if not stopped and in_a_row.item() >= most_skips:
         give_up(stage, metrics, int(in_a_row.item()), done)
     metrics.close()
     if stopped:
+        run.log(f"{stage.name}: stopped after step {done}, saved")
         return False
     for words in (skips(int(skipped.item()), done), patience.words(done)):
         if words:

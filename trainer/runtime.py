@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from layerflow.model.noise import NoiseProcess
+    from trainer.checkpoint import Behind
     from trainer.held_out import HeldOut
     from trainer.sampling import SampleJob
     from trainer.upload import Uploader
@@ -70,6 +71,18 @@ class Run:
     report: Callable[[dict[str, Any]], None]
     sample: Callable[[SampleJob], None]
     uploader: Uploader | None
+    behind: Behind | None
+
+    def saved(self, checkpoint: Path) -> None:
+        """Have a new checkpoint copied to where the run's copies are, in place of its stage's
+        older ones."""
+        if self.uploader is not None:
+            self.uploader.put(checkpoint, replaces=checkpoint.name[:-8])
+
+    def settle(self) -> None:
+        """Wait until what is written behind the steps is on the disk."""
+        if self.behind is not None:
+            self.behind.wait()
 
 
 def prepare(transformer: Any, manifest: TrainManifest, world: World = ALONE) -> Any:

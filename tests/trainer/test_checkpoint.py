@@ -15,10 +15,11 @@ from manifests.train import TrainManifest, parse
 from manifests.train_stage import Optimizer
 from tests.support.trainer_kit import make_latents, make_manifest, make_model, same
 from trainer import checkpoint, loop, metrics
-from trainer.checkpoint import Position, differences, identity
+from trainer.checkpoint import Position
 from trainer.claim import claim
 from trainer.export import copy_tree, load_model
 from trainer.stages import Trained
+from trainer.tracking.identity import differences, identity
 from trainer.upload import MARKER
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ any number of workers reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -29,6 +29,9 @@ from trainer.distributed.hand_out import hand_out_parts, weights_to_hand_out
 from trainer.distributed.processes import World
 from trainer.optimizer import average_weight, make_optimizer
 from trainer.recipe.groups import Setting, grouped
+
+if TYPE_CHECKING:
+    from trainer.checkpoint import Behind
 
 
 class Sharded:
@@ -186,11 +189,23 @@ class Sharded:
             run_check=False,
         )
 
-    def save(self, folder: Path, optimizer: torch.optim.Optimizer) -> int:
-        """Every worker writes its part; returns how many updates the moments have seen."""
+    def saving(
+        self,
+        folder: Path,
+        optimizer: torch.optim.Optimizer,
+        behind: Behind | None = None,
+    ) -> Callable[[], object]:
+        """What writes this worker's part; it ends when all have written. On every worker.
+
+        behind: the part is copied to CPU memory at once, and written by a thread.
+        """
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save(self.state(optimizer), storage_writer=writer)
-        return updates(optimizer)
+        state = self.state(optimizer)
+        if behind is None:
+            return lambda: dcp.save(state, storage_writer=writer)
+        begun: Any = dcp.async_save(state, storage_writer=writer, process_group=behind.group)
+        result: Callable[[], object] = begun.result
+        return result
 
     def restore(self, folder: Path, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Every worker reads its part, whoever wrote it."""
@@ -226,8 +241,3 @@ def sharding_mesh(world: World, shard_over: int | None) -> tuple[DeviceMesh, int
         return init_device_mesh(world.device.type, (over,)), 1
     names = ("copies", "shards")
     return init_device_mesh(world.device.type, (copies, over), mesh_dim_names=names), copies
-
-
-def updates(optimizer: torch.optim.Optimizer) -> int:
-    state = next(iter(optimizer.state.values()), None)
-    return int(state["step"]) if state else 0
