@@ -1,14 +1,14 @@
 """The study's figures as tables and a picture, its samples as one sheet.
 
-    python -m bench.study.page [--out build/study]
+    python -m bench.study.page [--out build/study] [--results FOLDER]
 
-Writes OUT/study.md, OUT/study.png and OUT/samples.png from OUT/study.json, as far as it has come.
+Writes OUT/study.md, OUT/study.png and OUT/samples.png from the results (else OUT/results), as far
+as the study has come.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.study.arms import ARMS, GROUPS
+from bench.study.results import Results
 
 Figures = Mapping[str, Sequence[float]]
 
@@ -37,8 +38,11 @@ LABELS, WIDE, ROW, TOP = 170, 190, 22, 40
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/study"))
-    out = parser.parse_args().out
-    found = json.loads((out / "study.json").read_text())
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args()
+    out, results = options.out, Results(options.results or options.out / "results")
+    found = {"arms": results.arms(), "baselines": results.get("baselines")}
+    out.mkdir(parents=True, exist_ok=True)
     (out / "study.md").write_text(tables(found))
     draw(out / "study.png", found["arms"])
     samples(out)
@@ -117,7 +121,7 @@ def bar(
 def samples(out: Path) -> None:
     """One picture of the arms' sheets: first seed, decomposition of crisp subjects and generation,
     each below its name."""
-    seed = min(out.glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]))
+    seed = min(out.glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]), default=out)
     parts: list[Image.Image] = []
     for arm in ("base", "method"):
         for name in ("decomposed-held_out", "decomposed-held_out_soft", "generated"):

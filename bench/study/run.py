@@ -1,20 +1,19 @@
 """The study: what each part of the method is worth, on clips of real subjects over real films.
 
     python -m bench.study.run --media FOLDER [--study FILE] [--seeds 0 1 2] [--arms base method ...]
-                              [--out build/study] [--shorten N]
+                              [--out build/study] [--results FOLDER] [--shorten N]
 
 Clips of 8 frames of 64x64 are drawn from the cut-outs and films that `study.yaml` names below
 FOLDER, some sources held out whole. A network of 4 M parameters is trained from nothing in each arm
 (`arms.py`), for each seed. The held-out clips measure it, together with baselines that need no
 learning and with the mattes of the miner. Each arm is resumed where it was, and those that are done
-are not done again. Figures go to OUT/study.json, and `python -m bench.study.page` makes a page of
-them.
+are not done again. Figures go to RESULTS (else OUT/results), a file an arm and a seed, which are
+all that another machine needs to go on; `python -m bench.study.page` makes a page of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ import yaml
 from bench.study import clips, measure
 from bench.study.arms import ARMS, manifest
 from bench.study.baselines import baselines
-from layerflow.files import write_json
+from bench.study.results import Results
 from layerflow.model.presets import init_directory
 from trainer.distributed.launch import launch
 
@@ -41,17 +40,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--out", type=Path, default=Path("build/study"))
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--shorten", type=int, default=1, help="divide counts and steps: to try it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = shortened(yaml.safe_load(options.study.read_text()), options.shorten)
+    results = Results(options.results or options.out / "results", study)
     clips.prepare(options.out, options.media, study)
-    if not (options.out / "baselines.json").is_file():
-        write_json(options.out / "baselines.json", baselines(options.out, study))
+    if not results.has("baselines"):
+        results.put("baselines", baselines(options.out, study))
     for seed in options.seeds:
         for arm in options.arms:
-            run_arm(options.out, arm, seed, study)
-        summarise(options.out)
+            measure_arm(options.out, arm, seed, study, results)
+        print(table(results))
 
 
 def shortened(study: dict[str, Any], times: int) -> dict[str, Any]:
@@ -61,25 +62,31 @@ def shortened(study: dict[str, Any], times: int) -> dict[str, Any]:
     return study
 
 
-def run_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> None:
-    """Train and measure one arm, and what it starts from, unless that is done."""
-    folder = out / f"seed-{seed}" / arm
-    if (folder / "result.json").is_file():
+def measure_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any], results: Results) -> None:
+    """Train and measure one arm, unless that is done."""
+    if results.has(arm, seed):
         return
+    folder = out / f"seed-{seed}" / arm
+    seconds = train_arm(out, arm, seed, study)
+    found = measure.of_export(
+        folder / "export", measure.held_out(out), study["measure"], folder / "sheets"
+    )
+    found |= {"losses": measure.held_out_losses(folder), "cpu_seconds": seconds}
+    results.put(arm, found, seed)
+
+
+def train_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> float:
+    """Train one arm, and what it starts from, as far as that is not done; the CPU seconds of it."""
+    folder = out / f"seed-{seed}" / arm
     if ARMS[arm].after:
-        run_arm(out, str(ARMS[arm].after), seed, study)
+        train_arm(out, str(ARMS[arm].after), seed, study)
     elif not (folder / "start").is_dir():
         start(folder / "start", arm, seed, study["model"])
     say = lambda text: print(f"seed {seed} {arm}: {text}", flush=True)  # noqa: E731
     before = time.process_time()
     if not launch(manifest(arm, out, seed, study), log=say):
         raise SystemExit(143)
-    trained = time.process_time() - before
-    found = measure.of_export(
-        folder / "export", measure.held_out(out), study["measure"], folder / "sheets"
-    )
-    found |= {"losses": measure.held_out_losses(folder), "cpu_seconds": trained}
-    write_json(folder / "result.json", found)
+    return time.process_time() - before
 
 
 def start(folder: Path, arm: str, seed: int, options: Mapping[str, Any]) -> None:
@@ -96,31 +103,13 @@ def start(folder: Path, arm: str, seed: int, options: Mapping[str, Any]) -> None
     network.save_pretrained(folder / "transformer")
 
 
-def summarise(out: Path) -> None:
-    """OUT/study.json: arm -> figure -> one value a seed; and a table."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for arm in ARMS:
-        for path in sorted(out.glob(f"seed-*/{arm}/result.json")):
-            for name, value in flat(json.loads(path.read_text())):
-                found.setdefault(arm, {}).setdefault(name, []).append(value)
-    base = json.loads((out / "baselines.json").read_text())
-    write_json(out / "study.json", {"arms": found, "baselines": base})
+def table(results: Results) -> str:
+    """The arms that are done, in three figures."""
     shown = ("decompose.held_out.iou", "decompose.held_out_soft.edge_mad", "generate.drift")
-    print(f"\n{'':20}" + " ".join(f"{name:>34}" for name in shown))
-    for arm, figures in found.items():
-        print(f"{arm:20}" + " ".join(f"{spread(figures[name]):>34}" for name in shown))
-
-
-def flat(found: Mapping[str, Any], before: str = "") -> list[tuple[str, float]]:
-    """Names with dots -> numbers."""
-    out: list[tuple[str, float]] = []
-    for name, value in found.items():
-        out += (
-            flat(value, f"{before}{name}.")
-            if isinstance(value, Mapping)
-            else [(before + name, value)]
-        )
-    return out
+    lines = [f"{'':20}" + " ".join(f"{name:>34}" for name in shown)]
+    for arm, figures in results.arms().items():
+        lines.append(f"{arm:20}" + " ".join(f"{spread(figures[name]):>34}" for name in shown))
+    return "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> str:
