@@ -1,6 +1,6 @@
 """Encode a corpus: latents of every clip and embeddings of every prompt, on Ray Data.
 
-    corpora -> rows that are not up to date -> units -> decode, augment, resize, autoencoder
+    corpora -> which rows are new or changed -> units -> decode, augment, resize, autoencoder
             -> staged streams -> one latents folder, in the corpora's order
 
 A unit is a few consecutive rows (or prompts), staged as those of the corpus jobs are. A job that is
@@ -11,13 +11,12 @@ is refused, with the difference.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,18 @@ from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerpr
 from layerflow.corpus.latent_rows import PROMPTS, RGBA, clips_schema, prompt_key
 from layerflow.corpus.latents import FORMAT_VERSION, INDEX, Latents
 from layerflow.corpus.log import split_address
-from layerflow.corpus.published import fetched, open_corpus
 from layerflow.corpus.remote.latents import open_latents
 from layerflow.corpus.remote.writer import fingerprint_there, latents_writer
-from layerflow.corpus.row_stack import row_cells, row_prompts
 from layerflow.corpus.store import Store
-from layerflow.corpus.validate import refuse_unsound
-from layerflow.layer_set import LayerSet, layer_set, model_layers
-from layerflow.media.known import KNOWN
+from layerflow.layer_set import layer_set, model_layers
 from layerflow.outputs import corpus_output
 from manifests.steps import Step
 from pipelines.encode.buckets import parse_buckets
-from pipelines.encode.clip_latents import Augment, Encoder, Options, variants
+from pipelines.encode.clip_latents import Augment, Encoder, Options
 from pipelines.encode.models import ENCODE, text_shape
 from pipelines.encode.texts import Stored, with_prompts
-from pipelines.engine.desk import Desks
+from pipelines.encode.wanted import WantedRow, compared, content_of_row, open_kept, wanted_rows
+from pipelines.engine.desk import NO_DESKS, Desks
 from pipelines.engine.jobs import unit_key
 from pipelines.engine.runner import Place, run_units
 from pipelines.engine.staging import Parts, Staging, json_part, stream_part
@@ -73,19 +69,6 @@ class EncodeSummary:
         columns = [store.column(name) for name in ("height", "width", "num_frames")]
         counts = Counter(zip(*columns, strict=True))
         return {"x".join(map(str, shape)): count for shape, count in sorted(counts.items())}
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A corpus row that is wanted: where it lies, and the rows of latents that it becomes."""
-
-    corpus: str
-    index: int
-    id: str
-    content: str
-    outputs: tuple[str, ...]
-    prompts: tuple[str, ...]
-    only_prompts: bool = False
 
 
 def run_encode(
@@ -127,48 +110,72 @@ def run_encode(
     fingerprint = make_fingerprint(options)
     have = open_existing(out, fingerprint)
     stored = Stored(have)
-    rows = list(wanted_rows(corpora, augment, chosen, stored))
+    rows = list(wanted_rows([str(path) for path in corpora], augment, chosen))
     if not rows:
         raise ValueError(f"{', '.join(map(str, corpora))}: no clips to encode")
-    known = stored.content
-    changed = [row for row in rows if not stored.has(row.outputs, row.content)]
-    missing = [row for row in changed if not row.only_prompts]
-    corrected = len(changed) - len(missing)
+    if have is None:
+        Encoder(options).check()  # else it was done before them
     texts = dict.fromkeys(text for row in rows for text in row.prompts if text)
     embedded = have.prompt_keys() if have else set()
-    new_texts = [text for text in texts if prompt_key(text) not in embedded]
-    wanted = {output for row in rows for output in row.outputs}
-    if have and not changed and not new_texts and set(known) == wanted:
-        return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
+    tag = unit_key(fingerprint, asdict(augment), have.identity() if have else None)
+    pool = Pool(workers, quiet, accept_lost=accept_lost, desks=Desks(ON_GPU, quiet))
+    work = _Work(rows)
 
-    Encoder(options).check()
-    tag = unit_key(fingerprint, asdict(augment))
-    text_units = [text_unit(tag, chunk) for chunk in chunks(new_texts, UNIT_PROMPTS)]
-    clip_units = [_clip_unit(tag, chunk) for chunk in chunks(missing, UNIT_ROWS)]
+    def plan(staging: Staging) -> list[Unit]:
+        if have is not None:
+            below, readers = staging.below("hashes"), replace(pool, desks=NO_DESKS)
+            work.rows = compared(rows, stored, chosen, below, readers)
+        new_texts = [text for text in texts if prompt_key(text) not in embedded]
+        work.text_units = [text_unit(tag, chunk) for chunk in chunks(new_texts, UNIT_PROMPTS)]
+        missing = [
+            row
+            for row in work.rows
+            if not row.only_prompts and not stored.has(row.outputs, row.content)
+        ]
+        work.clip_units = [_clip_unit(tag, chunk) for chunk in chunks(missing, UNIT_ROWS)]
+        return work.units
 
     def compact(staging: Staging, _: int) -> EncodeSummary:
+        corrected = sum(row.only_prompts for row in work.rows)
+        wanted = {output for row in rows for output in row.outputs}
+        if have and not (work.units or corrected) and set(stored.content) == wanted:
+            return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
         rejected: list[tuple[str, str]] = []
         with latents_writer(out, fingerprint) as writer:
-            clips = writer.clips(_merged(rows, have, known, clip_units, staging, rejected))
+            clips = writer.clips(_merged(work, have, stored, staging, rejected))
             if clips == 0:
                 raise ValueError(f"nothing could be encoded; the first reason: {rejected[0][1]}")
-            prompts = writer.prompts(_merged_prompts(texts, have, text_units, staging))
+            prompts = writer.prompts(_merged_prompts(texts, have, work.text_units, staging))
             if rejected:
                 lines = [json.dumps({"id": id_, "reason": reason}) for id_, reason in rejected]
                 (writer.folder / "rejected.jsonl").write_text("\n".join(lines) + "\n")
-        done = len(missing) - len({id_ for id_, _ in rejected})
+        done = sum(len(unit.payload["rows"]) for unit in work.clip_units)
+        done -= len({id_ for id_, _ in rejected})
         seconds = time.monotonic() - started
         return EncodeSummary(out, clips, done, prompts, rejected, seconds, corrected)
 
     roots = dict.fromkeys([*(str(split_address(row.corpus)[0]) for row in rows), options.model])
     return run_units(
-        [*text_units, *clip_units],
+        plan,
         place_of(out, [root for root in roots if Path(root).exists()]),
         partial(encode_unit, options=options),
-        Pool(workers, quiet, accept_lost=accept_lost, desks=Desks(ON_GPU, quiet)),
+        pool,
         settle=partial(_settled, str(model), clips_schema(chosen)),
         compact=compact,
     )
+
+
+@dataclass
+class _Work:
+    """What there is to do, once the rows were compared with the latents that are there."""
+
+    rows: Sequence[WantedRow]
+    text_units: Sequence[Unit] = ()
+    clip_units: Sequence[Unit] = ()
+
+    @property
+    def units(self) -> list[Unit]:
+        return [*self.text_units, *self.clip_units]
 
 
 def place_of(out: Path | str, inputs: Sequence[str]) -> Place:
@@ -224,65 +231,17 @@ def _refuse_made_otherwise(
         )
 
 
-def wanted_rows(
-    corpora: Sequence[str | Path],
-    augment: Augment,
-    layers: LayerSet = RGBA,
-    stored: Stored | None = None,
-) -> Iterator[_Row]:
-    """All rows of the corpora with what they become. ValueError for an id that comes twice.
-
-    stored: the latents that are there already.
-    """
-    from layerflow.model.text import prefixed
-
-    seen: set[str] = set()
-    for path in corpora:
-        folder = fetched(path)
-        corpus = open_corpus(folder)
-        refuse_unsound(corpus, ids=False)  # below, over all of them
-        for index, row in enumerate(corpus.rows()):
-            if row["id"] in seen:
-                raise ValueError(f"{path}: clip {row['id']} is in these corpora more than once")
-            seen.add(row["id"])
-            texts = row_prompts(row, layers)
-            content = _content_of(row, layers)
-            made = content(list(texts.values()))
-            outputs = tuple(row["id"] + v.suffix for v in variants(row["kind"], augment))
-            yield _Row(
-                corpus=corpus.address,
-                index=index,
-                id=row["id"],
-                content=made,
-                outputs=outputs,
-                prompts=tuple(prefixed(layer, text) for layer, text in texts.items()),
-                only_prompts=stored is not None
-                and not stored.has(outputs, made)
-                and stored.has_but_prompts(outputs, tuple(texts), content),
-            )
-
-
-def _content_of(row: Mapping[str, Any], layers: LayerSet) -> Callable[[list[str]], str]:
-    """Prompts of a row's layers -> the hash of what its latents are made of."""
-    cells = b"".join(hashlib.sha256(cell).digest() for cell in row_cells(row, layers))
-    if row.get(KNOWN) is not None:
-        cells += hashlib.sha256(row[KNOWN]).digest()
-
-    def content(texts: list[str]) -> str:
-        about = json.dumps([texts, row["kind"], row["alpha_kind"]]).encode()
-        return hashlib.sha256(about + cells).hexdigest()[:32]
-
-    return content
-
-
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _clip_unit(tag: str, rows: Sequence[_Row]) -> Unit:
-    contents = [(row.id, row.content) for row in rows]
-    payload = {"kind": "clips", "rows": [asdict(row) for row in rows]}
-    return Unit(unit_key(tag, contents), 0, payload)
+def _clip_unit(tag: str, rows: Sequence[WantedRow]) -> Unit:
+    made_of = [(row.identity, row.index, row.id, row.texts) for row in rows]
+    wanted = [
+        {"corpus": row.corpus, "index": row.index, "id": row.id, "prompts": row.prompts}
+        for row in rows
+    ]
+    return Unit(unit_key(tag, made_of), 0, {"kind": "clips", "rows": wanted})
 
 
 def text_unit(tag: str, texts: Sequence[str]) -> Unit:
@@ -302,7 +261,6 @@ def _settled(model: str, schema: pa.Schema, unit: Unit, reason: str) -> Parts:
 
 
 encoder_of = lru_cache(maxsize=1)(Encoder)
-_open = lru_cache(maxsize=8)(open_corpus)
 
 
 def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
@@ -313,11 +271,13 @@ def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
     reasons: dict[str, str] = {}
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in unit["rows"]:
+        for wanted in unit["rows"]:
             try:
-                yield from encoder.clip(_open(row["corpus"]).row(row["index"]), row)
+                row = open_kept(wanted["corpus"]).row(wanted["index"])
+                about = {**wanted, "content": content_of_row(row, options.set)}
+                yield from encoder.clip(row, about)
             except ValueError as error:
-                reasons[row["id"]] = str(error)
+                reasons[wanted["id"]] = str(error)
 
     schema = clips_schema(options.set)
     return {ROWS: stream_part(rows(), schema), REASONS: json_part(lambda: reasons)}
@@ -327,24 +287,23 @@ def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
 
 
 def _merged(
-    rows: Sequence[_Row],
+    work: _Work,
     have: Latents | None,
-    known: Mapping[str, str],
-    units: Sequence[Unit],
+    stored: Stored,
     staging: Staging,
     rejected: list[tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """Rows of `clips/` in the corpora's order: kept ones, and new ones from the staged units."""
-    unit_of = {row["id"]: unit.key for unit in units for row in unit.payload["rows"]}
-    places = {output: index for index, output in enumerate(known)}
+    unit_of = {row["id"]: unit.key for unit in work.clip_units for row in unit.payload["rows"]}
+    places = {output: index for index, output in enumerate(stored.content)}
     current, new, reasons = "", dict[str, dict[str, Any]](), dict[str, str]()
-    for row in rows:
+    for row in work.rows:
         key = unit_of.get(row.id)
         if key is None:
             assert have is not None
             kept = (have.raw(places[output]) for output in row.outputs)
             if row.only_prompts:
-                about = row.content, row.prompts, have.layers
+                about = str(row.content), row.prompts, have.layers
                 kept = (with_prompts(raw, *about) for raw in kept)
             yield from kept
             continue

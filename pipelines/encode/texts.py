@@ -22,9 +22,10 @@ class Stored:
         layers = have.layers.prompted if have is not None else ()
         self._keys = {layer: have.column(f"{layer}_prompt") for layer in layers} if have else {}
 
-    def has(self, outputs: Sequence[str], content: str) -> bool:
-        """Whether all rows of a clip are there, as they should be."""
-        return all(self.content.get(output) == content for output in outputs)
+    def has(self, outputs: Sequence[str], content: str | None) -> bool:
+        """Whether all rows of a clip are there as they should be; not where no hash is known."""
+        there = (self.content.get(output) == content for output in outputs)
+        return content is not None and all(there)
 
     def has_but_prompts(
         self, outputs: Sequence[str], layers: Sequence[str], content: Callable[[list[str]], str]

@@ -78,7 +78,7 @@ class Place:
 
 
 def run_units(
-    units: Sequence[Unit],
+    units: Sequence[Unit] | Callable[[Staging], Sequence[Unit]],
     place: Place,
     make: Make,
     pool: Pool,
@@ -90,9 +90,11 @@ def run_units(
 ) -> R:
     """What ``compact`` makes of all units, or what ``claim`` gives because it is made already.
 
-    make: payload -> what a unit commits. settle: what a unit commits that was given up, by the
-    reason why. compact: gets the staged units, which go when it returns, and how many of them an
-    earlier run left. ValueError when another job holds the place, and the errors of ``run_staged``.
+    units: they, or what finds them once the place is held, perhaps by units of its own that it
+    stages below. make: payload -> what a unit commits. settle: what a unit commits that was given
+    up, by the reason why. compact: gets the staged units, which go when it returns, and how many of
+    them an earlier run left. ValueError when another job holds the place, and the errors of
+    ``run_staged``.
     """
     lock = locked(place.lock, place.busy) if place.lock is not None else nullcontext()
     with lock, closing(pool.desks):
@@ -101,6 +103,7 @@ def run_units(
             _clear(place.folder)  # of a job that was killed when it was all but done
             return done
         staging = begin(place.folder, place.inputs, place.deferred)
+        units = units(staging) if callable(units) else units
         resumed = len(units) - len(staging.missing(unit.key for unit in units))
         prepare = _surveyed(units, survey, staging, pool) if survey else list
         for _ in range(ROUNDS):

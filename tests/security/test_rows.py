@@ -20,7 +20,7 @@ from layerflow.corpus.table import SCHEMA, Corpus
 from layerflow.corpus.validate import check_folder, refuse_unsound, validate
 from layerflow.media.opening import Bounds, MediaError
 from pipelines.encode.clip_latents import Augment
-from pipelines.encode.job import wanted_rows
+from pipelines.encode.wanted import wanted_rows
 from pipelines.publish.files import PublishOptions, make_plan
 from pipelines.publish.tables import published, write_parquet
 from tests.support.corpora import make_rejected, make_rows, write_corpus
@@ -202,7 +202,7 @@ def test_every_job_refuses_what_validate_refuses(
     attack(path)
     assert any(in_text(said, str(problem)) for problem in validate(path))
     jobs: list[Callable[[], Any]] = [
-        lambda: list(wanted_rows([path], Augment())),
+        lambda: list(wanted_rows([str(path)], Augment())),
         lambda: make_plan(path, PublishOptions("me/it"), workers=0),
         lambda: merge_corpora([Corpus.open(path)], tmp_path / "out"),
         lambda: filter_corpus(Corpus.open(path), tmp_path / "out", where=["ghost>1"]),
@@ -342,7 +342,7 @@ def test_a_published_corpus_is_checked_whole_in_a_child(
     with pytest.raises(ValueError, match="CRC"):
         merge_corpora([open_corpus(tmp_path / "bad")], tmp_path / "out")
     with pytest.raises(ValueError, match="CRC"):
-        list(wanted_rows([tmp_path / "bad"], Augment()))
+        list(wanted_rows([str(tmp_path / "bad")], Augment()))
 
 
 def test_a_published_dictionary_that_unpacks_without_end_ends_the_child_only(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 
 from layerflow.clip import LAYERS, LayeredClip, composite, resize_clip
 from layerflow.corpus.latents import Latents
-from layerflow.corpus.table import SCHEMA, decode_row, encode_row, origin
+from layerflow.corpus.table import SCHEMA, Corpus, decode_row, encode_row, origin
 from layerflow.corpus.writer import write_table
 from layerflow.media.layer_stack import stack_of
 from layerflow.model.autoencoder import BlockDCTAutoencoder, decode_layers, encode_clips
 from layerflow.model.presets import init_directory
 from pipelines.encode import job as module
+from pipelines.encode import wanted
 from pipelines.encode.clip_latents import (
     Augment,
     Options,
@@ -142,6 +144,32 @@ def test_a_second_run_does_nothing_and_a_changed_clip_is_done_again(
     repainted = row(1) | {"kind": "mined", "blended": row(2)["blended"], "blended_prompt": "both"}
     summary = encode([corpus(tmp_path / "third", [row(3), repainted])], model, out)
     assert seen == [f"{1:016x}"] and summary.corrected == 0
+
+
+def test_whoever_plans_reads_no_media(
+    model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashes of media are what workers find, and where nothing is there yet nobody asks for them
+    before the clips are encoded."""
+    asked: list[Sequence[str] | None] = []
+    hashed: list[int] = []
+    read, hash_unit = Corpus.rows, wanted.hash_unit
+
+    def rows(self: Any, columns: Sequence[str] | None = None) -> Any:
+        asked.append(columns)
+        return read(self, columns)
+
+    def counted(unit: Any) -> Any:
+        hashed.append(len(unit["rows"]))
+        return hash_unit(unit)
+
+    monkeypatch.setattr(Corpus, "rows", rows)
+    monkeypatch.setattr(wanted, "hash_unit", counted)
+    encode([clips], model, tmp_path / "l")
+    assert hashed == []
+    assert encode([clips], model, tmp_path / "l").encoded == 0
+    assert hashed == [len(Corpus.open(clips))]
+    assert asked and all(columns and not set(columns) & {*LAYERS, "known"} for columns in asked)
 
 
 def test_a_killed_job_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
