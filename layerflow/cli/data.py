@@ -64,7 +64,8 @@ def build(
 
 
 def _assignments(items: list[str], option: str) -> dict[str, Any]:
-    """``["a=1", "b=x,y"]`` -> ``{"a": 1, "b": ["x", "y"]}``; values as YAML, commas make lists."""
+    """``["a=1", "b=x,y", "c=[1, 2]"]`` -> ``{"a": 1, "b": ["x", "y"], "c": [1, 2]}``: values as
+    YAML, in which plain commas make lists too."""
     from manifests.yaml_file import parse_yaml
 
     found: dict[str, Any] = {}
@@ -72,7 +73,8 @@ def _assignments(items: list[str], option: str) -> dict[str, Any]:
         name, sign, text = item.partition("=")
         if not sign or not name.isidentifier():
             raise ValueError(f"{option} {item!r}: write it as NAME=VALUE")
-        values = [parse_yaml(part, f"{option} {name}") for part in text.split(",")]
+        parts = [text] if text.lstrip().startswith(("[", "{", '"', "'")) else text.split(",")
+        values = [parse_yaml(part, f"{option} {name}") for part in parts]
         found[name] = values if len(values) > 1 else values[0]
     return found
 

@@ -141,6 +141,9 @@ def test_every_other_manifest_is_read_by_the_same_limits(
 def test_values_on_the_command_line_and_cards_of_a_repository_are_limited_too() -> None:
     assert "--set objects" in refusal(lambda: _assignments([f"objects={'[' * 9_000}"], "--set"))
     assert _assignments(["objects=1,2", "shutter=0"], "--set") == {"objects": [1, 2], "shutter": 0}
+    as_yaml = ["speed=[0.0, 0.02]", "of={a: 1, b: 2}", 'name="x, y"']
+    found = {"speed": [0.0, 0.02], "of": {"a": 1, "b": 2}, "name": "x, y"}
+    assert _assignments(as_yaml, "--set") == found
     laughs = bomb(10, "[x]", "[{}]")
     assert read_metadata(f"---\n{laughs}---\ntext") == {}
     assert read_metadata("---\ntags: [a]\n---\ntext") == {"tags": ["a"]}
