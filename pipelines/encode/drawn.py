@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from layerflow.clip import ALPHA, BLENDED, LayeredClip
 from layerflow.corpus.latent_rows import DRAWN, ORIGINS, clips_schema
-from layerflow.corpus.remote.writer import latents_writer
+from layerflow.corpus.remote.writer import RemoteLatentsWriter, latents_writer
 from layerflow.corpus.row_stack import row_prompts, single_objects, stack_of_parts
 from layerflow.corpus.store import Store
 from layerflow.documents import parse_json
@@ -33,6 +33,7 @@ from manifests.schema import BuildManifest, PasteJob
 from pipelines.encode import job
 from pipelines.encode.clip_latents import Augment, Encoder, Options, kept_frames, varied
 from pipelines.encode.job import ROWS, EncodeSummary
+from pipelines.encode.shards import write_clips
 from pipelines.engine.desk import Desks
 from pipelines.engine.recipe import unit_key
 from pipelines.engine.replay import roots
@@ -132,8 +133,14 @@ def run_encode_drawn(
             raise ValueError(f"the text encoder of {model} cannot run: {reason}")
         ids = {clip["id"] for clip in kept}
         with latents_writer(out, fingerprint) as writer:
-            rows = (row for unit in units for row in staging.rows(unit.key, ROWS))
-            clips = writer.clips(row for row in rows if row["source"] in ids)
+            if isinstance(writer, RemoteLatentsWriter):
+                left_out = partial(_left_out, ids=ids, staging=staging)
+                drop = dict(map(left_out, units, drawn))
+                keys, schema = [unit.key for unit in units], clips_schema(options.set)
+                clips = write_clips(writer, keys, ROWS, schema, staging, pool, drop)
+            else:
+                rows = (row for unit in units for row in staging.rows(unit.key, ROWS))
+                clips = writer.clips(row for row in rows if row["source"] in ids)
             prompts = writer.prompts(row for u in text_units for row in below.rows(u.key, ROWS))
             _note(writer.folder, said, kept, rejected)
         return EncodeSummary(out, clips, len(kept), prompts, rejected, time.monotonic() - started)
@@ -173,6 +180,17 @@ def _kept(
             yield clip
         else:
             rejected.append((clip["id"], reason))
+
+
+def _left_out(
+    unit: Unit, drawn: Mapping[str, Any], *, ids: Collection[str], staging: Staging
+) -> tuple[str, list[int]]:
+    """A unit's key, and the numbers of its rows whose clips are not among ``ids``: all clips have
+    as many rows."""
+    clips = drawn["clips"]
+    each = staging.record(unit.key)[ROWS]["count"] // max(1, len(clips))
+    gone = [number for number, clip in enumerate(clips) if clip["id"] not in ids]
+    return unit.key, [each * number + i for number in gone for i in range(each)]
 
 
 def _note(

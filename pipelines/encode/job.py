@@ -28,7 +28,11 @@ from layerflow.corpus.latent_rows import PROMPTS, RGBA, clips_schema, prompt_key
 from layerflow.corpus.latents import FORMAT_VERSION, INDEX, Latents
 from layerflow.corpus.log import split_address
 from layerflow.corpus.remote.latents import open_latents
-from layerflow.corpus.remote.writer import fingerprint_there, latents_writer
+from layerflow.corpus.remote.writer import (
+    RemoteLatentsWriter,
+    fingerprint_there,
+    latents_writer,
+)
 from layerflow.corpus.store import Store
 from layerflow.layer_set import layer_set, model_layers
 from layerflow.outputs import corpus_output
@@ -36,6 +40,7 @@ from manifests.steps import Step
 from pipelines.encode.buckets import parse_buckets
 from pipelines.encode.clip_latents import Augment, Encoder, Options
 from pipelines.encode.models import ENCODE, text_shape
+from pipelines.encode.shards import write_clips
 from pipelines.encode.texts import Stored, with_prompts
 from pipelines.encode.wanted import WantedRow, compared, content_of_row, open_kept, wanted_rows
 from pipelines.engine.desk import NO_DESKS, Desks
@@ -142,7 +147,13 @@ def run_encode(
             return EncodeSummary(out, len(have), 0, len(embedded), [], time.monotonic() - started)
         rejected: list[tuple[str, str]] = []
         with latents_writer(out, fingerprint) as writer:
-            clips = writer.clips(_merged(work, have, stored, staging, rejected))
+            if have is None and isinstance(writer, RemoteLatentsWriter):
+                keys = [unit.key for unit in work.clip_units]
+                clips = write_clips(writer, keys, ROWS, clips_schema(chosen), staging, pool)
+                reasons = (json.loads(staging.read(key, REASONS)) for key in keys)
+                rejected += [pair for found in reasons for pair in found.items()]
+            else:
+                clips = writer.clips(_merged(work, have, stored, staging, rejected))
             if clips == 0:
                 raise ValueError(f"nothing could be encoded; the first reason: {rejected[0][1]}")
             prompts = writer.prompts(_merged_prompts(texts, have, work.text_units, staging))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from layerflow.corpus.writer import ROWS_PER_BATCH, SHARD_BYTES, write_shard
 from pipelines.engine.desk import NO_DESKS
 from pipelines.engine.runner import Damaged
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part
-from pipelines.engine.workers import Pool, Unit, run_staged
+from pipelines.engine.workers import Make, Pool, Unit, run_staged
 
 SHARD = "shard.json"
 
@@ -70,6 +70,24 @@ def make_shards(
     Raises Damaged for pieces that hold something else than they should, InfrastructureError when
     a shard cannot be made.
     """
+    make = partial(make_shard, out=out, schema=schema)
+    found = run_cutting(groups, make, out, schema, staging.below("shards"), pool)
+    return [Shard(**one) for _, one in found]
+
+
+def run_cutting(
+    groups: Sequence[Sequence[Piece]],
+    make: Make,
+    out: str,
+    schema: pa.Schema,
+    cutting: Staging,
+    pool: Pool,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Have each group made shards of ``out`` by ``make``: keys in ``cutting``, with what they say.
+
+    make: gets the ``pieces_of`` a payload, and commits as ``SHARD`` what it made of them. Errors as
+    of ``make_shards``.
+    """
     units = []
     for order, group in enumerate(groups):
         pieces = [asdict(piece) for piece in group]
@@ -77,31 +95,35 @@ def make_shards(
         told = json.dumps([out, rows, str(schema)])
         key = hashlib.sha256(told.encode()).hexdigest()[:20]
         units.append(Unit(key, order, {"uri": f"shard {order}", "pieces": pieces}))
-    cutting = staging.below("shards")
-    make = partial(make_shard, out=out, schema=schema)
     # One shard of a folder here is written at once: other processes would only cost their start.
     workers = 0 if len(groups) == 1 and Store(out).local is not None else pool.workers
     own = replace(pool, workers=workers, accept_lost=False, desks=NO_DESKS)
     for reason in run_staged(units, make, cutting, own).values():
         raise InfrastructureError(f"a shard of {out} could not be written: {reason}")
-    found = [json.loads(cutting.read(unit.key, SHARD)) for unit in units]
-    if damaged := {key: how for one in found for key, how in one.get("damaged", {}).items()}:
+    found = [(unit.key, json.loads(cutting.read(unit.key, SHARD))) for unit in units]
+    if damaged := {key: how for _, one in found for key, how in one.get("damaged", {}).items()}:
         cutting.clear()
         raise Damaged(damaged)
-    return [Shard(**one) for one in found]
+    return found
 
 
 def make_shard(payload: dict[str, Any], *, out: str, schema: pa.Schema) -> Parts:
     """Write one shard; the unit commits what the log says of it."""
+    pieces, damaged = pieces_of(payload)
+    if damaged:
+        return damaged
+    shard = write_shard(Store(out), _batches(pieces), schema)
+    return {SHARD: json_part(shard.plain())}
+
+
+def pieces_of(payload: Mapping[str, Any]) -> tuple[list[Piece], Parts]:
+    """The pieces of a shard; and what its unit commits instead of it if some are damaged."""
     pieces = [
         Piece(**{**one, "drop": tuple(one["drop"]), "new": tuple(one["new"])})
         for one in payload["pieces"]
     ]
     damaged = {piece.key: how for piece in pieces if (how := _fault(piece)) is not None}
-    if damaged:
-        return {SHARD: json_part({"damaged": damaged})}
-    shard = write_shard(Store(out), _batches(pieces), schema)
-    return {SHARD: json_part(shard.plain())}
+    return pieces, {SHARD: json_part({"damaged": damaged})} if damaged else {}
 
 
 def _fault(piece: Piece) -> str | None:
@@ -122,7 +144,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
     held: list[pa.RecordBatch] = []
     count = 0
     for piece in pieces:
-        for batch in _kept(piece):
+        for batch in kept_rows(piece):
             while batch.num_rows:
                 part = batch.slice(0, ROWS_PER_BATCH - count)
                 held.append(part)
@@ -139,7 +161,8 @@ def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _kept(piece: Piece) -> Iterator[pa.RecordBatch]:
+def kept_rows(piece: Piece) -> Iterator[pa.RecordBatch]:
+    """What stays of a piece, with its corrected values."""
     dropped, overlay = set(piece.drop), Overlay.of_rows(piece.new)
     first = 0
     for batch in _read(piece):

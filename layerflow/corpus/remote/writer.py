@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from layerflow.corpus.latent_rows import PROMPTS, clips_schema, stored_layers
 from layerflow.corpus.latents import INDEX, LatentsWriter, row_batches
-from layerflow.corpus.remote.places import PLACES, places_of, write_table_of
+from layerflow.corpus.log import Shard
+from layerflow.corpus.remote.places import LIES, PLACES, places_of, write_table_of
 from layerflow.corpus.store import Store, in_object_store
 from layerflow.corpus.table import file_sha256
 from layerflow.corpus.writer import SHARD_BYTES, write_shard
@@ -33,7 +34,8 @@ def latents_writer(
 
 
 class RemoteLatentsWriter:
-    """As ``LatentsWriter``, of a URL. A disk here holds one shard at a time.
+    """As ``LatentsWriter``, of a URL. A disk here holds one shard at a time, or none of those that
+    workers put there (``take``).
 
     Shards and tables of places have the names of their bytes, so that nothing is written over;
     ``index.json`` comes last and names them. What it named before goes then: a reader that has the
@@ -67,16 +69,23 @@ class RemoteLatentsWriter:
         return self._table("prompts", rows, PROMPTS)
 
     def _table(self, table: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
-        count, here = 0, Store(self.folder)
-        for number, batches in enumerate(_split(row_batches(rows, schema), SHARD_BYTES)):
-            shard = write_shard(here, batches, schema)
-            self._places[table].append(places_of(here, [shard.file], schema, number))
-            self.store.put_file(f"{table}/{shard.file}", self.folder / shard.file)
-            self._shards[table].append(f"{table}/{shard.file}")
-            count += shard.rows or 0
+        for batches in split(row_batches(rows, schema)):
+            self.take(table, *put_shard(self.store.below(table), batches, schema))
         if not self._places[table]:
-            self._places[table].append(places_of(here, [], schema))
-        return count
+            self._places[table].append(places_of(self.store, [], schema))
+        return self.rows(table)
+
+    def take(self, table: str, shard: Shard, places: pa.Table) -> None:
+        """Add a shard that ``put_shard`` has put into the table's folder, here or elsewhere."""
+        name, kind = LIES[0]
+        number = pa.repeat(pa.scalar(len(self._shards[table]), kind), len(places))
+        at = places.schema.get_field_index(name)
+        self._places[table].append(places.set_column(at, places.schema.field(at), number))
+        self._shards[table].append(f"{table}/{shard.file}")
+
+    def rows(self, table: str) -> int:
+        """How many a table has by now."""
+        return sum(map(len, self._places[table]))
 
     def _finish(self) -> None:
         index: dict[str, Any] = {**self._shards, PLACES: {}}
@@ -102,6 +111,18 @@ class RemoteLatentsWriter:
         }
 
 
+def put_shard(
+    store: Store, batches: Iterable[pa.RecordBatch], schema: pa.Schema
+) -> tuple[Shard, pa.Table]:
+    """Write a shard into a folder of an object store; also where its rows lie."""
+    with tempfile.TemporaryDirectory(prefix="layerflow-latents-") as folder:
+        here = Store(Path(folder))
+        shard = write_shard(here, batches, schema)
+        places = places_of(here, [shard.file], schema)
+        store.put_file(shard.file, Path(folder) / shard.file)
+    return shard, places
+
+
 def _names(index: Mapping[str, Any]) -> list[str]:
     return [*index["clips"], *index["prompts"], *index[PLACES].values()]
 
@@ -110,8 +131,9 @@ def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _split(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[Iterator[pa.RecordBatch]]:
-    """Batches in groups of ``size`` bytes or little more; each is to be used up before the next."""
+def split(batches: Iterator[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Batches in groups of a shard's bytes or little more, each to be used up before the next."""
+    size = SHARD_BYTES
     waiting = next(batches, None)
 
     def group() -> Iterator[pa.RecordBatch]:

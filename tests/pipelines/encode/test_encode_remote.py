@@ -64,8 +64,10 @@ def test_a_bucket_gets_the_latents_of_a_folder_and_only_what_is_missing_later(
     monkeypatch.setattr("layerflow.corpus.latents.BATCH_BYTES", 1)
     there, here = f"s3://{BUCKET}/grown", tmp_path / "here"
     few, more = corpus(tmp_path / "few", 3), corpus(tmp_path / "more", 5)
-    for out in (there, here):
-        assert encode(few, model, out).encoded == 3
+    with monkeypatch.context() as patch:
+        patch.delattr(writer.RemoteLatentsWriter, "clips")  # workers make the shards of new latents
+        for out in (there, here):
+            assert encode(few, model, out).encoded == 3
     assert content(open_latents(there)) == content(Latents.open(here))
     assert len(Store(there).names("clips")) == 3
     again = encode(few, model, there)
@@ -104,7 +106,7 @@ def test_encoding_into_a_bucket_that_was_cut_off_goes_on(
 
     def cut(self: Store, name: str, path: Path) -> None:
         put(self, name, path)
-        if name.startswith("clips/"):
+        if str(self).endswith("/clips"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
