@@ -223,7 +223,7 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield layer, str(error)
             continue
         if (cell.height, cell.width) != (row["height"], row["width"]):
-            size = f"{cell.width}x{cell.height}, the row says {row['width']}x{row['height']}"
+            size = f"{cell.height}x{cell.width}, the row says {row['height']}x{row['width']}"
             yield layer, f"the media cell is {size}"
         elif cell.num_frames != row["num_frames"]:
             more = "more than " if cell.num_frames > bounds.frames else ""

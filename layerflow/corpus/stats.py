@@ -52,10 +52,14 @@ def small_rows(table: Table | PublishedCorpus) -> Iterator[dict[str, Any]]:
 
 _NUMBER = re.compile(r"(?<![A-Za-z]-)(?<![A-WYZa-wyz0-9])-?[0-9][0-9.]*")  # not that of UTF-8
 
+_BOUND = re.compile(r"\bN (above|below|over|under) N\b")
+
 
 def general_reason(step: str | None, reason: str | None) -> str:
-    """``step: reason`` with numbers as N, so that like rejections count together."""
-    return f"{step}: {_NUMBER.sub('N', reason or '')}"
+    """``step: reason`` without its numbers, so that like rejections count together: a score that
+    is 0.1 below 0.2 is below its bound, other numbers are N."""
+    said = _BOUND.sub(r"\1 its bound", _NUMBER.sub("N", reason or ""))
+    return f"{step}: {said}"
 
 
 def tallied(rows: Iterable[dict[str, Any]], reasons: Counter[str]) -> Iterator[dict[str, Any]]:

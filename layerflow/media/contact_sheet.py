@@ -69,7 +69,7 @@ def four_up(clip: LayeredClip) -> U8:
 def describe(clip: Shown, id: str = "", scores: Mapping[str, float | None] | None = None) -> str:
     """Lines of text for a clip: what it is, its scores, its prompts."""
     height, width = clip.size
-    facts = f"{clip.kind}, {clip.num_frames} x {width}x{height}, {clip.fps:g} fps"
+    facts = f"{clip.kind}, {clip.num_frames} x {height}x{width}, {clip.fps:g} fps"
     known = [f"{name} {value:.4g}" for name, value in (scores or {}).items() if value is not None]
     lines = ["   ".join(part for part in (id, facts, *known) if part)]
     named = _stack(clip).prompted

@@ -87,9 +87,9 @@ def _check(container: Any, stream: Any, limits: Limits) -> None:
     height, width = stream.codec_context.height, stream.codec_context.width
     wide = width * aspect_of(stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio)
     if height * max(wide, width) > limits.max_pixels:
-        raise MediaError(f"{wide:.0f}x{height} is over the limit of {limits.max_pixels} pixels")
+        raise MediaError(f"HxW {height}x{wide:.0f} is over the limit of {limits.max_pixels} pixels")
     if height < 2 or width < 2:
-        raise MediaError(f"{width}x{height} pixels is too small to be a video")
+        raise MediaError(f"HxW {height}x{width} pixels is too small to be a video")
     seconds = (container.duration or 0) / 1e6
     if seconds > limits.max_seconds and not may_jump(container):
         raise MediaError(f"{seconds:.0f} s is over the limit of {limits.max_seconds:.0f} s")

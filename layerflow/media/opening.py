@@ -88,9 +88,9 @@ class Bounds:
         if not 1 <= frames <= MAX_CELL_FRAMES:
             raise MediaError(f"the row says that it has {frames} frames")
         if height < 1 or width < 1 or height * width > MAX_CELL_PIXELS:
-            raise MediaError(f"the row says that its frames are {width}x{height}")
+            raise MediaError(f"the row says that its frames are {height}x{width}")
         if frames * height * width * 3 > MAX_CELL_BYTES:
-            raise MediaError(f"a layer of {frames} frames of {width}x{height} is over 4 GiB")
+            raise MediaError(f"a layer of {frames} frames of {height}x{width} is over 4 GiB")
         return cls(frames, height, width)
 
     @property
@@ -103,10 +103,10 @@ class Bounds:
     def check_size(self, height: int, width: int) -> None:
         """Raises MediaError for a picture of another size."""
         if self.height is not None and (height, width) != (self.height, self.width):
-            size = f"{width}x{height}, the row says {self.width}x{self.height}"
+            size = f"{height}x{width}, the row says {self.height}x{self.width}"
             raise MediaError(f"the media cell is {size}")
         if height < 1 or width < 1 or height * width > MAX_CELL_PIXELS:
-            raise MediaError(f"{width}x{height} is over {MAX_CELL_PIXELS} pixels")
+            raise MediaError(f"{height}x{width} is over {MAX_CELL_PIXELS} pixels")
 
     def check_count(self, frames: int, height: int, width: int) -> None:
         """Raises MediaError when so many frames are too many, or too many bytes."""

@@ -35,7 +35,7 @@ def open_still(path: Path) -> Image.Image:
     width, height = image.size
     if width * height > MAX_STILL_PIXELS:
         image.close()
-        raise MediaError(f"{width}x{height} is over the limit of {MAX_STILL_PIXELS} pixels")
+        raise MediaError(f"HxW {height}x{width} is over the limit of {MAX_STILL_PIXELS} pixels")
     return image
 
 

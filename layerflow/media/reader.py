@@ -146,7 +146,9 @@ class VideoReader:
         """Raises MediaError for a frame that is over the limit although the header was not."""
         if frame.width * frame.height > self._limits.max_pixels:
             limit = self._limits.max_pixels
-            raise MediaError(f"{frame.width}x{frame.height} is over the limit of {limit} pixels")
+            raise MediaError(
+                f"HxW {frame.height}x{frame.width} is over the limit of {limit} pixels"
+            )
 
     def may_begin(self, frame: Any) -> bool:
         """Whether a take's first frame is whole: some decoders start on grey without a key."""

@@ -135,8 +135,8 @@ def _plane(entry: Any, name: str, size: tuple[int, ...]) -> NDArray[np.float64]:
     values = values[..., 0] if values.ndim == 3 and values.shape[2] in (1, 3) else values
     if values.shape != tuple(size):
         raise MediaError(
-            f"{name} is {values.shape[-1]}x{values.shape[0]}, "
-            f"the base image {size[1]}x{size[0]}: is it the right one?"
+            f"{name} is {values.shape[0]}x{values.shape[-1]}, "
+            f"the base image {size[0]}x{size[1]}: is it the right one?"
         )
     plane = values.astype(np.float64)
     top = 255.0 if plane.max(initial=0) > 1 else 1.0

@@ -90,7 +90,7 @@ def fitted(picture: U8, size: tuple[int, int]) -> U8:
     height, width = picture.shape[:2]
     if abs(width / height / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
         raise MediaError(
-            f"the background is {width}x{height}, the foreground {size[1]}x{size[0]}: "
+            f"the background is HxW {height}x{width}, the foreground {size[0]}x{size[1]}: "
             "another aspect ratio"
         )
     return resize_cover(picture[None], *size)[0]

@@ -54,7 +54,7 @@ def _check_header(path: Path) -> None:
         raise MediaError("is no PSD or PSB document")
     height, width = (int.from_bytes(head[i : i + 4], "big") for i in (14, 18))
     if height * width > MAX_STILL_PIXELS or path.stat().st_size > MAX_BYTES:
-        raise MediaError(f"{width}x{height} is over the limit of {MAX_STILL_PIXELS} pixels")
+        raise MediaError(f"HxW {height}x{width} is over the limit of {MAX_STILL_PIXELS} pixels")
 
 
 def _layers_of(document: Any) -> tuple[U8, U8 | None]:

@@ -122,7 +122,7 @@ def _matching(colour: Path, matte: U8, alpha: Path) -> Pixels:
     height, width = stored.rgba.shape[:2]
     if matte.shape != (height, width):
         raise MediaError(
-            f"{alpha.name} is {matte.shape[1]}x{matte.shape[0]}, {colour.name} is {width}x{height}"
+            f"{alpha.name} is {matte.shape[0]}x{matte.shape[1]}, {colour.name} is {height}x{width}"
         )
     return stored
 

@@ -254,6 +254,7 @@ function setUp() {
   options($("reason"), [["", "all"], ...Object.entries(data.reasons).map(([name, count]) => [name, `${name} (${count})`])]);
   $("rejected-title").textContent = `Rejected (${data.rejected_total.toLocaleString("en")})`;
   $("rejected-box").hidden = !data.rejected_total;
+  $("rejected-box").open = !data.total; // nothing else to see
   (data.clips || []).forEach((clip, place) => { clip.place = place; });
   setUpCare();
   histograms();

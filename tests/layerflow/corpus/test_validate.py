@@ -76,7 +76,7 @@ BAD: list[tuple[str, str, Callable[[dict[str, Any]], None]]] = [
     ("alpha", "cannot be read", corrupt(alpha=b"not a video at all" * 20)),
     ("alpha", "lossless", corrupt(alpha=encode_color(CLIP.blended, 8))),
     ("alpha", "3 frames, the row says 5", corrupt(alpha=encode_alpha(CLIP.alpha[:3], 8))),
-    ("blended", "48x16", corrupt(blended=encode_color(CLIP.blended[:, :16], 8))),
+    ("blended", "16x48", corrupt(blended=encode_color(CLIP.blended[:, :16], 8))),
     ("blended", "differs from the recomposed", corrupt(blended=encode_color(CLIP.background, 8))),
     ("", "", flipped),
     ("height", "no value", corrupt(height=None)),
@@ -178,7 +178,7 @@ def test_stats_counts(corpus: Path, rows: list[dict[str, Any]]) -> None:
     flicker = found["scores"]["flicker"]
     assert flicker["count"] == 6 and flicker["max"] == pytest.approx(0.11)
     assert flicker["p50"] == pytest.approx(0.06) and "scale" not in found["scores"]
-    assert found["rejected"]["reasons"]["gate: flicker N over N"] == 2
+    assert found["rejected"]["reasons"]["gate: flicker over its bound"] == 2
     assert found["duplicates"]["rows"] == 0
 
 

@@ -61,7 +61,7 @@ def test_validate_finds_what_is_wrong_with_the_column() -> None:
     wrong = {
         "other levels": encode_alpha(known // 2, 8.0),
         "lossless 8-bit grey": encode_color(np.repeat(known[..., None], 3, -1), 8.0),
-        "32x20": encode_alpha(known[:, :20], 8.0),
+        "20x32": encode_alpha(known[:, :20], 8.0),
         "2 frames": encode_alpha(known[:2], 8.0),
     }
     for said, cell in wrong.items():

@@ -65,7 +65,7 @@ def test_append_does_the_new_work_only_and_leaves_the_old_shards_alone(tmp_path:
     assert Corpus.open(out, 1).ids() == ids(0, 4)
     assert [row["uri"] for row in corpus.rejected()] == ["2.mp4", "5.mp4"]
     assert [row["uri"] for row in Corpus.open(out, 1).rejected()] == ["2.mp4"]
-    assert corpus.info["reasons"] == {"gate: score N below N": 2}
+    assert corpus.info["reasons"] == {"gate: score below its bound": 2}
     assert check_folder(out) == []
 
 

@@ -26,7 +26,7 @@ def test_rows_stand_in_unit_order_and_reasons_are_counted(tmp_path: Path) -> Non
     shuffled = [units(6)[i] for i in (3, 0, 5, 1, 4, 2)]
     summary = run_job(shuffled, work, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
     assert (summary.kept, summary.rejected) == (8, 2)
-    assert summary.reasons == {"gate: score N below N": 2}
+    assert summary.reasons == {"gate: score below its bound": 2}
     expected = [make_row(2 * i + k)["id"] for i in (0, 1, 3, 4) for k in (0, 1)]
     assert Corpus.open(tmp_path / "c").ids() == expected
     assert not (tmp_path / "c" / "staging").exists()

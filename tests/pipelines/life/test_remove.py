@@ -67,7 +67,7 @@ def test_a_source_goes_with_its_copies_and_all_that_was_made_of_it(corpus: Path)
     assert list(found.rows()) == [row for row in before if int(row["id"], 16) in LEFT]
     assert [row["uri"] for row in found.rejected()] == ["a.mp4"]
     assert found.info["rows"] == 4 and found.info["rejected"] == 1
-    assert found.info["reasons"] == {"gate: flicker N over N": 1}
+    assert found.info["reasons"] == {"gate: flicker over its bound": 1}
     assert validate(corpus) == []
     assert numbers(Corpus.open(corpus, 2).ids()) == list(range(8))  # until it is purged
     assert remove(corpus).version == 3  # the same again does nothing

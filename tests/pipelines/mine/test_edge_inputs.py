@@ -116,7 +116,7 @@ def test_an_8k_frame_is_decoded_and_a_larger_one_refused(tmp_path: Path) -> None
     assert abs(int(frames[0, 24, 8, 0]) - 60) < 4 and abs(int(frames[0, 24, 56, 0]) - 180) < 4
     with Decoder(video.Limits(max_pixels=4096 * 2160)) as decoder, pytest.raises(MediaError) as no:
         decoder.probe(path)
-    assert "7680x4320 is over the limit" in str(no.value)
+    assert "HxW 4320x7680 is over the limit" in str(no.value)
 
 
 def test_full_and_limited_range_show_the_same_grey(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_cheap_filters_come_before_matting(tmp_path: Path) -> None:
 def test_the_gate_moves_clips_to_rejected_with_their_scores(videos: Path, tmp_path: Path) -> None:
     limits = {"thresholds": {"area_mean": [0.5, 1.0]}}
     summary = run_mine(options(videos, tmp_path / "c", **limits), workers=0, quiet=True)
-    assert summary.kept == 0 and summary.reasons == {"gate: area_mean N below N": 6}
+    assert summary.kept == 0 and summary.reasons == {"gate: area_mean below its bound": 6}
     rows = Corpus.open(tmp_path / "c").rejected()
     assert all(row["stage"] == "gate" and row["quality"]["area_mean"] < 0.5 for row in rows)
     with pytest.raises(ValueError, match="unknown score 'beauty'"):

@@ -137,7 +137,7 @@ def test_card_is_valid_and_says_what_is_there(folder: Path) -> None:
     files = (folder / "data").glob("*.parquet")
     assert infos["default"]["download_size"] == sum(file.stat().st_size for file in files)
     text = card.text
-    assert "4 clips have no licence on record" in text and "gate: flicker N over N" in text
+    assert "4 clips have no licence on record" in text and "gate: flicker over its bound" in text
     assert "gate: 'off'" in text  # the recorded options
     assert text.count("```") == 6 and "</script>" not in text
     assert HOSTILE not in (folder / "LICENSE.md").read_text()

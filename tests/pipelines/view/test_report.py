@@ -66,7 +66,7 @@ def test_the_page_holds_every_clip_and_its_reasons(report: Path) -> None:
     data = data_of(report.read_text())
     assert data["total"] == 9 and len(data["clips"]) == 9
     assert data["kinds"] == {"pasted": 3, "mined": 3, "image": 3}
-    assert data["reasons"]["gate: flicker N over N"] == 2 and data["rejected_total"] == 4
+    assert data["reasons"]["gate: flicker over its bound"] == 2 and data["rejected_total"] == 4
     assert sum(data["histograms"]["flicker"]["bins"]) == 4
     assert "cannot be decoded" in data["clips"][6]["problem"]
     assert data["clips"][2]["preview"]["mime"] == "image/jpeg"
@@ -186,7 +186,7 @@ def test_serve_answers_queries(served: str) -> None:
     assert json.loads(get(f"{served}/rows?text=DISC+5")[1])["rows"][0]["index"] == 5
     assert len(json.loads(get(f"{served}/rows?count=2&offset=8")[1])["rows"]) == 1
     rejected = json.loads(
-        get(f"{served}/rejected?reason=gate: flicker N over N".replace(" ", "+"))[1]
+        get(f"{served}/rejected?reason=gate: flicker over its bound".replace(" ", "+"))[1]
     )
     assert rejected["total"] == 2
 
@@ -285,6 +285,14 @@ def test_browser_plays_without_a_request(page: Browser, report: Path) -> None:
     page.wait(f"return (() => {{ {FIRST} }})()[1] !== {time}")
     page.press(" ")
     assert page.run("return [...players].every((p) => p.still || !p.media || p.media.paused)")
+
+
+def test_browser_of_no_clip_shows_the_rejected_rows(page: Browser, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c", [], make_rejected())
+    write_report(tmp_path / "c", tmp_path / "r.html", workers=0)
+    page.open((tmp_path / "r.html").as_uri())
+    page.wait("return document.querySelectorAll('#rejected tr').length === 3")
+    assert page.run("return document.getElementById('rejected-box').open")
 
 
 def test_browser_shows_the_right_pixels(page: Browser, report: Path) -> None:
