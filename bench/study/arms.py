@@ -98,7 +98,8 @@ def manifest(arm: str, out: Path, seed: int, study: Mapping[str, Any]) -> TrainM
             "keep_last": 1,
             "tensorboard": False,
             "latents": {
-                name: str(out / "latents" / name) for name in ("video", "invented", "stills")
+                name: str(out / "latents" / name)
+                for name in ("small", "video", "invented", "stills")
             },
             "optimizer": ADAM,
             "dropout": {"joint": 0.1, "layer": 0.05},
@@ -114,25 +115,29 @@ def manifest(arm: str, out: Path, seed: int, study: Mapping[str, Any]) -> TrainM
     )
 
 
+SMALL_BATCH = 8
+
+
 def base_stages(arm: Arm, steps: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Decomposition first, then every task; or one task, with a quarter of all steps."""
+    """Decomposition first, of small clips and then of whole ones, then every task; or one task,
+    with a quarter of all steps."""
     groups = {name: {"rate": HELD} for name in arm.zeroed}
-    common = {"ema": 0.98, "trains": "full", "mixture": [{"latents": arm.latents}], **arm.stage}
+    common: dict[str, Any] = {"ema": 0.98, "trains": "full"}
     common |= {"groups": groups} if groups else {}
-    whole = {"warmup": 30, "decay": "power", "power": 0.7}
-    if arm.task is not None:
-        quarter = (steps["decompose"] + steps["base"]) // len(TASKS)
-        return [
-            {"name": "base", "steps": quarter, "lr": 2e-3, "schedule": whole, **common}
-            | {"tasks": {arm.task: 1.0}}
-        ]
+    whole = {"mixture": [{"latents": arm.latents}], **arm.stage}
+    small = {"mixture": [{"latents": "small"}], "batch": SMALL_BATCH}
     first = {"warmup": 30, "decay": "power", "power": 0.35, "final": 0.7}
-    return [
-        {"name": "decompose", "steps": steps["decompose"], "lr": 2e-3, "schedule": first, **common}
-        | {"tasks": {"decompose": 1.0}},
-        {"name": "base", "steps": steps["base"], "lr": 1.4e-3, "schedule": FAST, **common}
-        | {"tasks": MIXED},
-    ]
+    task = arm.task or "decompose"
+    share = 1 if arm.task is None else len(TASKS)
+    begun = {"name": "small", "steps": steps["small"] // share, "lr": 2e-3, "schedule": first}
+    begun |= {"tasks": {task: 1.0}, **small, **common}
+    then = {"name": "base", "lr": 1e-3, "schedule": FAST, **whole, **common}
+    if arm.task is not None:
+        quarter = (steps["decompose"] + steps["base"]) // share
+        return [begun, {**then, "steps": quarter, "tasks": {task: 1.0}}]
+    middle = {"name": "decompose", "steps": steps["decompose"], "lr": 1e-3, "schedule": first}
+    middle |= {"tasks": {"decompose": 1.0}, **whole, **common}
+    return [begun, middle, {**then, "steps": steps["base"], "tasks": MIXED}]
 
 
 def motion_stage(arm: Arm, steps: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 OUT/media/            the subjects and films by their part
 OUT/latents/video     moving clips, coarse mattes
+OUT/latents/small     the same, small and short
 OUT/latents/invented  the same with a made-up background where the subject hides it, and its mask
 OUT/latents/stills    layered stills of other subjects, true mattes
 OUT/corpora/          held-out clips, and OUT/latents/held_out of them
@@ -46,7 +47,7 @@ def prepare(out: Path, media: Path, study: Mapping[str, Any]) -> None:
     model = out / "autoencoder"
     if not model.is_dir():
         init_directory(model, "tiny-wan", **study["model"])
-    counts = study["clips"]["counts"]
+    counts, paste = study["clips"]["counts"], study["clips"]["paste"]
     for seed, part in enumerate(HELD_OUT):
         said = options(study, folders[part], folders["films_held_out"], counts[part], 100 + seed)
         said = said.model_copy(update={"out": str(out / "corpora" / part)})
@@ -56,6 +57,9 @@ def prepare(out: Path, media: Path, study: Mapping[str, Any]) -> None:
     common: dict[str, Any] = {"model": model, "dtype": "float16", "workers": 0, "quiet": True}
     video = options(study, folders["video-coarse"], folders["films"], counts["video"], 0)
     run_encode_drawn(video, out=out / "latents" / "video", **common)
+    fewer = {**study, "clips": {**study["clips"], "paste": {**paste, **study["clips"]["small"]}}}
+    small = options(fewer, folders["video-coarse"], folders["films"], counts["small"], 2)
+    run_encode_drawn(small, out=out / "latents" / "small", **common)
     stills = options(study, folders["stills"], folders["films"], counts["stills"], 1)
     run_encode_drawn(stills, out=out / "latents" / "stills", augment=Augment(freeze=1), **common)
     if not (out / "latents" / "invented").is_dir():
