@@ -423,6 +423,7 @@ def test_a_node_with_a_disk_of_its_own_stops_a_job_on_ray(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the cluster's workers
     monkeypatch.setattr(module, "PATIENCE", 1.0)
     small = {"object_store_memory": 80 << 20}
+    stop_ray()  # of an earlier test
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     mount = f"mount --make-rprivate / && mount -t tmpfs tmpfs {shared}"
     start = f"{Path(sys.executable).parent}/ray start --address={cluster.address} --num-cpus=1"
