@@ -147,7 +147,8 @@ class Encoder:
                 check_frames(vae, frames)
         for size in (options.size, *(bucket.size for bucket in options.buckets)):
             if size and any(side % factor for side in size):
-                raise ValueError(f"sizes must be multiples of {factor}, not {size}")
+                shown = "x".join(map(str, size))
+                raise ValueError(f"sizes must be multiples of {factor}, not {shown}")
 
     def prompts(self, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows of `prompts/` for prefixed texts."""
