@@ -89,14 +89,17 @@ def publish_file(written: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def publish_folder(written: Path, path: str | Path, *, replace: bool = False) -> None:
+def publish_folder(
+    written: Path, path: str | Path, *, replace: bool = False, synced: bool = True
+) -> None:
     """Move a finished folder to its place, which is absent or an empty folder (else OSError).
 
     replace: whatever is there goes. Where the file system cannot exchange two names, a process
-    that is killed at this moment leaves what was there as ``.NAME.old``.
+    that is killed at this moment leaves what was there as ``.NAME.old``. synced: False for what is
+    compared with its sums before it is used, and made again: a power cut may leave it damaged.
     """
     path = Path(path)
-    for part in [*written.rglob("*"), written]:
+    for part in [*written.rglob("*"), written] if synced else []:
         if not part.is_symlink():
             sync(part)
     if not (replace and path.exists()):
@@ -107,7 +110,8 @@ def publish_folder(written: Path, path: str | Path, *, replace: bool = False) ->
         os.rename(path, old)
         os.rename(written, path)
         os.rename(old, written)
-    sync(path.parent)
+    if synced:
+        sync(path.parent)
     remove(written)  # what was there before, now under this name
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.matting import Known, measure
 from bench.study.clips import options
-from bench.study.measure import edge_mad, held_out
+from bench.study.measure import edge_mad, measured
 from layerflow.clip import ALPHA, BLENDED, LayeredClip
 from layerflow.evaluation import metrics
 from layerflow.evaluation.baselines import trivial_baselines
@@ -30,7 +30,7 @@ def baselines(out: Path, study: Mapping[str, Any]) -> dict[str, dict[str, dict[s
     samples = draw_unit({"start": 0, "stop": TUNING}, context, [])
     tuning = [(sample.layers[BLENDED], sample.layers[ALPHA]) for sample in samples]
     found = {}
-    for part, clips in held_out(out).items():
+    for part, clips in measured(out).items():
         scores = trivial_baselines(tuning, [(clip.blended, clip.alpha) for clip in clips])
         found[part] = {name: {"iou": iou} for name, iou in scores.items()}
         for name in BACKENDS:

@@ -1,11 +1,12 @@
-"""The latents and the held-out clips of the study, from its media; all seeds share them.
+"""The latents and the measured clips of the study, from its media; all seeds share them.
 
 OUT/media/            the subjects and films by their part
 OUT/latents/video     moving clips, coarse mattes
 OUT/latents/small     the same, small and short
 OUT/latents/invented  the same with a made-up background where the subject hides it, and its mask
 OUT/latents/stills    layered stills of other subjects, true mattes
-OUT/corpora/          held-out clips, and OUT/latents/held_out of them
+OUT/corpora/          clips to measure with (`PARTS`)
+OUT/latents/fresh     those of known subjects, for the losses
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ from pipelines.paste.plan import make_plan
 from pipelines.paste.sample import PasteContext
 from pipelines.vision.numerics import dilate
 
-HELD_OUT = ("held_out", "held_out_soft")
+PARTS = {
+    "fresh": ("video", "films"),
+    "fresh_soft": ("stills", "films"),
+    "held_out": ("held_out", "films_held_out"),
+    "held_out_soft": ("held_out_soft", "films_held_out"),
+}
+"""Clips that no training sees: part -> its subjects and films. `fresh` are of known subjects over
+known films, `fresh_soft` of subjects that training has in stills only; they move here. The others
+are of subjects and films that it has nowhere."""
 REACH = 2  # pixels around a subject that are made up with what it hides
 
 
@@ -48,12 +57,12 @@ def prepare(out: Path, media: Path, study: Mapping[str, Any]) -> None:
     if not model.is_dir():
         init_directory(model, "tiny-wan", **study["model"])
     counts, paste = study["clips"]["counts"], study["clips"]["paste"]
-    for seed, part in enumerate(HELD_OUT):
-        said = options(study, folders[part], folders["films_held_out"], counts[part], 100 + seed)
+    for seed, (part, (subjects, films)) in enumerate(PARTS.items()):
+        said = options(study, folders[subjects], folders[films], counts["measured"], 100 + seed)
         said = said.model_copy(update={"out": str(out / "corpora" / part)})
         front.run_job(said, workers=0, quiet=True)
-    corpora = [out / "corpora" / part for part in HELD_OUT]
-    front.encode(corpora, model, out / "latents" / "held_out", dtype="float16", workers=0)
+    fresh = out / "corpora" / "fresh"
+    front.encode(fresh, model, out / "latents" / "fresh", dtype="float16", workers=0)
     common: dict[str, Any] = {"model": model, "dtype": "float16", "workers": 0, "quiet": True}
     video = options(study, folders["video-coarse"], folders["films"], counts["video"], 0)
     run_encode_drawn(video, out=out / "latents" / "video", **common)
@@ -68,7 +77,7 @@ def prepare(out: Path, media: Path, study: Mapping[str, Any]) -> None:
 
 def gather(out: Path, media: Path, said: Mapping[str, Any]) -> dict[str, Path]:
     """Part -> its folder; made once."""
-    names = ("video", "stills", *HELD_OUT, "films", "films_held_out")
+    names = ("video", "stills", "held_out", "held_out_soft", "films", "films_held_out")
     done = out / "done.json"
     if not done.is_file():
         copies = {"video": said["recoloured"], "stills": said["recoloured"]}

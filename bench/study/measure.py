@@ -1,4 +1,4 @@
-"""The figures of one export: how well it takes held-out clips apart, and what it generates."""
+"""The figures of one export: how well it takes unseen clips apart, and what it generates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.study.clips import HELD_OUT
+from bench.study.clips import PARTS
 from layerflow.clip import BLENDED, FOREGROUND, LayeredClip
 from layerflow.corpus.table import Corpus
 from layerflow.evaluation import metrics
@@ -25,9 +25,9 @@ SOFT = (25, 230)  # levels of alpha that are neither clear nor opaque
 EDGE = 1  # pixels around them that count as the edge
 
 
-def held_out(out: Path) -> dict[str, list[LayeredClip]]:
+def measured(out: Path) -> dict[str, list[LayeredClip]]:
     """Part -> its clips."""
-    corpora = {part: Corpus.open(out / "corpora" / part) for part in HELD_OUT}
+    corpora = {part: Corpus.open(out / "corpora" / part) for part in PARTS}
     return {part: [c.clip(i) for i in range(len(c))] for part, c in corpora.items()}
 
 
@@ -100,8 +100,8 @@ def look_figures(clips: Sequence[LayeredClip]) -> dict[str, float]:
     }
 
 
-def held_out_losses(run: Path) -> dict[str, float]:
-    """Task -> loss on the held-out clips at the end of a run."""
+def losses(run: Path) -> dict[str, float]:
+    """Task -> loss on fresh clips at the end of a run."""
     rows = read(run / "validation.csv")
     last = max(int(row["step"]) for row in rows)
     return {str(row["task"]): float(row["loss"]) for row in rows if int(row["step"]) == last}

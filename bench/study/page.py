@@ -22,10 +22,11 @@ from bench.study.results import Results
 Figures = Mapping[str, Sequence[float]]
 
 SHOWN = {
-    "decompose.held_out.iou": "matte IoU, crisp",
-    "decompose.held_out_soft.iou": "matte IoU, hair and fur",
-    "decompose.held_out_soft.edge_mad": "edge error, hair and fur",
-    "decompose.held_out.behind": "behind, dB",
+    "decompose.fresh.iou": "matte IoU, fresh clips",
+    "decompose.fresh_soft.iou": "stills' subjects",
+    "decompose.fresh_soft.edge_mad": "edge error of these",
+    "decompose.held_out.iou": "matte IoU, held out",
+    "decompose.fresh.behind": "behind, fresh, dB",
     "generate.drift": "drift, px/frame",
     "generate.soft": "soft share",
 }
@@ -124,7 +125,7 @@ def samples(out: Path) -> None:
     seed = min(out.glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]), default=out)
     parts: list[Image.Image] = []
     for arm in ("base", "method"):
-        for name in ("decomposed-held_out", "decomposed-held_out_soft", "generated"):
+        for name in ("decomposed-fresh", "decomposed-fresh_soft", "generated"):
             path = seed / arm / "sheets" / f"{name}.png"
             if path.is_file():
                 with Image.open(path) as sheet:

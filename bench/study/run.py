@@ -5,15 +5,17 @@
 
 Clips of 8 frames of 64x64 are drawn from the cut-outs and films that `study.yaml` names below
 FOLDER, some sources held out whole. A network of 4 M parameters is trained from nothing in each arm
-(`arms.py`), for each seed. The held-out clips measure it, together with baselines that need no
-learning and with the mattes of the miner. Each arm is resumed where it was, and those that are done
-are not done again. Figures go to RESULTS (else OUT/results), a file an arm and a seed, which are
-all that another machine needs to go on; `python -m bench.study.page` makes a page of them.
+(`arms.py`), for each seed. Clips that it has not seen measure it (`clips.PARTS`), together with
+baselines that need no learning and with the mattes of the miner. Each arm is resumed where it was,
+and those that are done are not done again. Figures go to RESULTS (else OUT/results), a file an arm
+and a seed, which are all that another machine needs to go on; `python -m bench.study.page` makes a
+page of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,9 +71,9 @@ def measure_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any], result
     folder = out / f"seed-{seed}" / arm
     seconds = train_arm(out, arm, seed, study)
     found = measure.of_export(
-        folder / "export", measure.held_out(out), study["measure"], folder / "sheets"
+        folder / "export", measure.measured(out), study["measure"], folder / "sheets"
     )
-    found |= {"losses": measure.held_out_losses(folder), "cpu_seconds": seconds}
+    found |= {"losses": measure.losses(folder), "cpu_seconds": seconds}
     results.put(arm, found, seed)
 
 
@@ -81,7 +83,7 @@ def train_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> float
     if ARMS[arm].after:
         train_arm(out, str(ARMS[arm].after), seed, study)
     elif not (folder / "start").is_dir():
-        start(folder / "start", arm, seed, study["model"])
+        start(folder / "start", arm, seed, study["model"], out / "autoencoder")
     say = lambda text: print(f"seed {seed} {arm}: {text}", flush=True)  # noqa: E731
     before = time.process_time()
     if not launch(manifest(arm, out, seed, study), log=say):
@@ -89,9 +91,13 @@ def train_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> float
     return time.process_time() - before
 
 
-def start(folder: Path, arm: str, seed: int, options: Mapping[str, Any]) -> None:
-    """The network that an arm starts from; of one seed all are equal, but for what the arm says."""
+def start(folder: Path, arm: str, seed: int, options: Mapping[str, Any], coded: Path) -> None:
+    """The network that an arm starts from; of one seed all are equal, but for what the arm says.
+
+    coded: the model that coded the latents, whose text encoder all seeds share.
+    """
     init_directory(folder, "tiny-wan", **{**options, **ARMS[arm].model, "seed": seed})
+    shutil.copytree(coded / "text_encoder", folder / "text_encoder", dirs_exist_ok=True)
     if not ARMS[arm].zeroed:
         return
     from layerflow.model.sample import load_pipeline
@@ -105,7 +111,7 @@ def start(folder: Path, arm: str, seed: int, options: Mapping[str, Any]) -> None
 
 def table(results: Results) -> str:
     """The arms that are done, in three figures."""
-    shown = ("decompose.held_out.iou", "decompose.held_out_soft.edge_mad", "generate.drift")
+    shown = ("decompose.fresh.iou", "decompose.fresh_soft.edge_mad", "generate.drift")
     lines = [f"{'':20}" + " ".join(f"{name:>34}" for name in shown)]
     for arm, figures in results.arms().items():
         lines.append(f"{arm:20}" + " ".join(f"{spread(figures[name]):>34}" for name in shown))

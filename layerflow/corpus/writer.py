@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from layerflow.corpus.table import file_sha256
 from layerflow.files import json_text, publish_file, write_text
 
 ROWS_PER_BATCH = 4
+GATHERED = 1 << 18  # bytes of small writes that go to a file as one
 SHARD_BYTES = 160 << 20
 
 
@@ -108,12 +110,26 @@ def write_shards(
     return shards, rows
 
 
+@contextmanager
+def arrow_stream(file: Any, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
+    """An Arrow stream into a binary file in Python, which stays open.
+
+    Arrow writes every buffer of a column by itself, some hundred a row; they are gathered.
+    """
+    gathered = io.BufferedWriter(file, GATHERED)
+    try:
+        with pa.ipc.new_stream(gathered, schema) as writer:
+            yield writer
+    finally:
+        gathered.detach()
+
+
 def write_shard(store: Store, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Shard:
     """A shard of a corpus folder, under the name of its bytes: equal batches give equal files."""
     rows = 0
     with store.scratch() as temporary:
         with Hashed(temporary.open("wb")) as file:
-            with pa.ipc.new_stream(file, schema) as writer:
+            with arrow_stream(file, schema) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
                     rows += batch.num_rows

@@ -41,6 +41,8 @@ class Outcome:
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
 
+SMALL = 1000  # rows without media that a record batch holds
+
 Work = Callable[[dict[str, Any]], Outcome]
 Choose = Callable[[Unit], bool]
 
@@ -120,8 +122,8 @@ def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
     index = pa.schema([schema.field(name) for name in names])
     return {
         ROWS: stream_part(rows(), schema),
-        INDEX: lambda file: stream_part(small, index)(file),
-        REJECTED: lambda file: stream_part(outcome.rejected, REJECTED_SCHEMA)(file),
+        INDEX: lambda file: stream_part(small, index, SMALL)(file),
+        REJECTED: lambda file: stream_part(outcome.rejected, REJECTED_SCHEMA, SMALL)(file),
     }
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from layerflow.corpus.shards import read_shard
-from layerflow.corpus.writer import Hashed
+from layerflow.corpus.writer import Hashed, arrow_stream, record_batches
 from layerflow.files import publish_folder, remove, write_json
 
 RECORD = "unit.json"
@@ -39,15 +39,15 @@ class InfrastructureError(OSError):
     """What no other attempt at a unit would mend: the job stops and can go on later."""
 
 
-def stream_part(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Write:
-    """Rows as an Arrow stream, one record batch each, so that memory holds one."""
+def stream_part(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, together: int = 1) -> Write:
+    """Rows as an Arrow stream, of which memory holds ``together``, those of a record batch."""
 
     def write(file: Any) -> int:
         count = 0
-        with pa.ipc.new_stream(file, schema) as writer:
-            for row in rows:
-                writer.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
-                count += 1
+        with arrow_stream(file, schema) as writer:
+            for batch in record_batches(rows, schema, together):
+                writer.write_batch(batch)
+                count += batch.num_rows
         return count
 
     return write
@@ -175,14 +175,16 @@ class Staging:
         return {name: about["count"] for name, about in record.items()}
 
     def _publish(self, temporary: Path, key: str) -> None:
+        # Not synced: a disk that syncs every unit takes a few a second, and what a power cut
+        # damages is found by its size or its sum, and done again.
         try:
-            publish_folder(temporary, self.folder / key)
+            publish_folder(temporary, self.folder / key, synced=False)
         except OSError:
             if self.is_done(key):  # another attempt of the same unit was first: equal content
                 return
             if not (self.folder / key).exists():
                 raise
-            publish_folder(temporary, self.folder / key, replace=True)
+            publish_folder(temporary, self.folder / key, replace=True, synced=False)
 
     def is_done(self, key: str) -> bool:
         """Whether a unit was committed and its files have the sizes that they had then."""

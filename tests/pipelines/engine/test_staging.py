@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from layerflow import files as file_tools
 from layerflow.corpus.table import Corpus
 from pipelines.engine import staging as module
 from pipelines.engine import workers
@@ -126,16 +127,16 @@ def test_damaged_looks_are_taken_again(tmp_path: Path) -> None:
 
 
 MOMENTS = {
-    "before its files are on the disk": ("fsync", 1),
-    "when some of its files are on the disk": ("fsync", 2),
-    "before the unit is in place": ("rename", 1),
-    "after the unit is in place, before its report": ("fsync", 6),
+    "before its files are written": (module, "write_part", 1),
+    "when some of its files are written": (module, "write_part", 2),
+    "before the unit is in place": (os, "rename", 1),
+    "after the unit is in place, before its report": (file_tools, "remove", 1),
 }
 
 
-def die_at(name: str, count: int) -> None:
-    """Makes the call of that number to ``os.NAME`` the last one."""
-    real, calls = getattr(os, name), 0
+def die_at(owner: Any, name: str, count: int) -> None:
+    """Makes the call of that number to a function the last one."""
+    real, calls = getattr(owner, name), 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
@@ -144,7 +145,7 @@ def die_at(name: str, count: int) -> None:
             os._exit(9)
         return real(*arguments)
 
-    setattr(os, name, counted)
+    setattr(owner, name, counted)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
