@@ -11,12 +11,14 @@ to find when its true distance is at most 1.
 from __future__ import annotations
 
 import argparse
-import resource
+import tempfile
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from layerflow.cli.demo.memory import PeakMemory
 from layerflow.clip import U8
 from pipelines.mine.duplicates import CELLS, COLUMNS, PICTURES, ROWS, distances, find_duplicates
 
@@ -71,6 +73,14 @@ class Figures(NamedTuple):
     told: int
     others: int
     seconds: float
+    memory: int
+
+
+def anonymous() -> int:
+    """Bytes of this process that lie in no file: what is mapped of files the system takes back when
+    it needs the memory."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.split("\n") if "RssAnon" in line))
 
 
 def measure(count: int, seed: int) -> Figures:
@@ -79,18 +89,24 @@ def measure(count: int, seed: int) -> Figures:
     cameras = pictures(rng, CAMERAS)
     twins = count // 50
     originals = count - twins
-    made = [windows(rng, min(BLOCK, originals - s), cameras) for s in range(0, originals, BLOCK)]
-    base = np.concatenate(made)
+    with tempfile.TemporaryFile() as file:
+        signatures = np.asarray(np.memmap(file, np.uint8, "w+", shape=(count, PICTURES * CELLS)))
+    for start in range(0, originals, BLOCK):
+        signatures[start : min(originals, start + BLOCK)] = windows(
+            rng, min(BLOCK, originals - start), cameras
+        )
     of = rng.choice(originals, twins, replace=False)
-    signatures = np.concatenate([base, twin(rng, base[of])])
-    near = np.flatnonzero(distances(signatures[originals:], base[of]) <= 1)
+    signatures[originals:] = twin(rng, signatures[of])
+    near = np.flatnonzero(distances(signatures[originals:], signatures[of]) <= 1)
     started = time.process_time()
-    found = find_duplicates(signatures, range(count))
+    with PeakMemory(anonymous, 0.1) as memory:
+        found = find_duplicates(signatures, np.arange(count))
     seconds = time.process_time() - started
     told = {later for later, (_, far) in found.items() if far <= 1}
     hit = sum(originals + int(i) in told for i in near)
     wrong = sum(later < originals for later in told)
-    return Figures(len(near), hit / max(1, len(near)), len(told), wrong, seconds)
+    recall = hit / max(1, len(near))
+    return Figures(len(near), recall, len(told), wrong, seconds, memory.peak)
 
 
 if __name__ == "__main__":
@@ -101,9 +117,9 @@ if __name__ == "__main__":
     assert CELLS == ROWS * COLUMNS
     for number in said.windows:
         got = measure(number, said.seed)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             f"{number:>9} windows: recall {got.recall:.4f} of {got.near} twins, {got.told} told, "
-            f"{got.others} of them alike by chance; {got.seconds:.1f} s CPU, peak {peak:.2f} GiB",
+            f"{got.others} of them alike by chance; {got.seconds:.1f} s CPU, "
+            f"{got.memory / 2**30:.2f} GiB outside of files at most",
             flush=True,
         )

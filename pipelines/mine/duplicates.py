@@ -9,7 +9,9 @@ the thousand (a fixed camera) are compared with their neighbours in the order of
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +36,7 @@ TIE = 4.0  # levels below which a comparison is a tie
 CROWD = 48  # windows of one hash above which not all of its pairs are compared
 NEIGHBOURS = 24  # of a crowded window, in the order of each projection
 BLOCK = 200_000  # pairs that are compared at a time: some hundred megabytes
+IN_MEMORY = 64 << 20  # bytes of an array above which it lies in a file
 
 
 def signature(thumbs: U8) -> bytes:
@@ -76,14 +79,15 @@ def distances(one: U8, other: U8) -> NDArray[np.float32]:
 
 
 def find_duplicates(
-    signatures: Sequence[bytes] | U8, groups: Sequence[int], limit: float = 2.0
+    signatures: Sequence[bytes] | U8, groups: Sequence[int] | NDArray[np.int64], limit: float = 2.0
 ) -> dict[int, tuple[int, float]]:
     """For each window that resembles an earlier one of another group: which, and how closely.
 
     signatures: of ``signature``, or uint8 ``[N, 480]``. groups: the input a window comes from;
     windows of one input are never compared. Only pairs closer than ``limit`` are told, each window
     with the nearest earlier one that is not itself a duplicate. A pair that shares no hash is not
-    seen. Memory: about 0.7 kB a window.
+    seen. Memory: some 50 bytes a window and what the tables on disk (``TMPDIR``, 0.3 kB a window)
+    find there.
     """
     if len(signatures) < 2:
         return {}
@@ -125,14 +129,23 @@ def _near_pairs(
 def _coarse(signatures: U8) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """In 4 x 6 cells: the mean picture, its brightness taken out, float32 ``[N, 24]``, and the two
     changes, ``[N, 48]``."""
-    pictures, changes = [], []
-    for start in range(0, len(signatures), BLOCK):
+    count = len(signatures)
+    coarse, change = _table((count, 24), np.float32), _table((count, 48), np.float32)
+    for start in range(0, count, BLOCK):
         cells = signatures[start : start + BLOCK].reshape(-1, PICTURES, 4, 2, 6, 2)
         mean = cells.mean((3, 5), dtype=np.float32).reshape(-1, PICTURES, 24)
         picture = mean[:, :3].mean(1)
-        pictures.append(picture - picture.mean(1, keepdims=True))
-        changes.append(mean[:, 3:].reshape(-1, 48))
-    return np.concatenate(pictures), np.concatenate(changes)
+        coarse[start : start + BLOCK] = picture - picture.mean(1, keepdims=True)
+        change[start : start + BLOCK] = mean[:, 3:].reshape(-1, 48)
+    return coarse, change
+
+
+def _table(shape: tuple[int, int], kind: type[np.generic]) -> NDArray[Any]:
+    """An array to fill; in a file without a name where it is large."""
+    if shape[0] * shape[1] * np.dtype(kind).itemsize <= IN_MEMORY:
+        return np.empty(shape, kind)
+    with tempfile.TemporaryFile(prefix="layerflow-") as file:
+        return np.asarray(np.memmap(file, kind, "w+", shape=shape))
 
 
 def _candidates(coarse: NDArray[np.float32], change: NDArray[np.float32]) -> Iterator[Pairs]:
@@ -144,32 +157,47 @@ def _candidates(coarse: NDArray[np.float32], change: NDArray[np.float32]) -> Ite
         keys, ties = _hashes(coarse, chosen)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
-        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-        crowds = np.split(order, starts[1:])
         projection = rng.standard_normal((24, 1)), rng.standard_normal((48, 1))
-        for crowd in crowds:
-            if len(crowd) > CROWD:
-                values = coarse[crowd] @ projection[0], change[crowd] @ projection[1]
-                yield _neighbours(crowd, np.concatenate(values, axis=1))
-        for probe in range(1 << TIES):
-            # One bit a tie: a window with fewer ties has no such probe.
-            bits = ties[:, [bit for bit in range(TIES) if probe >> bit & 1]]
-            rows = np.flatnonzero((bits > 0).all(1))
-            wanted = keys[rows] ^ bits[rows].sum(1)
-            first = np.searchsorted(ordered, wanted, "left")
-            count = np.searchsorted(ordered, wanted, "right") - first
-            lone = (count > 0) & (count <= CROWD)
-            yield _ranges(rows[lone], first[lone], count[lone], order)
+        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+        sizes = np.diff(starts, append=len(ordered))
+        for start, size in zip(starts[sizes > CROWD], sizes[sizes > CROWD], strict=True):
+            crowd = order[start : start + size]
+            values = coarse[crowd] @ projection[0], change[crowd] @ projection[1]
+            yield _neighbours(crowd, np.concatenate(values, axis=1))
+        for begin in range(0, len(keys), BLOCK):
+            yield from _probed(keys, ties[begin : begin + BLOCK], begin, ordered, order)
+
+
+def _probed(
+    keys: NDArray[np.int64],
+    ties: NDArray[np.int8],
+    begin: int,
+    ordered: NDArray[np.int64],
+    order: NDArray[np.int64],
+) -> Iterator[Pairs]:
+    """Pairs of the windows from ``begin`` on, whose ``ties`` are given, with those that have their
+    hash, or would have it if some of the ties were the other way round."""
+    for probe in range(1 << TIES):
+        # One bit a tie: a window with fewer ties has no such probe.
+        bits = ties[:, [bit for bit in range(TIES) if probe >> bit & 1]]
+        rows = np.flatnonzero((bits >= 0).all(1))
+        turned = (np.int64(1) << bits[rows].astype(np.int64)).sum(1)
+        rows += begin
+        wanted = keys[rows] ^ turned
+        first = np.searchsorted(ordered, wanted, "left")
+        count = np.searchsorted(ordered, wanted, "right") - first
+        lone = (count > 0) & (count <= CROWD)
+        yield _ranges(rows[lone], first[lone], count[lone], order)
 
 
 def _hashes(
     coarse: NDArray[np.float32], chosen: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hashes int64 ``[N]``, and the values of their bits that are nearly ties, int64 ``[N, TIES]``:
-    the closest first, 0 where there are no more."""
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Hashes int64 ``[N]``, and which of their bits are nearly ties, int8 ``[N, TIES]``: -1 where
+    there are no more."""
     weights = np.int64(1) << np.arange(BITS, dtype=np.int64)
     keys = np.empty(len(coarse), np.int64)
-    ties = np.zeros((len(coarse), TIES), np.int64)
+    ties = np.empty((len(coarse), TIES), np.int8)
     for start in range(0, len(coarse), BLOCK):
         part = coarse[start : start + BLOCK]
         change = part[:, chosen[:, 0]] - part[:, chosen[:, 1]]
@@ -177,7 +205,7 @@ def _hashes(
         margin = np.abs(change)
         closest = np.argpartition(margin, TIES, axis=1)[:, :TIES]
         is_tie = np.take_along_axis(margin, closest, 1) < TIE
-        ties[start : start + BLOCK] = np.where(is_tie, weights[closest], 0)
+        ties[start : start + BLOCK] = np.where(is_tie, closest, -1)
     return keys, ties
 
 
