@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipelines.engine.workers import Make, Pool, Unit, run_staged
 SHARD = "shard.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A file of rows. key: the unit or shard that it is of; folder, name: where it lies; bytes,
     sha256: what it should hold; drop: numbers of rows that are left out; new: corrected values of
@@ -90,11 +90,10 @@ def run_cutting(
     """
     units = []
     for order, group in enumerate(groups):
-        pieces = [asdict(piece) for piece in group]
         rows = [[p.sha256, p.drop, *([p.new] if p.new else [])] for p in group]
         told = json.dumps([out, rows, str(schema)])
         key = hashlib.sha256(told.encode()).hexdigest()[:20]
-        units.append(Unit(key, order, {"uri": f"shard {order}", "pieces": pieces}))
+        units.append(Unit(key, order, {"uri": f"shard {order}", "pieces": list(group)}))
     # One shard of a folder here is written at once: other processes would only cost their start.
     workers = 0 if len(groups) == 1 and Store(out).local is not None else pool.workers
     own = replace(pool, workers=workers, accept_lost=False, desks=NO_DESKS)
@@ -118,10 +117,7 @@ def make_shard(payload: dict[str, Any], *, out: str, schema: pa.Schema) -> Parts
 
 def pieces_of(payload: Mapping[str, Any]) -> tuple[list[Piece], Parts]:
     """The pieces of a shard; and what its unit commits instead of it if some are damaged."""
-    pieces = [
-        Piece(**{**one, "drop": tuple(one["drop"]), "new": tuple(one["new"])})
-        for one in payload["pieces"]
-    ]
+    pieces: list[Piece] = payload["pieces"]
     damaged = {piece.key: how for piece in pieces if (how := _fault(piece)) is not None}
     return pieces, {SHARD: json_part({"damaged": damaged})} if damaged else {}
 

@@ -39,7 +39,7 @@ MANY, MANY_SHARE = 20, 0.1
 """In a large job it stops for less: this many units that are at least this share of all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """One piece of work. ``payload`` holds plain values; ``order`` places what it gives."""
 

@@ -43,7 +43,7 @@ SAID = 3  # names that a message about left out files gives
 MATTE_MARKS = frozenset({".mask", ".alpha"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InputVideo:
     """One input file.
 

@@ -40,7 +40,7 @@ def check_backend(options: MineOptions, payloads: Iterable[Mapping[str, Any]]) -
             f"matting backend {name!r} mattes one subject: --subjects each works with --matting "
             "auto or motion"
         )
-    if CHOSEN not in needs and any(payload["choices"] for payload in payloads):
+    if CHOSEN not in needs and any(payload.get("choices") for payload in payloads):
         raise ValueError(
             f"matting backend {name!r} cannot be told which subject is meant: box and points work "
             "with --matting auto, motion or sam2"

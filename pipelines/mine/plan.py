@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ Twin = tuple[str, float, float]
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """A time span of one video, the payload of a unit: plain values.
+    """A time span of one video; ``payload`` is that of its unit.
 
     location: a local path or a URL; root: the folder that its matte must lie in; uri: its name in
     the corpus; start, end: seconds; problem: why it is not to be used; prompts, licence,
@@ -59,6 +60,13 @@ class VideoSpan:
     def remote(self) -> bool:
         return "://" in self.location
 
+    @property
+    def payload(self) -> dict[str, Any]:
+        """Plain values to make it from: a million units hold no empty fields."""
+        always = ("location", "root", "uri", "start", "end")
+        values = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return {name: value for name, value in values if value or name in always}
+
 
 def plan_units(
     sources: Sequence[InputVideo], options: MineOptions, table: Table | None = None
@@ -76,9 +84,10 @@ def plan_units(
     local = [source.path for source in sources if not source.remote]
     lengths = iter(_durations(local, options.deadline))
     uris: Counter[str] = Counter()
+    prompts: dict[str, str] = {}
     for source in sources:
         location = source.location if source.remote else os.path.abspath(source.location)
-        video = VideoSpan(location, os.path.abspath(source.root), source.uri)
+        video = VideoSpan(location, sys.intern(os.path.abspath(source.root)), source.uri)
         content: list[object] = [0]
         spans = [(0.0, WHOLE)]
         try:
@@ -86,6 +95,9 @@ def plan_units(
             if source.problem:
                 raise ValueError(source.problem)
             video = _with_what_is_said(video, source, table, options)
+            if video.prompts == prompts:  # a template's: one for all
+                video = replace(video, prompts=prompts)
+            prompts = video.prompts
             if isinstance(length, str):
                 raise ValueError(length)
             if not source.remote:
@@ -99,7 +111,7 @@ def plan_units(
         uris[source.uri] += 1
         for start, end in spans:
             key = unit_key(source.uri, *content, start, end, *again)
-            units.append(Unit(key, len(units), asdict(replace(video, start=start, end=end))))
+            units.append(Unit(key, len(units), replace(video, start=start, end=end).payload))
     return units
 
 
