@@ -25,14 +25,15 @@ MIXED = {"generate": 0.4, "decompose": 0.4, "fg2bg": 0.1, "bg2fg": 0.1}
 class Arm:
     """One run. After: the run from whose export it starts; None: from nothing.
 
-    trains: its stages. model: options of `init` that differ. zeroed: parameters that are zero and
-    stay so. task: the only task it learns, with a quarter of the steps. latents: of its clips.
-    stage: what differs in stages on whole clips.
+    trains: its stages. times: how often the steps of a base. model: options of `init` that differ.
+    zeroed: parameters that are zero and stay so. task: the only task it learns, with a quarter of
+    the steps. latents: of its clips. stage: what differs in stages on whole clips.
     """
 
     says: str
     after: str | None = "small"
     trains: tuple[str, ...] = ("decompose", "base")
+    times: int = 1
     model: Mapping[str, Any] = field(default_factory=dict)
     zeroed: tuple[str, ...] = ()
     task: str | None = None
@@ -49,17 +50,18 @@ ALL = ("small", "decompose", "base")
 ARMS: dict[str, Arm] = {
     "small": Arm("decomposition of small clips, from nothing", None, ("small",)),
     "base": Arm("all tasks, coarse moving clips"),
-    "motion": Arm("the motion LoRA, on frozen clips", "base", ("motion",)),
+    "longer": Arm("the base gone on with, four times as long", "base", ("base",), times=4),
+    "motion": Arm("the motion LoRA, on frozen clips", "longer", ("motion",)),
     "method": Arm(
         "content LoRA on stills and clips, after the motion LoRA", "motion", ("content",)
     ),
-    "no motion": Arm("the same without a motion LoRA", "base", ("content",)),
+    "no motion": Arm("the same without a motion LoRA", "longer", ("content",)),
     "no stills": Arm("the content stage on moving clips alone", "motion", ("content",), stills=0.0),
     "few stills": Arm("a third of stills", "motion", ("content",), stills=0.35),
     "stills alone": Arm("no moving clip", "motion", ("content",), stills=1.0),
     "plain gate": Arm("the motion LoRA also on for moving clips", "motion", ("content",), gate=1),
     "continuous": Arm(
-        "positions in time go on from layer to layer", None, ALL, {"positions": "continuous"}
+        "positions in time go on from layer to layer", None, ALL, model={"positions": "continuous"}
     ),
     "text only": Arm("layer embedding on text tokens only", None, ALL, zeroed=(VIDEO,)),
     "video only": Arm("layer embedding on video tokens only", None, ALL, zeroed=(TEXT,)),
@@ -72,8 +74,9 @@ ARMS: dict[str, Arm] = {
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Motion LoRA": ("base", "motion", "method", "no motion", "plain gate"),
-    "Stills": ("base", "no stills", "few stills", "method", "stills alone"),
+    "Motion LoRA": ("longer", "motion", "method", "no motion", "plain gate"),
+    "Stills": ("longer", "no stills", "few stills", "method", "stills alone"),
+    "Length of the base": ("small", "base", "longer"),
     "One model or one a task": ("base", *(f"{task} alone" for task in TASKS)),
     "Positions": ("base", "continuous"),
     "Layer embedding": ("base", "text only", "video only", "none"),
@@ -151,7 +154,7 @@ def base(arm: Arm, steps: Mapping[str, int]) -> dict[str, Any]:
 
 def share(arm: Arm, steps: int) -> int:
     """An arm of one task gets its part of what the one model of all tasks gets."""
-    return steps // len(TASKS) if arm.task else steps
+    return steps // len(TASKS) if arm.task else steps * arm.times
 
 
 def motion(arm: Arm, steps: Mapping[str, int]) -> dict[str, Any]:

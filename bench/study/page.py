@@ -124,7 +124,7 @@ def samples(out: Path) -> None:
     each below its name."""
     seed = min(out.glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]), default=out)
     parts: list[Image.Image] = []
-    for arm in ("base", "method"):
+    for arm in ("longer", "method"):
         for name in ("decomposed-fresh", "decomposed-fresh_soft", "generated"):
             path = seed / arm / "sheets" / f"{name}.png"
             if path.is_file():
