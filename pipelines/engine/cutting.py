@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,11 @@ class Piece:
     sha256: str
     drop: tuple[int, ...] = ()
     new: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def plain(self) -> list[Any]:
+        """Its fields in their order."""
+        return [getattr(self, one.name) for one in fields(self)]
 
     @property
     def changes(self) -> bool:
@@ -93,7 +98,9 @@ def run_cutting(
         rows = [[p.sha256, p.drop, *([p.new] if p.new else [])] for p in group]
         told = json.dumps([out, rows, str(schema)])
         key = hashlib.sha256(told.encode()).hexdigest()[:20]
-        units.append(Unit(key, order, {"uri": f"shard {order}", "pieces": list(group)}))
+        units.append(
+            Unit(key, order, {"uri": f"shard {order}", "pieces": [p.plain for p in group]})
+        )
     # One shard of a folder here is written at once: other processes would only cost their start.
     workers = 0 if len(groups) == 1 and Store(out).local is not None else pool.workers
     own = replace(pool, workers=workers, accept_lost=False, desks=NO_DESKS)
@@ -117,7 +124,10 @@ def make_shard(payload: dict[str, Any], *, out: str, schema: pa.Schema) -> Parts
 
 def pieces_of(payload: Mapping[str, Any]) -> tuple[list[Piece], Parts]:
     """The pieces of a shard; and what its unit commits instead of it if some are damaged."""
-    pieces: list[Piece] = payload["pieces"]
+    pieces = [
+        Piece(key, folder, name, size, sha256, tuple(drop), tuple(new))
+        for key, folder, name, size, sha256, drop, new in payload["pieces"]
+    ]
     damaged = {piece.key: how for piece in pieces if (how := _fault(piece)) is not None}
     return pieces, {SHARD: json_part({"damaged": damaged})} if damaged else {}
 

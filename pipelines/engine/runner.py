@@ -9,7 +9,7 @@ commit and what becomes of them all is the job's own: of ``engine.jobs`` or ``en
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -49,11 +49,13 @@ class Survey:
 
     look: payload -> JSON-able findings, run like the work itself. plan: sees the findings of all
     units in their order, one at a time, and returns what to add to the payloads of some units, by
-    key. Every payload also gets what ``Surveyed`` says.
+    key. Every payload also gets what ``Surveyed`` says. size: of findings, how much work they
+    foretell: the most comes first, so that nothing long is left at the end.
     """
 
     look: Callable[[dict[str, Any]], dict[str, Any]]
     plan: Callable[[Iterable[tuple[Unit, dict[str, Any]]]], Mapping[str, dict[str, Any]]]
+    size: Callable[[dict[str, Any]], float] = lambda findings: 0
 
 
 class Surveyed(TypedDict):
@@ -133,15 +135,22 @@ def _clear(folder: Path | str) -> None:
 def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Pool) -> Prepare:
     """What completes the payloads of units that will run: looks at all of them, once."""
 
+    sizes: dict[str, float] = {}
+
+    def found(looks: Staging, lost: Mapping[str, str]) -> Iterator[tuple[Unit, dict[str, Any]]]:
+        for unit in units:
+            if unit.key not in lost:
+                findings = json.loads(looks.read(unit.key, FINDINGS))
+                sizes[unit.key] = survey.size(findings)
+                yield unit, findings
+
     @cache
     def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
         looks = staging.below("looks")
         lost = run_staged(
             units, partial(_findings, survey.look), looks, replace(pool, desks=NO_DESKS)
         )
-        seen = [unit for unit in units if unit.key not in lost]
-        found = ((u, json.loads(looks.read(u.key, FINDINGS))) for u in seen)
-        return looks, survey.plan(found), lost
+        return looks, survey.plan(found(looks, lost)), lost
 
     def prepare(missing: Sequence[Unit]) -> Sequence[Unit]:
         looks, plan, lost = looked()
@@ -152,7 +161,7 @@ def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Poo
 
         return [
             replace(unit, payload={**unit.payload, **plan.get(unit.key, {}), **added(unit.key)})
-            for unit in missing
+            for unit in sorted(missing, key=lambda unit: -sizes.get(unit.key, 0))
         ]
 
     return prepare

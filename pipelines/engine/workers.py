@@ -32,6 +32,12 @@ ROUNDS = 3
 WORTH_RAY = 20.0
 """Seconds of work that must be left for Ray to be started for it: that takes about eight."""
 
+WAVE = 100_000
+"""Units that are handed to Ray together, as text in the driver's memory."""
+BLOCKS, PER_BLOCK = 2000, 16
+"""A wave is at least so many tasks, or has at most so many units in each: enough for all CPUs of a
+cluster, and little to do again where a worker dies."""
+
 MOST = 0.5
 """Share of a job's units, if it has two or more, that cannot all be at fault themselves: when more
 of them fail for the same reason, the job stops."""
@@ -220,15 +226,17 @@ def ray_rows(
     from pipelines.engine.cluster import start_ray
 
     start_ray(pool.workers)
-    items = [_item(unit) for unit in units]
     desks = pool.desks.open()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
-        source = ray.data.from_items(items, override_num_blocks=min(len(items), 2000))
-        options: dict[str, Any] = {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
-        pipeline = source.map(with_desks(desks, run) if desks else run, **options)
+    options: dict[str, Any] = {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
     try:
-        yield from pipeline.iter_rows()
+        for start in range(0, len(units), WAVE):
+            items = [_item(unit) for unit in units[start : start + WAVE]]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
+                blocks = min(len(items), max(BLOCKS, len(items) // PER_BLOCK))
+                source = ray.data.from_items(items, override_num_blocks=blocks)
+                pipeline = source.map(with_desks(desks, run) if desks else run, **options)
+            yield from pipeline.iter_rows()
     except ray.exceptions.RayError as error:
         text = str(error).strip().splitlines()[-1:]
         raise InfrastructureError(f"Ray stopped: {type(error).__name__}: {text}") from error

@@ -43,7 +43,7 @@ from pipelines.matting.refine import REFINE, REFINERS, make_refiner
 from pipelines.mine import chosen, filters, layers, record
 from pipelines.mine.chosen import check_backend, unused_choices
 from pipelines.mine.plan import VideoSpan, plan_units
-from pipelines.mine.survey import Findings, plan_survey, survey_unit
+from pipelines.mine.survey import Findings, plan_survey, survey_unit, windows_of
 from pipelines.mine.window import (
     Video,
     Window,
@@ -101,7 +101,7 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     return run_job(
         units,
         partial(mine_unit, options=options, recipe=recipe),
-        survey=Survey(partial(survey_unit, options=options), plan_survey),
+        survey=Survey(partial(survey_unit, options=options), plan_survey, windows_of),
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,

@@ -12,7 +12,7 @@ import json
 import tempfile
 from array import array
 from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,11 @@ def _inside(thumbs: U8, box: Box | None) -> U8:
     top, bottom, left, right = box
     rows = slice(round(top * height), round(bottom * height))
     return thumbs[:, rows, round(left * width) : round(right * width)]
+
+
+def windows_of(findings: Mapping[str, Any]) -> int:
+    """How many windows a look found: what mining them costs."""
+    return len(findings["windows"])
 
 
 def plan_survey(surveys: Iterable[tuple[Unit, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

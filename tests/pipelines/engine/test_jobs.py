@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from layerflow.corpus.table import Corpus, rejected_row
+from pipelines.engine import cutting, workers
 from pipelines.engine.jobs import Outcome, Unit, make_recipe, run_job, unit_key
 from tests.support import ROOT
 from tests.support.corpus_rows import make_row
@@ -146,6 +147,19 @@ def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(
         ("1.mp4", "the worker died 2 times on this unit"),
         ("2.mp4", "failed 2 times: KeyError: 'a mistake'"),
     ]
+
+
+def test_units_that_ray_gets_in_waves_give_the_same_bytes(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "WAVE", 2)
+    run_job(units(6), work, out=tmp_path / "quiet", recipe=RECIPE, workers=0, quiet=True)
+    monkeypatch.setattr(cutting, "SHARD_BYTES", 1)  # a shard a unit, so that workers write them
+    summary = run_job(units(6), work, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
+    assert (summary.kept, summary.rejected) == (8, 2)
+    there, quiet = Corpus.open(tmp_path / "c"), Corpus.open(tmp_path / "quiet")
+    assert len(there.shards) == 4
+    assert list(there.rows()) == list(quiet.rows())
 
 
 def test_kill_9_of_the_driver_and_again_gives_the_same_rows(tmp_path: Path) -> None:

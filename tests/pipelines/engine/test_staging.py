@@ -123,6 +123,28 @@ def test_damaged_looks_are_taken_again(tmp_path: Path) -> None:
     assert looked == [0, 1, 2, 2]
 
 
+def test_what_foretells_the_most_work_comes_first(tmp_path: Path) -> None:
+    ran: list[int] = []
+
+    def does(payload: dict[str, Any]) -> Outcome:
+        ran.append(payload["index"])
+        return work(payload)
+
+    sizes = [1, 3, 0, 3, 2]
+    seen: list[int] = []
+
+    def plan(found: Any) -> dict[str, dict[str, Any]]:
+        seen.extend(unit.order for unit, _ in found)
+        return {}
+
+    survey = Survey(lambda p: {"windows": sizes[p["index"]]}, plan, lambda said: said["windows"])
+    run(tmp_path / "c", does, 5, survey=survey)
+    assert seen == [0, 1, 2, 3, 4], "the plan sees the order of the inputs"
+    assert ran == [1, 3, 4, 0, 2]
+    run(tmp_path / "quiet", work, 5)
+    assert files(tmp_path / "c") == files(tmp_path / "quiet")
+
+
 # ---- death --------------------------------------------------------------------------------------
 
 
