@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -38,7 +39,8 @@ from pipelines.engine.desk import Desks
 from pipelines.engine.recipe import unit_key
 from pipelines.engine.replay import roots
 from pipelines.engine.runner import run_units
-from pipelines.engine.staging import Parts, Staging, json_part, stream_part
+from pipelines.engine.staging import Parts, Staging, Telling, json_part, stream_part
+from pipelines.engine.tally import CLIPS, REJECTED, Tally
 from pipelines.engine.workers import Pool, Unit, run_staged
 from pipelines.paste.job import draw_unit, recipe_of
 from pipelines.paste.plan import make_plan, plan_units
@@ -118,7 +120,8 @@ def run_encode_drawn(
         seconds = time.monotonic() - started
         return EncodeSummary(out, len(have), 0, len(have.prompt_keys()), [], seconds)
     Encoder(options).check()
-    pool = Pool(workers, quiet, accept_lost=accept_lost, desks=Desks(job.ON_GPU, quiet))
+    desks, tally = Desks(job.ON_GPU, quiet), Tally(str(out))
+    pool = Pool(workers, quiet, accept_lost=accept_lost, desks=desks, tally=tally)
 
     def compact(staging: Staging, _: int) -> EncodeSummary:
         drawn = [json.loads(staging.read(unit.key, DRAWN)) for unit in units]
@@ -243,7 +246,12 @@ def encode_unit(unit: dict[str, Any], *, options: Options, context: PasteContext
         lost = [(row["uri"], row["reason"]) for row in rejected]
         return {"clips": clips, "rejected": [*lost, *failed]}
 
-    return {ROWS: stream_part(rows(), clips_schema(options.set)), DRAWN: json_part(said)}
+    def told() -> dict[str, int]:
+        lost = [REJECTED + row["stage"] for row in rejected] + [REJECTED + "encode"] * len(failed)
+        return {CLIPS: len(clips), **Counter(lost)}
+
+    parts = {ROWS: stream_part(rows(), clips_schema(options.set))}
+    return Telling({**parts, DRAWN: json_part(said)}, told)
 
 
 def drawn(sample: Sample, options: Options) -> tuple[dict[str, Any], list[LayerStack]]:

@@ -46,7 +46,8 @@ from pipelines.encode.wanted import WantedRow, compared, content_of_row, open_ke
 from pipelines.engine.desk import NO_DESKS, Desks
 from pipelines.engine.jobs import unit_key
 from pipelines.engine.runner import Place, run_units
-from pipelines.engine.staging import Parts, Staging, json_part, stream_part
+from pipelines.engine.staging import Parts, Staging, Telling, json_part, stream_part
+from pipelines.engine.tally import CLIPS, REJECTED, Tally
 from pipelines.engine.workers import Pool, Unit
 
 ON_GPU = {ENCODE: Step(gpus=1.0)}  # where the cluster has any
@@ -123,7 +124,8 @@ def run_encode(
     texts = dict.fromkeys(text for row in rows for text in row.prompts if text)
     embedded = have.prompt_keys() if have else set()
     tag = unit_key(fingerprint, asdict(augment), have.identity() if have else None)
-    pool = Pool(workers, quiet, accept_lost=accept_lost, desks=Desks(ON_GPU, quiet))
+    desks, tally = Desks(ON_GPU, quiet), Tally(str(out))
+    pool = Pool(workers, quiet, accept_lost=accept_lost, desks=desks, tally=tally)
     work = _Work(rows)
 
     def plan(staging: Staging) -> list[Unit]:
@@ -290,8 +292,11 @@ def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
             except ValueError as error:
                 reasons[wanted["id"]] = str(error)
 
-    schema = clips_schema(options.set)
-    return {ROWS: stream_part(rows(), schema), REASONS: json_part(lambda: reasons)}
+    def told() -> dict[str, int]:
+        return {CLIPS: len(unit["rows"]) - len(reasons), REJECTED + "encode": len(reasons)}
+
+    parts = {ROWS: stream_part(rows(), clips_schema(options.set))}
+    return Telling({**parts, REASONS: json_part(lambda: reasons)}, told)
 
 
 # ---- putting them together --------------------------------------------------------------------

@@ -7,6 +7,7 @@ how they become a version of a corpus: ``engine.growth``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ import pyarrow as pa
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, rejected_row
 from layerflow.outputs import corpus_output
 from manifests.steps import Step
+from pipelines.engine import tally
 from pipelines.engine.desk import Desks
 from pipelines.engine.growth import INDEX, REJECTED, ROWS, Growth, Refuse
 from pipelines.engine.recipe import Recipe as Recipe
@@ -26,7 +28,8 @@ from pipelines.engine.recipe import make_recipe as make_recipe
 from pipelines.engine.recipe import unit_key as unit_key
 from pipelines.engine.replay import roots
 from pipelines.engine.runner import Survey, run_units
-from pipelines.engine.staging import Parts, stream_part
+from pipelines.engine.staging import Parts, Telling, stream_part
+from pipelines.engine.tally import CLIPS, Tally
 from pipelines.engine.workers import Pool, Unit, require_packages
 
 
@@ -88,7 +91,8 @@ def run_job(
     units = [unit for unit in units if only is None or only(unit)]
     growth = Growth.of(corpus_output(out), recipe, units, schema, append=how.get("append", False))
     quiet, accept_lost = how.get("quiet", False), how.get("accept_lost", False)
-    pool = Pool(workers, quiet, light, accept_lost, Desks(serve or {}, quiet))
+    counts = Tally(str(out))
+    pool = Pool(workers, quiet, light, accept_lost, Desks(serve or {}, quiet), tally=counts)
     return run_units(
         growth.units,
         growth.place(roots(recipe.given)),
@@ -120,11 +124,16 @@ def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
             yield row
 
     index = pa.schema([schema.field(name) for name in names])
-    return {
+    parts: Parts = {
         ROWS: stream_part(rows(), schema),
         INDEX: lambda file: stream_part(small, index, SMALL)(file),
         REJECTED: lambda file: stream_part(outcome.rejected, REJECTED_SCHEMA, SMALL)(file),
     }
+
+    def told() -> dict[str, int]:
+        return {CLIPS: len(small), **Counter(tally.REJECTED + r["stage"] for r in outcome.rejected)}
+
+    return Telling(parts, told)
 
 
 def _holds_media(kind: pa.DataType) -> bool:

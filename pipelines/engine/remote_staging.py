@@ -87,14 +87,14 @@ class RemoteStaging(Staging):
         there = self.store.names()
         return {key for key in keys if f"{key}/{RECORD}" not in there}
 
-    def commit(self, key: str, parts: Parts) -> dict[str, int]:
+    def commit(self, key: str, parts: Parts) -> dict[str, dict[str, Any]]:
         record: dict[str, dict[str, Any]] = {}
         for name, write in parts.items():
             with self.store.scratch() as temporary:
                 record[name] = write_part(temporary, write)
                 self.store.put_file(f"{key}/{name}", temporary)
         self.store.put(f"{key}/{RECORD}", json.dumps({"parts": record}).encode())
-        return {name: about["count"] for name, about in record.items()}
+        return record
 
     def is_done(self, key: str) -> bool:
         return self._record(key) is not None

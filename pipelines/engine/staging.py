@@ -76,6 +76,14 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+class Telling(dict[str, Write]):
+    """Parts that say, once they are written, what is in them: counts for an ``engine.tally``."""
+
+    def __init__(self, parts: Parts, told: Callable[[], Mapping[str, int]]) -> None:
+        super().__init__(parts)
+        self.told = told
+
+
 @dataclass(frozen=True)
 class Staging:
     """The folder of one job's units, as the driver and its workers see it.
@@ -159,8 +167,8 @@ class Staging:
 
     # ---- one unit ----------------------------------------------------------------------------
 
-    def commit(self, key: str, parts: Parts) -> dict[str, int]:
-        """A unit's folder appears whole or not at all. Returns the count of every part.
+    def commit(self, key: str, parts: Parts) -> dict[str, dict[str, Any]]:
+        """A unit's folder appears whole or not at all. Returns what ``record`` says of it.
 
         Parts are written in their order. A unit that is there already stays as it is.
         """
@@ -172,7 +180,7 @@ class Staging:
             self._publish(temporary, key)
         finally:  # a full disk: leave nothing behind that fills it
             remove(temporary)
-        return {name: about["count"] for name, about in record.items()}
+        return record
 
     def _publish(self, temporary: Path, key: str) -> None:
         # Not synced: a disk that syncs every unit takes a few a second, and what a power cut

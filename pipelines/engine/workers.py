@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from layerflow.files import FULL
@@ -23,7 +23,8 @@ from layerflow.ray_start import ray_runs
 from pipelines.engine.desk import NO_DESKS, Desks
 from pipelines.engine.networks import with_desks
 from pipelines.engine.progress import progress
-from pipelines.engine.staging import InfrastructureError, Parts, Staging
+from pipelines.engine.staging import InfrastructureError, Parts, Staging, Telling
+from pipelines.engine.tally import BYTES, Tally
 
 ATTEMPTS = 2
 ROUNDS = 3
@@ -71,6 +72,11 @@ class Pool:
     accept_lost: bool = False
     desks: Desks = NO_DESKS
     progress: Callable[..., Iterator[Any]] = progress
+    tally: Tally = field(default_factory=Tally)
+
+    def line(self) -> str:
+        """What a line of progress says besides."""
+        return self.tally.line() + self.desks.line()
 
 
 Make = Callable[[dict[str, Any]], Parts]
@@ -146,16 +152,21 @@ def _run_missing(units: Sequence[Unit], make: Make, staging: Staging, pool: Pool
     Returns why units that are not there afterwards were given up, by key.
     """
     if pool.workers == 0:
-        for unit in pool.progress(units, len(units), pool.quiet):
-            staging.commit(unit.key, make(unit.payload))
+        for unit in pool.progress(units, len(units), pool.quiet, pool.line):
+            pool.tally.add(_committed(unit.key, make(unit.payload), staging))
         return {}
+    ended, total = 0, len(units)
     failed: dict[str, str] = {}
     reported: set[str] = set()
     for _ in range(ATTEMPTS):
         if not units:
             break
         rows = _attempts(units, _attempt(make, staging), pool)
-        for row in pool.progress(rows, len(units), pool.quiet, pool.desks.line):
+        for row in pool.progress(rows, len(units), pool.quiet, pool.line):
+            pool.tally.add(json.loads(row["told"]))
+            ended += 1
+            if ray_runs():
+                pool.tally.export(ended, total, pool.desks.states)
             if row["stop"]:
                 raise InfrastructureError(row["stop"])
             if row["error"]:
@@ -180,11 +191,12 @@ def _attempt(make: Make, staging: Staging) -> Callable[[dict[str, str]], dict[st
 
     def run(item: dict[str, str]) -> dict[str, str]:
         keep_freed_memory()
-        said = {"key": item["key"], "stop": "", "error": ""}
+        said = {"key": item["key"], "stop": "", "error": "", "told": "{}"}
         try:
             staging.check_here()
             if not staging.is_done(item["key"]):  # a block that is run again holds finished ones
-                staging.commit(item["key"], make(json.loads(item["payload"])))
+                parts = make(json.loads(item["payload"]))
+                said["told"] = json.dumps(_committed(item["key"], parts, staging))
         except Exception as error:
             stops = isinstance(error, InfrastructureError) or (
                 isinstance(error, OSError) and error.errno in FULL
@@ -194,6 +206,14 @@ def _attempt(make: Make, staging: Staging) -> Callable[[dict[str, str]], dict[st
         return said
 
     return run
+
+
+def _committed(key: str, parts: Parts, staging: Staging) -> dict[str, int]:
+    """Commit a unit that tells what it gave; returns that, and the bytes of it."""
+    record = staging.commit(key, parts)
+    if not isinstance(parts, Telling):
+        return {}
+    return {**parts.told(), BYTES: sum(about["bytes"] for about in record.values())}
 
 
 def _attempts(

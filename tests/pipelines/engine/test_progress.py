@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from pipelines.engine import jobs
 from pipelines.engine import progress as module
 from pipelines.engine.desk import state_line
 from pipelines.engine.progress import in_words, progress, progress_line
+from pipelines.engine.workers import Pool
+from tests.support.job_units import RECIPE, units, work
+
+T = TypeVar("T")
 
 
 def test_a_line_says_rate_and_what_is_left() -> None:
@@ -44,3 +57,68 @@ def test_a_log_gets_a_line_a_minute_and_none_for_the_last_unit(
     assert line.endswith("left; matte: 2 actors, 1,200 calls, 94 % busy, died 1 times")
     assert list(progress(units(), 10, quiet=True)) == list(range(10))
     assert capsys.readouterr().err == ""
+
+
+def test_a_line_says_what_the_units_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def listens(
+        items: Iterable[T], total: int, quiet: bool, more: Callable[[], str]
+    ) -> Iterator[T]:
+        for item in items:
+            said.append(more())
+            yield item
+        said.append(more())
+
+    monkeypatch.setattr(jobs, "Pool", partial(Pool, progress=listens))
+    jobs.run_job(units(6), work, out=tmp_path / "c", recipe=RECIPE, workers=0, quiet=True)
+    # Units 2 and 5 reject what they have, the others give two clips each (support.job_units).
+    assert said[:4] == [
+        "",
+        "; 2 clips, 0.0 GB",
+        "; 4 clips, 0.0 GB",
+        "; 4 clips, 0.0 GB; rejected: gate 1",
+    ]
+    assert said[6] == "; 8 clips, 0.0 GB; rejected: gate 2"
+
+
+@pytest.mark.slow
+def test_ray_shows_what_the_units_gave_as_metrics(tmp_path: Path) -> None:
+    """In a cluster whose node exports metrics, what Prometheus would read."""
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.shutdown()
+    fast = {"metrics_report_interval_ms": 200}
+    ray.init(num_cpus=2, _metrics_export_port=port, _system_config=fast, log_to_driver=False)
+    try:
+        jobs.run_job(units(6), work, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
+        wanted = {
+            ("layerflow_units", "done"): 6.0,
+            ("layerflow_units", "left"): 0.0,
+            ("layerflow_clips", ""): 8.0,
+            ("layerflow_rejected", "gate"): 2.0,
+        }
+        end, seen = time.monotonic() + 60, {}
+        while seen != wanted and time.monotonic() < end:
+            time.sleep(0.5)
+            with suppress(OSError):
+                seen = metrics_at(port, str(tmp_path / "c")).items() & wanted.items()
+                seen = dict(seen)
+        assert seen == wanted
+    finally:
+        ray.shutdown()
+
+
+def metrics_at(port: int, job: str) -> dict[tuple[str, str], float]:
+    """(name, state or stage) -> value, of a job's metrics at a node's port."""
+    found = {}
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        for line in page.read().decode().splitlines():
+            if "layerflow_" in line and not line.startswith("#") and f'job="{job}"' in line:
+                name = line.partition("{")[0].removeprefix("ray_")
+                tag = re.search(r'(?:state|stage)="(\w+)"', line)
+                found[name, tag[1] if tag else ""] = float(line.split()[-1])
+    return found

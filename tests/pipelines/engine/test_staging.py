@@ -480,7 +480,7 @@ def test_a_node_with_a_disk_of_its_own_stops_a_job_on_ray(
 
 def test_a_second_commit_leaves_a_whole_unit_and_replaces_a_damaged_one(tmp_path: Path) -> None:
     staging = Staging.begin(tmp_path / "s")
-    assert staging.commit("k", {"a.json": json_part([1])}) == {"a.json": 1}
+    assert staging.commit("k", {"a.json": json_part([1])})["a.json"]["count"] == 1
     staging.commit("k", {"a.json": json_part([2])})
     assert staging.path("k", "a.json").read_text() == "[1]" and staging.fault("k") is None
     cut(staging.path("k", "a.json"))
