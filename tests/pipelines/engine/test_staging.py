@@ -292,7 +292,7 @@ def test_units_that_workers_wrote_elsewhere_stop_the_job(
     tmp_path: Path, quiet: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "c"
-    play(monkeypatch, lambda item, run: {"key": item["key"], "stop": "", "error": ""})
+    play(monkeypatch, lambda item, run: {"key": item["key"], "stop": "", "error": "", "told": "{}"})
     with pytest.raises(InfrastructureError, match="6 units that workers wrote are not to be seen"):
         run(out, workers=2)
     assert state(out) == "running"
