@@ -106,6 +106,14 @@ BENCHES = (
         ),
     ),
     Bench(
+        "units",
+        ("-m", "bench.scale.units", "--units", "1000"),
+        (
+            higher("units of nothing", "a CPU s", r"here_units_cpu_s #"),
+            lower("memory of the driver", "MB", r"driver_mb #"),
+        ),
+    ),
+    Bench(
         "duplicates",
         ("-m", "bench.duplicates", "--windows", "10000"),
         (
