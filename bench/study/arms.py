@@ -85,6 +85,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """What is compared on the page: title -> arms."""
 
 
+def lineage(arm: str) -> list[str]:
+    """The arm, what it starts from, and so on."""
+    after = ARMS[arm].after
+    return [arm, *(lineage(after) if after else [])]
+
+
 def manifest(arm: str, out: Path, seed: int, study: Mapping[str, Any]) -> TrainManifest:
     """The run of an arm and a seed: ``OUT/seed-N/ARM``."""
     one, folder = ARMS[arm], out / f"seed-{seed}"

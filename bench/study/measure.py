@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.study.clips import PARTS
 from layerflow.clip import BLENDED, FOREGROUND, LayeredClip
@@ -15,6 +16,7 @@ from layerflow.corpus.table import Corpus
 from layerflow.evaluation import metrics
 from layerflow.evaluation.predictions import complete
 from layerflow.media.contact_sheet import save_sheet
+from layerflow.model import adapters
 from layerflow.model.sample import load_pipeline
 from pipelines.vision.numerics import dilate
 from trainer.metrics import read
@@ -32,9 +34,14 @@ def measured(out: Path) -> dict[str, list[LayeredClip]]:
 
 
 def of_export(
-    export: Path, clips: Mapping[str, Sequence[LayeredClip]], said: Mapping[str, int], sheets: Path
+    export: Path,
+    clips: Mapping[str, Sequence[LayeredClip]],
+    said: Mapping[str, int],
+    sheets: Path,
+    gated: bool,
 ) -> dict[str, Any]:
-    """`decompose`: part -> figures; `generate`: figures; at motion gate 0."""
+    """`decompose`: part -> figures; `generate`: figures, at motion gate 0. gated: it has a motion
+    LoRA; `still` are the figures of what it generates at gate 1."""
     pipe = load_pipeline(export)
     pipe.set_progress_bar_config(disable=True)
     found: dict[str, Any] = {"decompose": {}}
@@ -46,18 +53,23 @@ def of_export(
     made = completed(pipe, wanted, (), said["generate_steps"])
     found["generate"] = look_figures(made)
     show(sheets / "generated.png", made, made)
+    if gated:
+        made = completed(pipe, wanted, (), said["generate_steps"], gate=1.0)
+        found["still"] = look_figures(made)
+        show(sheets / "generated at gate 1.png", made, made)
     return found
 
 
 def completed(
-    pipe: Any, clips: Sequence[LayeredClip], given: Sequence[str], steps: int
+    pipe: Any, clips: Sequence[LayeredClip], given: Sequence[str], steps: int, gate: float = 0.0
 ) -> list[LayeredClip]:
     """The clips' missing layers; clip i from seed i."""
     made: list[LayeredClip] = []
     for start in range(0, len(clips), BATCH):
         batch = clips[start : start + BATCH]
         seeds = range(start, start + len(batch))
-        made += complete(pipe, batch, given, steps=steps, guidance=1.0, seeds=seeds)
+        with adapters.motion_gate(pipe.transformer, torch.full((len(batch),), gate)):
+            made += complete(pipe, batch, given, steps=steps, guidance=1.0, seeds=seeds)
     return made
 
 

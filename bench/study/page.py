@@ -28,6 +28,7 @@ SHOWN = {
     "decompose.held_out.iou": "matte IoU, held out",
     "decompose.fresh.behind": "behind, fresh, dB",
     "generate.drift": "drift, px/frame",
+    "still.drift": "drift at gate 1",
     "generate.soft": "soft share",
 }
 """Figure -> its title. Edge error: 1000 x mean difference of alpha where it is soft."""
@@ -55,8 +56,9 @@ def tables(found: Mapping[str, Any]) -> str:
     parts = []
     for title, names in GROUPS.items():
         here = [name for name in names if name in arms]
-        parts += [f"## {title}\n", row(["arm", *SHOWN.values()]), row(["---"] * (len(SHOWN) + 1))]
-        parts += [row([name, *(cell(arms[name][figure]) for figure in SHOWN)]) for name in here]
+        parts += [f"## {title}\n", *(f"- {name}: {ARMS[name].says}" for name in here), ""]
+        parts += [row(["arm", *SHOWN.values()]), row(["---"] * (len(SHOWN) + 1))]
+        parts += [row([name, *(cell(arms[name].get(f, ())) for f in SHOWN)]) for name in here]
         parts += [""]
         if title.startswith("One model"):
             parts += [row(["held-out loss", *LOSSES]), row(["---"] * (len(LOSSES) + 1))]
@@ -79,7 +81,9 @@ def row(cells: Sequence[str]) -> str:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean, and half of the range over the seeds."""
+    """Mean, and half of the range over the seeds; empty without any."""
+    if not values:
+        return ""
     digits = 3 if max(abs(v) for v in values) < 10 else 1
     half = (max(values) - min(values)) / 2
     spread = f" ± {half:.{digits}f}" if len(values) > 1 else ""
@@ -94,14 +98,15 @@ def draw(path: Path, arms: Mapping[str, Figures]) -> None:
     image = Image.new("RGB", (2 * LABELS + WIDE * len(SHOWN), TOP + ROW * len(lines)), "white")
     canvas = ImageDraw.Draw(image)
     bold, plain = ImageFont.load_default(14), ImageFont.load_default(12)
-    tops = {f: max(max(one[f]) for one in arms.values()) for f in SHOWN}
+    tops = {f: max(max(one.get(f, (0,))) for one in arms.values()) for f in SHOWN}
     for place, title in enumerate(SHOWN.values()):
         canvas.text((2 * LABELS + place * WIDE, 12), title, INK, plain)
     for number, (label, name) in enumerate(lines):
         y = TOP + number * ROW
         canvas.text((8 if name is None else 20, y + 3), label, INK, bold if name is None else plain)
         for place, figure in enumerate(SHOWN if name else ()):
-            bar(canvas, 2 * LABELS + place * WIDE, y, arms[str(name)][figure], tops[figure])
+            if values := arms[str(name)].get(figure):
+                bar(canvas, 2 * LABELS + place * WIDE, y, values, tops[figure])
     image.save(path)
 
 

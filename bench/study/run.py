@@ -26,9 +26,10 @@ import torch
 import yaml
 
 from bench.study import clips, measure
-from bench.study.arms import ARMS, manifest
+from bench.study.arms import ARMS, lineage, manifest
 from bench.study.baselines import baselines
 from bench.study.results import Results
+from layerflow.files import read_json, write_json
 from layerflow.model.presets import init_directory
 from trainer.distributed.launch import launch
 
@@ -71,7 +72,11 @@ def measure_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any], result
     folder = out / f"seed-{seed}" / arm
     seconds = train_arm(out, arm, seed, study)
     found = measure.of_export(
-        folder / "export", measure.measured(out), study["measure"], folder / "sheets"
+        folder / "export",
+        measure.measured(out),
+        study["measure"],
+        folder / "sheets",
+        gated="motion" in lineage(arm),
     )
     found |= {"losses": measure.losses(folder), "cpu_seconds": seconds}
     results.put(arm, found, seed)
@@ -85,10 +90,16 @@ def train_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> float
     elif not (folder / "start").is_dir():
         start(folder / "start", arm, seed, study["model"], out / "autoencoder")
     say = lambda text: print(f"seed {seed} {arm}: {text}", flush=True)  # noqa: E731
+    spent = folder / "cpu.json"
+    earlier = float(read_json(spent)["seconds"]) if spent.is_file() else 0.0
     before = time.process_time()
-    if not launch(manifest(arm, out, seed, study), log=say):
-        raise SystemExit(143)
-    return time.process_time() - before
+    try:
+        if not launch(manifest(arm, out, seed, study), log=say):
+            raise SystemExit(143)
+    finally:  # a run that was stopped goes on, also with this
+        seconds = earlier + time.process_time() - before
+        write_json(spent, {"seconds": seconds})
+    return seconds
 
 
 def start(folder: Path, arm: str, seed: int, options: Mapping[str, Any], coded: Path) -> None:
