@@ -29,7 +29,8 @@ from bench.study import clips, measure
 from bench.study.arms import ARMS, lineage, manifest
 from bench.study.baselines import baselines
 from bench.study.results import Results
-from layerflow.files import read_json, write_json
+from layerflow.documents import read_json
+from layerflow.files import write_json
 from layerflow.model.presets import init_directory
 from trainer.distributed.launch import launch
 
