@@ -5,11 +5,19 @@ Ray is imported inside the functions only, so that nothing else needs it.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import signal
+import socket
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
+
+KEPT = 3  # folders of ended local clusters, for their logs
+OWNER = "layerflow.json"
 
 
 def start_ray(workers: int, object_store_bytes: int) -> bool:
@@ -35,10 +43,42 @@ def start_ray(workers: int, object_store_bytes: int) -> bool:
             "object_store_memory": object_store_bytes,
         }
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
+    context = ray.init(**options)
+    if "address" in options:
+        with suppress(OSError):
+            claim_session(Path(context.address_info["session_dir"]))
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own aborts the process
     return True
+
+
+def claim_session(session: Path) -> None:
+    """Mark the folder in which Ray keeps the logs and sockets of a local cluster as of this
+    process, and remove those of its ended predecessors but for the last ``KEPT``.
+
+    Only folders with such a mark of this machine are touched: never those of another's cluster.
+    """
+    own = {"host": socket.gethostname(), "pid": os.getpid()}
+    (session / OWNER).write_text(json.dumps(own))
+    ended = [path for path in session.parent.glob("session_*") if _has_ended(path, own["host"])]
+    for path in sorted(ended, key=lambda path: path.name)[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_ended(session: Path, host: object) -> bool:
+    """Whether the process that marked a folder is gone. False for a folder without a mark."""
+    if session.is_symlink():
+        return False
+    try:
+        owner = json.loads((session / OWNER).read_text())
+        if owner["host"] != host or int(owner["pid"]) <= 0:
+            return False
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError, ValueError, KeyError, TypeError):
+        return False
+    return False
 
 
 def ray_runs() -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from layerflow.corpus.table import Corpus, rejected_row
+from layerflow.ray_start import OWNER
 from pipelines.engine import cutting, workers
 from pipelines.engine.jobs import Outcome, Unit, make_recipe, run_job, unit_key
 from tests.support import ROOT
@@ -126,6 +127,8 @@ def test_workers_of_a_local_ray_are_no_nicer_than_who_starts_them(local_ray: Non
 
     start_ray(2)
     assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+    session = Path("/tmp/ray", ray.get_runtime_context().get_session_name())
+    assert json.loads((session / OWNER).read_text())["pid"] == os.getpid()
 
 
 def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(
