@@ -174,6 +174,8 @@ class Timesteps(Strict):
     density: Literal["uniform", "logit-normal"] | None = None
     """How times are drawn between clean and noise; a base's shift comes on top. Left out: as the
     model says (`uniform`, or what `layerflow init --density` said)."""
+    tasks: list[str] | None = Field(None, min_length=1, exclude_if=lambda names: names is None)
+    """The tasks whose times are drawn so; those of others as the model says. Left out: all."""
     mean: float = 0.0
     """Of the normal behind `logit-normal`; above 0 it draws more noise."""
     std: float = Field(1.0, gt=0)
@@ -255,6 +257,15 @@ class Stage(Strict):
     def _one_size(self) -> Stage:
         if self.batch is not None and self.tokens is not None:
             raise ValueError("a stage has a batch or tokens, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _times_of_its_tasks(self) -> Stage:
+        named = (self.timesteps and self.timesteps.tasks) or []
+        if lost := [name for name in named if name not in self.tasks]:
+            raise ValueError(f"timesteps: tasks: the stage has no task {lost[0]!r}")
+        if named and self.timesteps and self.timesteps.density is None:
+            raise ValueError("timesteps: tasks need the density that is theirs")
         return self
 
 

@@ -132,7 +132,7 @@ def make_batches(run: Run, stage: Stage) -> Batches:
         tasks=stage.tasks,
         joint=dropout.joint,
         layer=dropout.layer,
-        timesteps=drawn_times(run.process, stage),
+        **drawn_times(run.process, stage),
         prompts=len(layers.prompted),
     )
     sizes = step_sizes(stage, parts, run.transformer) if stage.tokens is not None else None

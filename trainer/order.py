@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,9 @@ class Order:
 
     seed: of the run. stage: its name, so that stages do not share randomness. batch: samples a
     step. sizes, weights: rows and weight of each component of the mixture. tasks: task -> weight.
-    timesteps: of a `layerflow.model.noise.NoiseProcess`. joint, layer: chances that all prompts,
-    or each prompt, are dropped. prompts: how many a model has.
+    timesteps: of a `layerflow.model.noise.NoiseProcess`; of_tasks: task -> others of its own.
+    joint, layer: chances that all prompts, or each prompt, are dropped. prompts: how many a model
+    has.
 
     Within each step the shares of components and tasks are exact up to rounding, and timesteps
     are stratified: those of one number in each of `batch` equal parts of [0, 1). Each component
@@ -66,6 +67,9 @@ class Order:
     joint: float = 0.0
     layer: float = 0.0
     prompts: int = PROMPTS
+    of_tasks: Mapping[str, Callable[[NDArray[np.float64]], NDArray[Any]]] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.weights) or not self.sizes or min(self.sizes) < 1:
@@ -84,11 +88,11 @@ class Order:
         parts = rng.permutation(self._components(step))
         tasks = rng.permutation(_systematic(list(self.tasks.values()), batch, rng.random()))
         strata = (rng.permutation(batch) + rng.random(batch)) / batch
-        timesteps = self.timesteps(strata).tolist()
         chance = rng.random((batch, self.prompts + 1))
         drop = (chance[:, :1] < self.joint) | (chance[:, 1:] < self.layer)
         frames = rng.random(batch)
         names = list(self.tasks)
+        times = [self.of_tasks.get(name, self.timesteps)(strata).tolist() for name in names]
         rows = self._rows(step, parts)
         return [
             Draw(
@@ -96,7 +100,7 @@ class Order:
                 component=int(parts[slot]),
                 row=rows[slot],
                 task=names[tasks[slot]],
-                timestep=timesteps[slot],
+                timestep=times[tasks[slot]][slot],
                 drop=tuple(bool(d) for d in drop[slot]),
                 frame=float(frames[slot]),
             )

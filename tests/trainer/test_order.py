@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,16 @@ def test_a_step_is_the_same_whatever_came_before() -> None:
     assert make().step(2 * BLOCK + 7) == make().step(2 * BLOCK + 7)
     assert seen != make(seed=4).step(39)
     assert seen != make(stage="motion").step(39)
+
+
+def test_a_task_may_draw_times_of_its_own_and_nothing_else_changes() -> None:
+    plain, own = make(), make(of_tasks={"decompose": lambda u: (-1000 * u).astype(int)})
+    for step in range(6):
+        pairs = list(zip(plain.step(step), own.step(step), strict=True))
+        assert {draw.task for draw, _ in pairs} == {"generate", "decompose"}
+        for draw, other in pairs:
+            assert replace(other, timestep=draw.timestep) == draw
+            assert other.timestep == (-draw.timestep if draw.task == "decompose" else draw.timestep)
 
 
 def test_every_epoch_of_a_component_shows_each_row_once() -> None:

@@ -47,16 +47,37 @@ def test_a_stage_draws_its_own_density_with_the_shift_of_its_base() -> None:
     u = np.array([0.1, 0.5, 0.8])
     said = {"timesteps": {"density": "logit-normal", "mean": 0.4, "std": 1.5}}
     share = [1 / (1 + np.exp(-(0.4 + 1.5 * NormalDist().inv_cdf(q)))) for q in u]
-    drawn = drawn_times(v_prediction(), stage(**said))(u)
+    drawn = drawn_times(v_prediction(), stage(**said))["timesteps"](u)
     assert drawn.dtype == np.int64 and drawn.tolist() == [int(1000 * s) for s in share]
     flow = FlowMatching(shift=3.0, density="logit-normal")
-    assert drawn_times(flow, stage(**said))(u) == pytest.approx(
+    assert drawn_times(flow, stage(**said))["timesteps"](u) == pytest.approx(
         [1000 * 3 * s / (1 + 2 * s) for s in share]
     )
     plain = stage(timesteps={"density": "uniform"})
-    assert drawn_times(flow, plain)(u) == pytest.approx([1000 * 3 * s / (1 + 2 * s) for s in u])
+    assert drawn_times(flow, plain)["timesteps"](u) == pytest.approx(
+        [1000 * 3 * s / (1 + 2 * s) for s in u]
+    )
     as_before = stage(timesteps={"min_snr": 5})
-    assert drawn_times(flow, as_before)(u) == pytest.approx(flow.timesteps(u), rel=0, abs=0)
+    assert drawn_times(flow, as_before)["timesteps"](u) == pytest.approx(
+        flow.timesteps(u), rel=0, abs=0
+    )
+
+
+def test_a_density_may_be_that_of_some_tasks() -> None:
+    u = np.array([0.1, 0.5, 0.8])
+    noisy = {"density": "logit-normal", "mean": 1.5}
+    tasks = {"generate": 0.5, "decompose": 0.5}
+    flow = FlowMatching(shift=3.0, density="uniform")
+    drawn = drawn_times(flow, stage(tasks=tasks, timesteps=noisy | {"tasks": ["decompose"]}))
+    assert drawn["timesteps"](u) == pytest.approx(flow.timesteps(u), rel=0, abs=0)
+    every = drawn_times(flow, stage(tasks=tasks, timesteps=noisy))["timesteps"]
+    assert list(drawn["of_tasks"]) == ["decompose"]
+    assert drawn["of_tasks"]["decompose"](u) == pytest.approx(every(u), rel=0, abs=0)
+    assert (every(u) > flow.timesteps(u)).all()
+    with pytest.raises(ValueError, match="the stage has no task 'fg2bg'"):
+        stage(tasks=tasks, timesteps=noisy | {"tasks": ["fg2bg"]})
+    with pytest.raises(ValueError, match="need the density that is theirs"):
+        stage(tasks=tasks, timesteps={"tasks": ["decompose"]})
 
 
 def test_a_density_and_its_inverse_agree() -> None:

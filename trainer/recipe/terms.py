@@ -23,11 +23,11 @@ equation need not hold; hence signal(t)^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -138,9 +138,22 @@ def stage_terms(manifest: TrainManifest, stage: Stage, device: torch.device) -> 
     return Terms(layers, min_snr, said.alpha_gradient, said.recomposition, codec)
 
 
-def drawn_times(process: NoiseProcess, stage: Stage) -> Callable[[NDArray[np.float64]], Any]:
-    """Numbers in [0, 1) to a stage's times, as `trainer.order.Order` takes it."""
+Draw = Callable[[NDArray[np.float64]], Any]
+
+
+class Times(TypedDict):
+    """Numbers in [0, 1) to a stage's times, as `trainer.order.Order` takes them."""
+
+    timesteps: Draw
+    of_tasks: Mapping[str, Draw]
+
+
+def drawn_times(process: NoiseProcess, stage: Stage) -> Times:
+    """How a stage draws its times."""
     said = stage.timesteps
     if said is None or said.density is None:
-        return process.timesteps
-    return partial(process.timesteps, density=Density(said.density, said.mean, said.std))
+        return {"timesteps": process.timesteps, "of_tasks": {}}
+    own = partial(process.timesteps, density=Density(said.density, said.mean, said.std))
+    if said.tasks is None:
+        return {"timesteps": own, "of_tasks": {}}
+    return {"timesteps": process.timesteps, "of_tasks": dict.fromkeys(said.tasks, own)}
