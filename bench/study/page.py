@@ -54,8 +54,7 @@ def main() -> None:
 def tables(found: Mapping[str, Any]) -> str:
     arms: Mapping[str, Figures] = found["arms"]
     parts = []
-    for title, names in GROUPS.items():
-        here = [name for name in names if name in arms]
+    for title, here in compared(arms):
         parts += [f"## {title}\n", *(f"- {name}: {ARMS[name].says}" for name in here), ""]
         parts += [row(["arm", *SHOWN.values()]), row(["---"] * (len(SHOWN) + 1))]
         parts += [row([name, *(cell(arms[name].get(f, ())) for f in SHOWN)]) for name in here]
@@ -76,6 +75,12 @@ def tables(found: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def compared(arms: Mapping[str, Figures]) -> list[tuple[str, list[str]]]:
+    """The groups of which there are two arms or more, with these."""
+    groups = {title: [name for name in names if name in arms] for title, names in GROUPS.items()}
+    return [(title, here) for title, here in groups.items() if len(here) > 1]
+
+
 def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -93,8 +98,8 @@ def cell(values: Sequence[float]) -> str:
 def draw(path: Path, arms: Mapping[str, Figures]) -> None:
     """A row an arm, in its groups; a column a figure: a bar for the mean, a dot a seed."""
     lines: list[tuple[str, str | None]] = []
-    for title, names in GROUPS.items():
-        lines += [(title, None), *((ARMS[n].says, n) for n in names if n in arms), ("", None)]
+    for title, here in compared(arms):
+        lines += [(title, None), *((ARMS[name].says, name) for name in here), ("", None)]
     image = Image.new("RGB", (2 * LABELS + WIDE * len(SHOWN), TOP + ROW * len(lines)), "white")
     canvas = ImageDraw.Draw(image)
     bold, plain = ImageFont.load_default(14), ImageFont.load_default(12)
