@@ -278,7 +278,7 @@ def test_what_belongs_together_may_be_linked(place: Place, film: bytes) -> None:
     assert units[1].payload["prompts"]["blended"] == "a grey square"
     for name in (f"file://{place.root}/own.mp4", "./own.mp4", f"{place.root}/own.mp4"):
         (unit,) = planned(place.table({"video": name}))
-        assert (unit.payload["uri"], unit.payload["problem"]) == ("own.mp4", None)
+        assert (unit.payload["uri"], unit.payload.get("problem")) == ("own.mp4", None)
     snapshot = cache("../../blobs/9f8e")(place)
     (snapshot / "clip.txt").symlink_to("../../blobs/cc")
     (snapshot / "../../blobs/cc").write_text("a grey film")
