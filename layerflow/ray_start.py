@@ -71,13 +71,12 @@ def _has_ended(session: Path, host: object) -> bool:
         return False
     try:
         owner = json.loads((session / OWNER).read_text())
-        if owner["host"] != host or int(owner["pid"]) <= 0:
-            return False
-        os.kill(int(owner["pid"]), 0)
+        if owner["host"] == host and int(owner["pid"]) > 0:
+            os.kill(int(owner["pid"]), 0)
     except ProcessLookupError:
         return True
     except (OSError, OverflowError, ValueError, KeyError, TypeError):
-        return False
+        pass
     return False
 
 

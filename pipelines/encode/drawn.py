@@ -40,7 +40,7 @@ from pipelines.engine.recipe import unit_key
 from pipelines.engine.replay import roots
 from pipelines.engine.runner import run_units
 from pipelines.engine.staging import Parts, Staging, Telling, json_part, stream_part
-from pipelines.engine.tally import CLIPS, REJECTED, Tally
+from pipelines.engine.tally import CLIPS, REJECTED_BY, Tally
 from pipelines.engine.workers import Pool, Unit, run_staged
 from pipelines.paste.job import draw_unit, recipe_of
 from pipelines.paste.plan import make_plan, plan_units
@@ -247,8 +247,9 @@ def encode_unit(unit: dict[str, Any], *, options: Options, context: PasteContext
         return {"clips": clips, "rejected": [*lost, *failed]}
 
     def told() -> dict[str, int]:
-        lost = [REJECTED + row["stage"] for row in rejected] + [REJECTED + "encode"] * len(failed)
-        return {CLIPS: len(clips), **Counter(lost)}
+        lost = Counter(REJECTED_BY + row["stage"] for row in rejected)
+        lost[REJECTED_BY + "encode"] += len(failed)
+        return {CLIPS: len(clips), **lost}
 
     parts = {ROWS: stream_part(rows(), clips_schema(options.set))}
     return Telling({**parts, DRAWN: json_part(said)}, told)

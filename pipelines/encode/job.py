@@ -47,7 +47,7 @@ from pipelines.engine.desk import NO_DESKS, Desks
 from pipelines.engine.jobs import unit_key
 from pipelines.engine.runner import Place, run_units
 from pipelines.engine.staging import Parts, Staging, Telling, json_part, stream_part
-from pipelines.engine.tally import CLIPS, REJECTED, Tally
+from pipelines.engine.tally import CLIPS, REJECTED_BY, Tally
 from pipelines.engine.workers import Pool, Unit
 
 ON_GPU = {ENCODE: Step(gpus=1.0)}  # where the cluster has any
@@ -293,7 +293,7 @@ def encode_unit(unit: Mapping[str, Any], *, options: Options) -> Parts:
                 reasons[wanted["id"]] = str(error)
 
     def told() -> dict[str, int]:
-        return {CLIPS: len(unit["rows"]) - len(reasons), REJECTED + "encode": len(reasons)}
+        return {CLIPS: len(unit["rows"]) - len(reasons), REJECTED_BY + "encode": len(reasons)}
 
     parts = {ROWS: stream_part(rows(), clips_schema(options.set))}
     return Telling({**parts, REASONS: json_part(lambda: reasons)}, told)

@@ -19,7 +19,6 @@ import pyarrow as pa
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, rejected_row
 from layerflow.outputs import corpus_output
 from manifests.steps import Step
-from pipelines.engine import tally
 from pipelines.engine.desk import Desks
 from pipelines.engine.growth import INDEX, REJECTED, ROWS, Growth, Refuse
 from pipelines.engine.recipe import Recipe as Recipe
@@ -29,7 +28,7 @@ from pipelines.engine.recipe import unit_key as unit_key
 from pipelines.engine.replay import roots
 from pipelines.engine.runner import Survey, run_units
 from pipelines.engine.staging import Parts, Telling, stream_part
-from pipelines.engine.tally import CLIPS, Tally
+from pipelines.engine.tally import CLIPS, REJECTED_BY, Tally
 from pipelines.engine.workers import Pool, Unit, require_packages
 
 
@@ -131,7 +130,7 @@ def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
     }
 
     def told() -> dict[str, int]:
-        return {CLIPS: len(small), **Counter(tally.REJECTED + r["stage"] for r in outcome.rejected)}
+        return {CLIPS: len(small), **Counter(REJECTED_BY + r["stage"] for r in outcome.rejected)}
 
     return Telling(parts, told)
 

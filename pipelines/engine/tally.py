@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-CLIPS, BYTES, REJECTED = "clips", "bytes", "rejected: "
+CLIPS, BYTES, REJECTED_BY = "clips", "bytes", "rejected: "
 EVERY = 10.0  # seconds between two looks at the actors, which have to be asked
 
 States = Callable[[], Mapping[str, Mapping[str, Any]]]
@@ -28,7 +28,7 @@ class Tally:
 
     def add(self, told: Mapping[str, int]) -> None:
         """What a unit said that it gave: ``CLIPS``, ``BYTES``, and for each stage that rejected
-        something ``REJECTED`` and its name."""
+        something ``REJECTED_BY`` and its name."""
         self.counts.update(told)
 
     def line(self) -> str:
@@ -39,14 +39,18 @@ class Tally:
         rejected = self.rejected().most_common()
         if rejected:
             each = ", ".join(f"{stage} {count:,}" for stage, count in rejected)
-            parts.append(f"{REJECTED}{each}")
+            parts.append(f"{REJECTED_BY}{each}")
         return "".join(f"; {part}" for part in parts)
 
     def rejected(self) -> Counter[str]:
         """Stage -> rows that it rejected."""
         there = self.counts.items()
         return Counter(
-            {name.removeprefix(REJECTED): n for name, n in there if n and name.startswith(REJECTED)}
+            {
+                name.removeprefix(REJECTED_BY): n
+                for name, n in there
+                if n and name.startswith(REJECTED_BY)
+            }
         )
 
     def export(self, done: int, total: int, states: States) -> None:

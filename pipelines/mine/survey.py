@@ -265,8 +265,8 @@ def plan_duplicates(surveys: Iterable[tuple[Unit, dict[str, Any]]]) -> dict[str,
         twins = find_duplicates(signatures, np.frombuffer(groups, np.int64))
     found: dict[str, dict[str, Any]] = {}
     for later, (earlier, far) in twins.items():
-        unit, other = (units[bisect(firsts, place) - 1] for place in (later, earlier))
-        index = later - firsts[bisect(firsts, later) - 1]
+        place, earlier_place = (bisect(firsts, window) - 1 for window in (later, earlier))
+        unit, other, index = units[place], units[earlier_place], later - firsts[place]
         told = found.setdefault(unit.key, {"duplicates": {}})["duplicates"]
         told[str(index)] = (other.payload["uri"], starts[earlier], far)
     return found

@@ -127,7 +127,7 @@ def test_workers_of_a_local_ray_are_no_nicer_than_who_starts_them(local_ray: Non
 
     start_ray(2)
     assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
-    session = Path("/tmp/ray", ray.get_runtime_context().get_session_name())
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
     assert json.loads((session / OWNER).read_text())["pid"] == os.getpid()
 
 
