@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """Errors that another attempt on the same disk will meet again."""
+OWNER = "layerflow.json"  # in a temporary folder: the process that made it
 
 
 @contextmanager
@@ -147,3 +149,26 @@ def _exchange(one: Path, other: Path) -> bool:
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     arguments = (here, os.fsencode(one), here, os.fsencode(other), exchange)
     return rename is not None and rename(*arguments) == 0
+
+
+def own(folder: Path) -> None:
+    """Mark a folder as of this process."""
+    (folder / OWNER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+
+
+def is_left_behind(folder: Path) -> bool:
+    """Whether the process that marked a folder was one of this machine and is gone.
+
+    False for a folder without a mark, and for a link.
+    """
+    if folder.is_symlink():
+        return False
+    try:
+        owner = json.loads((folder / OWNER).read_text())
+        if owner["host"] == socket.gethostname() and int(owner["pid"]) > 0:
+            os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError, ValueError, KeyError, TypeError):
+        pass
+    return False

@@ -262,16 +262,17 @@ def train(
     fresh: Annotated[bool, "start over; default: go on"] = False,
     new_data: Annotated[bool, "go on although the last stage's data have changed"] = False,
     quiet: Annotated[bool, "no lines while training"] = True,
-) -> Path | None:
-    """The schedule of a manifest; goes on where an earlier run stopped. Returns the run's folder,
-    whose ``export`` is the pipeline; None when it was told to stop."""
+) -> Path | str | None:
+    """The schedule of a manifest; goes on where an earlier run stopped. Returns the run's folder
+    or URL, whose ``export`` is the pipeline; None when it was told to stop."""
+    from layerflow.outputs import corpus_output
     from manifests.train import load
     from trainer.distributed.launch import launch
 
     checked = load(Path(manifest), out=None if out is None else str(out), workers=workers)
     say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
     done = launch(checked, only=stage, fresh=fresh, new_data=new_data, log=say)
-    return Path(checked.out) if done else None
+    return corpus_output(checked.out) if done else None
 
 
 def sample(

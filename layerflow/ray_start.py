@@ -5,19 +5,18 @@ Ray is imported inside the functions only, so that nothing else needs it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+from layerflow.files import is_left_behind, own
+
 KEPT = 3  # folders of ended local clusters, for their logs
-OWNER = "layerflow.json"
 
 
 def start_ray(workers: int, object_store_bytes: int) -> bool:
@@ -58,26 +57,10 @@ def claim_session(session: Path) -> None:
 
     Only folders with such a mark of this machine are touched: never those of another's cluster.
     """
-    own = {"host": socket.gethostname(), "pid": os.getpid()}
-    (session / OWNER).write_text(json.dumps(own))
-    ended = [path for path in session.parent.glob("session_*") if _has_ended(path, own["host"])]
+    own(session)
+    ended = [path for path in session.parent.glob("session_*") if is_left_behind(path)]
     for path in sorted(ended, key=lambda path: path.name)[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _has_ended(session: Path, host: object) -> bool:
-    """Whether the process that marked a folder is gone. False for a folder without a mark."""
-    if session.is_symlink():
-        return False
-    try:
-        owner = json.loads((session / OWNER).read_text())
-        if owner["host"] == host and int(owner["pid"]) > 0:
-            os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError, ValueError, KeyError, TypeError):
-        pass
-    return False
 
 
 def ray_runs() -> bool:

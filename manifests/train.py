@@ -100,6 +100,8 @@ class TrainManifest(Strict):
     model: str
     """Folder of the pipeline to start from (`layerflow init`)."""
     out: str = "runs/train"
+    """Folder of the run, which all workers see; or a URL (`s3://bucket/run`), where everything of
+    it is copied in the background and from which alone it goes on, on any machine."""
     seed: int = Field(0, ge=0, lt=2**63)
     batch: int = Field(8, ge=1)
     """Samples a step over all workers and accumulation steps."""
@@ -322,6 +324,12 @@ class TrainManifest(Strict):
             if stage.name == name:
                 return stage
         raise ValueError(f"no stage {name!r}; the manifest has {[s.name for s in self.stages]}")
+
+    def steps_before(self, stage: Stage) -> int:
+        """Of all stages before that one."""
+        return sum(each.steps for each in self.stages) - sum(
+            each.steps for each in self.stages_from(stage)
+        )
 
     def stages_from(self, stage: Stage) -> list[Stage]:
         """That stage and those after it."""

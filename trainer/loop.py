@@ -46,6 +46,7 @@ from trainer.sampling import SampleJob, run_job
 from trainer.stages import attach, lay_out, learning_rate
 from trainer.tracking.state import run_state
 from trainer.upload import uploading
+from trainer.workplace import workplace
 
 Log = Callable[[str], None]
 
@@ -69,23 +70,25 @@ def train(
     clips to sample. stop: when set, or on SIGTERM, it saves, ends early and returns False.
     ValueError when `out` belongs to another run, or `only` needs a stage that is not done.
     """
-    out = Path(out)
     with (
         join_world(manifest) as world,
+        workplace(manifest, out, world) as place,
         until_terminated(stop) as terminated,
         attention_kernel(manifest, world.device, world.log(log)),  # backward may recompute
-        uploading(out, manifest.upload if world.rank == 0 else None, log) as uploader,
+        uploading(place.out, place.upload, log) as uploader,
         checkpoint.writing(manifest) as behind,
-        run_state(out) as state,
+        run_state(place.out) as state,
     ):
-        if world.rank == 0:
+        manifest = place.manifest
+
+        def opens() -> None:
             check(manifest)
-            claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
+            claim(place.out, manifest, fresh=fresh, new_data=new_data, log=log)
             state.begin()
-        world.wait()
+
+        out = place.share(opens)
         transformer, scheduler = load_network(manifest, world)
         hold(transformer, manifest, manifest.stages, world.device)
-        log_here = world.log(log)
         run = Run(
             manifest=manifest,
             out=out,
@@ -94,27 +97,25 @@ def train(
             process=base_of(transformer).noise(scheduler),
             held_out=held_out(manifest),
             terminated=terminated,
-            log=log_here,
+            log=world.log(log),
             report=report,
             sample=sample,
             uploader=uploader,
             behind=behind,
         )
-        first_step = 0
         if only is not None:
             manifest.stage(only)  # raises for a name that is not there
         for stage in manifest.stages:
             attach(run.transformer, stage, manifest.seed)
             if checkpoint.stage_steps(out, stage.name) >= stage.steps:
                 checkpoint.load_stage(out, stage.name, run.transformer)
-                log_here(f"{stage.name}: done before, {stage.steps} steps")
+                run.log(f"{stage.name}: done before, {stage.steps} steps")
             elif only is not None and stage.name != only:
                 raise ValueError(f"stage {only!r} needs stage {stage.name!r}, which is not done")
-            elif not train_stage(run, stage, first_step):
+            elif not train_stage(run, stage):
                 return False
             if stage.name == only:
                 break
-            first_step += stage.steps
     return True
 
 
@@ -150,10 +151,10 @@ def make_batches(run: Run, stage: Stage) -> Batches:
     )
 
 
-def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
+def train_stage(run: Run, stage: Stage) -> bool:
     """Train one stage, from its newest checkpoint if it has one; False when told to stop."""
     manifest, world, transformer = run.manifest, run.world, run.transformer
-    batches = make_batches(run, stage)
+    batches, first_step = make_batches(run, stage), manifest.steps_before(stage)
     options = stage.optimizer or manifest.optimizer
     how: dict[str, Any] = {"bf16": manifest.precision == "bf16", "kind": options.kind}
     how |= {"shards": (manifest.shard_over, manifest.reshard_after_forward)}
@@ -276,9 +277,7 @@ def train_stage(run: Run, stage: Stage, first_step: int) -> bool:
     if world.rank == 0:
         export(run.out, manifest, stage.name, run.transformer)
         checkpoint.save_stage(run.out, stage.name, tensors, stage.steps, done)
-        if run.uploader:
-            run.uploader.put(run.out / "stages" / stage.name)
-            run.uploader.put(run.out / "export")
+        run.finished(stage.name)
     world.wait()
     return True
 

@@ -79,6 +79,14 @@ class Run:
         if self.uploader is not None:
             self.uploader.put(checkpoint, replaces=checkpoint.name[:-8])
 
+    def finished(self, stage: str) -> None:
+        """Have what a finished stage left copied: what it trained, the export, sampled clips."""
+        if self.uploader is not None:
+            for folder in (self.out / "stages" / stage, self.out / "export"):
+                self.uploader.put(folder)
+            for folder in sorted(self.out.glob("samples/*")):
+                self.uploader.put(folder)
+
     def settle(self) -> None:
         """Wait until what is written behind the steps is on the disk."""
         if self.behind is not None:

@@ -35,14 +35,14 @@ def train(
 ) -> None:
     """The schedule of a manifest. Goes on where an earlier run stopped."""
     if plan:
-        from layerflow.outputs import local_output
+        from layerflow.outputs import corpus_output
         from manifests.train import load
         from trainer.distributed.launch import cluster_placement
         from trainer.planning.plan import lines, make_plan
 
         path = Path(options["manifest"])
         checked = load(path, out=options["out"], workers=options["workers"])
-        local_output(checked.out)
+        corpus_output(checked.out)
         placed = cluster_placement(checked)
         print("\n".join(lines(checked, make_plan(checked, placed), placed)))
         return

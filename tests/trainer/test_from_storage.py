@@ -39,38 +39,42 @@ def train(manifest: TrainManifest, **more: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", ["upload", "out"])
 def test_a_run_from_storage_goes_on_on_a_new_machine_to_the_weights_of_a_local_one(
-    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a batch each, read ahead; killed in the second stage, and all that lay here removed:
-    the run and the cache."""
+    the run and the cache. With `out` there nothing is here in the first place."""
     monkeypatch.setattr("layerflow.corpus.latents.BATCH_BYTES", 1)
     local = make_manifest(tmp_path)
     train(local)
     for name in ("video", "stills"):
         bucket.put(str(tmp_path / name), f"s3://training/{name}", recursive=True)
         shutil.rmtree(tmp_path / name)
+    run = f"s3://training/run-{where}"
     changes = {
         "latents": {name: f"s3://training/{name}" for name in ("video", "stills")},
-        "upload": "s3://training/run",
         "save_every": 2,
         "prefetch": 2,
     }
-    first = local.model_copy(update=changes | {"out": str(tmp_path / "first/out")})
-    fresh_machine(monkeypatch, tmp_path / "first")
+
+    def machine(name: str) -> TrainManifest:
+        places = {"out": str(tmp_path / name / "out"), where: run}
+        fresh_machine(monkeypatch, tmp_path / name)
+        return local.model_copy(update=changes | places)
+
     with pytest.raises(Killed):
-        train(first, report=kill_at(7))
+        train(machine("first"), report=kill_at(7))
     assert any((tmp_path / "first/cache").rglob("*"))
     shutil.rmtree(tmp_path / "first")
-    second = first.model_copy(update={"out": str(tmp_path / "second/out")})
-    fresh_machine(monkeypatch, tmp_path / "second")
     said: list[str] = []
-    assert loop.train(second, second.out, log=said.append)
-    assert any(line.startswith("goes on from s3://training/run: brought") for line in said)
+    assert loop.train(second := machine("second"), second.out, log=said.append)
+    assert any(line.startswith(f"goes on from {run}: brought") for line in said)
     assert "base: done before, 5 steps" in said
-    there = Path(second.out) / "export"
-    assert same(weights(there), weights(Path(local.out) / "export"))
-    assert bucket.exists("s3://training/run/export/_COMPLETE")
+    bucket.get(f"{run}/export", str(tmp_path / "export"), recursive=True)
+    assert same(weights(tmp_path / "export"), weights(Path(local.out) / "export"))
+    assert bucket.exists(f"{run}/export/_COMPLETE")
+    assert where == "upload" or not (tmp_path / "second/out").exists()
 
 
 WORLD = World(1, 2, torch.device("cpu"))

@@ -12,26 +12,26 @@ import os
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerflow.files import write_json
-from layerflow.outputs import local_output
+from layerflow.corpus.store import in_object_store
+from layerflow.outputs import corpus_output
 from layerflow.ray_start import start_ray, stop_ray
 from manifests.train import TrainManifest, parse
 from trainer import checkpoint
 from trainer.claim import claim
+from trainer.distributed.board import ask, following, make_board, noticing
 from trainer.distributed.placement import Node, Placement, place, worker_resources
 from trainer.distributed.processes import on_sigterm, uses_gpu
 from trainer.planning.check import check, warnings
 from trainer.sampling import SampleJob, run_job
+from trainer.upload import open_copies
 
-FOLLOW_SECONDS = 1.0
-SAID = "said"  # file in the run's scratch folder: what rank 0 logs
-STOP = "stop"  # file in the run's scratch folder: the workers save and end when it appears
 SAMPLE_SECONDS = 3600.0  # to wait at the end for clips that are still being sampled
 OBJECT_STORE_BYTES = 256 << 20  # of a local Ray
 RESIZE_SECONDS = 30.0  # how often an elastic run looks for nodes to grow onto
@@ -51,7 +51,7 @@ def launch(
 
     ValueError for a wrong request: batch and workers that do not fit, another run's folder.
     """
-    local_output(manifest.out)
+    corpus_output(manifest.out)
     for line in warnings(manifest):
         log(line)
     if manifest.workers <= 1:
@@ -66,46 +66,72 @@ def train_on_ray(
     manifest: TrainManifest, *, only: str | None, fresh: bool, new_data: bool = False, log: Log
 ) -> bool:
     """The loop on `manifest.workers` workers of a Ray cluster, or of a local one made for it."""
-    out = Path(manifest.out)
     if only is not None:
         manifest.stage(only)
     check(manifest)  # both here, so that a refusal costs no start-up
-    claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
-    wanted = manifest.stages if only is None else [manifest.stage(only)]
-    if all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted):
+    afar = in_object_store(manifest.out)  # then rank 0 claims it: this machine keeps nothing of it
+    if not afar and is_done(manifest, only, fresh=fresh, new_data=new_data, log=log):
         log("all stages are done")
         return True
-    with ray_session(manifest.workers):
+    with ray_session(manifest.workers), storage(manifest.out) as kept:
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        board, stop = make_board(), threading.Event()
         placement = place(manifest, cluster_nodes())
         log(placement.said)
         minutes = manifest.collective_minutes
         placed = manifest.model_copy(update={"gpus": placement.gpus})
-        scratch = Path(tempfile.mkdtemp(prefix=".ray-", dir=out))
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={
+                "manifest": placed.model_dump_json(),
+                "only": only,
+                "claims": {"fresh": fresh, "new_data": new_data} if afar else {},
+                "folder": os.getcwd(),
+                "board": board,
+            },
+            torch_config=TorchConfig(timeout_s=60 * minutes) if minutes else None,
+            scaling_config=scaling(manifest, placement),
+            run_config=run_config(manifest, kept),
+        )
+        with following(board, log, stop), on_sigterm(stop.set):
+            trainer.fit()
+        error, finished = ask(board.verdict)
+    if error:
+        raise ValueError(error)
+    return bool(finished)
+
+
+def is_done(
+    manifest: TrainManifest, only: str | None, *, fresh: bool, new_data: bool, log: Log
+) -> bool:
+    """Claim the run's folder; whether nothing is left to do in it."""
+    out = Path(manifest.out)
+    claim(out, manifest, fresh=fresh, new_data=new_data, log=log)
+    wanted = manifest.stages if only is None else [manifest.stage(only)]
+    return all(checkpoint.stage_steps(out, stage.name) >= stage.steps for stage in wanted)
+
+
+@contextmanager
+def storage(out: str) -> Iterator[dict[str, Any]]:
+    """Where Ray Train keeps its own notes for the block, as arguments of its `RunConfig`."""
+    if not in_object_store(out):
+        scratch = Path(tempfile.mkdtemp(prefix=".ray-", dir=out)).resolve()
         try:
-            trainer = TorchTrainer(
-                run_worker,
-                train_loop_config={
-                    "manifest": placed.model_dump_json(),
-                    "only": only,
-                    "folder": os.getcwd(),
-                    "scratch": str(scratch.resolve()),
-                },
-                torch_config=TorchConfig(timeout_s=60 * minutes) if minutes else None,
-                scaling_config=scaling(manifest, placement),
-                run_config=run_config(manifest, scratch),
-            )
-            # SIGTERM reaches the workers, wherever they run, through a file that all of them see.
-            stop = (scratch / STOP).touch
-            with following(scratch / SAID, log), on_sigterm(stop):
-                trainer.fit()
-            verdict = json.loads((scratch / "verdict.json").read_text())
+            yield {"storage_path": str(scratch)}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    if verdict["error"]:
-        raise ValueError(verdict["error"])
-    return bool(verdict["finished"])
+        return
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    files, base = open_copies(out, Path())
+    scratch_there = f"{base}/.ray-{uuid.uuid4().hex[:8]}"
+    try:
+        system = PyFileSystem(FSSpecHandler(files))
+        yield {"storage_path": scratch_there, "storage_filesystem": system}
+    finally:
+        with suppress(FileNotFoundError):
+            files.rm(scratch_there, recursive=True)
 
 
 def cluster_placement(manifest: TrainManifest) -> Placement | None:
@@ -132,14 +158,14 @@ def scaling(manifest: TrainManifest, placement: Placement) -> Any:
     )
 
 
-def run_config(manifest: TrainManifest, scratch: Path) -> Any:
-    """Ray's `RunConfig`: its own files in the scratch folder, and how often to start again."""
+def run_config(manifest: TrainManifest, kept: dict[str, Any]) -> Any:
+    """Ray's `RunConfig`: where its own notes are kept, and how often to start again."""
     from ray.train import FailureConfig, RunConfig
 
     return RunConfig(
         name="train",
-        storage_path=str(scratch.resolve()),
         failure_config=FailureConfig(max_failures=manifest.max_failures),
+        **kept,
     )
 
 
@@ -162,41 +188,50 @@ def here(manifest: TrainManifest) -> str:
 
 def run_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs. A ValueError is a verdict, not a failure to try again."""
-    os.chdir(config["folder"])
     import ray.train
 
     from trainer.loop import train
 
-    manifest = parse(json.loads(config["manifest"]))
-    scratch = Path(config["scratch"])
-    verdict = {"error": "", "finished": False}
+    manifest, board = parse(json.loads(config["manifest"])), config["board"]
+    afar, claims = in_object_store(manifest.out), dict(config["claims"])
+    if not afar or os.path.isdir(config["folder"]):
+        os.chdir(config["folder"])
+    if claims.get("fresh") and ask(board.has_begun):  # what is there now is of this very start
+        claims["fresh"] = False
+    first = ray.train.get_context().get_world_rank() == 0
+
+    def report(row: dict[str, Any]) -> None:
+        ray.train.report(row)
+        if first and claims.get("fresh"):
+            ask(board.begin)
+
+    error, finished = "", False
     try:
-        with noticing(scratch / STOP) as stop, sampling_beside(manifest, scratch) as sample:
-            verdict["finished"] = train(
+        with noticing(board) as stop, sampling_beside(manifest, afar) as sample:
+            finished = train(
                 manifest,
                 manifest.out,
                 only=config["only"],
-                log=partial(say, scratch / SAID),
-                report=ray.train.report,
+                log=partial(ask, board.say),
+                report=report,
                 sample=sample,
                 stop=stop,
+                **claims,
             )
-    except ValueError as error:
-        verdict["error"] = str(error)
-    if ray.train.get_context().get_world_rank() == 0:
-        write_json(scratch / "verdict.json", verdict)
+    except ValueError as refusal:
+        error = str(refusal)
+    if first:
+        ask(board.judge, error, finished)
 
 
 @contextmanager
-def sampling_beside(
-    manifest: TrainManifest, scratch: Path
-) -> Iterator[Callable[[SampleJob], None]]:
+def sampling_beside(manifest: TrainManifest, afar: bool) -> Iterator[Callable[[SampleJob], None]]:
     """Runs sample jobs in Ray tasks of their own, so that no rank waits; waits for them at the
-    end. Without a free GPU on a GPU run, rank 0 samples itself."""
+    end. Without a free GPU on a GPU run, or a folder that all nodes see, rank 0 samples itself."""
     import ray
 
     gpus = uses_gpu(manifest)
-    if gpus and ray.cluster_resources().get("GPU", 0) <= manifest.workers:
+    if afar or (gpus and ray.cluster_resources().get("GPU", 0) <= manifest.workers):
         yield run_job
         return
     task = ray.remote(num_cpus=0 if not gpus else 1, num_gpus=int(gpus), max_retries=1)(sample_task)
@@ -214,33 +249,6 @@ def sample_task(job: SampleJob, folder: str) -> None:
 
 
 @contextmanager
-def repeating(action: Callable[[], None]) -> Iterator[None]:
-    """Within the block, a thread calls `action` every `FOLLOW_SECONDS`, and once at the end."""
-    ended = threading.Event()
-
-    def work() -> None:
-        while not ended.wait(FOLLOW_SECONDS):
-            action()
-        action()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-@contextmanager
-def noticing(path: Path) -> Iterator[threading.Event]:
-    """An event that is set soon after the file appears."""
-    seen = threading.Event()
-    with repeating(lambda: seen.set() if path.exists() else None):
-        yield seen
-
-
-@contextmanager
 def ray_session(workers: int) -> Iterator[None]:
     """A Ray cluster: the one that runs, that of RAY_ADDRESS, or a local one for this block."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -251,30 +259,3 @@ def ray_session(workers: int) -> Iterator[None]:
     finally:
         if started:
             stop_ray()
-
-
-def say(path: Path, line: str) -> None:
-    """Leave a line for `following`, which may run on another machine."""
-    with path.open("a") as file:
-        file.write(line + "\n")
-
-
-@contextmanager
-def following(path: Path, log: Log) -> Iterator[None]:
-    """Log the lines that a worker says into a file, as they come."""
-    shown = 0
-
-    def follow() -> None:
-        nonlocal shown
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            file.seek(shown)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        shown += len(whole)
-        for line in whole.decode(errors="replace").splitlines():
-            log(line)
-
-    with repeating(follow):
-        yield

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from layerflow.ray_start import KEPT, OWNER, claim_session
+from layerflow.files import OWNER
+from layerflow.ray_start import KEPT, claim_session
 
 
 @pytest.fixture(scope="module")

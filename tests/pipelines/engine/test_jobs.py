@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from layerflow.corpus.table import Corpus, rejected_row
-from layerflow.ray_start import OWNER
+from layerflow.files import OWNER
 from pipelines.engine import cutting, workers
 from pipelines.engine.jobs import Outcome, Unit, make_recipe, run_job, unit_key
 from tests.support import ROOT

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from layerflow.corpus.published import open_corpus
 from layerflow.corpus.remote.latents import open_latents
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import Corpus
+from layerflow.documents import read_json
 from layerflow.model.presets import init_directory
 from manifests.pack import PackOptions
 from pipelines.encode import job as encode
@@ -32,6 +36,9 @@ from tests.support.mined import options as mine_options
 from tests.support.packed import disc, slope, write
 from tests.support.pasted import backdrops, stills
 from tests.support.pasted import options as paste_options
+from tests.support.trainer_kit import same, weights
+from tests.support.training_runs import losses, one_stage
+from trainer.distributed.launch import launch
 
 pytest.importorskip("s3fs", reason="needs the extra s3")
 pytest.importorskip("moto", reason="needs the extra dev")
@@ -54,22 +61,38 @@ def nodes(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
     ray.shutdown()  # one that another test started, with the environment of then
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    small = {"object_store_memory": 80 << 20, "num_cpus": 1}
-    folders = [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
-        folder.mkdir()
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**small, "env_vars": {"TMPDIR": str(folders[0])}},
-    )
+    cluster = Cluster(initialize_head=True, head_node_args=own_disk(tmp_path / "one"))
     try:
-        second = cluster.add_node(**small, env_vars={"TMPDIR": str(folders[1])})
+        second = cluster.add_node(**own_disk(tmp_path / "two"))
         cluster.wait_for_nodes()
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster, second
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def own_disk(folder: Path) -> dict[str, Any]:
+    """A node of one CPU with its own folder for temporary files."""
+    folder.mkdir()
+    temporary = {"TMPDIR": str(folder)}
+    return {"object_store_memory": 80 << 20, "num_cpus": 1, "env_vars": temporary}
+
+
+def lose_a_node(
+    cluster: Any, folder: Path, job: Callable[[], Any], begun: Callable[[], object]
+) -> Any:
+    """What a job returns: once something has begun, the node that is not the head is killed, and
+    another one joins."""
+    (node,) = (each for each in cluster.list_all_nodes() if each is not cluster.head_node)
+    with ThreadPoolExecutor(1) as thread:  # this one changes the cluster: Ray wants the main one
+        running = thread.submit(job)
+        while not begun():
+            assert not running.done(), "nothing was lost while it ran"
+            time.sleep(0.02)
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(**own_disk(folder))
+        return running.result()
 
 
 def test_a_node_that_goes_away_costs_nothing_but_its_running_units(
@@ -144,7 +167,7 @@ def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
 ) -> None:
     """Mine, paste and pack into a bucket, then encode: its driver is killed, and when another one
     goes on a node goes away."""
-    cluster, second = nodes
+    cluster, _ = nodes
     local, there = tmp_path / "inputs", "s3://corpora/inputs"
     (local / "films").mkdir(parents=True)
     for seed in (1, 2):
@@ -154,36 +177,86 @@ def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
     write(tmp_path / "sets/ball.bg.png", slope())
     bucket.put(str(local), there, recursive=True)
 
-    def made(root: str, workers: int) -> list[str]:
-        how: dict[str, Any] = {"workers": workers, "quiet": True}
-        outs = [f"{root}/{name}" for name in ("mined", "pasted", "packed")]
-        films = {"inputs": [f"{there}/films"], "out": outs[0]}
-        run_mine(mine_options(local, local).model_copy(update=films), **how)
-        inputs: Any = {"foregrounds": [f"{there}/fg"], "backgrounds": [f"{there}/bg"]}
-        run_paste(paste_options(tmp_path, local, local, out=outs[1], count=3, **inputs), **how)
-        run_pack(PackOptions(inputs=[str(tmp_path / "sets")], out=outs[2]), **how)
-        return outs
+    def jobs(root: str, **how: Any) -> dict[str, Callable[[], object]]:
+        def out(name: str) -> dict[str, Any]:
+            return {"out": f"{root}/{name}"}
 
-    quiet, far = made(str(tmp_path / "quiet"), 0), made("s3://corpora/far", 2)
-    for here, afar in zip(quiet, far, strict=True):
-        one, other = Corpus.open(here), open_corpus(afar)
+        films = mine_options(local, local).model_copy(
+            update={"inputs": [f"{there}/films"], **out("mined")}
+        )
+        drawn: Any = {"foregrounds": [f"{there}/fg"], "backgrounds": [f"{there}/bg"]}
+        drawn = paste_options(tmp_path, local, local, **out("pasted"), count=6, **drawn)
+        stills_ = PackOptions(inputs=[str(tmp_path / "sets")], **out("packed"))
+        return {
+            "mined": lambda: run_mine(films, **how),
+            "pasted": lambda: run_paste(drawn, **how),
+            "packed": lambda: run_pack(stills_, **how),
+        }
+
+    quiet, far = str(tmp_path / "quiet"), "s3://corpora/far"
+    for name, job in jobs(quiet, workers=0, quiet=True).items():
+        job()
+        again = jobs(far, workers=2, quiet=True)[name]
+        begun = partial(Store(f"{far}/{name}").names)
+        lose_a_node(cluster, tmp_path / name, again, begun)
+        one, other = Corpus.open(f"{quiet}/{name}"), open_corpus(f"{far}/{name}")
         assert isinstance(other, Corpus) and one.shards == other.shards and len(one)
         assert one.rejected() == other.rejected()
     model, out = init_directory(tmp_path / "model", "tiny"), "s3://corpora/latents"
-    driver = subprocess.Popen([sys.executable, "-c", ENCODE, str(model), out, *far], cwd=ROOT)
+    corpora = [f"{far}/{name}" for name in ("mined", "pasted", "packed")]
+    driver = subprocess.Popen([sys.executable, "-c", ENCODE, str(model), out, *corpora], cwd=ROOT)
     while staged(out) < 2 and driver.poll() is None:
         time.sleep(0.1)
     driver.kill()
     driver.wait()
     before = staged(out)
     monkeypatch.setattr(encode, "UNIT_ROWS", 1)
-    lost = threading.Timer(1.0, cluster.remove_node, (second,), {"allow_graceful": False})
-    lost.start()
     how: dict[str, Any] = {"model": model, "size": (32, 40), "quiet": True}
-    done = encode.run_encode(far, out=out, workers=2, **how)
-    lost.join()
-    encode.run_encode(quiet, out=tmp_path / "latents", workers=0, **how)
-    one, other = Latents.open(tmp_path / "latents"), open_latents(out)
-    assert before >= 2 and done.clips == len(one) == len(other) > 4
-    assert [one.raw(i) for i in range(len(one))] == [other.raw(i) for i in range(len(other))]
-    assert list(one.prompt_rows()) == list(other.prompt_rows()) and not staged(out)
+    done = lose_a_node(
+        cluster,
+        tmp_path / "encoded",
+        partial(encode.run_encode, corpora, out=out, workers=2, **how),
+        lambda: staged(out) > before,
+    )
+    here = [f"{quiet}/{name}" for name in ("mined", "pasted", "packed")]
+    encode.run_encode(here, out=tmp_path / "latents", workers=0, **how)
+    latents, afar = Latents.open(tmp_path / "latents"), open_latents(out)
+    assert before >= 2 and done.clips == len(latents) == len(afar) > 4
+    assert [latents.raw(i) for i in range(len(latents))] == [afar.raw(i) for i in range(len(afar))]
+    assert list(latents.prompt_rows()) == list(afar.prompt_rows()) and not staged(out)
+
+
+def test_training_from_and_to_a_bucket_outlives_a_node(
+    nodes: Any, bucket: Any, tmp_path: Path
+) -> None:
+    """Nothing of the run lies on a disk that two nodes see; a new node takes the lost one's place.
+    The same command once more has nothing to do, and --fresh does all again."""
+    cluster, _ = nodes
+    whole = one_stage(tmp_path, "whole", 120, workers=2)
+    assert launch(whole, log=lambda line: None)
+    bucket.put(str(tmp_path / "video"), "s3://corpora/video", recursive=True)
+    shutil.rmtree(tmp_path / "video")
+    out = "s3://corpora/runs/one"
+    there = {"latents": {"video": "s3://corpora/video"}, "out": out}
+    afar = whole.model_copy(update=there)
+    said: list[str] = []
+
+    def saved() -> bool:
+        return any("/base-00000030/_COMPLETE" in name for name in Store(out).names("checkpoints"))
+
+    assert lose_a_node(cluster, tmp_path / "three", lambda: launch(afar, log=said.append), saved)
+    assert any(line.startswith(f"goes on from {out}: brought") for line in said)
+    assert any("base: goes on after step" in line for line in said)
+    bucket.get(f"{out}/export", str(tmp_path / "export"), recursive=True)
+    assert same(weights(tmp_path / "export"), weights(tmp_path / "whole/export"))
+    bucket.get(f"{out}/metrics.csv", str(tmp_path / "metrics.csv"))
+    assert losses(tmp_path) == losses(whole.out) and len(losses(tmp_path)) == 120
+    assert not [path for node in ("one", "three") for path in (tmp_path / node).glob("layerflow-*")]
+    assert not Store(out).names(".ray")
+    said.clear()
+    assert launch(afar, log=said.append) and "base: done before, 120 steps" in said
+    with pytest.raises(ValueError, match="holds a run of another manifest"):
+        launch(afar.model_copy(update={"seed": 8}), log=said.append)
+    assert launch(afar.model_copy(update={"seed": 8}), fresh=True, log=said.append)
+    bucket.get(f"{out}/run.json", str(tmp_path / "run.json"))
+    assert read_json(tmp_path / "run.json")["manifest"]["seed"] == 8

@@ -28,7 +28,9 @@ from pipelines.encode.job import run_encode
 from tests.support.trainer_kit import make_manifest, make_model, weights
 from tests.support.training_runs import losses
 from trainer.data import Shape
-from trainer.distributed.launch import following, launch, say, train_on_ray
+from trainer.distributed import board
+from trainer.distributed.board import Notes, following
+from trainer.distributed.launch import launch, train_on_ray
 from trainer.distributed.placement import Placement
 from trainer.planning.plan import duration, lines, make_plan
 
@@ -224,14 +226,18 @@ def test_two_ray_workers_give_the_curve_of_one_process(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
 
 
-def test_what_a_worker_says_is_logged_line_by_line(tmp_path: Path) -> None:
+def test_what_a_worker_says_is_logged_and_a_wish_to_stop_reaches_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(board, "ask", lambda method, *arguments: method(*arguments))
     said: list[str] = []
-    with following(tmp_path / "said", said.append):
-        say(tmp_path / "said", "one")
-        say(tmp_path / "said", "zwei, schön")
-        with (tmp_path / "said").open("a") as file:
-            file.write("torn")
-    assert said == ["one", "zwei, schön"]
+    notes, stop = Notes(), threading.Event()
+    with following(notes, said.append, stop):
+        notes.say("one")
+        notes.say("zwei, schön")
+        assert not notes.is_stopping()
+        stop.set()
+    assert said == ["one", "zwei, schön"] and notes.is_stopping() and notes.take() == []
 
 
 @pytest.mark.slow

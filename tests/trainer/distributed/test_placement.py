@@ -100,11 +100,11 @@ def test_ray_is_asked_for_what_the_manifest_says(tmp_path: Path) -> None:
     assert config.num_workers == (1, 2) and config.use_gpu
     assert config.resources_per_worker == {"CPU": 6, "memory": 1e9, "GPU": 1}
     assert config.accelerator_type == "H100" and config.label_selector == {"zone": "a"}
-    assert run_config(said, tmp_path).failure_config.max_failures == -1
+    assert run_config(said, {}).failure_config.max_failures == -1
     plain = scaling(manifest(), place(manifest(), [HEAD]))
     assert not plain.use_gpu and plain.resources_per_worker == {"CPU": 1.0}
     assert plain.label_selector is None
-    assert run_config(manifest(), tmp_path).failure_config.max_failures == 3
+    assert run_config(manifest(), {}).failure_config.max_failures == 3
     assert worker_resources(manifest(), True) == {"CPU": 1.0, "GPU": 1.0}
 
 

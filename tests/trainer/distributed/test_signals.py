@@ -50,6 +50,13 @@ class Beside(World):
         tensor.copy_(sum(self.meeting.tensors))
         self.meeting.barrier.wait()
 
+    def tell(self, value: Any) -> Any:
+        self.meeting.tensors[self.rank] = value
+        self.meeting.barrier.wait()
+        said = self.meeting.tensors[0]
+        self.meeting.barrier.wait()
+        return said
+
     def wait(self) -> None:
         self.meeting.barrier.wait()
 
