@@ -73,6 +73,7 @@ def mine(
     caption_key_env: Annotated[str | None, "environment variable with the endpoint's key"] = None,
     licence: Licence = None,
     attribution: Attribution = None,
+    against: Annotated[PathLikes | None, "corpora whose clips are not to be repeated"] = None,
     append: Append = False,
     workers: Workers = None,
     accept_lost: AcceptLost = False,

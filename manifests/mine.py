@@ -120,6 +120,11 @@ class MineOptions(Strict):
         exclude_if=lambda subjects: subjects == "one",
         description="each: a clip for each clear subject, the others stay in its background",
     )
+    against: list[str] = Field(
+        [],
+        exclude_if=lambda against: not against,
+        description="corpora (folders, URLs) whose clips are not to be repeated",
+    )
     span: float = Field(60.0, gt=1, description="seconds of video that one unit of work takes")
     deadline: float = Field(180.0, gt=0, description="seconds that one decoding request may take")
     crf: int = Field(10, ge=0, le=40, description="H.264 quality of colour layers")

@@ -29,8 +29,9 @@ class Recipe:
 
 
 RUNTIME_OPTIONS = frozenset(
-    {"out", "inputs", "foregrounds", "backgrounds", "refine_weights", "workers", "deadline"}
-)  # what the weights of a refiner hold is said beside its name
+    {"out", "inputs", "foregrounds", "backgrounds", "against", "workers", "deadline"}
+    | {"refine_weights"}  # what the weights of a refiner hold is said beside its name
+)
 
 
 def make_recipe(

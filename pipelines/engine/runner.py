@@ -49,13 +49,15 @@ class Survey:
 
     look: payload -> JSON-able findings, run like the work itself. plan: sees the findings of all
     units in their order, one at a time, and returns what to add to the payloads of some units, by
-    key. Every payload also gets what ``Surveyed`` says. size: of findings, how much work they
-    foretell: the most comes first, so that nothing long is left at the end.
+    key. Every payload also gets what ``Surveyed`` says. size: of findings, how much
+    work they foretell: the most comes first, so that nothing long is left at the end. beside: units
+    that are looked at before all others, and that do no work.
     """
 
     look: Callable[[dict[str, Any]], dict[str, Any]]
     plan: Callable[[Iterable[tuple[Unit, dict[str, Any]]]], Mapping[str, dict[str, Any]]]
     size: Callable[[dict[str, Any]], float] = lambda findings: 0
+    beside: Sequence[Unit] = ()
 
 
 class Surveyed(TypedDict):
@@ -138,6 +140,10 @@ def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Poo
     sizes: dict[str, float] = {}
 
     def found(looks: Staging, lost: Mapping[str, str]) -> Iterator[tuple[Unit, dict[str, Any]]]:
+        for unit in survey.beside:
+            if unit.key in lost:
+                raise InfrastructureError(f"cannot look at {unit.payload}: {lost[unit.key]}")
+            yield unit, json.loads(looks.read(unit.key, FINDINGS))
         for unit in units:
             if unit.key not in lost:
                 findings = json.loads(looks.read(unit.key, FINDINGS))
@@ -148,7 +154,10 @@ def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Poo
     def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:
         looks = staging.below("looks")
         lost = run_staged(
-            units, partial(_findings, survey.look), looks, replace(pool, desks=NO_DESKS)
+            [*survey.beside, *units],
+            partial(_findings, survey.look),
+            looks,
+            replace(pool, desks=NO_DESKS),
         )
         return looks, survey.plan(found(looks, lost)), lost
 

@@ -9,13 +9,13 @@ from pipelines.mine.window import Window
 
 
 def refuse_duplicate(window: Window) -> None:
-    """Refuse a window that is nearly the same as one of an earlier input."""
+    """Refuse a window that nearly repeats one of an earlier input, or a clip of a corpus."""
     if window.twin is None:
         return
-    uri, start, distance = window.twin
+    twin, distance = window.twin
     window.scores["duplicate_distance"] = distance
     if judge(window.scores, window.video.gate) is not None:
-        raise Refused("duplicates", f"nearly the same as {uri} at {start:.2f} s")
+        raise Refused("duplicates", f"nearly the same as {twin}")
 
 
 def read_frames(window: Window) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from layerflow.corpus.published import is_corpus
 from layerflow.corpus.store import read_location
 from layerflow.corpus.table import EXTENDED_SCHEMA, rejected_row
 from layerflow.media.cells import MediaError
@@ -42,6 +43,7 @@ from pipelines.matting import MATTE, MATTING, network_of
 from pipelines.matting.refine import REFINE, REFINERS, make_refiner
 from pipelines.mine import chosen, filters, layers, record
 from pipelines.mine.chosen import check_backend, unused_choices
+from pipelines.mine.held import held_units
 from pipelines.mine.plan import VideoSpan, plan_units
 from pipelines.mine.survey import Findings, plan_survey, survey_unit, windows_of
 from pipelines.mine.window import (
@@ -76,7 +78,7 @@ STEPS: Steps[Window] = (
     record.write_prompts,
     record.encode,
 )
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 
 
 def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
@@ -98,16 +100,22 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     serve = check_request(options, how.get("workers"))
     units = plan_units(list_sources(options.inputs), options, table)
     check_backend(options, [unit.payload for unit in units])
+    held = held_units(options.against, str(out) if grows(out, how) else None)
     return run_job(
         units,
         partial(mine_unit, options=options, recipe=recipe),
-        survey=Survey(partial(survey_unit, options=options), plan_survey, windows_of),
+        survey=Survey(partial(survey_unit, options=options), plan_survey, windows_of, held),
         out=out,
         recipe=recipe,
         schema=EXTENDED_SCHEMA,
         serve=serve,
         **how,
     )
+
+
+def grows(out: Path | str, how: Running) -> bool:
+    """Whether the job adds to a corpus that is there."""
+    return how.get("append", False) and is_corpus(out)
 
 
 def check_request(options: MineOptions, workers: int | None) -> dict[str, Step]:

@@ -25,8 +25,8 @@ from pipelines.inputs.remote import remote_sidecar
 
 WHOLE = 1e12  # an end that no video reaches
 ENDS_BYTES = 64 << 10
-Twin = tuple[str, float, float]
-"""The earlier window that one resembles: uri, start in seconds, duplicate_distance."""
+Twin = tuple[str, float]
+"""The earlier window that one resembles, in words, and duplicate_distance."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from pipelines.inputs.listing import local_copy
 from pipelines.mine.backdrop import backdrop_times, find_backdrop, presence
 from pipelines.mine.duplicates import find_duplicates, signature
 from pipelines.mine.frames import find_bars, trim_fades
+from pipelines.mine.held import HELD, look_at_held
 from pipelines.mine.plan import VideoSpan, time_spans
 from pipelines.mine.shots import ClipSpan, Comes, cut_windows, find_shots, why_no_window
 
@@ -91,7 +92,10 @@ class Findings:
 
 
 def survey_unit(payload: dict[str, Any], *, options: MineOptions) -> dict[str, Any]:
-    """The ``Findings`` of one ``VideoSpan``, as plain values. Never raises for a bad input."""
+    """The ``Findings`` of one ``VideoSpan``, as plain values, or what ``held`` finds for its units.
+    Never raises for a bad input."""
+    if HELD in payload:
+        return look_at_held(payload, options.size)
     span, findings = VideoSpan(**payload), Findings()
     if span.problem:
         findings.problems.append(("read", span.problem))
@@ -140,7 +144,8 @@ def _survey_span(
         places = cut_windows(times, shot, options.frames, options.fps, bars, comes)
         for place in places:
             picture = _inside(thumbs[times.searchsorted(place.times)], place.box)
-            found = Candidate(place.times, place.box, len(findings.shots), signature(picture).hex())
+            stored = covered(picture, *options.size)  # what a clip of it would show
+            found = Candidate(place.times, place.box, len(findings.shots), signature(stored).hex())
             findings.windows.append(found)
         if places:
             opening = len(findings.shots) if shot[0] == 0 else opening
@@ -200,6 +205,15 @@ def _inside(thumbs: U8, box: Box | None) -> U8:
     return thumbs[:, rows, round(left * width) : round(right * width)]
 
 
+def covered(pictures: U8, height: int, width: int) -> U8:
+    """The middle of pictures ``[N, h, w, 3]`` that has the shape of height x width."""
+    own_height, own_width = pictures.shape[1:3]
+    scale = min(own_height / height, own_width / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (own_height - rows) // 2, (own_width - columns) // 2
+    return pictures[:, top : top + rows, left : left + columns]
+
+
 def windows_of(findings: Mapping[str, Any]) -> int:
     """How many windows a look found: what mining them costs."""
     return len(findings["windows"])
@@ -220,6 +234,9 @@ def _joining(
     last: dict[str, Any] | None = None
     began, uri, ended = 0.0, "", -1.0  # of the shot at the end of the last span
     for unit, findings in surveys:
+        if HELD in unit.payload:
+            yield unit, findings
+            continue
         follows = (unit.payload["uri"], unit.payload["start"]) == (uri, ended)
         last = last if follows else None
         own: dict[str, float] = {}
@@ -243,7 +260,8 @@ def _alike(one: str, other: str) -> bool:
 
 
 def plan_duplicates(surveys: Iterable[tuple[Unit, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """For each unit with windows that resemble an earlier input's: ``VideoSpan.duplicates``.
+    """For each unit with windows that resemble an earlier input's, or a clip that is held already:
+    ``VideoSpan.duplicates``.
 
     Memory: some 80 bytes a window and 30 a unit; a file in ``TMPDIR`` takes 480 a window.
     """
@@ -254,10 +272,10 @@ def plan_duplicates(surveys: Iterable[tuple[Unit, dict[str, Any]]]) -> dict[str,
         for unit, findings in surveys:
             units.append(unit)
             firsts.append(len(starts))
-            for window in findings["windows"]:
-                file.write(bytes.fromhex(window["signature"]))
-                groups.append(inputs.setdefault(unit.payload["uri"], len(inputs)))
-                starts.append(window["times"][0])
+            for place, text, name in _signed(unit, findings):
+                file.write(bytes.fromhex(text))
+                groups.append(inputs.setdefault(name, len(inputs)))
+                starts.append(place)
         if not starts:
             return {}
         file.flush()
@@ -268,5 +286,21 @@ def plan_duplicates(surveys: Iterable[tuple[Unit, dict[str, Any]]]) -> dict[str,
         place, earlier_place = (bisect(firsts, window) - 1 for window in (later, earlier))
         unit, other, index = units[place], units[earlier_place], later - firsts[place]
         told = found.setdefault(unit.key, {"duplicates": {}})["duplicates"]
-        told[str(index)] = (other.payload["uri"], starts[earlier], far)
+        told[str(index)] = (_told(other, starts[earlier]), far)
     return found
+
+
+def _signed(unit: Unit, findings: Mapping[str, Any]) -> Iterator[tuple[float, str, str]]:
+    """Place, signature and input of all windows, or clips, that a unit saw."""
+    if HELD in unit.payload:
+        yield from findings["rows"]
+        return
+    for window in findings["windows"]:
+        yield window["times"][0], window["signature"], unit.payload["uri"]
+
+
+def _told(unit: Unit, place: float) -> str:
+    """A window, or a clip that a corpus holds, in words."""
+    if HELD in unit.payload:
+        return f"clip {int(place)} of {unit.payload[HELD]}"
+    return f"{unit.payload['uri']} at {place:.2f} s"

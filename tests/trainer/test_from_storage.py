@@ -68,7 +68,8 @@ def test_a_run_from_storage_goes_on_on_a_new_machine_to_the_weights_of_a_local_o
     assert any((tmp_path / "first/cache").rglob("*"))
     shutil.rmtree(tmp_path / "first")
     said: list[str] = []
-    assert loop.train(second := machine("second"), second.out, log=said.append)
+    second = machine("second")
+    assert loop.train(second, second.out, log=said.append)
     assert any(line.startswith(f"goes on from {run}: brought") for line in said)
     assert "base: done before, 5 steps" in said
     bucket.get(f"{run}/export", str(tmp_path / "export"), recursive=True)
