@@ -74,11 +74,14 @@ class Workplace:
 def workplace(manifest: TrainManifest, out: str | Path, world: World) -> Iterator[Workplace]:
     """The folder to train in, for the block; one that was made for it goes with it.
 
-    ValueError for a stage that needs a folder which all workers see, where `out` is a URL.
+    ValueError where `out` is a URL, for an `upload` and for a stage that needs a folder which all
+    workers see.
     """
     if not in_object_store(out):
         yield Workplace(manifest, Path(out), world)
         return
+    if manifest.upload:
+        raise ValueError(f"upload: {out} is where the run is copied already; leave it out")
     if sharded := [stage.name for stage in manifest.stages if stage.parallel == "fsdp"]:
         raise ValueError(
             f"stage {sharded[0]!r}: with parallel: fsdp every worker writes its part of a "

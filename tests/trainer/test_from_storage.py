@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,13 @@ import pytest
 import torch
 
 from layerflow.corpus.remote import cache
+from layerflow.files import OWNER
 from manifests.train import TrainManifest
 from tests.support.trainer_kit import Killed, kill_at, make_manifest, same, weights
 from trainer import loop
 from trainer.distributed.processes import World
 from trainer.loop import make_batches
+from trainer.workplace import workplace
 
 pytest.importorskip("moto")
 
@@ -76,6 +81,34 @@ def test_a_run_from_storage_goes_on_on_a_new_machine_to_the_weights_of_a_local_o
     assert same(weights(tmp_path / "export"), weights(Path(local.out) / "export"))
     assert bucket.exists(f"{run}/export/_COMPLETE")
     assert where == "upload" or not (tmp_path / "second/out").exists()
+
+
+def test_what_a_run_in_a_bucket_cannot_do_is_refused_first(tmp_path: Path) -> None:
+    there = make_manifest(tmp_path, out="s3://training/refused")
+    with pytest.raises(ValueError, match="is where the run is copied already"):
+        train(there.model_copy(update={"upload": "s3://training/other"}))
+    stages = [there.stages[0].model_copy(update={"parallel": "fsdp"}), *there.stages[1:]]
+    with pytest.raises(ValueError, match=r"'base'.*a folder that all workers see"):
+        train(there.model_copy(update={"stages": stages}))
+
+
+def test_folders_of_runs_that_were_killed_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    alone = World(0, 1, torch.device("cpu"))
+    folders = [tmp_path / f"layerflow-run-{name}" for name in ("gone", "mine", "unmarked")]
+    for folder in folders:
+        folder.mkdir()
+    for folder, pid in ((folders[0], 2**22 + 1), (folders[1], os.getpid())):
+        mark = {"host": socket.gethostname(), "pid": pid}
+        (folder / OWNER).write_text(json.dumps(mark))
+    manifest = make_manifest(tmp_path)
+    with workplace(manifest, "s3://training/run", alone) as place:
+        assert [folder.exists() for folder in folders] == [False, True, True]
+        assert place.out.is_dir() and place.upload == "s3://training/run"
+        assert place.manifest.out == str(place.out)
+    assert not place.out.exists() and folders[1].exists()
 
 
 WORLD = World(1, 2, torch.device("cpu"))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from layerflow.corpus.fingerprint import fingerprint_differences, model_fingerprint
-from layerflow.corpus.store import in_object_store
 from layerflow.documents import read_json
 from layerflow.model.autoencoder import autoencoder_class
 from layerflow.model.base import base_of
@@ -25,8 +24,6 @@ def check(manifest: TrainManifest) -> None:
     """ValueError for the first thing that would stop the run later: batch and workers that do not
     divide, an absent folder, latents of another model, a mixture or a validation without rows, a
     token budget that is too small, samples without an autoencoder."""
-    if manifest.upload and in_object_store(manifest.out):
-        raise ValueError(f"upload: {manifest.out} is where the run is copied already; leave it out")
     for stage in manifest.stages:
         manifest.passes(stage, manifest.sharers)
     base_of(manifest.model)
