@@ -98,7 +98,7 @@ class TrainManifest(Strict):
     """A whole run: model, data, stages and everything they share."""
 
     model: str
-    """Folder of the pipeline to start from (`layerflow init`)."""
+    """Folder of the pipeline to start from (`layerflow init`), or its URL in an object store."""
     out: str = "runs/train"
     """Folder of the run, which all workers see; or a URL (`s3://bucket/run`), where everything of
     it is copied in the background and from which alone it goes on, on any machine."""

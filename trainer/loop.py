@@ -46,7 +46,7 @@ from trainer.sampling import SampleJob, run_job
 from trainer.stages import attach, lay_out, learning_rate
 from trainer.tracking.state import run_state
 from trainer.upload import uploading
-from trainer.workplace import workplace
+from trainer.workplace import with_model_here, workplace
 
 Log = Callable[[str], None]
 
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--new-data", action="store_true")
     options = vars(parser.parse_args())
-    manifest = load(options.pop("manifest"), out=options.pop("out"))
+    manifest = with_model_here(load(options.pop("manifest"), out=options.pop("out")))
     if not train(manifest, manifest.out, **options):
         raise SystemExit(143)  # as of a process that SIGTERM ended
 

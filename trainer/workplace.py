@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from layerflow.corpus.remote.folders import brought
 from layerflow.corpus.store import in_object_store
 from layerflow.files import is_left_behind, own, remove
 from manifests.train import TrainManifest
@@ -99,6 +100,11 @@ def workplace(manifest: TrainManifest, out: str | Path, world: World) -> Iterato
     finally:
         for folder in (here, *place.made):
             remove(folder)
+
+
+def with_model_here(manifest: TrainManifest) -> TrainManifest:
+    """The same with the model's folder on this machine, where it lies in an object store."""
+    return manifest.model_copy(update={"model": str(brought(manifest.model))})
 
 
 def send_files(source: Path, target: Path | None, world: World) -> None:

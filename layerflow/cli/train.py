@@ -39,9 +39,10 @@ def train(
         from manifests.train import load
         from trainer.distributed.launch import cluster_placement
         from trainer.planning.plan import lines, make_plan
+        from trainer.workplace import with_model_here
 
         path = Path(options["manifest"])
-        checked = load(path, out=options["out"], workers=options["workers"])
+        checked = with_model_here(load(path, out=options["out"], workers=options["workers"]))
         corpus_output(checked.out)
         placed = cluster_placement(checked)
         print("\n".join(lines(checked, make_plan(checked, placed), placed)))

@@ -20,6 +20,8 @@ from layerflow.locations import clean_uri, without_secrets
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})
 """Schemes of URLs below which corpora may lie: those with an atomic put."""
+STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "mtime")
+"""What clients of object stores say of a file that changes with it."""
 
 
 def in_object_store(where: str | Path) -> bool:
@@ -118,6 +120,15 @@ class Store:
             system.put_file(str(source), f"{root}/{name}")
         source.unlink()
 
+    def get_file(self, name: str, target: Path) -> None:
+        """Copy a file to a local path."""
+        if self.local is not None:
+            shutil.copyfile(self.local / name, target)
+            return
+        system, root = self._remote
+        with self._explained("cannot be read"):
+            system.get_file(f"{root}/{name}", str(target))
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A place for a file that is written before ``put_file``: on the same disk if it can be."""
@@ -156,6 +167,21 @@ class Store:
             except FileNotFoundError:
                 return {}
             return {name[len(root) + 1 :]: int(about["size"]) for name, about in found.items()}
+
+    def stamps(self) -> dict[str, str]:
+        """All files of an object store's folder: name -> what changes when the file does."""
+        system, root = self._remote
+        with self._explained("cannot be listed"):
+            system.invalidate_cache()
+            try:
+                found = system.find(root, detail=True)
+            except FileNotFoundError:
+                return {}
+        kept = ("size", *STAMPS)
+        return {
+            name[len(root) + 1 :]: " ".join(str(about[key]) for key in kept if key in about)
+            for name, about in found.items()
+        }
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if it is there."""

@@ -31,6 +31,7 @@ from trainer.distributed.processes import on_sigterm, uses_gpu
 from trainer.planning.check import check, warnings
 from trainer.sampling import SampleJob, run_job
 from trainer.upload import open_copies
+from trainer.workplace import with_model_here
 
 SAMPLE_SECONDS = 3600.0  # to wait at the end for clips that are still being sampled
 OBJECT_STORE_BYTES = 256 << 20  # of a local Ray
@@ -52,6 +53,7 @@ def launch(
     ValueError for a wrong request: batch and workers that do not fit, another run's folder.
     """
     corpus_output(manifest.out)
+    there, manifest = manifest, with_model_here(manifest)
     for line in warnings(manifest):
         log(line)
     if manifest.workers <= 1:
@@ -59,13 +61,14 @@ def launch(
 
         log(here(manifest))
         return train(manifest, manifest.out, only=only, fresh=fresh, new_data=new_data, log=log)
-    return train_on_ray(manifest, only=only, fresh=fresh, new_data=new_data, log=log)
+    return train_on_ray(there, only=only, fresh=fresh, new_data=new_data, log=log)
 
 
 def train_on_ray(
     manifest: TrainManifest, *, only: str | None, fresh: bool, new_data: bool = False, log: Log
 ) -> bool:
     """The loop on `manifest.workers` workers of a Ray cluster, or of a local one made for it."""
+    there, manifest = manifest, with_model_here(manifest)
     if only is not None:
         manifest.stage(only)
     check(manifest)  # both here, so that a refusal costs no start-up
@@ -80,7 +83,7 @@ def train_on_ray(
         placement = place(manifest, cluster_nodes())
         log(placement.said)
         minutes = manifest.collective_minutes
-        placed = manifest.model_copy(update={"gpus": placement.gpus})
+        placed = there.model_copy(update={"gpus": placement.gpus})
         trainer = TorchTrainer(
             run_worker,
             train_loop_config={
@@ -192,7 +195,8 @@ def run_worker(config: dict[str, Any]) -> None:
 
     from trainer.loop import train
 
-    manifest, board = parse(json.loads(config["manifest"])), config["board"]
+    manifest = with_model_here(parse(json.loads(config["manifest"])))
+    board = config["board"]
     afar, claims = in_object_store(manifest.out), dict(config["claims"])
     if not afar or os.path.isdir(config["folder"]):
         os.chdir(config["folder"])

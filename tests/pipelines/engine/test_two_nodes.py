@@ -73,10 +73,10 @@ def nodes(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def own_disk(folder: Path) -> dict[str, Any]:
-    """A node of one CPU with its own folder for temporary files."""
+    """A node of one CPU with its own folder for temporary files, and its own cache."""
     folder.mkdir()
-    temporary = {"TMPDIR": str(folder)}
-    return {"object_store_memory": 80 << 20, "num_cpus": 1, "env_vars": temporary}
+    places = {"TMPDIR": str(folder), "LAYERFLOW_CACHE": str(folder / "cache")}
+    return {"object_store_memory": 80 << 20, "num_cpus": 1, "env_vars": places}
 
 
 def lose_a_node(
@@ -234,10 +234,11 @@ def test_training_from_and_to_a_bucket_outlives_a_node(
     cluster, _ = nodes
     whole = one_stage(tmp_path, "whole", 120, workers=2)
     assert launch(whole, log=lambda line: None)
-    bucket.put(str(tmp_path / "video"), "s3://corpora/video", recursive=True)
-    shutil.rmtree(tmp_path / "video")
-    out = "s3://corpora/runs/one"
-    there = {"latents": {"video": "s3://corpora/video"}, "out": out}
+    for name in ("video", "model"):
+        bucket.put(str(tmp_path / name), f"s3://corpora/{name}", recursive=True)
+        shutil.rmtree(tmp_path / name)
+    out, latents = "s3://corpora/runs/one", {"video": "s3://corpora/video"}
+    there = {"latents": latents, "model": "s3://corpora/model", "out": out}
     afar = whole.model_copy(update=there)
     said: list[str] = []
 
