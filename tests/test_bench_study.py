@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +101,34 @@ def test_the_error_at_an_edge_counts_only_pixels_at_soft_edges() -> None:
     near[:, :, 5] = 255
     assert measure.edge_mad(far, truth) == 0
     assert measure.edge_mad(near, truth) == pytest.approx(1000 * 127 / 255 / 3)
+
+
+def test_processes_share_the_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads here: a lock is of an open file."""
+    begun: list[tuple[int, str]] = []
+
+    def measured(out: Path, arm: str, seed: int, study: Any, results: Any) -> None:
+        if not results.has(arm, seed):
+            begun.append((seed, arm))
+            time.sleep(0.02)
+            results.put(arm, {}, seed)
+
+    monkeypatch.setattr(run.clips, "prepare", lambda *_: None)
+    monkeypatch.setattr(run, "baselines", lambda *_: {})
+    monkeypatch.setattr(run, "measure_arm", measured)
+    monkeypatch.setattr(run, "PAUSE_SECONDS", 0.01)
+    arms = ["small", "base", "longer", "motion"]
+    asked = {"study": run.STUDY, "shorten": 1, "results": None, "out": tmp_path, "media": tmp_path}
+    options = argparse.Namespace(**asked, seeds=[0, 1], arms=arms)
+    with ThreadPoolExecutor(3) as threads:
+        done = [each.result() for each in [threads.submit(run.work, options) for _ in range(3)]]
+    assert sorted(begun) == sorted((seed, arm) for seed in (0, 1) for arm in arms)
+    assert all(results.has(arm, seed) for results in done for seed in (0, 1) for arm in arms)
+
+
+def test_who_does_not_wait_is_told_that_somebody_else_has_it(tmp_path: Path) -> None:
+    lock = tmp_path / "seed-0" / "base.lock"
+    with run.alone(lock) as first, run.alone(lock, wait=False) as second:
+        assert first and not second
+    with run.alone(lock, wait=False) as third:
+        assert third

@@ -1,7 +1,7 @@
 """The study: what each part of the method is worth, on clips of real subjects over real films.
 
     python -m bench.study.run --media FOLDER [--study FILE] [--seeds 0 1 2] [--arms base method ...]
-                              [--out build/study] [--results FOLDER] [--shorten N]
+                              [--out build/study] [--results FOLDER] [--shorten N] [--workers N]
 
 Clips of 8 frames of 64x64 are drawn from the cut-outs and films that `study.yaml` names below
 FOLDER, some sources held out whole. A network of 4 M parameters is trained from nothing in each arm
@@ -9,15 +9,19 @@ FOLDER, some sources held out whole. A network of 4 M parameters is trained from
 baselines that need no learning and with the mattes of the miner. Each arm is resumed where it was,
 and those that are done are not done again. Figures go to RESULTS (else OUT/results), a file an arm
 and a seed, which are all that another machine needs to go on; `python -m bench.study.page` makes a
-page of them.
+page of them. It runs in as many processes as ``--workers`` says, one core each; the same command
+may be started more than once, also later: each takes an arm that nobody else has.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import multiprocessing
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from layerflow.files import write_json
 from layerflow.model.presets import init_directory
 from trainer.distributed.launch import launch
 
+PAUSE_SECONDS = 5.0
 STUDY = Path(__file__).with_name("study.yaml")
 
 
@@ -46,17 +51,48 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/study"))
     parser.add_argument("--results", type=Path)
     parser.add_argument("--shorten", type=int, default=1, help="divide counts and steps: to try it")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     options = parser.parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    others = [spawn.Process(target=work, args=(options,)) for _ in range(options.workers - 1)]
+    for process in others:
+        process.start()
+    print(table(work(options)))
+    for process in others:
+        process.join()
+
+
+def work(options: argparse.Namespace) -> Results:
+    """Do the arms that are not done and that no other process has, until all are done."""
     torch.set_num_threads(1)
     study = shortened(yaml.safe_load(options.study.read_text()), options.shorten)
     results = Results(options.results or options.out / "results", study)
-    clips.prepare(options.out, options.media, study)
-    if not results.has("baselines"):
-        results.put("baselines", baselines(options.out, study))
-    for seed in options.seeds:
-        for arm in options.arms:
-            measure_arm(options.out, arm, seed, study, results)
-        print(table(results))
+    with alone(options.out / "prepare.lock"):
+        clips.prepare(options.out, options.media, study)
+        if not results.has("baselines"):
+            results.put("baselines", baselines(options.out, study))
+    wanted = [(seed, arm) for seed in options.seeds for arm in options.arms]
+    while left := [(seed, arm) for seed, arm in wanted if not results.has(arm, seed)]:
+        for seed, arm in left:
+            with alone(options.out / f"seed-{seed}" / f"{arm}.measured.lock", wait=False) as mine:
+                if mine:
+                    measure_arm(options.out, arm, seed, study, results)
+        time.sleep(PAUSE_SECONDS)  # others may still be at some of them
+    return results
+
+
+@contextmanager
+def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Within the block no other process is in a block of this file: whether that is so, where not
+    to wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def shortened(study: dict[str, Any], times: int) -> dict[str, Any]:
@@ -85,6 +121,11 @@ def measure_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any], result
 
 def train_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> float:
     """Train one arm, and what it starts from, as far as that is not done; the CPU seconds of it."""
+    with alone(out / f"seed-{seed}" / f"{arm}.lock"):
+        return _train_arm(out, arm, seed, study)
+
+
+def _train_arm(out: Path, arm: str, seed: int, study: Mapping[str, Any]) -> float:
     folder = out / f"seed-{seed}" / arm
     if ARMS[arm].after:
         train_arm(out, str(ARMS[arm].after), seed, study)
