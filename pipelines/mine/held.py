@@ -7,11 +7,13 @@ blended layer, of clips that have the shape of those to come. Rows that do not d
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 from layerflow.clip import BLENDED
 from layerflow.corpus.published import fetched, open_corpus
 from layerflow.corpus.row_cells import read_cells
+from layerflow.locations import clean_uri
 from layerflow.media.cells import MediaError
 from pipelines.engine.jobs import Unit, unit_key
 from pipelines.mine.duplicates import signature
@@ -33,6 +35,7 @@ def held_units(corpora: Iterable[str], own: str | None = None) -> list[Unit]:
             key = unit_key(HELD, corpus.identity(), start)
             end = min(start + ROWS, len(corpus))
             payload = {HELD: corpus.address, "rows": [start, end], "own": where == own}
+            payload["name"] = on_record(corpus.address)
             units.append(Unit(key, len(units), payload))
     return units
 
@@ -56,6 +59,11 @@ def look_at_held(payload: dict[str, Any], size: tuple[int, int]) -> dict[str, An
         name = small["origin"]["uri"] if payload["own"] else HELD
         found.append((index, signature(frames).hex(), name))
     return {"rows": found}
+
+
+def on_record(address: str) -> str:
+    """A corpus in a rejected row: its URL without secrets, or the last part of its path."""
+    return clean_uri(address) if "://" in address else PurePath(address).name
 
 
 def alike(row: dict[str, Any], size: tuple[int, int]) -> bool:

@@ -302,5 +302,5 @@ def _signed(unit: Unit, findings: Mapping[str, Any]) -> Iterator[tuple[float, st
 def _told(unit: Unit, place: float) -> str:
     """A window, or a clip that a corpus holds, in words."""
     if HELD in unit.payload:
-        return f"clip {int(place)} of {unit.payload[HELD]}"
+        return f"clip {int(place)} of {unit.payload['name']}"
     return f"{unit.payload['uri']} at {place:.2f} s"

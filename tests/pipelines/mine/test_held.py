@@ -61,7 +61,7 @@ def test_clips_of_another_corpus_are_not_repeated(folder: Path, tmp_path: Path) 
         found, refused = kept_and_why_not(out)
         assert found == kept
         if against:
-            assert refused == {"a.mp4": f"nearly the same as clip 0 of {held}@v1"}
+            assert refused == {"a.mp4": "nearly the same as clip 0 of mined@v1"}
     assert open_corpus(tmp_path / "out0").info["recipe"] == Corpus.open(out).info["recipe"]
 
 
