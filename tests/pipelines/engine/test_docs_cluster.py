@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from layerflow.cli.main import build_app
+from layerflow.corpus.store import in_object_store
 from layerflow.corpus.table import Corpus
 from manifests.common import load
 from manifests.schema import BuildManifest
@@ -63,6 +64,29 @@ def test_mounts_images_and_versions_agree() -> None:
     assert images == {cluster["docker"]["image"]}
     assert len(cluster["provider"]["worker_ips"]) == cluster["max_workers"]
     assert "--address=$RAY_HEAD_IP:6379" in cluster["worker_start_ray_commands"][-1]
+
+
+def test_the_training_shares_no_volume_and_asks_for_what_there_is() -> None:
+    (job,) = documents("rayjob-train.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    pods = [each["template"]["spec"] for each in groups]
+    for spec in pods:
+        (container,) = spec["containers"]
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in spec["volumes"]}
+        assert not any("persistentVolumeClaim" in volume for volume in spec["volumes"])
+        assert container["envFrom"] == [{"secretRef": {"name": "layerflow-bucket"}}]
+    (group,) = cluster["workerGroupSpecs"]
+    gpus = int(pods[1]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:3] == ["layerflow", "train", "/manifest/train.yaml"]
+    assert int(words[words.index("--workers") + 1]) == gpus * group["replicas"]
+    assert in_object_store(words[words.index("--out") + 1])
+    result = CliRunner().invoke(build_app(), [*words[1:2], *words[3:], "/nowhere/train.yaml"])
+    assert "/nowhere/train.yaml: no such manifest" in str(result.exception), "options are known"
+    assert ",s3]" in (FOLDER / "Dockerfile").read_text()
 
 
 def test_the_image_copies_what_is_there_and_pins_what_we_pin() -> None:
