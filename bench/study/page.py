@@ -56,8 +56,8 @@ def tables(found: Mapping[str, Any]) -> str:
     parts = []
     for title, here in compared(arms):
         parts += [f"## {title}\n", *(f"- {name}: {ARMS[name].says}" for name in here), ""]
-        parts += [row(["arm", *SHOWN.values()]), row(["---"] * (len(SHOWN) + 1))]
-        parts += [row([name, *(cell(arms[name].get(f, ())) for f in SHOWN)]) for name in here]
+        parts += [row(["arm", "seeds", *SHOWN.values()]), row(["---"] * (len(SHOWN) + 2))]
+        parts += [row([name, seeds(arms[name]), *cells(arms[name])]) for name in here]
         parts += [""]
         if title.startswith("One model"):
             parts += [row(["held-out loss", *LOSSES]), row(["---"] * (len(LOSSES) + 1))]
@@ -81,8 +81,17 @@ def compared(arms: Mapping[str, Figures]) -> list[tuple[str, list[str]]]:
     return [(title, here) for title, here in groups.items() if len(here) > 1]
 
 
-def row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
+
+
+def seeds(figures: Figures) -> str:
+    """Of how many an arm has figures."""
+    return str(max(map(len, figures.values())))
+
+
+def cells(figures: Figures) -> list[str]:
+    return [cell(figures.get(figure, ())) for figure in SHOWN]
 
 
 def cell(values: Sequence[float]) -> str:
