@@ -48,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-STORED = ("mine", "paste", "pack", "build", "encode")
+STORED = ("mine", "paste", "pack", "build", "encode", "train", "plan")
 """Commands whose results may lie in an object store."""
 URLS = ("s3://bucket/a", "gs://b/c", "file:///x", "simplecache::s3://b")
 
