@@ -159,6 +159,17 @@ class Store:
             base = self.local / below
             files = [path for path in base.rglob("*") if path.is_file()] if base.is_dir() else []
             return {path.relative_to(self.local).as_posix(): path.stat().st_size for path in files}
+        return {name: int(about["size"]) for name, about in self._listed(below).items()}
+
+    def stamps(self) -> dict[str, str]:
+        """All files of an object store's folder: name -> what changes when the file does."""
+        return {
+            name: " ".join(str(about[key]) for key in ("size", *STAMPS) if key in about)
+            for name, about in self._listed("").items()
+        }
+
+    def _listed(self, below: str) -> dict[str, dict[str, Any]]:
+        """All files of an object store below a folder: name, from here -> what its client says."""
         system, root = self._remote
         with self._explained("cannot be listed"):
             system.invalidate_cache()
@@ -166,22 +177,7 @@ class Store:
                 found = system.find(f"{root}/{below}".rstrip("/"), detail=True)
             except FileNotFoundError:
                 return {}
-            return {name[len(root) + 1 :]: int(about["size"]) for name, about in found.items()}
-
-    def stamps(self) -> dict[str, str]:
-        """All files of an object store's folder: name -> what changes when the file does."""
-        system, root = self._remote
-        with self._explained("cannot be listed"):
-            system.invalidate_cache()
-            try:
-                found = system.find(root, detail=True)
-            except FileNotFoundError:
-                return {}
-        kept = ("size", *STAMPS)
-        return {
-            name[len(root) + 1 :]: " ".join(str(about[key]) for key in kept if key in about)
-            for name, about in found.items()
-        }
+        return {name[len(root) + 1 :]: about for name, about in found.items()}
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if it is there."""

@@ -53,15 +53,15 @@ def launch(
     ValueError for a wrong request: batch and workers that do not fit, another run's folder.
     """
     corpus_output(manifest.out)
-    there, manifest = manifest, with_model_here(manifest)
     for line in warnings(manifest):
         log(line)
     if manifest.workers <= 1:
         from trainer.loop import train
 
+        manifest = with_model_here(manifest)
         log(here(manifest))
         return train(manifest, manifest.out, only=only, fresh=fresh, new_data=new_data, log=log)
-    return train_on_ray(there, only=only, fresh=fresh, new_data=new_data, log=log)
+    return train_on_ray(manifest, only=only, fresh=fresh, new_data=new_data, log=log)
 
 
 def train_on_ray(
