@@ -55,7 +55,7 @@ class Store:
         from fsspec.core import url_to_fs
 
         with self._explained("cannot be opened"):
-            system, root = url_to_fs(str(self.where))
+            system, root = url_to_fs(str(self.where), use_listings_cache=False)
             return system, str(root).rstrip("/")
 
     @contextmanager
@@ -150,7 +150,6 @@ class Store:
             return (self.local / name).stat().st_size
         system, root = self._remote
         with self._explained("cannot be read"):
-            system.invalidate_cache(f"{root}/{name}".rpartition("/")[0])
             return int(system.size(f"{root}/{name}"))
 
     def names(self, below: str = "") -> dict[str, int]:
@@ -168,11 +167,24 @@ class Store:
             for name, about in self._listed("").items()
         }
 
+    def folders(self) -> list[str]:
+        """The folders in an object store's folder, by one listing that goes no deeper."""
+        system, root = self._remote
+        with self._explained("cannot be listed"):
+            try:
+                found = system.ls(root, detail=True)
+            except FileNotFoundError:
+                return []
+        return [
+            str(about["name"]).rstrip("/").rpartition("/")[2]
+            for about in found
+            if about["type"] == "directory"
+        ]
+
     def _listed(self, below: str) -> dict[str, dict[str, Any]]:
         """All files of an object store below a folder: name, from here -> what its client says."""
         system, root = self._remote
         with self._explained("cannot be listed"):
-            system.invalidate_cache()
             try:
                 found = system.find(f"{root}/{below}".rstrip("/"), detail=True)
             except FileNotFoundError:

@@ -92,6 +92,7 @@ class Growth:
             f"{self.store}: another job is writing this corpus",
             inputs,
             frozenset({ROWS}),
+            frozenset({INDEX, REJECTED}),
         )
 
     # ---- what is there already ---------------------------------------------------------------
@@ -222,7 +223,7 @@ class Growth:
         reasons: Counter[str] = Counter()
         pieces, duplicates = self._pieces(refuse, staging)
         keys = [unit.key for unit in self._ordered()]
-        refused = chain.from_iterable(staging.rows_of(keys, REJECTED))
+        refused = chain.from_iterable(rows for rows, _ in staging.rows_of(keys, REJECTED))
         every = self._tombstones.cleaned(chain(refused, duplicates))
         rejected: Iterable[dict[str, Any]] = tallied(every, reasons)  # may be many times the rows
         if not pieces and pool.workers != 0 and not pool.accept_lost:
@@ -253,7 +254,7 @@ class Growth:
         seen: dict[int, str] = {}  # ids as numbers and shared names: some 100 bytes a row
         ordered = self._ordered()
         indices = staging.rows_of([unit.key for unit in ordered], INDEX)
-        for unit, rows in zip(ordered, indices, strict=True):
+        for unit, (rows, record) in zip(ordered, indices, strict=True):
             drop = []
             for number, row in enumerate(rows):
                 own = id_number(row["id"])
@@ -274,7 +275,7 @@ class Growth:
                     drop.append(number)
                     duplicates.append(_duplicate(row, why, self.recipe))
             if len(drop) < len(rows):
-                about = staging.record(unit.key)[ROWS]
+                about = record[ROWS]
                 folder = staging.location(unit.key, "").rstrip("/")
                 sums = about["bytes"], about["sha256"]
                 pieces.append(Piece(unit.key, folder, ROWS, *sums, tuple(drop)))

@@ -1,7 +1,9 @@
 """Staging in an object store: no rename, no lock, and one listing to see what is there.
 
 The parts of a unit are put, then its record; whoever sees the record sees them whole. Two attempts
-at one unit write equal bytes; where they do not, the sums of the record find it.
+at one unit write equal bytes; where they do not, the sums of the record find it. Units lie in 256
+folders by the first two digits of their keys, which are hashes: the driver lists one at a time, so
+that its memory holds no more of a listing.
 """
 
 from __future__ import annotations
@@ -11,15 +13,13 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import Any, TypeVar
 
 from layerflow.corpus.store import Store
 from pipelines.engine import staging
@@ -28,20 +28,43 @@ from pipelines.engine.staging import (
     TOKEN,
     InfrastructureError,
     Parts,
+    Record,
     Staging,
+    held_part,
+    rows_in,
     sound_record,
     write_part,
 )
 
-READERS = 16  # requests for small parts at a time
-AHEAD = 256
+READERS = 32  # requests at a time
+AHEAD = 1024
+GROUP = 2  # digits of a key that name the folder of its unit
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def begin(folder: Path | str, inputs: Iterable[str], deferred: frozenset[str]) -> Staging:
+def begin(
+    folder: Path | str,
+    inputs: Iterable[str],
+    deferred: frozenset[str],
+    small: frozenset[str] = frozenset(),
+) -> Staging:
     """``Staging.begin`` of a folder, here or, by its URL, in an object store."""
     if isinstance(folder, str):
-        return RemoteStaging.take(folder, inputs, deferred)
-    return Staging.begin(folder, inputs, deferred)
+        return RemoteStaging.take(folder, inputs, deferred, small)
+    return Staging.begin(folder, inputs, deferred, small)
+
+
+def clear(store: Store) -> None:
+    """Remove a staging folder of an object store, one folder of units after the other."""
+    for name in store.folders():
+        inner = store.below(name)
+        if len(name) == GROUP:
+            inner.remove("")
+        else:
+            clear(inner)
+    store.remove("")
 
 
 @dataclass(frozen=True)
@@ -51,11 +74,13 @@ class RemoteStaging(Staging):
     url: str = ""
 
     @classmethod
-    def take(cls, url: str, inputs: Iterable[str], deferred: frozenset[str]) -> RemoteStaging:
+    def take(
+        cls, url: str, inputs: Iterable[str], deferred: frozenset[str], small: frozenset[str]
+    ) -> RemoteStaging:
         """Take charge of a folder; see ``begin``."""
         token = uuid.uuid4().hex
         Store(url).put(TOKEN, json.dumps({"token": token}).encode())
-        return cls(Path(), token, tuple(inputs), staging.PATIENCE, deferred, url)
+        return cls(Path(), token, tuple(inputs), staging.PATIENCE, deferred, small, url)
 
     @cached_property
     def store(self) -> Store:
@@ -65,10 +90,10 @@ class RemoteStaging(Staging):
         return str(self.store)
 
     def below(self, name: str) -> Staging:
-        return RemoteStaging.take(f"{self.url}/{name}", self.inputs, frozenset())
+        return RemoteStaging.take(f"{self.url}/{name}", self.inputs, frozenset(), frozenset())
 
     def clear(self) -> None:
-        self.store.remove("")
+        clear(self.store)
 
     def _trouble(self) -> str | None:
         host = socket.gethostname()
@@ -84,16 +109,24 @@ class RemoteStaging(Staging):
         """Nothing: what was put can be seen."""
 
     def missing(self, keys: Iterable[str]) -> set[str]:
-        there = self.store.names()
-        return {key for key in keys if f"{key}/{RECORD}" not in there}
+        left = set(keys)
+        groups = {key[:GROUP] for key in left}.intersection(self.store.folders() if left else ())
+        for names in _at_once(self.store.names, sorted(groups)):
+            left.difference_update(
+                name.split("/")[1] for name in names if name.endswith(f"/{RECORD}")
+            )
+        return left
 
-    def commit(self, key: str, parts: Parts) -> dict[str, dict[str, Any]]:
-        record: dict[str, dict[str, Any]] = {}
+    def commit(self, key: str, parts: Parts) -> Record:
+        record: Record = {}
         for name, write in parts.items():
+            if name in self.small:
+                record[name] = held_part(write)
+                continue
             with self.store.scratch() as temporary:
                 record[name] = write_part(temporary, write)
-                self.store.put_file(f"{key}/{name}", temporary)
-        self.store.put(f"{key}/{RECORD}", json.dumps({"parts": record}).encode())
+                self.store.put_file(_at(key, name), temporary)
+        self.store.put(_at(key, RECORD), json.dumps({"parts": record}).encode())
         return record
 
     def is_done(self, key: str) -> bool:
@@ -104,30 +137,27 @@ class RemoteStaging(Staging):
         return None
 
     def discard(self, key: str) -> None:
-        self.store.remove(key)
+        self.store.remove(_at(key, "").rstrip("/"))
 
     def location(self, key: str, name: str) -> str:
-        return self.store.location(f"{key}/{name}")
+        return self.store.location(_at(key, name))
 
     def read(self, key: str, name: str) -> bytes:
         """The bytes of a part. Raises InfrastructureError when they are not what was committed."""
         about = self.record(key)[name]
-        data = self._patiently(f"{key}/{name}")
+        data = self._patiently(_at(key, name))
         if hashlib.sha256(data).hexdigest() != about["sha256"]:
             raise InfrastructureError(f"{self.location(key, name)} holds other bytes than written")
         return data
 
-    def rows(self, key: str, name: str) -> Iterator[dict[str, Any]]:
-        data = self.read(key, name)
-        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-            for batch in reader:
-                yield from batch.to_pylist()
+    def read_each(self, keys: Iterable[str], name: str) -> Iterator[bytes]:
+        return _at_once(lambda key: self.read(key, name), keys)
 
-    def rows_of(self, keys: Iterable[str], name: str) -> Iterator[list[dict[str, Any]]]:
-        left = iter(keys)
-        with ThreadPoolExecutor(READERS) as pool:
-            while some := list(islice(left, AHEAD)):
-                yield from pool.map(lambda key: list(self.rows(key, name)), some)
+    def rows(self, key: str, name: str) -> Iterator[dict[str, Any]]:
+        yield from rows_in(self.read(key, name))
+
+    def _records(self, keys: Iterable[str]) -> Iterator[tuple[str, Record]]:
+        return _at_once(lambda key: (key, self.record(key)), keys)
 
     def _patiently(self, name: str) -> bytes:
         """A file; what a network loses for a moment is asked for again."""
@@ -140,8 +170,20 @@ class RemoteStaging(Staging):
                 time.sleep(min(wait, self.patience))
         return self.store.read(name)
 
-    def _record(self, key: str) -> dict[str, dict[str, Any]] | None:
+    def _record(self, key: str) -> Record | None:
         try:
-            return sound_record(self._patiently(f"{key}/{RECORD}"))
+            return sound_record(self._patiently(_at(key, RECORD)))
         except FileNotFoundError:
             return None
+
+
+def _at(key: str, name: str) -> str:
+    return f"{key[:GROUP]}/{key}/{name}"
+
+
+def _at_once(ask: Callable[[T], R], of: Iterable[T]) -> Iterator[R]:
+    """What is said of each, in order; ``READERS`` are asked at a time."""
+    left = iter(of)
+    with ThreadPoolExecutor(READERS) as pool:
+        while some := list(islice(left, AHEAD)):
+            yield from pool.map(ask, some)

@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 from layerflow.corpus.store import Store
-from layerflow.files import remove
 from pipelines.engine.desk import NO_DESKS
-from pipelines.engine.remote_staging import begin
-from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part, locked
+from pipelines.engine.remote_staging import begin, clear
+from pipelines.engine.staging import (
+    InfrastructureError,
+    Parts,
+    Staging,
+    clear_folder,
+    json_part,
+    locked,
+)
 from pipelines.engine.workers import (
     ROUNDS,
     Make,
@@ -72,13 +78,15 @@ class Surveyed(TypedDict):
 class Place:
     """Where a job stages its units. lock: the file that it holds, None in an object store, where
     the log decides; busy: what is said when another job holds it. inputs: paths that every worker
-    must see. deferred: parts that ``compact`` compares with their sums as it reads them."""
+    must see. deferred: parts that ``compact`` compares with their sums as it reads them. small:
+    parts of some kilobytes that ``compact`` alone reads."""
 
     folder: Path | str
     lock: Path | None
     busy: str
     inputs: Sequence[str] = ()
     deferred: frozenset[str] = frozenset()
+    small: frozenset[str] = frozenset()
 
 
 def run_units(
@@ -106,7 +114,7 @@ def run_units(
         if done is not None:
             _clear(place.folder)  # of a job that was killed when it was all but done
             return done
-        staging = begin(place.folder, place.inputs, place.deferred)
+        staging = begin(place.folder, place.inputs, place.deferred, place.small)
         units = units(staging) if callable(units) else units
         resumed = len(units) - len(staging.missing(unit.key for unit in units))
         prepare = _surveyed(units, survey, staging, pool) if survey else list
@@ -129,9 +137,9 @@ def run_units(
 
 def _clear(folder: Path | str) -> None:
     if isinstance(folder, str):
-        Store(folder).remove("")
+        clear(Store(folder))
     else:
-        remove(folder)
+        clear_folder(folder)
 
 
 def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Pool) -> Prepare:
@@ -143,12 +151,12 @@ def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Poo
         for unit in survey.beside:
             if unit.key in lost:
                 raise InfrastructureError(f"cannot look at {unit.payload}: {lost[unit.key]}")
-            yield unit, json.loads(looks.read(unit.key, FINDINGS))
-        for unit in units:
-            if unit.key not in lost:
-                findings = json.loads(looks.read(unit.key, FINDINGS))
-                sizes[unit.key] = survey.size(findings)
-                yield unit, findings
+        seen = [unit for unit in (*survey.beside, *units) if unit.key not in lost]
+        each = looks.read_each((unit.key for unit in seen), FINDINGS)
+        for unit, data in zip(seen, each, strict=True):
+            findings = json.loads(data)
+            sizes[unit.key] = survey.size(findings)
+            yield unit, findings
 
     @cache
     def looked() -> tuple[Staging, Mapping[str, dict[str, Any]], dict[str, str]]:

@@ -45,9 +45,23 @@ def fewer(unit: Path) -> None:
     (unit / "unit.json").write_text(json.dumps(record))
 
 
+def held(unit: Path) -> None:
+    record = json.loads((unit / "unit.json").read_text())
+    part = record["parts"]["rejected.arrow"]
+    part["held"] = "A" + part["held"][1:] if part["held"][0] != "A" else "B" + part["held"][1:]
+    (unit / "unit.json").write_text(json.dumps(record))
+
+
+def not_held(unit: Path) -> None:
+    record = json.loads((unit / "unit.json").read_text())
+    del record["parts"]["index.arrow"]["held"]
+    (unit / "unit.json").write_text(json.dumps(record))
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a byte of the rows flipped": lambda unit: flip(unit / "rows.arrow"),
-    "a byte of the rejected rows flipped": lambda unit: flip(unit / "rejected.arrow"),
+    "the rejected rows changed": held,
+    "the index not held": not_held,
     "the rows cut off": lambda unit: cut(unit / "rows.arrow"),
     "the rows empty": lambda unit: (unit / "rows.arrow").write_bytes(b""),
     "the rows gone": lambda unit: (unit / "rows.arrow").unlink(),
