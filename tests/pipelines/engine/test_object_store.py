@@ -21,7 +21,9 @@ from layerflow.corpus.validate import validate
 from layerflow.model.presets import init_directory
 from pipelines.compact import run_compact
 from pipelines.encode.job import run_encode
-from pipelines.engine.jobs import Outcome, run_job
+from pipelines.engine.jobs import Outcome, run_job, unit_key
+from pipelines.engine.remote_staging import begin
+from pipelines.engine.staging import json_part
 from pipelines.paste.job import run_paste
 from pipelines.remove import Wanted, run_remove
 from tests.support.corpora import make_rejected, make_rows
@@ -120,6 +122,34 @@ def test_a_unit_that_was_changed_in_the_bucket_is_done_again(out: str, bucket: A
 
     run(out, 4, spoils)
     assert calls == [0, 1, 2, 3, 0]
+
+
+def test_what_is_staged_in_a_bucket_is_seen_by_listings_of_a_part_at_a_time(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = begin(f"{out}/staging", (), frozenset(), frozenset({"said"}))
+    keys = [unit_key(number) for number in range(24)]
+    for key in keys[:12]:
+        staging.commit(key, {"said": json_part(key), "file": json_part([key])})
+    staging.below("looks").commit(keys[20], {"file": json_part(0)})
+    Store(f"{out}/staging").put(f"{keys[13][:2]}/{keys[13]}/file", b"of a killed worker")
+    assert len(Store(f"{out}/staging").names()) == 12 * 2 + 2 + 1 + 2  # tokens, the last two units
+    longest: list[int] = []
+    names = Store.names
+
+    def counted(store: Store, below: str = "") -> dict[str, int]:
+        found = names(store, below)
+        longest.append(len(found))
+        return found
+
+    monkeypatch.setattr(Store, "names", counted)
+    assert staging.missing(keys) == set(keys[12:])
+    staging.discard(keys[0])
+    assert staging.missing(keys[:2]) == {keys[0]}
+    staging.clear()
+    assert max(longest) < 12
+    monkeypatch.undo()
+    assert Store(f"{out}/staging").names() == {}
 
 
 def test_a_corpus_in_a_bucket_grows_and_is_compacted(out: str, tmp_path: Path) -> None:

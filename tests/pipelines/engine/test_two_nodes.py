@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from pipelines.mine.job import run_mine
 from pipelines.pack.job import run_pack
 from pipelines.paste.job import run_paste
 from tests.support import ROOT
+from tests.support.driver import encode_row_by_row, lose_the_driver
 from tests.support.job_units import RECIPE, units, work
 from tests.support.mined import green_screen
 from tests.support.mined import options as mine_options
@@ -149,24 +148,27 @@ def test_inputs_of_another_disk_stop_the_job(nodes: Any, tmp_path: Path) -> None
     assert run_job(listed, reads, out=out, recipe=RECIPE, **how).rejected == 3  # type: ignore[arg-type]
 
 
-ENCODE = """
-import sys
-from pipelines.encode import job
-job.UNIT_ROWS = 1
-how = {"size": (32, 40), "workers": 1, "quiet": True}
-job.run_encode(sys.argv[3:], model=sys.argv[1], out=sys.argv[2], **how)
-"""
-
-
 def staged(out: str) -> int:
     return sum(name.endswith("unit.json") for name in Store(out).names("staging"))
+
+
+def token(place: Store) -> bytes:
+    """Of the driver that is in charge of a job; empty without one."""
+    try:
+        return place.read("staging/token")
+    except FileNotFoundError:
+        return b""
+
+
+def another(in_charge: Callable[[], bytes], first: bytes) -> bool:
+    return in_charge() not in (first, b"")
 
 
 def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
     nodes: Any, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mine, paste and pack into a bucket, then encode: its driver is killed, and when another one
-    goes on a node goes away."""
+    """Mine, paste and pack into a bucket, then encode: the driver of each is killed, and when
+    another one goes on a node goes away."""
     cluster, _ = nodes
     local, there = tmp_path / "inputs", "s3://corpora/inputs"
     (local / "films").mkdir(parents=True)
@@ -177,7 +179,7 @@ def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
     write(tmp_path / "sets/ball.bg.png", slope())
     bucket.put(str(local), there, recursive=True)
 
-    def jobs(root: str, **how: Any) -> dict[str, Callable[[], object]]:
+    def jobs(root: str) -> dict[str, tuple[Callable[..., object], Any]]:
         def out(name: str) -> dict[str, Any]:
             return {"out": f"{root}/{name}"}
 
@@ -186,32 +188,33 @@ def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
         )
         drawn: Any = {"foregrounds": [f"{there}/fg"], "backgrounds": [f"{there}/bg"]}
         drawn = paste_options(tmp_path, local, local, **out("pasted"), count=6, **drawn)
-        stills_ = PackOptions(inputs=[str(tmp_path / "sets")], **out("packed"))
+        packed = PackOptions(inputs=[str(tmp_path / "sets")], **out("packed"))
         return {
-            "mined": lambda: run_mine(films, **how),
-            "pasted": lambda: run_paste(drawn, **how),
-            "packed": lambda: run_pack(stills_, **how),
+            "mined": (run_mine, films),
+            "pasted": (run_paste, drawn),
+            "packed": (run_pack, packed),
         }
 
     quiet, far = str(tmp_path / "quiet"), "s3://corpora/far"
-    for name, job in jobs(quiet, workers=0, quiet=True).items():
-        job()
-        again = jobs(far, workers=2, quiet=True)[name]
-        begun = partial(Store(f"{far}/{name}").names)
-        lose_a_node(cluster, tmp_path / name, again, begun)
+    for name, (job, options) in jobs(quiet).items():
+        job(options, workers=0, quiet=True)
+        place, again = Store(f"{far}/{name}"), jobs(far)[name][1]
+        in_charge = partial(token, place)
+        lose_the_driver(tmp_path / f"{name}-driver", in_charge, job, again, workers=1, quiet=True)
+        goes_on = partial(job, again, workers=2, quiet=True)
+        lose_a_node(cluster, tmp_path / name, goes_on, partial(another, in_charge, in_charge()))
         one, other = Corpus.open(f"{quiet}/{name}"), open_corpus(f"{far}/{name}")
         assert isinstance(other, Corpus) and one.shards == other.shards and len(one)
-        assert one.rejected() == other.rejected()
+        assert one.rejected() == other.rejected() and not in_charge()
     model, out = init_directory(tmp_path / "model", "tiny"), "s3://corpora/latents"
     corpora = [f"{far}/{name}" for name in ("mined", "pasted", "packed")]
-    driver = subprocess.Popen([sys.executable, "-c", ENCODE, str(model), out, *corpora], cwd=ROOT)
-    while staged(out) < 2 and driver.poll() is None:
-        time.sleep(0.1)
-    driver.kill()
-    driver.wait()
+    how: dict[str, Any] = {"model": model, "size": (32, 40), "quiet": True}
+    lose_the_driver(
+        tmp_path / "encode-driver", lambda: staged(out) >= 2,
+        encode_row_by_row, corpora, out=out, workers=1, **how,
+    )  # fmt: skip
     before = staged(out)
     monkeypatch.setattr(encode, "UNIT_ROWS", 1)
-    how: dict[str, Any] = {"model": model, "size": (32, 40), "quiet": True}
     done = lose_a_node(
         cluster,
         tmp_path / "encoded",
@@ -229,8 +232,9 @@ def test_jobs_from_and_to_a_bucket_make_what_one_process_makes_here(
 def test_training_from_and_to_a_bucket_outlives_a_node(
     nodes: Any, bucket: Any, tmp_path: Path
 ) -> None:
-    """Nothing of the run lies on a disk that two nodes see; a new node takes the lost one's place.
-    The same command once more has nothing to do, and --fresh does all again."""
+    """Nothing of the run lies on a disk that two nodes see; another driver goes on for one that was
+    killed, and a new node takes the lost one's place. The same command once more has nothing to do,
+    and --fresh does all again."""
     cluster, _ = nodes
     whole = one_stage(tmp_path, "whole", 120, workers=2)
     assert launch(whole, log=lambda line: None)
@@ -242,10 +246,14 @@ def test_training_from_and_to_a_bucket_outlives_a_node(
     afar = whole.model_copy(update=there)
     said: list[str] = []
 
-    def saved() -> bool:
-        return any("/base-00000030/_COMPLETE" in name for name in Store(out).names("checkpoints"))
+    def saved(step: int) -> bool:
+        name = f"/base-{step:08}/_COMPLETE"
+        return any(name in each for each in Store(out).names("checkpoints"))
 
-    assert lose_a_node(cluster, tmp_path / "three", lambda: launch(afar, log=said.append), saved)
+    lose_the_driver(tmp_path / "driver", partial(saved, 30), launch, afar)
+    assert lose_a_node(
+        cluster, tmp_path / "three", lambda: launch(afar, log=said.append), partial(saved, 60)
+    )
     assert any(line.startswith(f"goes on from {out}: brought") for line in said)
     assert any("base: goes on after step" in line for line in said)
     bucket.get(f"{out}/export", str(tmp_path / "export"), recursive=True)
