@@ -17,6 +17,7 @@ import os
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ Write = Callable[[Any], int]
 Parts = Mapping[str, Write]
 Record = dict[str, dict[str, Any]]
 """What ``unit.json`` says of each part: ``count``, ``bytes``, ``sha256``, of a small one also
-``HELD``, its bytes in base64."""
+``HELD``, its bytes, compressed (most of a short table is its schema), in base64."""
 HELD = "held"
 
 
@@ -364,7 +365,7 @@ def held_part(write: Write) -> dict[str, Any]:
     memory = io.BytesIO()
     with Hashed(memory) as file:
         about = _about(file, write(file))
-        return {**about, HELD: base64.b64encode(memory.getbuffer()).decode()}
+        return {**about, HELD: base64.b64encode(zlib.compress(memory.getbuffer(), 1)).decode()}
 
 
 def _about(file: Hashed, count: int) -> dict[str, Any]:
@@ -374,8 +375,9 @@ def _about(file: Hashed, count: int) -> dict[str, Any]:
 def held_bytes(about: Mapping[str, Any]) -> bytes | None:
     """The bytes of a small part; None when they are not what was committed."""
     try:
-        data = base64.b64decode(about[HELD], validate=True)
-    except (ValueError, TypeError):
+        packed = base64.b64decode(about[HELD], validate=True)
+        data = zlib.decompressobj().decompress(packed, about["bytes"] + 1)
+    except (ValueError, TypeError, zlib.error):
         return None
     same = hashlib.sha256(data).hexdigest() == about["sha256"]
     return data if same else None
