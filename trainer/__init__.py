@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import layerflow  # noqa: F401  (installs the torchvision guard in every worker)
 from layerflow.process.heap import keep_freed_memory
-from trainer.threads import wait_asleep
+from layerflow.process.threads import wait_asleep
 
 wait_asleep()  # here, since every process that trains comes by before it loads torch
 keep_freed_memory()

@@ -13,6 +13,7 @@ import typer
 from layerflow.cli import new, weights
 from layerflow.cli.plugin_help import PluginCommand
 from layerflow.process.heap import keep_freed_memory
+from layerflow.process.threads import wait_asleep
 
 GROUPS = (
     "data",
@@ -57,6 +58,7 @@ def main() -> None:
     """Run a command. A wrong request ends with status 2 and one clear message, no traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     keep_freed_memory()
+    wait_asleep()  # before any command loads torch
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

@@ -1,4 +1,4 @@
-"""How the CPU threads of a training process wait for each other."""
+"""How the CPU threads of a process wait for each other."""
 
 from __future__ import annotations
 
