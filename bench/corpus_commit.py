@@ -60,10 +60,12 @@ def copied(pieces: list[Piece], target: Path, processes: int) -> float:
     return seconds
 
 
-def shards(pieces: list[Piece], out: Path, staging: Staging, workers: int) -> float:
+def shards(
+    pieces: list[Piece], out: Path, staging: Staging, workers: int, size: int = 64 << 20
+) -> float:
     pool = Pool(workers, quiet=True)
     started = time.perf_counter()
-    made = make_shards(cut(pieces, 64 << 20), str(out), SCHEMA, staging, pool)
+    made = make_shards(cut(pieces, size), str(out), SCHEMA, staging, pool)
     seconds = time.perf_counter() - started
     assert sum(shard.rows or 0 for shard in made) == 4 * len(pieces)
     shutil.rmtree(out)
@@ -80,7 +82,7 @@ def main() -> None:
         units = max(8, megabytes // 8)
         staging, pieces = staged(root / "s", units, 500_000)
         total = sum(piece.bytes for piece in pieces) / 1e6
-        shards(pieces[:4], root / "warm", staging, cores)  # starts Ray
+        shards(pieces[:4], root / "warm", staging, cores, 1)  # of one piece each: starts Ray
         for processes in (1, cores):
             plain = copied(pieces, root / "copies", processes)
             ours = shards(pieces, root / "out", staging, 0 if processes == 1 else processes)

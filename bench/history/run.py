@@ -68,7 +68,8 @@ def measured(bench: Bench, rounds: int) -> Iterator[dict[str, Any]]:
         median, spread = statistics.median(found), max(found) - min(found)
         line = {"bench": bench.name, "figure": figure.name, "unit": figure.unit}
         line |= {"median": round(median, 6), "spread": round(spread, 6)}
-        print(f"{bench.name:14} {figure.name:44} {median:10.4g} {figure.unit:9} +- {spread:.2g}")
+        said = f"{bench.name:14} {figure.name:44} {median:10.4g} {figure.unit:9} +- {spread:.2g}"
+        print(said, flush=True)
         yield line | {"better": figure.better, "rounds": rounds, "load": load}
 
 

@@ -37,7 +37,8 @@ from pipelines.engine.staging import (
 )
 
 READERS = 32  # requests at a time
-AHEAD = 1024
+AHEAD = 1024  # answers that wait, each some kilobytes
+LISTED = 8  # folders of units that are listed at a time
 GROUP = 2  # digits of a key that name the folder of its unit
 
 T = TypeVar("T")
@@ -57,13 +58,13 @@ def begin(
 
 
 def clear(store: Store) -> None:
-    """Remove a staging folder of an object store, one folder of units after the other."""
-    for name in store.folders():
-        inner = store.below(name)
-        if len(name) == GROUP:
-            inner.remove("")
-        else:
-            clear(inner)
+    """Remove a staging folder of an object store, a few folders of units at a time."""
+    names = store.folders()
+    for name in names:
+        if len(name) != GROUP:
+            clear(store.below(name))
+    for _ in _at_once(store.remove, [name for name in names if len(name) == GROUP], LISTED):
+        pass
     store.remove("")
 
 
@@ -111,7 +112,7 @@ class RemoteStaging(Staging):
     def missing(self, keys: Iterable[str]) -> set[str]:
         left = set(keys)
         groups = {key[:GROUP] for key in left}.intersection(self.store.folders() if left else ())
-        for names in _at_once(self.store.names, sorted(groups)):
+        for names in _at_once(self.store.names, sorted(groups), LISTED):
             left.difference_update(
                 name.split("/")[1] for name in names if name.endswith(f"/{RECORD}")
             )
@@ -181,9 +182,9 @@ def _at(key: str, name: str) -> str:
     return f"{key[:GROUP]}/{key}/{name}"
 
 
-def _at_once(ask: Callable[[T], R], of: Iterable[T]) -> Iterator[R]:
-    """What is said of each, in order; ``READERS`` are asked at a time."""
+def _at_once(ask: Callable[[T], R], of: Iterable[T], ahead: int = AHEAD) -> Iterator[R]:
+    """What is said of each, in order; up to ``READERS`` are asked at a time, and ``ahead`` wait."""
     left = iter(of)
     with ThreadPoolExecutor(READERS) as pool:
-        while some := list(islice(left, AHEAD)):
+        while some := list(islice(left, ahead)):
             yield from pool.map(ask, some)
