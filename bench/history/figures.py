@@ -50,7 +50,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 BENCHES = (
     Bench(
         "model",
-        ("-m", "bench.model", "--repeats", "3"),
+        ("-m", "bench.model", "--repeats", "2"),
         (
             lower("tiny CogVideoX / diffusers", "x", r"tiny, cpu: .* ours #x"),
             lower("Wan at 1.3B width / diffusers", "x", r"1.3B width, one block, cpu: .* ours #x"),
@@ -58,7 +58,7 @@ BENCHES = (
     ),
     Bench(
         "train step",
-        ("bench/train_step.py", "--steps", "60", "--clips", "200", "--rounds", "1"),
+        ("bench/train_step.py", "--steps", "40", "--clips", "200", "--rounds", "1"),
         (
             lower("loop / bare step, CPU", "x", r"loop / bare, paired [\d.]+ #"),
             lower("bare step", "s CPU", r"bare step [\d.]+ #"),
@@ -66,10 +66,10 @@ BENCHES = (
     ),
     Bench(
         "mine",
-        ("bench/mine.py", "--videos", "4", "12"),
+        ("bench/mine.py", "--videos", "3", "10"),
         (
             higher("kernels / job, CPU", "", r"by wall, # by CPU"),
-            lower("memory of the job", "MB", r"12 [\d.]+ [\d.]+ [\d.]+ #"),
+            lower("memory of the job", "MB", r"10 [\d.]+ [\d.]+ [\d.]+ #"),
         ),
     ),
     Bench(

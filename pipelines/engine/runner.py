@@ -152,10 +152,12 @@ def _surveyed(units: Sequence[Unit], survey: Survey, staging: Staging, pool: Poo
             if unit.key in lost:
                 raise InfrastructureError(f"cannot look at {unit.payload}: {lost[unit.key]}")
         seen = [unit for unit in (*survey.beside, *units) if unit.key not in lost]
+        idle = {unit.key for unit in survey.beside}
         each = looks.read_each((unit.key for unit in seen), FINDINGS)
         for unit, data in zip(seen, each, strict=True):
             findings = json.loads(data)
-            sizes[unit.key] = survey.size(findings)
+            if unit.key not in idle:
+                sizes[unit.key] = survey.size(findings)
             yield unit, findings
 
     @cache
