@@ -2,8 +2,8 @@
 
 The parts of a unit are put, then its record; whoever sees the record sees them whole. Two attempts
 at one unit write equal bytes; where they do not, the sums of the record find it. Units lie in 256
-folders by the first two digits of their keys, which are hashes: the driver lists one at a time, so
-that its memory holds no more of a listing.
+folders by the first two digits of their keys, which are hashes: the driver lists a few at a time,
+so that its memory holds no more of a listing.
 """
 
 from __future__ import annotations

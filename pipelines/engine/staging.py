@@ -258,6 +258,8 @@ class Staging:
                 if held_bytes(about) is None:
                     return f"{name} holds other bytes than were written"
                 continue
+            if name in self.small:  # a toolkit before this one wrote it
+                return f"{name} is not in its record"
             path = self.folder / key / name
             if _size(path) != about["bytes"]:
                 return f"{name} has {_size(path)} bytes, not {about['bytes']}"
