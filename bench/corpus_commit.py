@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from corpus_rows import make_rows
@@ -28,6 +29,7 @@ from pipelines.engine.growth import ROWS
 from pipelines.engine.staging import Staging, stream_part
 from pipelines.engine.workers import Pool
 
+ROUNDS = 5
 COPY = "import shutil, os, sys\nfor name in sys.argv[2:]:\n    shutil.copyfile(name, sys.argv[1] + '/' + name.replace('/', '_'))\nos.sync()"  # noqa: E501
 
 
@@ -44,7 +46,7 @@ def staged(folder: Path, units: int, cell_bytes: int) -> tuple[Staging, list[Pie
         key = f"{unit:020x}"
         staging.commit(key, {ROWS: stream_part(rows_of(unit, cell_bytes), SCHEMA)})
         about = staging.record(key)[ROWS]
-        pieces.append(Piece(key, str(folder / key), ROWS, about["bytes"], about["sha256"]))
+        pieces.append(Piece(key, str(folder / key), ROWS, about["bytes"], about["sum"]))
     return staging, pieces
 
 
@@ -61,7 +63,7 @@ def copied(pieces: list[Piece], target: Path, processes: int) -> float:
 
 
 def shards(
-    pieces: list[Piece], out: Path, staging: Staging, workers: int, size: int = 64 << 20
+    pieces: list[Piece], out: Path, staging: Staging, workers: int, size: int = 160 << 20
 ) -> float:
     pool = Pool(workers, quiet=True)
     started = time.perf_counter()
@@ -84,11 +86,17 @@ def main() -> None:
         total = sum(piece.bytes for piece in pieces) / 1e6
         shards(pieces[:4], root / "warm", staging, cores, 1)  # of one piece each: starts Ray
         for processes in (1, cores):
-            plain = copied(pieces, root / "copies", processes)
-            ours = shards(pieces, root / "out", staging, 0 if processes == 1 else processes)
+            workers = 0 if processes == 1 else processes
+            both = [
+                (copied(pieces, root / "copies", processes),
+                 shards(pieces, root / "out", staging, workers))
+                for _ in range(ROUNDS)
+            ]  # fmt: skip
+            plain, ours = (median(seconds) for seconds in zip(*both, strict=True))
+            ratio = median(a / b for a, b in both)
             print(
                 f"{total:.0f} MB, {processes} processes: copy {total / plain:.0f} MB/s, "
-                f"shards {total / ours:.0f} MB/s, ratio {plain / ours:.2f}"
+                f"shards {total / ours:.0f} MB/s, ratio {ratio:.2f} (median of {ROUNDS})"
             )
         staging, pieces = staged(root / "t", many, 10)
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Ray Data jobs that build and encode layered corpora."""
+"""Ray jobs that build and encode layered corpora."""
 
 from __future__ import annotations
 

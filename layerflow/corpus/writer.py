@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from layerflow.checksums import KINDS, SHA256
 from layerflow.corpus.log import REJECTED, Shard, Version
 from layerflow.corpus.shards import ShardReader, table_files
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import file_sha256
-from layerflow.files import json_text, publish_file, write_text
+from layerflow.files import Draining, json_text, publish_file, write_text
 
 ROWS_PER_BATCH = 4
 GATHERED = 1 << 18  # bytes of small writes that go to a file as one
@@ -128,7 +129,7 @@ def write_shard(store: Store, batches: Iterable[pa.RecordBatch], schema: pa.Sche
     """A shard of a corpus folder, under the name of its bytes: equal batches give equal files."""
     rows = 0
     with store.scratch() as temporary:
-        with Hashed(temporary.open("wb")) as file:
+        with Hashed(_file(store, temporary)) as file:
             with arrow_stream(file, schema) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
@@ -139,12 +140,17 @@ def write_shard(store: Store, batches: Iterable[pa.RecordBatch], schema: pa.Sche
     return Shard(name, rows, size, digest)
 
 
-class Hashed(io.RawIOBase):
-    """A binary file that hashes what is written to it; closing it closes the file."""
+def _file(store: Store, path: Path) -> BinaryIO:
+    """A file that ``put_file`` syncs where the store lies on this machine."""
+    return Draining(path) if store.local is not None else path.open("wb")
 
-    def __init__(self, file: Any) -> None:
+
+class Hashed(io.RawIOBase):
+    """A binary file that sums up what is written to it; closing it closes the file."""
+
+    def __init__(self, file: Any, kind: str = SHA256) -> None:
         self.file = file
-        self.digest = hashlib.sha256()
+        self.kind, self.digest = kind, KINDS[kind]()
         self.bytes = 0
 
     def writable(self) -> bool:
@@ -156,6 +162,11 @@ class Hashed(io.RawIOBase):
             self.digest.update(view)
             self.bytes += view.nbytes
             return view.nbytes
+
+    @property
+    def sum(self) -> str:
+        """Of what was written so far, with its kind."""
+        return f"{self.kind}:{self.digest.hexdigest()}"
 
     def close(self) -> None:
         if not self.closed:

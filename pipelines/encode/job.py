@@ -1,4 +1,4 @@
-"""Encode a corpus: latents of every clip and embeddings of every prompt, on Ray Data.
+"""Encode a corpus: latents of every clip and embeddings of every prompt, on Ray.
 
     corpora -> which rows are new or changed -> units -> decode, augment, resize, autoencoder
             -> staged streams -> one latents folder, in the corpora's order

@@ -55,7 +55,7 @@ def _pieces(
         about, left_out = staging.record(key)[name], tuple(drop.get(key, ()))
         if about["count"] > len(left_out):
             folder = staging.location(key, "").rstrip("/")
-            yield Piece(key, folder, name, about["bytes"], about["sha256"], left_out)
+            yield Piece(key, folder, name, about["bytes"], about["sum"], left_out)
 
 
 def make_latents_shards(payload: Mapping[str, Any], *, out: str, schema: pa.Schema) -> Parts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
 import sys
 from typing import Any
@@ -18,16 +16,8 @@ OBJECT_STORE_BYTES = 512 << 20
 
 
 def start_ray(workers: int | None = None) -> None:
-    """Ray for Ray Data: a cluster, or a local one with ``workers`` CPUs; once."""
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    """Ray for a job: a cluster, or a local one with ``workers`` CPUs; once."""
     ray_start.start_ray(workers or 0, OBJECT_STORE_BYTES)
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # lost units are found by their missing staging folder
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def require_gpus(workers: int | None = None) -> None:

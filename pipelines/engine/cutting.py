@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerflow.checksums import has_sum
 from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.log import Shard
 from layerflow.corpus.shards import read_shard
@@ -32,14 +33,14 @@ SHARD = "shard.json"
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A file of rows. key: the unit or shard that it is of; folder, name: where it lies; bytes,
-    sha256: what it should hold; drop: numbers of rows that are left out; new: corrected values of
-    its rows, as rows of ``corpus.changes.overlay``."""
+    sum: what it should hold (``checksums``); drop: numbers of rows that are left out; new:
+    corrected values of its rows, as rows of ``corpus.changes.overlay``."""
 
     key: str
     folder: str
     name: str
     bytes: int
-    sha256: str
+    sum: str
     drop: tuple[int, ...] = ()
     new: tuple[dict[str, Any], ...] = ()
 
@@ -95,7 +96,7 @@ def run_cutting(
     """
     units = []
     for order, group in enumerate(groups):
-        rows = [[p.sha256, p.drop, *([p.new] if p.new else [])] for p in group]
+        rows = [[p.sum, p.drop, *([p.new] if p.new else [])] for p in group]
         told = json.dumps([out, rows, str(schema)])
         key = hashlib.sha256(told.encode()).hexdigest()[:20]
         units.append(
@@ -125,8 +126,8 @@ def make_shard(payload: dict[str, Any], *, out: str, schema: pa.Schema) -> Parts
 def pieces_of(payload: Mapping[str, Any]) -> tuple[list[Piece], Parts]:
     """The pieces of a shard; and what its unit commits instead of it if some are damaged."""
     pieces = [
-        Piece(key, folder, name, size, sha256, tuple(drop), tuple(new))
-        for key, folder, name, size, sha256, drop, new in payload["pieces"]
+        Piece(key, folder, name, size, told, tuple(drop), tuple(new))
+        for key, folder, name, size, told, drop, new in payload["pieces"]
     ]
     damaged = {piece.key: how for piece in pieces if (how := _fault(piece)) is not None}
     return pieces, {SHARD: json_part({"damaged": damaged})} if damaged else {}
@@ -135,14 +136,11 @@ def pieces_of(payload: Mapping[str, Any]) -> tuple[list[Piece], Parts]:
 def _fault(piece: Piece) -> str | None:
     store = Store(piece.folder)
     try:
-        if store.local is not None:
-            with (store.local / piece.name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            found = hashlib.sha256(store.read(piece.name)).hexdigest()
+        here = store.local
+        sound = has_sum(store.read(piece.name) if here is None else here / piece.name, piece.sum)
     except FileNotFoundError:
         return "it is gone"
-    return None if found == piece.sha256 else f"{piece.name} holds other bytes than were written"
+    return None if sound else f"{piece.name} holds other bytes than were written"
 
 
 def _batches(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:

@@ -277,7 +277,7 @@ class Growth:
             if len(drop) < len(rows):
                 about = record[ROWS]
                 folder = staging.location(unit.key, "").rstrip("/")
-                sums = about["bytes"], about["sha256"]
+                sums = about["bytes"], about["sum"]
                 pieces.append(Piece(unit.key, folder, ROWS, *sums, tuple(drop)))
         return pieces, duplicates
 

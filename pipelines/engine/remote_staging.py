@@ -8,7 +8,6 @@ so that its memory holds no more of a listing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 import time
@@ -21,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from layerflow.checksums import has_sum
 from layerflow.corpus.store import Store
 from pipelines.engine import staging
 from pipelines.engine.staging import (
@@ -147,7 +147,7 @@ class RemoteStaging(Staging):
         """The bytes of a part. Raises InfrastructureError when they are not what was committed."""
         about = self.record(key)[name]
         data = self._patiently(_at(key, name))
-        if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        if not has_sum(data, about["sum"]):
             raise InfrastructureError(f"{self.location(key, name)} holds other bytes than written")
         return data
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layerflow.checksums import SHA256
 from layerflow.corpus import log
 from layerflow.corpus.changes.overlay import SCHEMA as OVERLAY_SCHEMA
 from layerflow.corpus.changes.overlay import Overlay
@@ -134,7 +135,7 @@ def pieces_of(
         new = overlay.of(ids).rows() if overlay is not None else []
         gone = tuple(place for place, id in enumerate(ids) if id in drop)
         about = shard.file, str(corpus.store.where), shard.file, shard.bytes or 0
-        pieces.append(Piece(*about, str(shard.sha256), gone, tuple(new)))
+        pieces.append(Piece(*about, f"{SHA256}:{shard.sha256}", gone, tuple(new)))
     return pieces
 
 

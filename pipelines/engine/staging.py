@@ -1,7 +1,7 @@
 """Staging: what the units of a job leave for its last step, each whole or not at all.
 
 A unit commits a folder by rename. In it lie its parts and ``unit.json``, which says for every part
-how many rows or entries it holds, its bytes and its sha256, taken from what was written and not
+how many rows or entries it holds, its bytes and their sum, taken from what was written and not
 from what the disk gives back, and which holds small parts itself: a million units are fewer files
 so. The last step reads nothing that was not checked against it.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerflow.checksums import XXH3, has_sum
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.writer import Hashed, arrow_stream, record_batches
 from layerflow.files import publish_folder, remove, write_json
@@ -43,7 +43,7 @@ Write = Callable[[Any], int]
 """Writes one part into a binary file; returns how many rows or entries that were."""
 Parts = Mapping[str, Write]
 Record = dict[str, dict[str, Any]]
-"""What ``unit.json`` says of each part: ``count``, ``bytes``, ``sha256``, of a small one also
+"""What ``unit.json`` says of each part: ``count``, ``bytes``, ``sum``, of a small one also
 ``HELD``, its bytes, compressed (most of a short table is its schema), in base64."""
 HELD = "held"
 
@@ -265,9 +265,8 @@ class Staging:
                 return f"{name} has {_size(path)} bytes, not {about['bytes']}"
             if name in self.deferred:
                 continue
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
-                    return f"{name} holds other bytes than were written"
+            if not has_sum(path, about["sum"]):
+                return f"{name} holds other bytes than were written"
         return None
 
     def discard(self, key: str) -> None:
@@ -287,7 +286,7 @@ class Staging:
         return self.path(key, name).read_bytes()
 
     def record(self, key: str) -> Record:
-        """Of every part of a committed unit its ``count``, ``bytes`` and ``sha256``."""
+        """Of every part of a committed unit its ``count``, ``bytes`` and ``sum``."""
         parts = self._record(key)
         if parts is None:
             raise InfrastructureError(f"{self.folder / key} changed; start the job again")
@@ -334,7 +333,7 @@ class Staging:
             raise InfrastructureError(f"{path} changed while it was read; start the job again")
 
     def _record(self, key: str) -> Record | None:
-        """Of every part its ``count``, ``bytes`` and ``sha256``; None without a sound record."""
+        """Of every part its ``count``, ``bytes`` and ``sum``; None without a sound record."""
         try:
             return sound_record((self.folder / key / RECORD).read_bytes())
         except OSError:
@@ -347,8 +346,7 @@ def sound_record(data: bytes) -> Record | None:
         parts: Record = json.loads(data)["parts"]
         sound = parts and all(
             Path(name).name == name
-            and (type(about["count"]), type(about["bytes"]), type(about["sha256"]))
-            == (int, int, str)
+            and (type(about["count"]), type(about["bytes"]), type(about["sum"])) == (int, int, str)
             for name, about in parts.items()
         )
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -358,20 +356,20 @@ def sound_record(data: bytes) -> Record | None:
 
 def write_part(path: Path, write: Write) -> dict[str, Any]:
     """Write a part; returns what its record says of it."""
-    with Hashed(path.open("wb")) as file:
+    with Hashed(path.open("wb"), XXH3) as file:
         return _about(file, write(file))
 
 
 def held_part(write: Write) -> dict[str, Any]:
     """A small part as its record holds it."""
     memory = io.BytesIO()
-    with Hashed(memory) as file:
+    with Hashed(memory, XXH3) as file:
         about = _about(file, write(file))
         return {**about, HELD: base64.b64encode(zlib.compress(memory.getbuffer(), 1)).decode()}
 
 
 def _about(file: Hashed, count: int) -> dict[str, Any]:
-    return {"count": count, "bytes": file.bytes, "sha256": file.digest.hexdigest()}
+    return {"count": count, "bytes": file.bytes, "sum": file.sum}
 
 
 def held_bytes(about: Mapping[str, Any]) -> bytes | None:
@@ -381,8 +379,7 @@ def held_bytes(about: Mapping[str, Any]) -> bytes | None:
         data = zlib.decompressobj().decompress(packed, about["bytes"] + 1)
     except (ValueError, TypeError, zlib.error):
         return None
-    same = hashlib.sha256(data).hexdigest() == about["sha256"]
-    return data if same else None
+    return data if has_sum(data, about["sum"]) else None
 
 
 def rows_in(data: bytes) -> Iterator[dict[str, Any]]:

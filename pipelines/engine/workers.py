@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from layerflow.files import FULL
@@ -33,11 +33,10 @@ ROUNDS = 3
 WORTH_RAY = 20.0
 """Seconds of work that must be left for Ray to be started for it: that takes about eight."""
 
-WAVE = 100_000
-"""Units that are handed to Ray together, as text in the driver's memory."""
-BLOCKS, PER_BLOCK = 2000, 16
-"""A wave is at least so many tasks, or has at most so many units in each: enough for all CPUs of a
-cluster, and little to do again where a worker dies."""
+AHEAD = 2
+"""Tasks for each CPU: one runs, and the next is there when it ends. Those that find no CPU tell a
+cluster that grows to grow."""
+CPUS_EVERY = 10.0  # seconds between two looks at how large the cluster is
 
 MOST = 0.5
 """Share of a job's units, if it has two or more, that cannot all be at fault themselves: when more
@@ -237,9 +236,9 @@ def _item(unit: Unit) -> dict[str, str]:
 def ray_rows(
     units: Sequence[Unit], run: Callable[[dict[str, str]], dict[str, str]], pool: Pool
 ) -> Iterator[dict[str, str]]:
-    """Run units as a Ray Data pipeline; yields what ``run`` says as each unit ends.
+    """Run each unit as a Ray task; yields what ``run`` says of them as they end.
 
-    InfrastructureError when Ray itself ends.
+    Nothing is said of a unit whose worker died twice. InfrastructureError when Ray itself ends.
     """
     import ray
 
@@ -247,16 +246,71 @@ def ray_rows(
 
     start_ray(pool.workers)
     desks = pool.desks.open()
-    options: dict[str, Any] = {"num_cpus": 1, "concurrency": pool.workers, "max_retries": 1}
+    work = ray.remote(num_cpus=1, max_retries=1, scheduling_strategy="SPREAD")(_run)
+    given = [ray.put(with_desks(desks, run) if desks else run)]  # in a list Ray leaves it there
+    left, flying = iter(units), dict[Any, str]()  # task -> key of its unit
+    room, looked = 0, -CPUS_EVERY
     try:
-        for start in range(0, len(units), WAVE):
-            items = [_item(unit) for unit in units[start : start + WAVE]]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # max_retries has no named parameter in this Ray
-                blocks = min(len(items), max(BLOCKS, len(items) // PER_BLOCK))
-                source = ray.data.from_items(items, override_num_blocks=blocks)
-                pipeline = source.map(with_desks(desks, run) if desks else run, **options)
-            yield from pipeline.iter_rows()
+        while True:
+            if time.monotonic() - looked >= CPUS_EVERY:
+                room, looked = _room(pool.workers), time.monotonic()
+            for unit in islice(left, max(0, room - len(flying))):
+                flying[work.remote(given, _item(unit))] = unit.key
+            if not flying:
+                return
+            ended, _ = ray.wait(list(flying), timeout=CPUS_EVERY)
+            if ended:  # all that have: a look costs by how many tasks there are
+                ended, _ = ray.wait(list(flying), num_returns=len(flying), timeout=0)
+            for task in ended:
+                if (said := _said(task, flying.pop(task))) is not None:
+                    yield said
     except ray.exceptions.RayError as error:
-        text = str(error).strip().splitlines()[-1:]
-        raise InfrastructureError(f"Ray stopped: {type(error).__name__}: {text}") from error
+        text = f"Ray stopped: {type(error).__name__}: {_last_line(error)}"
+        raise InfrastructureError(text) from error
+    finally:
+        for task in flying:
+            ray.cancel(task)
+
+
+_held: dict[Any, Callable[[dict[str, str]], dict[str, str]]] = {}
+"""In a worker: what runs the units of the job that it works for."""
+
+
+def _run(given: list[Any], item: dict[str, str]) -> dict[str, str]:
+    """In a worker. What runs the units may know all inputs of a job, and is fetched once."""
+    import ray
+
+    (where,) = given
+    if where not in _held:
+        _held.clear()
+        _held[where] = ray.get(where)
+    return _held[where](item)
+
+
+def _room(workers: int | None) -> int:
+    """How many tasks Ray may hold: those of all CPUs, or as many as may run at a time."""
+    import ray
+
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 0)))
+    return AHEAD * cpus if workers in (None, cpus) else workers
+
+
+def _last_line(error: BaseException) -> str:
+    """What matters of an error that holds another one's traceback."""
+    return next(iter(str(error).strip().splitlines()[-1:]), "")
+
+
+def _said(task: Any, key: str) -> dict[str, str] | None:
+    """What a task returned, or why it could not begin; None where its worker or node died."""
+    import ray
+
+    died = ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError
+    gone = ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError
+    try:
+        said: dict[str, str] = ray.get(task)
+    except (*died, *gone):
+        return None
+    except ray.exceptions.RayTaskError as error:
+        text = _last_line(error.cause)[:1000]
+        return {"key": key, "stop": "", "error": f"it could not begin: {text}", "told": "{}"}
+    return said

@@ -191,6 +191,35 @@ def test_a_full_disk_leaves_the_old_one_and_nothing_else(what: str, small_disk: 
     assert entries(small_disk) == ["out"]
 
 
+# ---- while it is written ------------------------------------------------------------------------
+
+
+def test_a_file_drains_to_the_disk_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(files, "DRAINED", 100)
+    monkeypatch.setattr(files, "_start_writing", lambda _, *part: told.append(part))
+    with files.Draining(tmp_path / "file") as file:
+        for number in range(25):
+            file.write(bytes([number]) * 30)
+    assert told == [(first, 120) for first in range(0, 720, 120)]
+    assert (tmp_path / "file").read_bytes() == b"".join(bytes([n]) * 30 for n in range(25))
+
+
+@pytest.mark.parametrize("linux", [True, False])
+def test_a_system_that_cannot_drain_writes_the_same(
+    linux: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "DRAINED", 10)
+    if not linux:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda _: object())
+    with files.Draining(tmp_path / "file") as file:
+        file.write(NEW * 10)
+        file.write(OLD)
+    assert (tmp_path / "file").read_bytes() == NEW * 10 + OLD
+
+
 # ---- everywhere ---------------------------------------------------------------------------------
 
 

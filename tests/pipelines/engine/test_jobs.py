@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -12,13 +13,15 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from layerflow.corpus.table import Corpus, rejected_row
 from layerflow.files import OWNER
-from pipelines.engine import cutting, workers
+from pipelines.engine import cutting
 from pipelines.engine.jobs import Outcome, Unit, make_recipe, run_job, unit_key
+from pipelines.engine.staging import InfrastructureError
 from tests.support import ROOT
 from tests.support.corpus_rows import make_row
 from tests.support.job_units import RECIPE, files, units, work
@@ -152,10 +155,9 @@ def test_on_ray_a_unit_whose_worker_always_dies_is_a_rejected_row(
     ]
 
 
-def test_units_that_ray_gets_in_waves_give_the_same_bytes(
+def test_units_that_ray_runs_beside_each_other_give_the_same_rows(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "WAVE", 2)
     run_job(units(6), work, out=tmp_path / "quiet", recipe=RECIPE, workers=0, quiet=True)
     monkeypatch.setattr(cutting, "SHARD_BYTES", 1)  # a shard a unit, so that workers write them
     summary = run_job(units(6), work, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
@@ -163,6 +165,23 @@ def test_units_that_ray_gets_in_waves_give_the_same_bytes(
     there, quiet = Corpus.open(tmp_path / "c"), Corpus.open(tmp_path / "quiet")
     assert len(there.shards) == 4
     assert list(there.rows()) == list(quiet.rows())
+
+
+class Elsewhere:
+    """What a worker cannot unpickle, as a module that its node does not have."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, ("a_module_of_the_driver",)
+
+
+def test_work_that_a_worker_cannot_load_is_named(tmp_path: Path, local_ray: None) -> None:
+    there = Elsewhere()
+
+    def needs(payload: dict[str, Any]) -> Outcome:
+        return Outcome(rejected=[{"reason": str(there)}])
+
+    with pytest.raises(InfrastructureError, match="a_module_of_the_driver"):
+        run_job(units(3), needs, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
 
 
 def test_kill_9_of_the_driver_and_again_gives_the_same_rows(tmp_path: Path) -> None:

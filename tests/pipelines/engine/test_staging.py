@@ -416,15 +416,11 @@ def test_ray_that_ends_stops_the_job(
 ) -> None:
     import ray
 
-    class Ended:
-        def map(self, *_: Any, **__: Any) -> Ended:
-            return self
-
-        def iter_rows(self) -> Iterator[Row]:
-            raise ray.exceptions.RaySystemError("the head is gone")
+    def ended() -> dict[str, float]:
+        raise ray.exceptions.RaySystemError("the head is gone")
 
     monkeypatch.setattr("pipelines.engine.cluster.start_ray", lambda workers: None)
-    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Ended())
+    monkeypatch.setattr(ray, "cluster_resources", ended)
     with pytest.raises(InfrastructureError, match=r"Ray stopped.*the head is gone"):
         run(tmp_path / "c", workers=2)
     assert state(tmp_path / "c") == "running"
