@@ -104,7 +104,7 @@ class RemoteStaging(Staging):
             return f"{self.store} cannot be read by the worker on {host}: {error}"
         if said != self.token:
             return f"{self.store}: another run of this job has taken over"
-        return self._missing_input(host)
+        return staging.missing_input(self.inputs)
 
     def wait_for(self, keys: Iterable[str]) -> None:
         """Nothing: what was put can be seen."""

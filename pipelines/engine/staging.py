@@ -116,6 +116,14 @@ class Telling(dict[str, Write]):
         self.told = told
 
 
+def missing_input(paths: Iterable[str]) -> str | None:
+    """What to say of a path that this machine does not see; None if it sees all."""
+    for path in paths:
+        if not Path(path).exists():
+            return f"the input {path} is not there on {socket.gethostname()}; all nodes must see it"
+    return None
+
+
 @dataclass(frozen=True)
 class Staging:
     """The folder of one job's units, as the driver and its workers see it.
@@ -181,13 +189,7 @@ class Staging:
             )
         if said != self.token:
             return f"{self.folder}: another run of this job has taken over"
-        return self._missing_input(host)
-
-    def _missing_input(self, host: str) -> str | None:
-        for path in self.inputs:
-            if not Path(path).exists():
-                return f"the input {path} is not there on {host}; all nodes must see it"
-        return None
+        return missing_input(self.inputs)
 
     def wait_for(self, keys: Iterable[str]) -> None:
         """Give the file system ``patience`` seconds to show units that other machines committed."""

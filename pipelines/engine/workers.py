@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -234,7 +234,7 @@ def _item(unit: Unit) -> dict[str, str]:
 
 
 def ray_rows(
-    units: Sequence[Unit], run: Callable[[dict[str, str]], dict[str, str]], pool: Pool
+    units: Iterable[Unit], run: Callable[[dict[str, str]], dict[str, str]], pool: Pool
 ) -> Iterator[dict[str, str]]:
     """Run each unit as a Ray task; yields what ``run`` says of them as they end.
 
@@ -247,7 +247,7 @@ def ray_rows(
     start_ray(pool.workers)
     desks = pool.desks.open()
     work = ray.remote(num_cpus=1, max_retries=1, scheduling_strategy="SPREAD")(_run)
-    given = [ray.put(with_desks(desks, run) if desks else run)]  # in a list Ray leaves it there
+    given = [ray.put(with_desks(desks, run))]  # in a list Ray leaves it there
     left, flying = iter(units), dict[Any, str]()  # task -> key of its unit
     room, looked = 0, -CPUS_EVERY
     try:

@@ -144,6 +144,8 @@ def _local_name(url: str) -> str:
 
 def remote_sidecar(location: str, beside: Sequence[str]) -> Said:
     """What the sidecars of a remote file say. Raises ValueError as ``sidecar`` does."""
+    if not beside:
+        return {}
     with tempfile.TemporaryDirectory(prefix="layerflow-") as folder:
         target = Path(folder) / _local_name(location)
         for caption in beside:

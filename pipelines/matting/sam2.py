@@ -30,6 +30,7 @@ from pipelines.matting import (
 from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.sources import overlap
 from pipelines.matting.stabilise import matte_from_predictions
+from pipelines.vision.numerics import single_thread
 
 if TYPE_CHECKING:
     import torch
@@ -124,10 +125,11 @@ class Tracker:
             steps = self.network.propagate_in_video_iterator(
                 session, start_frame_idx=key, reverse=backwards
             )
-            for step in steps:
-                logits = step.pred_masks[0, 0].float().cpu().numpy()
-                sure = 1.0 / (1.0 + np.exp(-np.clip(logits, -30, 30)))
-                out[step.frame_idx] = cv2.resize(sure, (width, height))
+            with single_thread():
+                for step in steps:
+                    logits = step.pred_masks[0, 0].float().cpu().numpy()
+                    sure = 1.0 / (1.0 + np.exp(-np.clip(logits, -30, 30)))
+                    out[step.frame_idx] = cv2.resize(sure, (width, height))
         return out
 
 

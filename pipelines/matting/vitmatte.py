@@ -9,6 +9,7 @@ import numpy as np
 
 from layerflow.documents import read_json
 from pipelines.matting.refine import BAND
+from pipelines.vision.numerics import single_thread
 
 _BATCH_PIXELS = 1 << 19  # a batch on the CPU holds about this many pixels, on a GPU 8 x that
 
@@ -47,7 +48,7 @@ class VitMatteRefiner:
                 input_data_format="channels_last",
                 return_tensors="pt",
             )
-            with torch.inference_mode():
+            with single_thread(), torch.inference_mode():
                 found = self.network(inputs["pixel_values"].to(self.device)).alphas
             alpha[part] = found[:, 0, :height, :width].float().cpu().numpy()
         return alpha

@@ -36,6 +36,7 @@ from pipelines.engine.jobs import Outcome, Recipe, Running, Summary, make_recipe
 from pipelines.engine.runner import Survey
 from pipelines.engine.staging import InfrastructureError
 from pipelines.engine.steps import Refused, Steps, run_steps
+from pipelines.engine.workers import Pool
 from pipelines.gates import resolve_gate
 from pipelines.inputs.listing import list_sources, local_copy
 from pipelines.inputs.prompts import read_prompt_table
@@ -98,7 +99,8 @@ def run_mine(options: MineOptions, **how: Unpack[Running]) -> Summary:
     recipe = make_recipe("mined", options.model_dump(mode="json"), FORMAT_VERSION, packages)
     table = read_prompt_table(Path(options.prompts)) if options.prompts else None
     serve = check_request(options, how.get("workers"))
-    units = plan_units(list_sources(options.inputs), options, table)
+    pool = Pool(how.get("workers"), how.get("quiet", False))
+    units = plan_units(list_sources(options.inputs), options, table, pool)
     check_backend(options, [unit.payload for unit in units])
     held = held_units(options.against, str(out) if grows(out, how) else None)
     return run_job(

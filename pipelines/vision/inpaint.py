@@ -13,6 +13,7 @@ import numpy as np
 
 from layerflow.plugins import Plugins
 from layerflow.weights import with_content
+from pipelines.vision.numerics import single_thread
 
 INPAINTERS = Plugins(
     "layerflow.inpainters",
@@ -153,7 +154,7 @@ class LamaInpainter:
         pad = ((0, 0), (0, -height % _LAMA_STEP), (0, -width % _LAMA_STEP))
         images = np.pad(pictures, (*pad, (0, 0)), mode="symmetric").astype(np.float32) / 255
         holes = np.pad(masks, pad, mode="symmetric").astype(np.float32)
-        with torch.inference_mode():
+        with single_thread(), torch.inference_mode():
             try:
                 out = self._model(
                     torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(self._device),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,17 +14,22 @@ import numpy as np
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Run OpenCV on one thread with a fixed seed; restore the thread count afterwards.
+    """Run OpenCV, with a fixed seed, and torch, if it is loaded, on one thread; restore the counts.
 
     Parallelism is across clips, and results must not depend on the number of cores.
     """
-    before = cv2.getNumThreads()
+    torch: Any = sys.modules.get("torch")
+    before, torch_before = cv2.getNumThreads(), torch.get_num_threads() if torch else 0
     cv2.setNumThreads(1)
     cv2.setRNGSeed(0)
+    if torch:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
         cv2.setNumThreads(before)
+        if torch:
+            torch.set_num_threads(torch_before)
 
 
 def box(image: np.ndarray, radius: int) -> np.ndarray:

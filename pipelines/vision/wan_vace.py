@@ -17,6 +17,7 @@ import numpy as np
 from layerflow.documents import read_json
 from pipelines.engine.staging import InfrastructureError
 from pipelines.vision.inpaint import Hole
+from pipelines.vision.numerics import single_thread
 
 PARTS = {"transformer": "WanVACETransformer3DModel", "vae": "AutoencoderKLWan"}
 """Folders with a network of diffusers, and its class."""
@@ -90,7 +91,7 @@ class WanVaceInpainter:
 
         content = hashlib.sha256(shown.tobytes() + np.packbits(asked).tobytes()).digest()
         masks = asked.astype(np.uint8) * np.uint8(255)
-        with torch.inference_mode():
+        with single_thread(), torch.inference_mode():
             made = self._pipe(
                 video=[Image.fromarray(frame) for frame in shown],
                 mask=[Image.fromarray(mask) for mask in masks],

@@ -24,3 +24,12 @@ def endpoint() -> Iterator[Callable[[Callable[[str, int], Any]], Endpoint]]:
     for one in made:
         one.server.shutdown()
         one.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """The Ray that jobs start, for all tests of this file that need one; ended after them."""
+    from pipelines.engine.cluster import stop_ray
+
+    yield
+    stop_ray()

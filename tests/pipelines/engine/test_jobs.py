@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +111,6 @@ def test_paths_do_not_decide_the_recipe_but_options_do() -> None:
     assert a.hash == b.hash
     assert a.hash != make_recipe("mined", {"size": "1x2"}, 1).hash
     assert a.hash != make_recipe("mined", {"size": "1x1", "weights": "/x/net.onnx"}, 2).hash
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """The Ray that jobs start, for all tests of this file that need one; ended after them."""
-    from pipelines.engine.cluster import stop_ray
-
-    yield
-    stop_ray()
 
 
 def test_workers_of_a_local_ray_are_no_nicer_than_who_starts_them(local_ray: None) -> None:
