@@ -30,7 +30,7 @@ from layerflow.corpus.changes.tombstones import (
 from layerflow.corpus.latent_rows import DRAWN, ORIGINS
 from layerflow.corpus.latents import Latents, LatentsWriter
 from layerflow.corpus.log import Shard, Version
-from layerflow.corpus.stats import tallied
+from layerflow.corpus.stats import general_reason
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus, Table
 from layerflow.corpus.writer import record_batches, write_shard
@@ -203,7 +203,7 @@ def _rejected(
             if tombstones.meets(source_tokens(row["uri"])) is None
             and not any(uri and uri in (row["reason"] or "") for uri in uris)
         ]
-        list(tallied(kept, reasons))
+        reasons.update(general_reason(row["stage"], row["reason"]) for row in kept)
         if len(kept) < len(rows):
             shard = write_shard(where, record_batches(kept, REJECTED_SCHEMA), REJECTED_SCHEMA)
         shards.append(shard)

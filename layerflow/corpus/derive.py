@@ -38,7 +38,7 @@ from layerflow.corpus.table import (
     rejected_row,
 )
 from layerflow.corpus.validate import refuse_unsound
-from layerflow.corpus.writer import write_shards_of
+from layerflow.corpus.writer import record_batches, write_batches, write_shards_of
 from layerflow.documents import read_json
 from layerflow.files import new_folder, write_json
 from layerflow.media.opening import MediaError
@@ -348,8 +348,9 @@ def write_derived(
     with new_folder(out) as building:
         removed: list[dict[str, Any]] = []
         made = write_shards_of(building, _allowed(rows, tombstones, removed), schema)
-        turned = tallied(chain(tombstones.cleaned(rejected), removed), reasons)
-        refused = write_shards_of(building / REJECTED, turned, REJECTED_SCHEMA)
+        turned = tombstones.cleaned(record_batches(rejected, REJECTED_SCHEMA))
+        every = chain(turned, record_batches(removed, REJECTED_SCHEMA))
+        refused = write_batches(building / REJECTED, tallied(every, reasons), REJECTED_SCHEMA)
         kept, left_out = (sum(one.rows or 0 for one in shards) for shards in (made, refused))
         info = {
             "kind": kind,

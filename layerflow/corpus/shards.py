@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -90,7 +90,12 @@ def named_errors(path: Path | str) -> Iterator[None]:
 
 def check_types(schema: pa.Schema) -> None:
     """Raises ArrowInvalid when a column is of a type that no corpus has."""
-    for field in schema:
+    _check_schema(schema.serialize().to_pybytes())
+
+
+@lru_cache(maxsize=64)  # the files of a job have one, and there are a million of them
+def _check_schema(serialized: bytes) -> None:
+    for field in pa.ipc.read_schema(pa.py_buffer(serialized)):
         _check_field(field, field.name)
 
 

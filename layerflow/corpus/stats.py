@@ -62,11 +62,12 @@ def general_reason(step: str | None, reason: str | None) -> str:
     return f"{step}: {said}"
 
 
-def tallied(rows: Iterable[dict[str, Any]], reasons: Counter[str]) -> Iterator[dict[str, Any]]:
+def tallied(rejected: Iterable[pa.RecordBatch], reasons: Counter[str]) -> Iterator[pa.RecordBatch]:
     """Rejected rows as they are; ``reasons`` counts them by ``general_reason`` as they pass."""
-    for row in rows:
-        reasons[general_reason(row["stage"], row["reason"])] += 1
-        yield row
+    for batch in rejected:
+        stages, why = (batch.column(name).to_pylist() for name in ("stage", "reason"))
+        reasons.update(map(general_reason, stages, why))
+        yield batch
 
 
 @dataclass

@@ -20,7 +20,8 @@ from layerflow.corpus.store import Store
 from layerflow.corpus.table import file_sha256
 from layerflow.files import Draining, json_text, publish_file, write_text
 
-ROWS_PER_BATCH = 4
+ROWS_PER_BATCH, SMALL_ROWS_PER_BATCH = 4, 1000
+"""Rows of a record batch, with media and without."""
 GATHERED = 1 << 18  # bytes of small writes that go to a file as one
 SHARD_BYTES = 160 << 20
 
@@ -58,8 +59,18 @@ def write_shards_of(
     shard_bytes: int = SHARD_BYTES,
 ) -> tuple[Shard, ...]:
     """``write_table``; returns its shards as a log says them."""
+    return write_batches(folder, record_batches(rows, schema), schema, shard_bytes=shard_bytes)
+
+
+def write_batches(
+    folder: Path,
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[Shard, ...]:
+    """``write_shards_of`` of rows that are record batches."""
     folder.mkdir(parents=True, exist_ok=True)
-    batches = record_batches(rows, schema)
 
     def part(number: int) -> Path:
         return folder / f"part-{number:05d}"
@@ -76,12 +87,45 @@ def write_shards_of(
 
 
 def record_batches(
-    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, size: int = ROWS_PER_BATCH
+    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, size: int | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Rows as record batches of ``size``."""
+    """Rows as record batches of ``size``; by default as many as suit what is in them."""
+    if size is None:
+        media = any(holds_media(field.type) for field in schema)
+        size = ROWS_PER_BATCH if media else SMALL_ROWS_PER_BATCH
     source = iter(rows)
     groups = iter(lambda: list(islice(source, size)), [])
     return (pa.RecordBatch.from_pylist(group, schema=schema) for group in groups)
+
+
+def regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The rows of record batches of one schema in batches of ``size``, the last perhaps less."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, size - count)
+            held.append(part)
+            count += part.num_rows
+            batch = batch.slice(part.num_rows)
+            if count == size:
+                yield _one(held)
+                held, count = [], 0
+    if held:
+        yield _one(held)
+
+
+def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def holds_media(kind: pa.DataType) -> bool:
+    """Whether values of a column may be large: bytes, or lists and structs that hold some."""
+    if pa.types.is_struct(kind):
+        return any(holds_media(part.type) for part in kind)
+    if pa.types.is_list(kind):
+        return holds_media(kind.value_type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def write_shards(

@@ -21,7 +21,7 @@ from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.log import Shard
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.store import Store
-from layerflow.corpus.writer import ROWS_PER_BATCH, SHARD_BYTES, write_shard
+from layerflow.corpus.writer import ROWS_PER_BATCH, SHARD_BYTES, regrouped, write_shard
 from pipelines.engine.desk import NO_DESKS
 from pipelines.engine.runner import Damaged
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part
@@ -119,7 +119,8 @@ def make_shard(payload: dict[str, Any], *, out: str, schema: pa.Schema) -> Parts
     pieces, damaged = pieces_of(payload)
     if damaged:
         return damaged
-    shard = write_shard(Store(out), _batches(pieces), schema)
+    rows = (batch for piece in pieces for batch in kept_rows(piece))
+    shard = write_shard(Store(out), regrouped(rows, ROWS_PER_BATCH), schema)
     return {SHARD: json_part(shard.plain())}
 
 
@@ -141,28 +142,6 @@ def _fault(piece: Piece) -> str | None:
     except FileNotFoundError:
         return "it is gone"
     return None if sound else f"{piece.name} holds other bytes than were written"
-
-
-def _batches(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
-    """The rows that stay, ``ROWS_PER_BATCH`` at a time."""
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for piece in pieces:
-        for batch in kept_rows(piece):
-            while batch.num_rows:
-                part = batch.slice(0, ROWS_PER_BATCH - count)
-                held.append(part)
-                count += part.num_rows
-                batch = batch.slice(part.num_rows)
-                if count == ROWS_PER_BATCH:
-                    yield _one(held)
-                    held, count = [], 0
-    if held:
-        yield _one(held)
-
-
-def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def kept_rows(piece: Piece) -> Iterator[pa.RecordBatch]:

@@ -27,7 +27,13 @@ from layerflow.corpus.log import Shard, Version
 from layerflow.corpus.stats import id_number, id_numbers, tallied
 from layerflow.corpus.store import Store
 from layerflow.corpus.table import FORMAT_VERSION, REJECTED_SCHEMA, Corpus, rejected_row
-from layerflow.corpus.writer import record_batches, settle, write_shard
+from layerflow.corpus.writer import (
+    SMALL_ROWS_PER_BATCH,
+    record_batches,
+    regrouped,
+    settle,
+    write_shard,
+)
 from layerflow.documents import parse_json, read_json
 from layerflow.files import write_json
 from pipelines.engine.cutting import Piece, cut, make_shards
@@ -223,15 +229,14 @@ class Growth:
         reasons: Counter[str] = Counter()
         pieces, duplicates = self._pieces(refuse, staging)
         keys = [unit.key for unit in self._ordered()]
-        refused = chain.from_iterable(rows for rows, _ in staging.rows_of(keys, REJECTED))
-        every = self._tombstones.cleaned(chain(refused, duplicates))
-        rejected: Iterable[dict[str, Any]] = tallied(every, reasons)  # may be many times the rows
+        refused = chain.from_iterable(each for each, _ in staging.batches_of(keys, REJECTED))
+        every = chain(refused, record_batches(duplicates, REJECTED_SCHEMA))
+        rejected = self._rejected(tallied(self._tombstones.cleaned(every), reasons))
         if not pieces and pool.workers != 0 and not pool.accept_lost:
-            rejected = list(rejected)
-            _stop_if_blind(str(self.store), rejected)
+            _stop_if_blind(str(self.store), reasons)
         out = str(self.store.where)
         made = make_shards(cut(pieces), out, self.schema, staging, pool)
-        version = self._version(made, self._rejected(rejected), reasons)
+        version = self._version(made, rejected, reasons)
         if not log.commit(self.store, version):
             raise InfrastructureError(
                 f"{self.store}: another job has added version {version.number}; start the same "
@@ -253,8 +258,9 @@ class Growth:
         earlier = self._earlier_ids()
         seen: dict[int, str] = {}  # ids as numbers and shared names: some 100 bytes a row
         ordered = self._ordered()
-        indices = staging.rows_of([unit.key for unit in ordered], INDEX)
-        for unit, (rows, record) in zip(ordered, indices, strict=True):
+        indices = staging.batches_of([unit.key for unit in ordered], INDEX)
+        for unit, (batches, record) in zip(ordered, indices, strict=True):
+            rows = [row for batch in batches for row in batch.to_pylist()]
             drop = []
             for number, row in enumerate(rows):
                 own = id_number(row["id"])
@@ -290,9 +296,10 @@ class Growth:
             np.sort(id_numbers(self._base())) if self.base is not None else np.zeros(0, np.uint64)
         )
 
-    def _rejected(self, rows: Iterable[dict[str, Any]]) -> tuple[Shard, ...]:
+    def _rejected(self, rows: Iterable[pa.RecordBatch]) -> tuple[Shard, ...]:
+        """The tables of rejected rows, which may be many times the rows."""
         before = self.base.rejected if self.base is not None else ()
-        batches = record_batches(rows, REJECTED_SCHEMA)
+        batches = regrouped(rows, SMALL_ROWS_PER_BATCH)
         first = next(batches, None)
         if first is None and before:
             return before
@@ -342,13 +349,12 @@ def _duplicate(row: dict[str, Any], reason: str, recipe: Recipe) -> dict[str, An
     )  # fmt: skip
 
 
-def _stop_if_blind(out: str, rejected: Sequence[Mapping[str, Any]]) -> None:
+def _stop_if_blind(out: str, reasons: Counter[str]) -> None:
     """Raises InfrastructureError when no worker found any of the files that the driver listed."""
-    if rejected and all("No such file" in (row["reason"] or "") for row in rejected):
-        first = rejected[0]
+    if reasons and all("No such file" in reason for reason in reasons):
         raise InfrastructureError(
-            f"{out}: stopped without a clip: the workers found none of {len(rejected)} inputs "
-            f"({first['uri']}: {first['reason']}). Put them where every node sees them, or name "
+            f"{out}: stopped without a clip: the workers found none of {reasons.total()} inputs "
+            f"({next(iter(reasons))}). Put them where every node sees them, or name "
             "them by URLs, and start the same command again; --accept-lost takes them as rejected"
         )
 

@@ -17,6 +17,7 @@ from typing import Any, TypedDict, Unpack
 import pyarrow as pa
 
 from layerflow.corpus.table import REJECTED_SCHEMA, SCHEMA, rejected_row
+from layerflow.corpus.writer import holds_media
 from layerflow.outputs import corpus_output
 from manifests.steps import Step
 from pipelines.engine.desk import Desks
@@ -42,8 +43,6 @@ class Outcome:
     rows: Iterable[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
-
-SMALL = 1000  # rows without media that a record batch holds
 
 Work = Callable[[dict[str, Any]], Outcome]
 Choose = Callable[[Unit], bool]
@@ -114,7 +113,7 @@ def _parts(
 def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
     """What a unit commits: its rows, the same without media, and its rejected rows, which are
     complete once the rows have been written."""
-    names = [column.name for column in schema if not _holds_media(column.type)]
+    names = [column.name for column in schema if not holds_media(column.type)]
     small: list[dict[str, Any]] = []
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -125,22 +124,14 @@ def _as_parts(outcome: Outcome, schema: pa.Schema) -> Parts:
     index = pa.schema([schema.field(name) for name in names])
     parts: Parts = {
         ROWS: stream_part(rows(), schema),
-        INDEX: lambda file: stream_part(small, index, SMALL)(file),
-        REJECTED: lambda file: stream_part(outcome.rejected, REJECTED_SCHEMA, SMALL)(file),
+        INDEX: lambda file: stream_part(small, index, None)(file),
+        REJECTED: lambda file: stream_part(outcome.rejected, REJECTED_SCHEMA, None)(file),
     }
 
     def told() -> dict[str, int]:
         return {CLIPS: len(small), **Counter(REJECTED_BY + r["stage"] for r in outcome.rejected)}
 
     return Telling(parts, told)
-
-
-def _holds_media(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(_holds_media(part.type) for part in kind)
-    if pa.types.is_list(kind):
-        return _holds_media(kind.value_type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _lost(recipe: Recipe, schema: pa.Schema, unit: Unit, reason: str) -> Parts:

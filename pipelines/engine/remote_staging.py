@@ -30,8 +30,8 @@ from pipelines.engine.staging import (
     Parts,
     Record,
     Staging,
+    batches_in,
     held_part,
-    rows_in,
     sound_record,
     write_part,
 )
@@ -155,7 +155,8 @@ class RemoteStaging(Staging):
         return _at_once(lambda key: self.read(key, name), keys)
 
     def rows(self, key: str, name: str) -> Iterator[dict[str, Any]]:
-        yield from rows_in(self.read(key, name))
+        for batch in batches_in(self.read(key, name)):
+            yield from batch.to_pylist()
 
     def _records(self, keys: Iterable[str]) -> Iterator[tuple[str, Record]]:
         return _at_once(lambda key: (key, self.record(key)), keys)

@@ -28,8 +28,6 @@ from pipelines.engine.runner import Damaged, Place, run_units
 from pipelines.engine.staging import InfrastructureError, Parts, Staging
 from pipelines.engine.workers import Pool, Unit
 
-OVERLAY_ROWS = 1024  # a batch: there are no media in it
-
 
 @dataclass(frozen=True)
 class Rewriting:
@@ -142,7 +140,7 @@ def pieces_of(
 def write_overlay(store: Store, values: Mapping[str, Mapping[str, Any]]) -> Shard:
     """New values by the id of a row as a table of a corpus' overlay."""
     rows = Overlay(dict(sorted(values.items()))).rows()
-    batches = record_batches(rows, OVERLAY_SCHEMA, OVERLAY_ROWS)
+    batches = record_batches(rows, OVERLAY_SCHEMA)
     return write_shard(store.below(log.OVERLAY), batches, OVERLAY_SCHEMA)
 
 

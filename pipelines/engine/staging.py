@@ -52,8 +52,11 @@ class InfrastructureError(OSError):
     """What no other attempt at a unit would mend: the job stops and can go on later."""
 
 
-def stream_part(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, together: int = 1) -> Write:
-    """Rows as an Arrow stream, of which memory holds ``together``, those of a record batch."""
+def stream_part(
+    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, together: int | None = 1
+) -> Write:
+    """Rows as an Arrow stream, of which memory holds ``together``, those of a record batch; None:
+    as many as suit rows without media."""
 
     def write(file: Any) -> int:
         count = 0
@@ -298,9 +301,9 @@ class Staging:
         """The bytes of a small part of each unit, in order."""
         return (self.read(key, name) for key in keys)
 
-    def rows_of(
+    def batches_of(
         self, keys: Iterable[str], name: str
-    ) -> Iterator[tuple[list[dict[str, Any]], Record]]:
+    ) -> Iterator[tuple[list[pa.RecordBatch], Record]]:
         """The rows of a small part of each unit, in order, with the unit's record.
 
         Raises InfrastructureError when they are not those that were committed.
@@ -312,7 +315,7 @@ class Staging:
                 raise InfrastructureError(
                     f"{self.location(key, name)} changed; start the same command again"
                 )
-            yield list(rows_in(data)), record
+            yield list(batches_in(data)), record
 
     def _records(self, keys: Iterable[str]) -> Iterator[tuple[str, Record]]:
         return ((key, self.record(key)) for key in keys)
@@ -384,11 +387,10 @@ def held_bytes(about: Mapping[str, Any]) -> bytes | None:
     return data if has_sum(data, about["sum"]) else None
 
 
-def rows_in(data: bytes) -> Iterator[dict[str, Any]]:
+def batches_in(data: bytes) -> Iterator[pa.RecordBatch]:
     """The rows of an Arrow stream."""
     with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-        for batch in reader:
-            yield from batch.to_pylist()
+        yield from reader
 
 
 def _size(path: Path) -> int:

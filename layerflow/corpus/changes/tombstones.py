@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+
 from layerflow.corpus.log import VERSIONS, Version
 from layerflow.corpus.splits import tokens_of
 from layerflow.corpus.store import Store
@@ -163,11 +165,17 @@ class Tombstones:
         """Whether the row of this id was removed."""
         return self.meets([f"id:{id}"]) is not None
 
-    def cleaned(self, rejected: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def cleaned(self, rejected: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Rows of a rejected table; those of removed sources say neither which nor when."""
-        for row in rejected:
-            met = self.meets(source_tokens(row["uri"])) if self.entries else None
-            yield row if met is None else left_out(row, f"its source was {met}")
+        for batch in rejected:
+            if not self.entries:
+                yield batch
+                continue
+            rows = []
+            for row in batch.to_pylist():
+                met = self.meets(source_tokens(row["uri"]))
+                rows.append(row if met is None else left_out(row, f"its source was {met}"))
+            yield pa.RecordBatch.from_pylist(rows, schema=batch.schema)
 
     def put(self, store: Store) -> tuple[str, ...]:
         """Write all of them beside the log of another corpus; returns their names."""

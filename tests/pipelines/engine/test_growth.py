@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -318,19 +319,15 @@ def test_cuts_of_shards_are_the_same_for_any_number_of_workers(
 def test_rejected_rows_are_never_held_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 120 that three units gave, some batches live at a time."""
-
-    class Row(dict[str, Any]):
-        """A row that can be watched."""
-
-    alive: weakref.WeakValueDictionary[int, Row] = weakref.WeakValueDictionary()
+    """Of those that twenty units gave, the batches of a few live at a time."""
+    alive: weakref.WeakValueDictionary[int, pa.RecordBatch] = weakref.WeakValueDictionary()
     most: list[int] = []
 
-    def watched(rows: Iterable[dict[str, Any]], reasons: Any) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(tallied(rows, reasons)):
-            alive[number] = one = Row(row)
+    def watched(rejected: Iterable[pa.RecordBatch], reasons: Any) -> Iterator[pa.RecordBatch]:
+        for batch in tallied(rejected, reasons):
+            alive[len(most)] = batch
             most.append(len(alive))
-            yield one
+            yield batch
 
     def dull(payload: dict[str, Any]) -> Outcome:
         names = [f"{payload['uri']}#{i}" for i in range(40)]
@@ -338,8 +335,11 @@ def test_rejected_rows_are_never_held_all_at_once(
         return Outcome([], rows)
 
     monkeypatch.setattr("pipelines.engine.growth.tallied", watched)
-    three = [Unit(f"u{i}", i, {"uri": f"{i}.mp4"}) for i in range(3)]
+    monkeypatch.setattr("pipelines.engine.growth.SMALL_ROWS_PER_BATCH", 100)
+    many = [Unit(f"u{i}", i, {"uri": f"{i}.mp4"}) for i in range(20)]
     recipe = make_recipe("mined", {}, 1)
-    said = run_job(three, dull, out=tmp_path / "c", recipe=recipe, workers=0, quiet=True)
-    assert said.rejected == len(most) == 120 and max(most) < 40
-    assert said.reasons == {"gate: dull": 120}
+    said = run_job(many, dull, out=tmp_path / "c", recipe=recipe, workers=0, quiet=True)
+    assert said.rejected == 800 and len(most) == 20 and max(most) < 6
+    assert said.reasons == {"gate: dull": 800}
+    names = [row["uri"] for row in Corpus.open(tmp_path / "c").rejected()]
+    assert names == [f"{unit}.mp4#{row}" for unit in range(20) for row in range(40)]
