@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from layerflow.checksums import KINDS, SHA256
 from layerflow.corpus.log import REJECTED, Shard, Version
 from layerflow.corpus.shards import ShardReader, table_files
 from layerflow.corpus.store import Store
@@ -192,9 +191,9 @@ def _file(store: Store, path: Path) -> BinaryIO:
 class Hashed(io.RawIOBase):
     """A binary file that sums up what is written to it; closing it closes the file."""
 
-    def __init__(self, file: Any, kind: str = SHA256) -> None:
+    def __init__(self, file: Any, new_digest: Callable[[], Any] = hashlib.sha256) -> None:
         self.file = file
-        self.kind, self.digest = kind, KINDS[kind]()
+        self.digest = new_digest()
         self.bytes = 0
 
     def writable(self) -> bool:
@@ -206,11 +205,6 @@ class Hashed(io.RawIOBase):
             self.digest.update(view)
             self.bytes += view.nbytes
             return view.nbytes
-
-    @property
-    def sum(self) -> str:
-        """Of what was written so far, with its kind."""
-        return f"{self.kind}:{self.digest.hexdigest()}"
 
     def close(self) -> None:
         if not self.closed:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from layerflow.checksums import has_sum
 from layerflow.corpus.changes.overlay import Overlay
 from layerflow.corpus.log import Shard
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.store import Store
 from layerflow.corpus.writer import ROWS_PER_BATCH, SHARD_BYTES, regrouped, write_shard
+from pipelines.engine.checksums import has_sum
 from pipelines.engine.desk import NO_DESKS
 from pipelines.engine.runner import Damaged
 from pipelines.engine.staging import InfrastructureError, Parts, Staging, json_part
@@ -33,7 +33,7 @@ SHARD = "shard.json"
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A file of rows. key: the unit or shard that it is of; folder, name: where it lies; bytes,
-    sum: what it should hold (``checksums``); drop: numbers of rows that are left out; new:
+    sum: what it should hold (``engine.checksums``); drop: numbers of rows that are left out; new:
     corrected values of its rows, as rows of ``corpus.changes.overlay``."""
 
     key: str

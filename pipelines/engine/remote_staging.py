@@ -20,9 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from layerflow.checksums import has_sum
 from layerflow.corpus.store import Store
 from pipelines.engine import staging
+from pipelines.engine.checksums import has_sum
 from pipelines.engine.staging import (
     RECORD,
     TOKEN,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerflow.checksums import SHA256
 from layerflow.corpus import log
 from layerflow.corpus.changes.overlay import SCHEMA as OVERLAY_SCHEMA
 from layerflow.corpus.changes.overlay import Overlay
@@ -22,6 +21,7 @@ from layerflow.corpus.store import Store
 from layerflow.corpus.table import REJECTED_SCHEMA, Corpus
 from layerflow.corpus.writer import logged, record_batches, settle, write_shard
 from layerflow.outputs import corpus_output
+from pipelines.engine.checksums import SHA256
 from pipelines.engine.cutting import Piece, make_shards
 from pipelines.engine.ledger import sweep_shards
 from pipelines.engine.runner import Damaged, Place, run_units

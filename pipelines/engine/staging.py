@@ -27,10 +27,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from layerflow.checksums import XXH3, has_sum
 from layerflow.corpus.shards import read_shard
 from layerflow.corpus.writer import Hashed, arrow_stream, record_batches
 from layerflow.files import publish_folder, remove, write_json
+from pipelines.engine.checksums import KINDS, XXH3, has_sum
 
 RECORD = "unit.json"
 TOKEN = "token"
@@ -361,20 +361,20 @@ def sound_record(data: bytes) -> Record | None:
 
 def write_part(path: Path, write: Write) -> dict[str, Any]:
     """Write a part; returns what its record says of it."""
-    with Hashed(path.open("wb"), XXH3) as file:
+    with Hashed(path.open("wb"), KINDS[XXH3]) as file:
         return _about(file, write(file))
 
 
 def held_part(write: Write) -> dict[str, Any]:
     """A small part as its record holds it."""
     memory = io.BytesIO()
-    with Hashed(memory, XXH3) as file:
+    with Hashed(memory, KINDS[XXH3]) as file:
         about = _about(file, write(file))
         return {**about, HELD: base64.b64encode(zlib.compress(memory.getbuffer(), 1)).decode()}
 
 
 def _about(file: Hashed, count: int) -> dict[str, Any]:
-    return {"count": count, "bytes": file.bytes, "sum": file.sum}
+    return {"count": count, "bytes": file.bytes, "sum": f"{XXH3}:{file.digest.hexdigest()}"}
 
 
 def held_bytes(about: Mapping[str, Any]) -> bytes | None:

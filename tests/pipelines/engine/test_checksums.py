@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from layerflow.checksums import SHA256, XXH3, bytes_sum, has_sum
+from pipelines.engine.checksums import SHA256, XXH3, bytes_sum, has_sum
 
 EMPTY = {  # as the authors of the two publish them
     SHA256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
