@@ -66,7 +66,7 @@ class AutoMatting:
     """
 
     name = NAME
-    version = "2"
+    version = "3"
     needs = frozenset({BACKDROP, EARLIER, CHOSEN, SEVERAL})
     asks = True
 
@@ -132,7 +132,7 @@ class AutoMatting:
         if fused is None or not fused.mask.any():
             return by_hand(clip)
         confidence = _confidence(clip, motion, [mover, *networks], fused)
-        return Found(warp_vote(fused.mask, clip.matches), confidence, fused.looks)
+        return Found(fused.mask, confidence, fused.looks)
 
 
 def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:

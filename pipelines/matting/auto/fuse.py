@@ -20,8 +20,8 @@ from pipelines.matting.motion.graph import Graph, diffuse, parts_of
 from pipelines.matting.motion.known import familiar, restricted
 from pipelines.matting.motion.subject import grow, select, shape_score
 
-_APART = 1.5  # weight of motion where it and the networks overlap by half or less
-_SAME = 0.5  # and where they see the very same
+_AGREE = (0.5, 1.0)  # overlaps of motion and networks, and what motion weighs at each
+_MOVER = (1.5, 0.0)
 _FLOOR = 0.05  # weight of a source that sees something but is not trusted: better than nothing
 _LEVELS = (0.25, 0.6)  # thresholds that a network's field may have
 _STILL = 0.3  # residual motion over its noise; what belongs to the background has less
@@ -121,7 +121,7 @@ def _weights(sources: Sequence[Source], views: Sequence[_View]) -> np.ndarray:
     sees = np.array([bool((view.p > 0.5).any()) for view in views])
     share = np.array([1.0, *([1 / (len(views) - 1)] * (len(views) - 1))])
     together = overlap(views[0].field > 0.5, np.mean([v.field for v in views[1:]], axis=0) > 0.5)
-    share[0] = np.interp(together, [0.5, 1.0], [_APART, _SAME])
+    share[0] = np.interp(together, _AGREE, _MOVER)
     weights = share * np.where(sees, np.maximum([s.trust for s in sources], _FLOOR), 0)
     return weights / weights.sum() if weights.any() else weights
 
