@@ -12,6 +12,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -268,8 +269,9 @@ def ray_rows(
         text = f"Ray stopped: {type(error).__name__}: {_last_line(error)}"
         raise InfrastructureError(text) from error
     finally:
-        for task in flying:
-            ray.cancel(task)
+        with suppress(ray.exceptions.RayError):  # of a Ray that has ended
+            for task in flying:
+                ray.cancel(task)
 
 
 _held: dict[Any, Callable[[dict[str, str]], dict[str, str]]] = {}

@@ -198,7 +198,9 @@ def _durations(paths: Sequence[Path], deadline: float, decoders: int) -> list[fl
         with Decoder(deadline=deadline) as decoder:
             return probe(own, decoder)
 
-    if count <= 1:
+    if not paths:
+        return []
+    if count == 1:
         return probe(paths, shared_decoder(deadline))
     lengths: list[float | str] = [""] * len(paths)
     with ThreadPoolExecutor(count) as pool:

@@ -157,6 +157,28 @@ def test_units_that_ray_runs_beside_each_other_give_the_same_rows(
     assert list(there.rows()) == list(quiet.rows())
 
 
+def test_a_worker_asks_no_desk_of_an_earlier_job(tmp_path: Path, local_ray: None) -> None:
+    def said(payload: dict[str, Any], reason: str) -> Outcome:
+        return Outcome(rejected=[rejected_row(payload["uri"], "gate", reason, kind="", recipe="r")])
+
+    def leaves(payload: dict[str, Any]) -> Outcome:
+        from pipelines.engine import networks
+
+        time.sleep(0.1)  # so that both workers have some
+        networks._desks["matte"] = "an actor that ended"
+        return said(payload, "left")
+
+    def looks(payload: dict[str, Any]) -> Outcome:
+        from pipelines.engine import networks
+
+        return said(payload, f"{len(networks._desks)} desks")
+
+    how: dict[str, Any] = {"recipe": RECIPE, "workers": 2, "quiet": True}
+    run_job(units(6), leaves, out=tmp_path / "first", **how)
+    run_job(units(6), looks, out=tmp_path / "second", **how)
+    assert {row["reason"] for row in Corpus.open(tmp_path / "second").rejected()} == {"0 desks"}
+
+
 class Elsewhere:
     """What a worker cannot unpickle, as a module that its node does not have."""
 
