@@ -28,7 +28,7 @@ from pipelines.matting import (
     require,
 )
 from pipelines.matting.auto.backend import AutoMatting
-from pipelines.matting.auto.sources import overlap
+from pipelines.matting.auto.carry import overlap
 from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
 

@@ -1,15 +1,16 @@
 """Motion and every saliency network whose weights are there vote on one subject.
 
 Motion finds nothing where nothing moves, networks take what is salient besides. Each gives a field
-over the whole clip (``sources``); objects are chosen by all of them, then their outline (``fuse``);
-the matte is made soft as that of the motion backend.
+over the whole clip (``sources``); objects are chosen by all of them, then their outline (``fuse``).
+Networks look twice: at whole frames, and then closely at the subject that was found so (``looks``).
+The matte is made soft as that of the motion backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -27,9 +28,18 @@ from pipelines.matting import (
     Matte,
     check_frames,
 )
+from pipelines.matting.auto.carry import overlap
 from pipelines.matting.auto.fuse import Fused, fuse
+from pipelines.matting.auto.looks import (
+    KEY_STEP,
+    WIDE_STEP,
+    Box,
+    Network,
+    boxes_around,
+    key_frames,
+)
 from pipelines.matting.auto.networks import ALONE, NAME, which_networks
-from pipelines.matting.auto.sources import Network, Source, from_motion, from_network, overlap
+from pipelines.matting.auto.sources import Source, from_motion, from_network
 from pipelines.matting.motion.backend import (
     Clip,
     MotionMatting,
@@ -66,7 +76,7 @@ class AutoMatting:
     """
 
     name = NAME
-    version = "3"
+    version = "4"
     needs = frozenset({BACKDROP, EARLIER, CHOSEN, SEVERAL})
     asks = True
 
@@ -116,19 +126,43 @@ class AutoMatting:
         with single_thread():
             area, segments = self.motion.work_area, self.motion.segments
             clip = prepare(frames, area, segments, backdrop, earlier, chosen)
-            shape = clip.gray.shape
-            networks = [from_network(n, frames, shape, clip.matches) for n in self.networks]
-            found = subjects(clip, partial(self._look, networks), several)
+            whole = [Box(0, 0, *frames.shape[1:3])] * len(frames)
+            wide = cache(partial(self._seen, clip, frames, whole))
+            found = subjects(clip, partial(self._look, frames, wide), several)
             return mattes(frames, [(soften(clip, one.mask, frames), one) for one in found])
 
-    def _look(self, networks: Sequence[Source], clip: Clip) -> Found | None:
-        """The subject of a clip by motion and what ``networks`` say of it, or None."""
+    def _seen(
+        self, clip: Clip, frames: np.ndarray, boxes: Sequence[Box], step: int, more: int
+    ) -> list[Source]:
+        """What each network says of a box of each frame, from a look at every ``step`` frames."""
+        first, shape = key_frames(len(frames), step), clip.gray.shape
+        return [
+            from_network(n, frames, boxes, first, more, shape, clip.matches) for n in self.networks
+        ]
+
+    def _look(
+        self, frames: np.ndarray, wide: Callable[[int, int], list[Source]], clip: Clip
+    ) -> Found | None:
+        """The subject of a clip by motion and what networks say of it, or None.
+
+        ``wide``: what they say of whole frames. The subject of these is looked at closely.
+        """
         found, stability = self.motion.iterate(clip)
         mover = _mover(clip, found, stability)
+        motion = None if found is None else found.motion
+        networks = wide(WIDE_STEP, 0) if mover.trust >= 0.5 else wide(KEY_STEP, 2)
+        about = fuse(clip, mover, networks, motion, roughly=True)
+        fused = None
+        if about is not None and about.mask.any():
+            boxes = boxes_around(about.mask, frames.shape[1:3])
+            close = self._seen(clip, frames, boxes, KEY_STEP, 2)
+            fused = fuse(clip, mover, close, motion)
+            if fused is None:
+                fused = fuse(clip, mover, networks, motion)
+            else:
+                networks = close
         if self.observe is not None:
             self.observe([mover, *networks])
-        motion = None if found is None else found.motion
-        fused = fuse(clip, mover, networks, motion)
         if fused is None or not fused.mask.any():
             return by_hand(clip)
         confidence = _confidence(clip, motion, [mover, *networks], fused)

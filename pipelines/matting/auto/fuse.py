@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipelines.matting.auto.sources import Source, overlap
+from pipelines.matting.auto.carry import overlap
+from pipelines.matting.auto.sources import Source
 from pipelines.matting.motion.backend import Clip
 from pipelines.matting.motion.decide import outline, sweep
 from pipelines.matting.motion.graph import Graph, diffuse, parts_of
@@ -49,12 +50,17 @@ class _View:
 
 
 def fuse(
-    clip: Clip, mover: Source, networks: Sequence[Source], motion: np.ndarray | None
+    clip: Clip,
+    mover: Source,
+    networks: Sequence[Source],
+    motion: np.ndarray | None,
+    roughly: bool = False,
 ) -> Fused | None:
     """The subject that a mover and networks agree on best; None where none of them sees one, or
     none where it was chosen by hand.
 
-    ``motion``: residual motion over its noise, [T, h, w], None if nothing moves.
+    ``motion``: residual motion over its noise, [T, h, w], None if nothing moves; ``roughly``: where
+    it is will do, without colours and contours.
     """
     graph, sources = clip.graph, [mover, *networks]
     views = [_of_mover(graph, mover), *(_of_network(graph, source) for source in networks)]
@@ -67,7 +73,8 @@ def fuse(
     if motion is not None:
         seen = np.mean([view.p for view in views[1:]], axis=0)
         silent = _moves_too(graph, views[0].p > 0.5, seen > 0.5, graph.mean(motion))
-    p = _mixed([view.p for view in views], weights, ~silent)
+    everywhere = np.ones(len(graph.area), bool)
+    p = _mixed([view.p for view in views], weights, [~silent, *[everywhere] * len(networks)])
     p = restricted(graph, np.where(clip.others, 0.0, p), clip.known)
     if not (p > 0.5).any():
         return None
@@ -75,9 +82,12 @@ def fuse(
     chosen, looks = _best(clip, part, p)
     if not chosen.any():
         return None
-    near = graph.paint(grow(graph, chosen) & ((part < 0) | chosen))
-    field = near * _mixed([view.field for view in views], weights, graph.paint(~silent))
-    mask = outline(field, clip.colours, clip.contrast)
+    near = grow(graph, chosen) & ((part < 0) | chosen)
+    # Beside the subject a source that was overruled there says nothing of the outline either.
+    heard = [near & ~((view.p > 0.5) & ~chosen) for view in views]
+    heard[0] &= ~silent
+    field = _mixed([view.field for view in views], weights, [graph.paint(h) for h in heard])
+    mask = field > 0.5 if roughly else outline(field, clip.colours, clip.contrast)
     names = [source.name for source in sources]
     return Fused(field, mask, dict(zip(names, weights.tolist(), strict=True)), looks)
 
@@ -126,13 +136,14 @@ def _weights(sources: Sequence[Source], views: Sequence[_View]) -> np.ndarray:
     return weights / weights.sum() if weights.any() else weights
 
 
-def _mixed(fields: Sequence[np.ndarray], weights: np.ndarray, heard: np.ndarray) -> np.ndarray:
-    """The weighted mean of fields; ``heard``: where the first counts."""
-    first = weights[0] * heard
-    total = first * fields[0]
-    for weight, field in zip(weights[1:], fields[1:], strict=True):
-        total = total + weight * field
-    return np.asarray(total / np.maximum(first + weights[1:].sum(), 1e-6))
+def _mixed(
+    fields: Sequence[np.ndarray], weights: np.ndarray, heard: Sequence[np.ndarray]
+) -> np.ndarray:
+    """The weighted mean of fields, each where it is ``heard``; 0 where none is."""
+    given = list(zip(weights, heard, fields, strict=True))
+    total = sum(weight * where * field for weight, where, field in given)
+    mass = sum(weight * where for weight, where, _ in given)
+    return np.asarray(total / np.maximum(mass, 1e-6), np.float32)
 
 
 def _moves_too(graph: Graph, mover: np.ndarray, seen: np.ndarray, speed: np.ndarray) -> np.ndarray:

@@ -19,27 +19,17 @@ from pipelines.engine.jobs import make_recipe
 from pipelines.gates import judge
 from pipelines.matting import make_backend
 from pipelines.matting.auto.backend import AutoMatting
+from pipelines.matting.auto.carry import carry
+from pipelines.matting.auto.looks import Box, Seen, boxes_around, key_frames, look
 from pipelines.matting.auto.networks import resolved
-from pipelines.matting.auto.sources import carry, key_frames
 from pipelines.mine import job
 from pipelines.mine.window import matting_backend
-from pipelines.vision.evidence import match
+from pipelines.vision.evidence import Matches, grid, match
 from pipelines.vision.registration import register
 from tests.support.matting_clips import Truth, mean_iou, moving_disc
 from tests.support.mined import green_screen, options
+from tests.support.salient import Salient
 from tests.support.tiny_networks import disc_mask, make_onnx
-
-
-class Salient:
-    """A network that has learnt by heart what it sees in a clip, float [T, H, W]."""
-
-    def __init__(self, frames: np.ndarray, answer: np.ndarray, name: str = "u2netp") -> None:
-        self.name = name
-        self._known = list(zip(frames, answer, strict=True))
-
-    def predict(self, frames: np.ndarray) -> np.ndarray:
-        found = [next(a for f, a in self._known if np.array_equal(f, frame)) for frame in frames]
-        return np.stack([cv2.GaussianBlur(a.astype(np.float32), (0, 0), 2) for a in found])
 
 
 def still_disc() -> Truth:
@@ -119,11 +109,69 @@ def test_a_field_of_key_frames_is_carried_along_the_flow() -> None:
     matches = match(gray, register(gray), 1)
     keys = key_frames(9)
     assert keys == [2, 6]
-    found, steady = carry(clip.alpha[keys], keys, clip.alpha.shape, matches)
-    assert mean_iou(found, clip.alpha) > 0.95 and steady > 0.9
+    found, same = carry(clip.alpha[keys], keys, 9, matches)
+    assert mean_iou(found, clip.alpha) > 0.95 and same[2, 6] > 0.9 and len(same) == 1
     swapped = np.stack([clip.alpha[2], np.roll(clip.alpha[6], 80, axis=1)])
-    assert carry(swapped, keys, clip.alpha.shape, matches)[1] < 0.2
+    assert carry(swapped, keys, 9, matches)[1][2, 6] < 0.2
     assert [key_frames(n) for n in (1, 2, 16)] == [[0], [1], [2, 6, 10, 14]]
+
+
+def still_matches(count: int, size: tuple[int, int]) -> list[Matches]:
+    """Flow that says that nothing moves."""
+    pairs = [(t, t + step) for t in range(count) for step in (-1, 1) if 0 <= t + step < count]
+    return [Matches(a, b, grid(*size)) for a, b in pairs]
+
+
+def test_a_network_looks_again_only_where_what_it_saw_does_not_fit() -> None:
+    calm = np.zeros((16, 40, 60), np.float32)
+    calm[:, 10:20, 10:20] = 1
+    fast = calm.copy()
+    fast[8:] = np.roll(calm[8:], 30, axis=2)  # the flow knows nothing of it
+    asked: list[list[int]] = []
+
+    def seen(truth: np.ndarray) -> Seen:
+        def ask(frames: list[int]) -> np.ndarray:
+            asked.append(frames)
+            return truth[frames]
+
+        asked.clear()
+        return look(ask, key_frames(16), 2, 16, still_matches(16, (40, 60)))
+
+    found = seen(calm)
+    assert asked == [[2, 6, 10, 14]] == [found.frames] and found.steady == 1.0
+    found = seen(fast)
+    assert asked == [[2, 6, 10, 14], [8], [7]] and found.frames == [2, 6, 7, 8, 10, 14]
+    assert np.array_equal(found.field >= 0.5, fast >= 0.5)
+    assert found.steady == pytest.approx(0.8)  # four of five pairs are the same thing
+    blind = calm.copy()
+    blind[6] = 0.1  # nothing is sure there: it says nothing, and the frames beside it are asked
+    found = seen(blind)
+    assert asked[1] == [4, 8] and np.array_equal(found.field >= 0.5, calm >= 0.5)
+    assert not seen(np.zeros_like(calm)).field.any()
+
+
+def test_boxes_hold_the_subject_with_a_margin_and_are_the_frame_for_a_large_one() -> None:
+    mask = np.zeros((3, 48, 72), bool)
+    mask[0, 10:20, 30:40] = True
+    mask[2, 40:48, 60:72] = True  # in the corner
+    one, same, corner = boxes_around(mask, (480, 720))
+    assert one == same  # of a frame without it: of the nearest one
+    assert one.top < 90 < 210 < one.top + one.height and one.left < 290
+    assert 100 < one.height < 200 and one.height == one.width
+    assert corner.top + corner.height == 480 and corner.left + corner.width == 720
+    mask[:] = True
+    assert boxes_around(mask, (480, 720)) == [Box(0, 0, 480, 720)] * 3
+
+
+def test_a_small_subject_is_looked_at_closely() -> None:
+    clip = moving_disc(8, pan=0.0, radius=14)
+    network = Salient(clip.frames, clip.alpha)
+    matte = AutoMatting(networks=[network])(clip.frames)
+    assert mean_iou(matte.alpha, clip.alpha) > 0.9
+    whole = [size for size in network.shown if size == (160, 240)]
+    close = [size for size in network.shown if size != (160, 240)]
+    assert len(whole) == len(close) == 2 or len(whole) < len(close)
+    assert all(28 < height <= 60 and 28 < width <= 60 for height, width in close)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.motion.backend import MotionMatting
 from pipelines.matting.sam2 import Sam2Matting
 from tests.support.matting_clips import mean_iou, moving_disc, two_movers
+from tests.support.salient import Salient
 from tests.support.tiny_networks import disc_mask
 
 CLIP = two_movers(6)
@@ -23,24 +23,9 @@ def motion() -> MotionMatting:
 
 def auto(answer: np.ndarray) -> AutoMatting:
     """Motion and a network that sees the same as ``answer``, float [T, H, W]."""
-    backend = AutoMatting(networks=[Sees(answer)])
+    backend = AutoMatting(networks=[Salient(CLIP.frames, answer)])
     backend.motion = motion()
     return backend
-
-
-class Sees:
-    """A network that sees the same on every frame that it is shown, float [H, W] a frame."""
-
-    name = "u2netp"
-
-    def __init__(self, answer: np.ndarray) -> None:
-        self.answer = answer
-
-    def predict(self, frames: np.ndarray) -> np.ndarray:
-        keys = [
-            next(t for t, f in enumerate(CLIP.frames) if (f == frame).all()) for frame in frames
-        ]
-        return np.stack([cv2.GaussianBlur(self.answer[t], (0, 0), 2) for t in keys])
 
 
 def box(x0: int, y0: int, x1: int, y1: int, size: tuple[int, int] = (96, 160)) -> np.ndarray:
