@@ -159,8 +159,8 @@ class AutoMatting:
             fused = fuse(clip, mover, close, motion)
             if fused is None:
                 fused = fuse(clip, mover, networks, motion)
-            else:
-                networks = close
+            else:  # one that sees nothing there keeps its vote for what it sees elsewhere
+                networks = [c if c.trust else w for c, w in zip(close, networks, strict=True)]
         if self.observe is not None:
             self.observe([mover, *networks])
         if fused is None or not fused.mask.any():

@@ -112,24 +112,28 @@ def look(
         fields = over_the_clip(np.stack([said[t] for t in frames]))
         sure = [place for place, field in enumerate(fields) if field.any()] or [*range(len(fields))]
         field, same = carry(fields[sure], [frames[place] for place in sure], count, matches)
-        wanted = _between(frames, same, count)
+        speaks = {frames[place] for place in sure}
+        wanted = _between(frames, speaks, same, count)
         if not (left and wanted):
             break
-    return Seen(field, float(np.mean([*same.values()])) if same else 1.0, frames)
+    share = min(1.0, 2 * len(speaks & set(first)) / len(first))  # half of them may say nothing
+    return Seen(field, share * (float(np.mean([*same.values()])) if same else 1.0), frames)
 
 
-def _between(frames: list[int], same: dict[tuple[int, int], float], count: int) -> list[int]:
-    """Frames half way between looks that are not the same thing or say nothing, in order."""
-    if not same:
-        return []
+def _between(
+    frames: list[int], speaks: set[int], same: dict[tuple[int, int], float], count: int
+) -> list[int]:
+    """Frames half way between looks that are not the same thing, and between one that says
+    something and one that does not, in order."""
     pairs, low, high = list(same), frames[0], frames[-1]
     apart = {pair for pair, much in same.items() if much < _SAME}
-    said = {t for pair in pairs for t in pair}
     found = {
         (a + b) // 2
         for a, b in itertools.pairwise(frames)
-        if not {a, b} <= said or any(one <= a and b <= other for one, other in apart)
+        if len({a, b} & speaks) == 1 or any(one <= a and b <= other for one, other in apart)
     }
-    found |= {low // 2} if pairs[0] in apart else set()
-    found |= {(high + count) // 2} if pairs[-1] in apart else set()
+    if pairs and pairs[0] in apart:
+        found.add(low // 2)
+    if pairs and pairs[-1] in apart:
+        found.add((high + count) // 2)
     return sorted(found - set(frames))
