@@ -9,7 +9,7 @@ dtSSD, 100 x sqrt(mean((da - da*)^2)) over neighbouring frames; F, the F-measure
 one half within 0.8 % of the diagonal, mean over frames; CPU seconds a frame of the matting alone;
 the recomposition error before encoding and, where the true background is known, the PSNR of
 the clean plate inside the hole (and of what was seen of it). ``chroma`` gets the subjects before a
-green screen, ``alpha`` the true mattes. The last columns say whether the gates
+green screen, ``alpha`` the true mattes. The last columns say which of the gates ``coarse``,
 ``standard`` and ``strict`` take the clip. ``--mattes-only`` leaves out what follows the matting.
 Without ``--matting`` every backend that runs here without further files is tried: ``auto`` takes
 the networks of ``layerflow weights list``, and each of these is tried alone as ``onnx``. A table of
@@ -43,6 +43,7 @@ from pipelines.mine.survey import Candidate, Findings
 from pipelines.mine.window import Video, Window
 from pipelines.vision.numerics import dilate
 
+GATES = ("coarse", "standard", "strict")
 SCREEN = (30, 190, 60)  # RGB of the screen that ``chroma`` is tried on
 
 
@@ -69,8 +70,7 @@ class Result:
     recomposition: float = float("nan")
     psnr: float = float("nan")
     psnr_seen: float = float("nan")
-    standard: bool = False
-    strict: bool = False
+    taken: tuple[str, ...] = ()  # by these gates
 
 
 def known_clips(source: Path, limit: int | None) -> Iterator[Known]:
@@ -128,8 +128,7 @@ def measure(clip: Known, backend: MattingBackend, mattes_only: bool) -> tuple[Re
         recomposition=scores["recomposition_error"],
         psnr=_psnr(plate.background, clip.background, plate.hole),
         psnr_seen=_psnr(plate.background, clip.background, plate.hole & plate.seen),
-        standard=judge(scores, "standard") is None,
-        strict=judge(scores, "strict") is None,
+        taken=tuple(gate for gate in GATES if judge(scores, gate) is None),
     )
     return result, alpha
 
@@ -238,9 +237,8 @@ def main() -> None:
                     continue
                 result, alpha = measure(clip, backend, options.mattes_only)
                 results.append(result)
-                gates = [name for name in ("standard", "strict") if getattr(result, name)]
                 values = [getattr(result, f.name) for f in fields(result)][: len(COLUMNS)]
-                said = "" if options.mattes_only else " ".join(gates) or "rejected"
+                said = "" if options.mattes_only else " ".join(result.taken) or "rejected"
                 print(line(clip.name, values, said), flush=True)
                 if options.save is not None:
                     options.save.mkdir(parents=True, exist_ok=True)
@@ -249,8 +247,8 @@ def main() -> None:
                     )
             table.append(summary(f"{title}: {source.name}", results))
             print(summary(f"{source.name}, all", results))
-            for gate in () if options.mattes_only else ("standard", "strict"):
-                print(summary(f"{source.name}, {gate}", [r for r in results if getattr(r, gate)]))
+            for gate in () if options.mattes_only else GATES:
+                print(summary(f"{source.name}, {gate}", [r for r in results if gate in r.taken]))
     print("\n" + "\n".join([f"{'means':24} " + " ".join(f"{n:>8}" for n in COLUMNS), *table]))
 
 

@@ -116,21 +116,19 @@ def look(
         wanted = _between(frames, speaks, same, count)
         if not (left and wanted):
             break
-    share = min(1.0, 2 * len(speaks & set(first)) / len(first))  # half of them may say nothing
-    return Seen(field, share * (float(np.mean([*same.values()])) if same else 1.0), frames)
+    return Seen(field, float(np.mean([*same.values()])) if same else 1.0, frames)
 
 
 def _between(
     frames: list[int], speaks: set[int], same: dict[tuple[int, int], float], count: int
 ) -> list[int]:
-    """Frames half way between looks that are not the same thing, and between one that says
-    something and one that does not, in order."""
+    """Frames half way between looks that are not the same thing or say nothing, in order."""
     pairs, low, high = list(same), frames[0], frames[-1]
     apart = {pair for pair, much in same.items() if much < _SAME}
     found = {
         (a + b) // 2
         for a, b in itertools.pairwise(frames)
-        if len({a, b} & speaks) == 1 or any(one <= a and b <= other for one, other in apart)
+        if not {a, b} <= speaks or any(one <= a and b <= other for one, other in apart)
     }
     if pairs and pairs[0] in apart:
         found.add(low // 2)
