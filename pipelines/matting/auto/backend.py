@@ -151,16 +151,13 @@ class AutoMatting:
         mover = _mover(clip, found, stability)
         motion = None if found is None else found.motion
         networks = wide(WIDE_STEP, 0) if mover.trust >= 0.5 else wide(KEY_STEP, 2)
-        about = fuse(clip, mover, networks, motion, roughly=True)
-        fused = None
-        if about is not None and about.mask.any():
-            boxes = boxes_around(about.mask, frames.shape[1:3])
+        fused = fuse(clip, mover, networks, motion)
+        if fused is not None and fused.mask.any():
+            boxes = boxes_around(fused.mask, frames.shape[1:3])
             close = self._seen(clip, frames, boxes, KEY_STEP, 2)
-            fused = fuse(clip, mover, close, motion)
-            if fused is None:
-                fused = fuse(clip, mover, networks, motion)
-            else:  # one that sees nothing there keeps its vote for what it sees elsewhere
-                networks = [c if c.trust else w for c, w in zip(close, networks, strict=True)]
+            fused = fuse(clip, mover, close, motion) or fused
+            # One that sees nothing there keeps its vote for what it sees elsewhere.
+            networks = [c if c.trust else w for c, w in zip(close, networks, strict=True)]
         if self.observe is not None:
             self.observe([mover, *networks])
         if fused is None or not fused.mask.any():

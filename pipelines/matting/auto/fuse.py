@@ -50,17 +50,12 @@ class _View:
 
 
 def fuse(
-    clip: Clip,
-    mover: Source,
-    networks: Sequence[Source],
-    motion: np.ndarray | None,
-    roughly: bool = False,
+    clip: Clip, mover: Source, networks: Sequence[Source], motion: np.ndarray | None
 ) -> Fused | None:
     """The subject that a mover and networks agree on best; None where none of them sees one, or
     none where it was chosen by hand.
 
-    ``motion``: residual motion over its noise, [T, h, w], None if nothing moves; ``roughly``: where
-    it is will do, without colours and contours.
+    ``motion``: residual motion over its noise, [T, h, w], None if nothing moves.
     """
     graph, sources = clip.graph, [mover, *networks]
     views = [_of_mover(graph, mover), *(_of_network(graph, source) for source in networks)]
@@ -87,7 +82,7 @@ def fuse(
     heard = [near & ~((view.p > 0.5) & ~chosen) for view in views]
     heard[0] &= ~silent
     field = _mixed([view.field for view in views], weights, [graph.paint(h) for h in heard])
-    mask = field > 0.5 if roughly else outline(field, clip.colours, clip.contrast)
+    mask = outline(field, clip.colours, clip.contrast)
     names = [source.name for source in sources]
     return Fused(field, mask, dict(zip(names, weights.tolist(), strict=True)), looks)
 

@@ -122,7 +122,12 @@ def look(
 def _between(
     frames: list[int], speaks: set[int], same: dict[tuple[int, int], float], count: int
 ) -> list[int]:
-    """Frames half way between looks that are not the same thing or say nothing, in order."""
+    """Frames half way between looks that are not the same thing or say nothing, in order.
+
+    None where fewer than two say anything.
+    """
+    if not same:
+        return []
     pairs, low, high = list(same), frames[0], frames[-1]
     apart = {pair for pair, much in same.items() if much < _SAME}
     found = {
@@ -130,8 +135,8 @@ def _between(
         for a, b in itertools.pairwise(frames)
         if not {a, b} <= speaks or any(one <= a and b <= other for one, other in apart)
     }
-    if pairs and pairs[0] in apart:
+    if pairs[0] in apart:
         found.add(low // 2)
-    if pairs and pairs[-1] in apart:
+    if pairs[-1] in apart:
         found.add((high + count) // 2)
     return sorted(found - set(frames))

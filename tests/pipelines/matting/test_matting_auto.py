@@ -38,7 +38,7 @@ def still_disc() -> Truth:
 
 def standing_aside(count: int) -> np.ndarray:
     """A still disc in the corner of frames of 160x240, where nothing is to be seen."""
-    return np.repeat(disc_mask(160, 240, 36, 36, 26)[None], count, axis=0)
+    return np.repeat(disc_mask(160, 240, 26, 26, 18)[None], count, axis=0)
 
 
 def test_a_subject_that_stands_still_is_taken_from_the_network() -> None:
@@ -149,7 +149,7 @@ def test_a_network_looks_again_only_where_what_it_saw_does_not_fit() -> None:
     assert asked[1] == [4, 8] and np.array_equal(found.field >= 0.5, calm >= 0.5)
     blind[:12] = 0.1
     found = seen(blind)
-    assert asked[1:] == [[4, 8, 12], [3, 5, 7, 9, 11]]
+    assert asked[1:] == []  # one of four looks: it goes no further
     assert np.array_equal(found.field >= 0.5, calm >= 0.5)
     assert not seen(np.zeros_like(calm)).field.any()
 
