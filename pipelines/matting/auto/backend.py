@@ -56,6 +56,8 @@ from pipelines.matting.stabilise import matte_from_predictions
 from pipelines.vision.numerics import single_thread
 
 PREDICT = ("predict",)
+_SURE = 0.5  # trust in motion from which few looks at whole frames will do
+_MORE = 2  # times that networks look between looks that do not fit
 _PASSES = 2  # of motion beside networks: the third costs as much as they do and adds less
 
 
@@ -150,13 +152,15 @@ class AutoMatting:
         found, stability = self.motion.iterate(clip)
         mover = _mover(clip, found, stability)
         motion = None if found is None else found.motion
-        networks = wide(WIDE_STEP, 0) if mover.trust >= 0.5 else wide(KEY_STEP, 2)
+        sure = mover.trust >= _SURE
+        networks = wide(WIDE_STEP, 0) if sure else wide(KEY_STEP, _MORE)
         fused = fuse(clip, mover, networks, motion)
         if fused is not None and fused.mask.any():
             boxes = boxes_around(fused.mask, frames.shape[1:3])
-            close = self._seen(clip, frames, boxes, KEY_STEP, 2)
+            seen = self._seen(clip, frames, boxes, KEY_STEP, _MORE)
+            close = [_at(clip, source, fused.mask) for source in seen]
             fused = fuse(clip, mover, close, motion) or fused
-            # One that sees nothing there keeps its vote for what it sees elsewhere.
+            # One that sees nothing of it keeps its vote for what it sees elsewhere.
             networks = [c if c.trust else w for c, w in zip(close, networks, strict=True)]
         if self.observe is not None:
             self.observe([mover, *networks])

@@ -38,7 +38,7 @@ def still_disc() -> Truth:
 
 def standing_aside(count: int) -> np.ndarray:
     """A still disc in the corner of frames of 160x240, where nothing is to be seen."""
-    return np.repeat(disc_mask(160, 240, 26, 26, 18)[None], count, axis=0)
+    return np.repeat(disc_mask(160, 240, 36, 36, 26)[None], count, axis=0)
 
 
 def test_a_subject_that_stands_still_is_taken_from_the_network() -> None:
