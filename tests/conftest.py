@@ -12,6 +12,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A Ray that its first call starts by itself is not set up as jobs do, and outlives its test.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # rembg imports pymatting, which compiles for a minute on first import what no test calls.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")

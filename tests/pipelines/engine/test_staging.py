@@ -412,14 +412,13 @@ def test_in_a_large_job_a_tenth_that_fails_alike_is_a_mass_failure() -> None:
 
 
 def test_ray_that_ends_stops_the_job(
-    tmp_path: Path, quiet: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quiet: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, local_ray: None
 ) -> None:
     import ray
 
     def ended() -> dict[str, float]:
         raise ray.exceptions.RaySystemError("the head is gone")
 
-    monkeypatch.setattr("pipelines.engine.cluster.start_ray", lambda workers: None)
     monkeypatch.setattr(ray, "cluster_resources", ended)
     with pytest.raises(InfrastructureError, match=r"Ray stopped.*the head is gone"):
         run(tmp_path / "c", workers=2)
