@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -32,8 +32,10 @@ from pipelines.matting.auto.carry import overlap
 from pipelines.matting.auto.fuse import Fused, fuse
 from pipelines.matting.auto.looks import (
     KEY_STEP,
+    SAME,
     WIDE_STEP,
     Box,
+    Looks,
     Network,
     boxes_around,
     key_frames,
@@ -128,46 +130,64 @@ class AutoMatting:
         with single_thread():
             area, segments = self.motion.work_area, self.motion.segments
             clip = prepare(frames, area, segments, backdrop, earlier, chosen)
-            whole = [Box(0, 0, *frames.shape[1:3])] * len(frames)
-            wide = cache(partial(self._seen, clip, frames, whole))
-            found = subjects(clip, partial(self._look, frames, wide), several)
+            looks = [Looks(network, frames, clip.gray.shape[1:]) for network in self.networks]
+            found = subjects(clip, partial(self._look, looks), several)
             return mattes(frames, [(soften(clip, one.mask, frames), one) for one in found])
 
-    def _seen(
-        self, clip: Clip, frames: np.ndarray, boxes: Sequence[Box], step: int, more: int
-    ) -> list[Source]:
-        """What each network says of a box of each frame, from a look at every ``step`` frames."""
-        first, shape = key_frames(len(frames), step), clip.gray.shape
-        return [
-            from_network(n, frames, boxes, first, more, shape, clip.matches) for n in self.networks
-        ]
-
-    def _look(
-        self, frames: np.ndarray, wide: Callable[[int, int], list[Source]], clip: Clip
-    ) -> Found | None:
-        """The subject of a clip by motion and what networks say of it, or None.
-
-        ``wide``: what they say of whole frames. The subject of these is looked at closely.
-        """
+    def _look(self, looks: Sequence[Looks], clip: Clip) -> Found | None:
+        """The subject of a clip by motion and what networks say of it, or None."""
         found, stability = self.motion.iterate(clip)
         mover = _mover(clip, found, stability)
         motion = None if found is None else found.motion
-        sure = mover.trust >= _SURE
-        networks = wide(WIDE_STEP, 0) if sure else wide(KEY_STEP, _MORE)
-        fused = fuse(clip, mover, networks, motion)
-        if fused is not None and fused.mask.any():
-            boxes = boxes_around(fused.mask, frames.shape[1:3])
-            seen = self._seen(clip, frames, boxes, KEY_STEP, _MORE)
-            close = [_at(clip, source, fused.mask) for source in seen]
-            fused = fuse(clip, mover, close, motion) or fused
-            # One that sees nothing of it keeps its vote for what it sees elsewhere.
-            networks = [c if c.trust else w for c, w in zip(close, networks, strict=True)]
+        networks, fused = _agreed(clip, looks, mover, motion)
         if self.observe is not None:
             self.observe([mover, *networks])
         if fused is None or not fused.mask.any():
             return by_hand(clip)
         confidence = _confidence(clip, motion, [mover, *networks], fused)
         return Found(fused.mask, confidence, fused.looks)
+
+
+def _agreed(
+    clip: Clip, looks: Sequence[Looks], mover: Source, motion: np.ndarray | None
+) -> tuple[list[Source], Fused | None]:
+    """What networks say of a subject that they looked at closely, and what comes of all votes.
+
+    Where motion is sure of a subject they look at that. Unless all of them see the same there, they
+    look at whole frames, and then at what was found in these.
+    """
+    size, boxes = looks[0].frames.shape[1:3], None
+    sure, moves = mover.trust >= _SURE, mover.field >= 0.5
+    if sure:
+        boxes = boxes_around(moves, size)
+        close = _closely(clip, looks, boxes, moves)
+        if all(min(one.steady, overlap(one.field >= 0.5, moves)) >= SAME for one in close):
+            return close, fuse(clip, mover, close, motion)
+    whole = [Box(0, 0, *size)] * len(moves)
+    step, more = (WIDE_STEP, 0) if sure else (KEY_STEP, _MORE)
+    wide = _seen(clip, looks, whole, step, more)
+    fused = fuse(clip, mover, wide, motion)
+    if fused is None or not fused.mask.any():
+        return wide, fused
+    close = _closely(clip, looks, boxes_around(fused.mask, size, boxes), fused.mask)
+    # One that sees nothing of it keeps its vote for what it sees elsewhere.
+    heard = [c if c.trust else w for c, w in zip(close, wide, strict=True)]
+    return heard, fuse(clip, mover, close, motion) or fused
+
+
+def _closely(
+    clip: Clip, looks: Sequence[Looks], boxes: Sequence[Box], mask: np.ndarray
+) -> list[Source]:
+    """What each network says of the subject of a mask, bool [T, h, w], in a box of each frame."""
+    return [_at(clip, source, mask) for source in _seen(clip, looks, boxes, KEY_STEP, _MORE)]
+
+
+def _seen(
+    clip: Clip, looks: Sequence[Looks], boxes: Sequence[Box], step: int, more: int
+) -> list[Source]:
+    """What each network says of a box of each frame, from looks at every ``step`` frames."""
+    first = key_frames(len(boxes), step)
+    return [from_network(one, boxes, first, more, clip.matches) for one in looks]
 
 
 def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:

@@ -8,10 +8,11 @@ there, and other things compete with it; a box around it has neither fault.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from pipelines.matting.auto.carry import carry
@@ -20,10 +21,11 @@ from pipelines.vision.evidence import Matches
 
 KEY_STEP = 4  # frames between two looks at a calm clip
 WIDE_STEP = 8  # the same where motion already says where the subject is
-_SAME = 0.7  # looks at neighbouring key frames that overlap by less are too far apart
+SAME = 0.7  # what overlaps by less (IoU) is not the same thing
 _MARGIN = 0.35  # around the subject, of the root of its box's area
 _GRADES = 1.1  # boxes have sizes of these steps, so that few calls hold them all
 _LARGE = 0.7  # of the frame: a box of more is the frame
+_FITS = 0.9  # boxes that overlap by this much (IoU) show the same
 
 
 class Network(Protocol):
@@ -49,22 +51,65 @@ class Box:
     def part(self) -> tuple[slice, slice]:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
+    def fits(self, other: Box) -> bool:
+        """Whether this one may stand for the other: they overlap by most of both (IoU)."""
+        down = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
+        along = min(self.left + self.width, other.left + other.width) - max(self.left, other.left)
+        both = max(0, down) * max(0, along)
+        return both >= _FITS * (self.height * self.width + other.height * other.width - both)
+
+
+class Looks:
+    """What a network says of boxes of some frames, uint8 [T, H, W, 3], at ``size`` (h, w).
+
+    The same look is not taken twice.
+    """
+
+    def __init__(self, network: Network, frames: np.ndarray, size: tuple[int, int]) -> None:
+        self.name, self.frames, self.size = network.name, frames, size
+        self._network = network
+        self._said: dict[tuple[int, Box], np.ndarray] = {}
+
+    def ask(self, boxes: Sequence[Box], wanted: Sequence[int]) -> np.ndarray:
+        """Probabilities float32 [K, h, w] of the box of each wanted frame, 0 outside of it.
+
+        ``boxes``: one of each frame of the clip. Those of one size are asked for together.
+        """
+        looks = [(t, boxes[t]) for t in wanted]
+        new = [one for one in looks if one not in self._said]
+        whole = np.zeros(self.frames.shape[1:3], np.float32)
+        for extent in dict.fromkeys((box.height, box.width) for _, box in new):
+            these = [(t, box) for t, box in new if (box.height, box.width) == extent]
+            shown = np.stack([self.frames[t][box.part] for t, box in these])
+            for (t, box), answer in zip(these, self._network.predict(shown), strict=True):
+                whole[:] = 0
+                whole[box.part] = answer
+                small = cv2.resize(whole, self.size[::-1], interpolation=cv2.INTER_AREA)
+                self._said[t, box] = small
+        return np.stack([self._said[one] for one in looks])
+
 
 def key_frames(count: int, step: int = KEY_STEP) -> list[int]:
     """The frames that a network sees first: the middle of every ``step``."""
     return list(range(min(step // 2, count - 1), count, step))
 
 
-def boxes_around(mask: np.ndarray, size: tuple[int, int]) -> list[Box]:
+def boxes_around(
+    mask: np.ndarray, size: tuple[int, int], earlier: Sequence[Box] | None = None
+) -> list[Box]:
     """A box of each frame of ``size`` (H, W) around the subject, bool [T, h, w], not all empty.
 
-    A frame without it has the box of the nearest one that has it. Sizes are of few grades.
+    A frame without it has the box of the nearest one that has it. Sizes are of few grades. Of
+    ``earlier`` boxes, one of each frame, those that fit are kept.
     """
     height, width = size
     scale = np.array([height / mask.shape[1], width / mask.shape[2]])
     here = np.flatnonzero(mask.any((1, 2)))
     made = {int(t): _box(mask[t], scale, np.array(size)) for t in here}
-    return [made[int(here[np.abs(here - t).argmin()])] for t in range(len(mask))]
+    boxes = [made[int(here[np.abs(here - t).argmin()])] for t in range(len(mask))]
+    if earlier is None:
+        return boxes
+    return [old if old.fits(new) else new for old, new in zip(earlier, boxes, strict=True)]
 
 
 def _box(mask: np.ndarray, scale: np.ndarray, size: np.ndarray) -> Box:
@@ -129,7 +174,7 @@ def _between(
     if not same:
         return []
     pairs, low, high = list(same), frames[0], frames[-1]
-    apart = {pair for pair, much in same.items() if much < _SAME}
+    apart = {pair for pair, much in same.items() if much < SAME}
     found = {
         (a + b) // 2
         for a, b in itertools.pairwise(frames)

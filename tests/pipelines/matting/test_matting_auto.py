@@ -20,7 +20,7 @@ from pipelines.gates import judge
 from pipelines.matting import make_backend
 from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.carry import carry
-from pipelines.matting.auto.looks import Box, Seen, boxes_around, key_frames, look
+from pipelines.matting.auto.looks import Box, Looks, Seen, boxes_around, key_frames, look
 from pipelines.matting.auto.networks import resolved
 from pipelines.mine import job
 from pipelines.mine.window import matting_backend
@@ -167,15 +167,53 @@ def test_boxes_hold_the_subject_with_a_margin_and_are_the_frame_for_a_large_one(
     assert boxes_around(mask, (480, 720)) == [Box(0, 0, 480, 720)] * 3
 
 
+def looks_of(clip: Truth, answer: np.ndarray) -> tuple[int, int]:
+    """How often a network that answers so is shown the whole frame, and how often a part of it."""
+    network = Salient(clip.frames, answer)
+    AutoMatting(networks=[network])(clip.frames)
+    whole = network.shown.count(clip.frames.shape[1:3])
+    return whole, len(network.shown) - whole
+
+
+def test_networks_look_first_at_what_motion_is_sure_of_else_at_whole_frames() -> None:
+    moves = moving_disc(8, pan=0.0, radius=14)
+    still = moving_disc(8, pan=0.0, speed=0.0, radius=14)
+    # It is what networks see too: nothing else is looked at.
+    assert looks_of(moves, moves.alpha) == (0, len(key_frames(8)))
+    # They see nothing there, then something else elsewhere, and the box of the mover is known.
+    assert looks_of(moves, standing_aside(8)) == (1, len(key_frames(8)))
+    whole, part = looks_of(still, still.alpha)
+    assert whole == len(key_frames(8)) == part
+
+
 def test_a_small_subject_is_looked_at_closely() -> None:
-    clip = moving_disc(8, pan=0.0, radius=14)
+    for speed in (0.0, 2.0):
+        clip = moving_disc(8, pan=0.0, radius=14, speed=speed)
+        network = Salient(clip.frames, clip.alpha)
+        matte = AutoMatting(networks=[network])(clip.frames)
+        assert mean_iou(matte.alpha, clip.alpha) > 0.9
+        close = [size for size in network.shown if size != (160, 240)]
+        assert close and all(28 < height <= 60 and 28 < width <= 60 for height, width in close)
+
+
+def test_no_look_is_taken_twice_and_boxes_that_fit_are_kept() -> None:
+    clip = moving_disc(3, pan=0.0)
     network = Salient(clip.frames, clip.alpha)
-    matte = AutoMatting(networks=[network])(clip.frames)
-    assert mean_iou(matte.alpha, clip.alpha) > 0.9
-    whole = [size for size in network.shown if size == (160, 240)]
-    close = [size for size in network.shown if size != (160, 240)]
-    assert len(whole) == len(close) == 2 or len(whole) < len(close)
-    assert all(28 < height <= 60 and 28 < width <= 60 for height, width in close)
+    looks = Looks(network, clip.frames, (80, 120))
+    boxes = [Box(0, 0, 100, 120), Box(20, 30, 100, 120), Box(20, 30, 90, 120)]
+    said = looks.ask(boxes, [0, 1, 2])
+    assert network.shown == [(100, 120), (100, 120), (90, 120)]
+    assert np.array_equal(looks.ask(boxes, [2, 0]), said[[2, 0]]) and len(network.shown) == 3
+    assert not said[1, :10].any() and not said[1, :, :15].any()  # outside of its box
+    looks.ask([Box(1, 0, 100, 120)] * 3, [1])
+    assert len(network.shown) == 4
+    masks = [
+        np.roll(np.repeat(disc_mask(96, 144, 40, 60, 20)[None], 2, 0), x, 2) for x in (0, 1, 9)
+    ]
+    first, near, far = (boxes_around(mask > 0.5, (480, 720)) for mask in masks)
+    assert near != first != far
+    assert boxes_around(masks[1] > 0.5, (480, 720), first) == first
+    assert boxes_around(masks[2] > 0.5, (480, 720), first) == far
 
 
 @pytest.fixture
