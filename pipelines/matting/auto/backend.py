@@ -142,7 +142,7 @@ class AutoMatting:
         networks, fused = _agreed(clip, looks, mover, motion)
         if self.observe is not None:
             self.observe([mover, *networks])
-        if fused is None or not fused.mask.any():
+        if fused is None:
             return by_hand(clip)
         confidence = _confidence(clip, motion, [mover, *networks], fused)
         return Found(fused.mask, confidence, fused.looks)
@@ -162,17 +162,25 @@ def _agreed(
         boxes = boxes_around(moves, size)
         close = _closely(clip, looks, boxes, moves)
         if all(min(one.steady, overlap(one.field >= 0.5, moves)) >= SAME for one in close):
-            return close, fuse(clip, mover, close, motion)
+            return close, _fused(clip, mover, close, motion)
     whole = [Box(0, 0, *size)] * len(moves)
     step, more = (WIDE_STEP, 0) if sure else (KEY_STEP, _MORE)
     wide = _seen(clip, looks, whole, step, more)
-    fused = fuse(clip, mover, wide, motion)
-    if fused is None or not fused.mask.any():
-        return wide, fused
+    fused = _fused(clip, mover, wide, motion)
+    if fused is None:
+        return wide, None
     close = _closely(clip, looks, boxes_around(fused.mask, size, boxes), fused.mask)
     # One that sees nothing of it keeps its vote for what it sees elsewhere.
     heard = [c if c.trust else w for c, w in zip(close, wide, strict=True)]
-    return heard, fuse(clip, mover, close, motion) or fused
+    return heard, _fused(clip, mover, close, motion) or fused
+
+
+def _fused(
+    clip: Clip, mover: Source, networks: Sequence[Source], motion: np.ndarray | None
+) -> Fused | None:
+    """``fuse``, or None where the outline of what it finds holds nothing."""
+    fused = fuse(clip, mover, networks, motion)
+    return fused if fused is not None and fused.mask.any() else None
 
 
 def _closely(

@@ -196,6 +196,18 @@ def test_a_small_subject_is_looked_at_closely() -> None:
         assert close and all(28 < height <= 60 and 28 < width <= 60 for height, width in close)
 
 
+def test_what_only_the_whole_frame_shows_is_kept() -> None:
+    class Farsighted(Salient):
+        def predict(self, frames: np.ndarray) -> np.ndarray:
+            return super().predict(frames) * (frames.shape[1:3] == (160, 240))
+
+    clip = moving_disc(8, pan=0.0, speed=0.0)
+    network = Farsighted(clip.frames, clip.alpha)
+    matte = AutoMatting(networks=[network])(clip.frames)
+    assert len(set(network.shown)) > 1
+    assert mean_iou(matte.alpha, clip.alpha) > 0.85 and matte.confidence["u2netp_vote"] > 0.85
+
+
 def test_no_look_is_taken_twice_and_boxes_that_fit_are_kept() -> None:
     clip = moving_disc(3, pan=0.0)
     network = Salient(clip.frames, clip.alpha)
