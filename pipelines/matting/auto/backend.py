@@ -29,7 +29,7 @@ from pipelines.matting import (
     check_frames,
 )
 from pipelines.matting.auto.carry import overlap
-from pipelines.matting.auto.fuse import Fused, fuse
+from pipelines.matting.auto.fuse import Fused, fuse, lying_in
 from pipelines.matting.auto.looks import (
     KEY_STEP,
     SAME,
@@ -162,25 +162,17 @@ def _agreed(
         boxes = boxes_around(moves, size)
         close = _closely(clip, looks, boxes, moves)
         if all(min(one.steady, overlap(one.field >= 0.5, moves)) >= SAME for one in close):
-            return close, _fused(clip, mover, close, motion)
+            return close, fuse(clip, mover, close, motion)
     whole = [Box(0, 0, *size)] * len(moves)
     step, more = (WIDE_STEP, 0) if sure else (KEY_STEP, _MORE)
     wide = _seen(clip, looks, whole, step, more)
-    fused = _fused(clip, mover, wide, motion)
+    fused = fuse(clip, mover, wide, motion)
     if fused is None:
         return wide, None
     close = _closely(clip, looks, boxes_around(fused.mask, size, boxes), fused.mask)
     # One that sees nothing of it keeps its vote for what it sees elsewhere.
     heard = [c if c.trust else w for c, w in zip(close, wide, strict=True)]
-    return heard, _fused(clip, mover, close, motion) or fused
-
-
-def _fused(
-    clip: Clip, mover: Source, networks: Sequence[Source], motion: np.ndarray | None
-) -> Fused | None:
-    """``fuse``, or None where the outline of what it finds holds nothing."""
-    fused = fuse(clip, mover, networks, motion)
-    return fused if fused is not None and fused.mask.any() else None
+    return heard, fuse(clip, mover, close, motion, fused.mask) or fused
 
 
 def _closely(
@@ -211,11 +203,7 @@ def _at(clip: Clip, source: Source, mask: np.ndarray) -> Source:
     w], by a fifth; not trusted where there is none, for it may look at something else."""
     graph = clip.graph
     part = parts_of(graph, graph.mean((source.field >= 0.5).astype(np.float32)) > 0.5)
-    inside = graph.mean(mask.astype(np.float32)) * graph.area
-    own = np.zeros(len(part), bool)
-    for name in np.unique(part[part >= 0]):
-        one = part == name
-        own |= one & (inside[one].sum() >= 0.2 * graph.area[one].sum())
+    own = lying_in(graph, part, mask, 0.2)
     near = graph.paint(grow(graph, own) & ((part < 0) | own))
     trust = source.trust if own.any() else 0.0
     return replace(source, field=source.field * near, trust=trust)

@@ -23,6 +23,7 @@ from pipelines.matting.motion.subject import grow, select, shape_score
 
 _AGREE = (0.5, 1.0)  # overlaps of motion and networks, and what motion weighs at each
 _MOVER = (1.5, 0.0)
+_VOUCHED = (0.5, 0.65)  # overlaps up to which motion does not vouch for networks, and from which
 _FLOOR = 0.05  # weight of a source that sees something but is not trusted: better than nothing
 _LEVELS = (0.25, 0.6)  # thresholds that a network's field may have
 _STILL = 0.3  # residual motion over its noise; what belongs to the background has less
@@ -50,12 +51,17 @@ class _View:
 
 
 def fuse(
-    clip: Clip, mover: Source, networks: Sequence[Source], motion: np.ndarray | None
+    clip: Clip,
+    mover: Source,
+    networks: Sequence[Source],
+    motion: np.ndarray | None,
+    before: np.ndarray | None = None,
 ) -> Fused | None:
     """The subject that a mover and networks agree on best; None where none of them sees one, or
     none where it was chosen by hand.
 
-    ``motion``: residual motion over its noise, [T, h, w], None if nothing moves.
+    ``motion``: residual motion over its noise, [T, h, w], None if nothing moves. ``before``: bool
+    [T, h, w], the subject by an earlier look; what is mostly of it is of the subject.
     """
     graph, sources = clip.graph, [mover, *networks]
     views = [_of_mover(graph, mover), *(_of_network(graph, source) for source in networks)]
@@ -77,12 +83,16 @@ def fuse(
     chosen, looks = _best(clip, part, p)
     if not chosen.any():
         return None
+    if before is not None:
+        chosen |= lying_in(graph, part, before, 0.5)
     near = grow(graph, chosen) & ((part < 0) | chosen)
     # Beside the subject a source that was overruled there says nothing of the outline either.
     heard = [near & ~((view.p > 0.5) & ~chosen) for view in views]
     heard[0] &= ~silent
     field = _mixed([view.field for view in views], weights, [graph.paint(h) for h in heard])
     mask = outline(field, clip.colours, clip.contrast)
+    if not mask.any():
+        return None
     names = [source.name for source in sources]
     return Fused(field, mask, dict(zip(names, weights.tolist(), strict=True)), looks)
 
@@ -127,7 +137,12 @@ def _weights(sources: Sequence[Source], views: Sequence[_View]) -> np.ndarray:
     share = np.array([1.0, *([1 / (len(views) - 1)] * (len(views) - 1))])
     together = overlap(views[0].field > 0.5, np.mean([v.field for v in views[1:]], axis=0) > 0.5)
     share[0] = np.interp(together, _AGREE, _MOVER)
-    weights = share * np.where(sees, np.maximum([s.trust for s in sources], _FLOOR), 0)
+    # What a sure mover confirms is trusted, even where the flow is too poor to compare its looks.
+    vouched = [
+        np.interp(overlap(views[0].field > 0.5, v.field > 0.5), _VOUCHED, (0, 1)) for v in views
+    ]
+    trust = np.maximum([s.trust for s in sources], sources[0].trust * np.array(vouched))
+    weights = share * np.where(sees, np.maximum(trust, _FLOOR), 0)
     return weights / weights.sum() if weights.any() else weights
 
 
@@ -153,6 +168,17 @@ def _moves_too(graph: Graph, mover: np.ndarray, seen: np.ndarray, speed: np.ndar
         own = part == number
         if (own & far).any() and _median(speed[own & far], graph.area[own & far]) > _STILL:
             found |= own
+    return found
+
+
+def lying_in(graph: Graph, part: np.ndarray, mask: np.ndarray, share: float) -> np.ndarray:
+    """The superpixels, bool [N], of the parts of which at least a share lies in a mask, bool
+    [T, h, w]."""
+    inside = graph.mean(mask.astype(np.float32)) * graph.area
+    found = np.zeros(len(part), bool)
+    for name in np.unique(part[part >= 0]):
+        own = part == name
+        found |= own & (inside[own].sum() >= share * graph.area[own].sum())
     return found
 
 

@@ -20,8 +20,10 @@ from pipelines.gates import judge
 from pipelines.matting import make_backend
 from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.carry import carry
+from pipelines.matting.auto.fuse import _View, _weights
 from pipelines.matting.auto.looks import Box, Looks, Seen, boxes_around, key_frames, look
 from pipelines.matting.auto.networks import resolved
+from pipelines.matting.auto.sources import Source
 from pipelines.mine import job
 from pipelines.mine.window import matting_backend
 from pipelines.vision.evidence import Matches, grid, match
@@ -206,6 +208,40 @@ def test_what_only_the_whole_frame_shows_is_kept() -> None:
     matte = AutoMatting(networks=[network])(clip.frames)
     assert len(set(network.shown)) > 1
     assert mean_iou(matte.alpha, clip.alpha) > 0.85 and matte.confidence["u2netp_vote"] > 0.85
+
+
+def test_what_was_one_subject_from_afar_is_one_from_near() -> None:
+    """Closer looks see the post that a dog stands behind: its head is no subject of its own."""
+    clip = moving_disc(8, pan=0.0, speed=0.0)
+    body, head, post = (np.zeros((8, 160, 240), np.float32) for _ in range(3))
+    body[:, 60:110, 60:120], head[:, 70:86, 140:156], post[:, 70:86, 120:140] = 1, 1, 1
+    near = Salient(clip.frames, body + head)
+
+    class Network(Salient):
+        def predict(self, frames: np.ndarray) -> np.ndarray:
+            whole = frames.shape[1:3] == (160, 240)
+            return super().predict(frames) if whole else near.predict(frames)
+
+    apart = AutoMatting(networks=[near])(clip.frames).alpha
+    assert apart[body > 0].mean() > 0.8 and apart[head > 0].mean() < 0.1
+    behind = AutoMatting(networks=[Network(clip.frames, body + head + post)])(clip.frames).alpha
+    assert behind[body > 0].mean() > 0.8 and behind[head > 0].mean() > 0.8
+
+
+def test_a_sure_mover_vouches_for_a_network_that_sees_the_same() -> None:
+    mover = np.zeros((1, 10, 10), np.float32)
+    mover[:, :, :5] = 1
+
+    def weight_of_a_network(columns: int, trust: float) -> float:
+        seen = np.zeros_like(mover)
+        seen[:, :, :columns] = 1
+        sources = [Source("motion", mover, trust, 1.0), Source("u2netp", seen, 0.0, 1.0)]
+        views = [_View(one.field.ravel(), one.field) for one in sources]
+        return float(_weights(sources, views)[1])
+
+    assert weight_of_a_network(10, 1.0) < 0.05 < 0.4 < weight_of_a_network(7, 1.0)
+    assert weight_of_a_network(7, 0.5) == pytest.approx(weight_of_a_network(7, 1.0))
+    assert weight_of_a_network(5, 1.0) == 1.0
 
 
 def test_no_look_is_taken_twice_and_boxes_that_fit_are_kept() -> None:
