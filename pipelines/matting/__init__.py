@@ -30,6 +30,7 @@ BACKENDS: dict[str, str] = {
     "onnx": "pipelines.matting.onnx_session:OnnxMatting",
     "transparent-background": "pipelines.matting.transparent_background:InspyrenetMatting",
     "sam2": "pipelines.matting.sam2:Sam2Matting",
+    "matanyone": "pipelines.matting.matanyone:MatAnyoneMatting",
     "alpha": "pipelines.matting.alpha:AlphaMatting",
     "chroma": "pipelines.matting.chroma:ChromaMatting",
 }

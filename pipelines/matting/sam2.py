@@ -16,20 +16,9 @@ import cv2
 import numpy as np
 
 from pipelines.engine.networks import network
-from pipelines.matting import (
-    BACKDROP,
-    CHOSEN,
-    MATTE,
-    Backdrop,
-    Chosen,
-    Matte,
-    MattingBackend,
-    check_frames,
-    require,
-)
+from pipelines.matting import MATTE, MattingBackend, require
 from pipelines.matting.auto.backend import AutoMatting
-from pipelines.matting.auto.carry import overlap
-from pipelines.matting.stabilise import matte_from_predictions
+from pipelines.matting.follow import FollowMatting
 from pipelines.vision.numerics import single_thread
 
 if TYPE_CHECKING:
@@ -43,7 +32,7 @@ MODELS = {
 MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)  # of ImageNet
 
 
-class Sam2Matting:
+class Sam2Matting(FollowMatting):
     """Mattes a clip by following one subject through it.
 
     ``weights``: a folder with ``config.json`` and ``model.safetensors``. ``model``: which networks
@@ -52,8 +41,6 @@ class Sam2Matting:
 
     name = "sam2"
     licence = "Apache-2.0"
-    needs = frozenset({BACKDROP, CHOSEN})
-    asks = True
 
     def __init__(
         self,
@@ -68,34 +55,9 @@ class Sam2Matting:
                 "matting backend 'sam2' needs --weights FOLDER, a video model of SAM 2 or EdgeTAM "
                 "in the format of transformers; nothing is downloaded unless asked"
             )
-        self.tracker = network(MATTE, Tracker, str(weights), device, methods=("follow",))
+        tracker = network(MATTE, Tracker, str(weights), device, methods=("follow",))
+        super().__init__(tracker, AutoMatting(model, device) if finder is None else finder)
         self.version = f"transformers {version('transformers')}"
-        self.finder = AutoMatting(model, device) if finder is None else finder
-
-    def __call__(
-        self,
-        frames: np.ndarray,
-        backdrop: Backdrop | None = None,
-        chosen: Chosen | None = None,
-    ) -> Matte:
-        """Matte uint8 [T, H, W, 3]; what the finder leaves empty stays empty. ``chosen``: for it.
-
-        Confidence: the finder's own, but ``matte_confidence`` of the network, and that and
-        ``matte_agreement`` times the IoU of the two mattes.
-        """
-        check_frames(frames)
-        by_hand: dict[str, Any] = {} if chosen is None else {"chosen": chosen}
-        found = self.finder(frames, backdrop, **by_hand)
-        mask = found.alpha >= 0.5
-        if not mask.any():
-            return Matte(np.zeros(frames.shape[:3], np.float32), found.confidence)
-        key = key_frame(mask)
-        matte = matte_from_predictions(frames, self.tracker.follow(frames, mask[key], key))
-        vote = overlap(matte.alpha >= 0.5, mask)
-        agreement = found.confidence.get("matte_agreement", 1.0) * vote
-        confidence = matte.confidence["matte_confidence"] * vote
-        own = {"matte_confidence": confidence, "matte_agreement": agreement}
-        return Matte(matte.alpha, found.confidence | own)
 
 
 class Tracker:
@@ -148,16 +110,6 @@ class _Frames:
         small = cv2.resize(self.frames[index], (self.side, self.side))
         scaled = (small.astype(np.float32) / 255 - MEAN) / STD
         return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
-
-
-def key_frame(mask: np.ndarray) -> int:
-    """The frame of bool [T, H, W] to prompt with: of median size among those with a subject, the
-    one nearest the middle of the clip."""
-    sizes = mask.sum((1, 2))
-    there = np.flatnonzero(sizes)
-    off = np.abs(sizes[there] - np.median(sizes[there]))
-    near = there[off <= off.min()]
-    return int(min(near, key=lambda t: abs(t - len(mask) // 2)))
 
 
 def _load(folder: Path, device: str) -> tuple[Any, Callable[..., Any]]:

@@ -199,14 +199,14 @@ def _mover(clip: Clip, found: Pass | None, stability: float) -> Source:
 
 
 def _at(clip: Clip, source: Source, mask: np.ndarray) -> Source:
-    """What a source says of one subject among others: its parts that lie in the mask, bool [T, h,
-    w], by a fifth; not trusted where there is none, for it may look at something else."""
+    """What a source says of one subject among others: without its parts of which less than a fifth
+    lies in the mask, bool [T, h, w]; not trusted where no other is, for it may look elsewhere."""
     graph = clip.graph
     part = parts_of(graph, graph.mean((source.field >= 0.5).astype(np.float32)) > 0.5)
     own = lying_in(graph, part, mask, 0.2)
-    near = graph.paint(grow(graph, own) & ((part < 0) | own))
+    away = grow(graph, (part >= 0) & ~own) & ~grow(graph, own)
     trust = source.trust if own.any() else 0.0
-    return replace(source, field=source.field * near, trust=trust)
+    return replace(source, field=source.field * graph.paint(~away), trust=trust)
 
 
 def _confidence(

@@ -18,12 +18,13 @@ from manifests.mine import MineOptions
 from pipelines.engine.jobs import make_recipe
 from pipelines.gates import judge
 from pipelines.matting import make_backend
-from pipelines.matting.auto.backend import AutoMatting
+from pipelines.matting.auto.backend import AutoMatting, _at
 from pipelines.matting.auto.carry import carry
 from pipelines.matting.auto.fuse import _View, _weights
 from pipelines.matting.auto.looks import Box, Looks, Seen, boxes_around, key_frames, look
 from pipelines.matting.auto.networks import resolved
 from pipelines.matting.auto.sources import Source
+from pipelines.matting.motion.backend import MotionMatting, prepare
 from pipelines.mine import job
 from pipelines.mine.window import matting_backend
 from pipelines.vision.evidence import Matches, grid, match
@@ -242,6 +243,25 @@ def test_a_sure_mover_vouches_for_a_network_that_sees_the_same() -> None:
     assert weight_of_a_network(10, 1.0) < 0.05 < 0.4 < weight_of_a_network(7, 1.0)
     assert weight_of_a_network(7, 0.5) == pytest.approx(weight_of_a_network(7, 1.0))
     assert weight_of_a_network(5, 1.0) == 1.0
+
+
+def test_of_a_closer_look_only_other_things_are_left_out() -> None:
+    clip = moving_disc(3, pan=0.0, speed=0.0)
+    motion = MotionMatting()
+    work = prepare(clip.frames, motion.work_area, motion.segments, None, None, None)
+    mask, field = np.zeros((3, 160, 240), np.float32), np.zeros((3, 160, 240), np.float32)
+    mask[:, 40:80, 40:80] = 1
+    field[:, 40:80, 40:80], field[:, 90:140, 40:80], field[:, 40:80, 150:200] = 1, 0.4, 1
+    height, width = work.gray.shape[1:]
+    small = np.stack([cv2.resize(f, (width, height)) for f in field])
+    lies = np.stack([cv2.resize(m, (width, height)) > 0.5 for m in mask])
+    found = _at(work, Source("u2netp", small, 0.9, 1.0), lies)
+    grown = np.stack([cv2.resize(f, (240, 160)) for f in found.field])
+    assert grown[:, 50:70, 50:70].min() > 0.9 and grown[:, 100:130, 50:70].min() > 0.3
+    assert grown[:, 50:70, 160:190].max() < 0.1 and found.trust == 0.9
+    elsewhere = _at(work, Source("u2netp", small, 0.9, 1.0), np.roll(lies, -height // 3, 1))
+    left = (elsewhere.field >= 0.5).sum() / (small >= 0.5).sum()
+    assert elsewhere.trust == 0.0 and left < 0.05
 
 
 def test_no_look_is_taken_twice_and_boxes_that_fit_are_kept() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from layerflow.compat import ensure_torchvision
 from pipelines.matting import Matte, make_backend
-from pipelines.matting.sam2 import Sam2Matting, key_frame
+from pipelines.matting.follow import key_frame
+from pipelines.matting.sam2 import Sam2Matting
 
 SIDE, HIDDEN = 64, 128  # the memory's 64 channels are fixed in the network; it wants more here
 

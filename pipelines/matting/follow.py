@@ -1,0 +1,73 @@
+"""Backends on networks that carry one subject through a clip: ``auto`` finds it, they follow it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.matting import (
+    BACKDROP,
+    CHOSEN,
+    Backdrop,
+    Chosen,
+    Matte,
+    MattingBackend,
+    check_frames,
+)
+from pipelines.matting.auto.carry import overlap
+from pipelines.matting.stabilise import matte_from_predictions
+
+
+class Follower(Protocol):
+    """A network that follows what it is shown on one frame."""
+
+    def follow(self, frames: np.ndarray, mask: np.ndarray, key: int) -> np.ndarray:
+        """Probabilities or alpha, float32 [T, H, W], of what ``mask``, bool [H, W], shows on frame
+        ``key`` of uint8 [T, H, W, 3]."""
+        ...
+
+
+class FollowMatting:
+    """Mattes a clip by following the subject that ``finder`` finds through it."""
+
+    needs = frozenset({BACKDROP, CHOSEN})
+    asks = True
+
+    def __init__(self, tracker: Follower, finder: MattingBackend) -> None:
+        self.tracker, self.finder = tracker, finder
+
+    def __call__(
+        self,
+        frames: np.ndarray,
+        backdrop: Backdrop | None = None,
+        chosen: Chosen | None = None,
+    ) -> Matte:
+        """Matte uint8 [T, H, W, 3]; what the finder leaves empty stays empty. ``chosen``: for it.
+
+        Confidence: the finder's own, but ``matte_confidence`` of the network, and that and
+        ``matte_agreement`` times the IoU of the two mattes.
+        """
+        check_frames(frames)
+        by_hand: dict[str, Any] = {} if chosen is None else {"chosen": chosen}
+        found = self.finder(frames, backdrop, **by_hand)
+        mask = found.alpha >= 0.5
+        if not mask.any():
+            return Matte(np.zeros(frames.shape[:3], np.float32), found.confidence)
+        key = key_frame(mask)
+        matte = matte_from_predictions(frames, self.tracker.follow(frames, mask[key], key))
+        vote = overlap(matte.alpha >= 0.5, mask)
+        agreement = found.confidence.get("matte_agreement", 1.0) * vote
+        confidence = matte.confidence["matte_confidence"] * vote
+        own = {"matte_confidence": confidence, "matte_agreement": agreement}
+        return Matte(matte.alpha, found.confidence | own)
+
+
+def key_frame(mask: np.ndarray) -> int:
+    """The frame of bool [T, H, W] to prompt with: of median size among those with a subject, the
+    one nearest the middle of the clip."""
+    sizes = mask.sum((1, 2))
+    there = np.flatnonzero(sizes)
+    off = np.abs(sizes[there] - np.median(sizes[there]))
+    near = there[off <= off.min()]
+    return int(min(near, key=lambda t: abs(t - len(mask) // 2)))
