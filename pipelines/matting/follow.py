@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipelines.engine.networks import network
 from pipelines.matting import (
     BACKDROP,
     CHOSEN,
+    MATTE,
     Backdrop,
     Chosen,
     Matte,
     MattingBackend,
     check_frames,
 )
+from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.auto.carry import overlap
 from pipelines.matting.stabilise import matte_from_predictions
 
@@ -29,13 +34,41 @@ class Follower(Protocol):
 
 
 class FollowMatting:
-    """Mattes a clip by following the subject that ``finder`` finds through it."""
+    """Mattes a clip by following the subject that ``finder`` finds through it.
 
+    ``weights``: the folder of the network. ``model``: which networks find the subject, as of
+    ``auto``. ``finder``: a backend to use in place of that.
+
+    A class of one network says what ``makes`` it of folder and device, and which folder it
+    ``wants``. Raises ValueError without one, and as ``check``.
+    """
+
+    name: str
+    makes: Callable[[str, str], Follower]
+    wants: str
     needs = frozenset({BACKDROP, CHOSEN})
     asks = True
 
-    def __init__(self, tracker: Follower, finder: MattingBackend) -> None:
-        self.tracker, self.finder = tracker, finder
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        device: str = "cpu",
+        model: str | None = None,
+        finder: MattingBackend | None = None,
+    ) -> None:
+        self.check()
+        if weights is None:
+            raise ValueError(
+                f"matting backend {self.name!r} needs --weights FOLDER, {self.wants}; nothing is "
+                "downloaded unless asked"
+            )
+        made = network(MATTE, type(self).makes, str(weights), device, methods=("follow",))
+        self.tracker: Follower = made
+        self.finder = AutoMatting(model, device) if finder is None else finder
+
+    def check(self) -> None:
+        """Raises ValueError where a package that it needs is not installed."""
+        raise NotImplementedError
 
     def __call__(
         self,

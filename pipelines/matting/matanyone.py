@@ -18,48 +18,11 @@ import numpy as np
 
 from layerflow.compat import ensure_torchvision
 from layerflow.documents import read_json
-from pipelines.engine.networks import network
-from pipelines.matting import MATTE, MattingBackend
-from pipelines.matting.auto.backend import AutoMatting
 from pipelines.matting.follow import FollowMatting
 from pipelines.vision.numerics import single_thread
 
 _WARM_UP = 10  # times that the first frame is shown again
 _CLOSING = 10  # pixels; smaller gaps of the mask are closed
-
-
-class MatAnyoneMatting(FollowMatting):
-    """Mattes a clip by following one subject through it, from its clearest frame both ways.
-
-    ``weights``: a folder with ``config.json`` and ``model.safetensors``, as its publisher has them
-    on the Hub. ``model``: which networks find the subject, as of ``auto``. ``finder``: a backend to
-    use in place of that. Raises ValueError for another folder, and where the package ``matanyone2``
-    is not installed.
-    """
-
-    name = "matanyone"
-    version = "1"
-    licence = "S-Lab License 1.0, code and weights: non-commercial use only"
-
-    def __init__(
-        self,
-        weights: str | Path | None = None,
-        device: str = "cpu",
-        model: str | None = None,
-        finder: MattingBackend | None = None,
-    ) -> None:
-        if find_spec("matanyone2") is None:
-            raise ValueError(
-                "matting backend 'matanyone' needs its publisher's package 'matanyone2' "
-                f"(github.com/pq-yang/MatAnyone2; {self.licence}), which is not installed"
-            )
-        if weights is None:
-            raise ValueError(
-                "matting backend 'matanyone' needs --weights FOLDER with the config.json and "
-                "model.safetensors of MatAnyone 2; nothing is downloaded unless asked"
-            )
-        tracker = network(MATTE, Tracker, str(weights), device, methods=("follow",))
-        super().__init__(tracker, AutoMatting(model, device) if finder is None else finder)
 
 
 class Tracker:
@@ -100,6 +63,29 @@ class Tracker:
                 said = said if t == way[0] else memory.step(tensor(frames[t]))
                 found = memory.output_prob_to_mask(said)
                 alpha[t] = found.float().clamp(0, 1).cpu().numpy()
+
+
+class MatAnyoneMatting(FollowMatting):
+    """Mattes a clip by following one subject through it, from its clearest frame both ways.
+
+    ``weights``: a folder with ``config.json`` and ``model.safetensors``, as its publisher has them
+    on the Hub. Raises ValueError for another one, and where the package ``matanyone2`` is not
+    installed.
+    """
+
+    name = "matanyone"
+    version = "1"
+    licence = "S-Lab License 1.0, code and weights: non-commercial use only"
+    makes = Tracker
+    wants = "the config.json and model.safetensors of MatAnyone 2"
+
+    def check(self) -> None:
+        """Raises ValueError where the publisher's package is not installed."""
+        if find_spec("matanyone2") is None:
+            raise ValueError(
+                "matting backend 'matanyone' needs its publisher's package 'matanyone2' "
+                f"(github.com/pq-yang/MatAnyone2; {self.licence}), which is not installed"
+            )
 
 
 def _load(folder: Path, device: str) -> tuple[Any, Callable[..., Any]]:

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import cv2
 import numpy as np
 
-from pipelines.engine.networks import network
-from pipelines.matting import MATTE, MattingBackend, require
-from pipelines.matting.auto.backend import AutoMatting
+from pipelines.matting import require
 from pipelines.matting.follow import FollowMatting
 from pipelines.vision.numerics import single_thread
 
@@ -30,34 +28,6 @@ MODELS = {
 }
 """``model_type`` of a folder's ``config.json`` -> transformers' classes of network and session."""
 MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)  # of ImageNet
-
-
-class Sam2Matting(FollowMatting):
-    """Mattes a clip by following one subject through it.
-
-    ``weights``: a folder with ``config.json`` and ``model.safetensors``. ``model``: which networks
-    find the subject, as of ``auto``. ``finder``: a backend to use in place of that.
-    """
-
-    name = "sam2"
-    licence = "Apache-2.0"
-
-    def __init__(
-        self,
-        weights: str | Path | None = None,
-        device: str = "cpu",
-        model: str | None = None,
-        finder: MattingBackend | None = None,
-    ) -> None:
-        require("transformers", self.name)
-        if weights is None:
-            raise ValueError(
-                "matting backend 'sam2' needs --weights FOLDER, a video model of SAM 2 or EdgeTAM "
-                "in the format of transformers; nothing is downloaded unless asked"
-            )
-        tracker = network(MATTE, Tracker, str(weights), device, methods=("follow",))
-        super().__init__(tracker, AutoMatting(model, device) if finder is None else finder)
-        self.version = f"transformers {version('transformers')}"
 
 
 class Tracker:
@@ -110,6 +80,23 @@ class _Frames:
         small = cv2.resize(self.frames[index], (self.side, self.side))
         scaled = (small.astype(np.float32) / 255 - MEAN) / STD
         return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+
+class Sam2Matting(FollowMatting):
+    """Mattes a clip by following one subject through it; see ``FollowMatting``.
+
+    ``weights``: a folder with ``config.json`` and ``model.safetensors``.
+    """
+
+    name = "sam2"
+    licence = "Apache-2.0"
+    makes = Tracker
+    wants = "a video model of SAM 2 or EdgeTAM in the format of transformers"
+
+    def check(self) -> None:
+        """Raises ValueError where transformers is not installed."""
+        require("transformers", self.name)
+        self.version = f"transformers {version('transformers')}"
 
 
 def _load(folder: Path, device: str) -> tuple[Any, Callable[..., Any]]:
