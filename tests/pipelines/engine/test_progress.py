@@ -92,7 +92,8 @@ def test_ray_shows_what_the_units_gave_as_metrics(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     ray.shutdown()
     fast = {"metrics_report_interval_ms": 200}
-    ray.init(num_cpus=2, _metrics_export_port=port, _system_config=fast, log_to_driver=False)
+    options = {"num_cpus": 2, "_metrics_export_port": port, "_system_config": fast}
+    ray.init(address="local", log_to_driver=False, **options)
     try:
         jobs.run_job(units(6), work, out=tmp_path / "c", recipe=RECIPE, workers=2, quiet=True)
         wanted = {
