@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ class Follower(Protocol):
         ...
 
 
-class FollowMatting:
+class FollowMatting(ABC):
     """Mattes a clip by following the subject that ``finder`` finds through it.
 
     ``weights``: the folder of the network. ``model``: which networks find the subject, as of
@@ -66,9 +67,9 @@ class FollowMatting:
         self.tracker: Follower = made
         self.finder = AutoMatting(model, device) if finder is None else finder
 
+    @abstractmethod
     def check(self) -> None:
         """Raises ValueError where a package that it needs is not installed."""
-        raise NotImplementedError
 
     def __call__(
         self,
